@@ -1,0 +1,5 @@
+//! Data.
+
+mod config;
+
+pub use config::{DataConfig, FormatName, Overlong};

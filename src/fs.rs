@@ -1,0 +1,144 @@
+//! Atomic writes: a file or a folder appears whole or not at all.
+//!
+//! Everything is written to a hidden sibling, flushed to the disk, and renamed. What a crash leaves behind starts with
+//! [`TEMPORARY_PREFIX`] and is swept by [`sweep`].
+
+use crate::error::{Error, Result};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// How the names of unfinished files and folders begin.
+pub const TEMPORARY_PREFIX: &str = ".tmp-";
+
+fn temporary_sibling(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{TEMPORARY_PREFIX}{}-{name}", std::process::id()))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the renames in `folder` survive a power cut. Not every file system can; that it cannot is no error.
+fn sync_folder(folder: &Path) {
+    if let Ok(handle) = File::open(folder) {
+        let _ = handle.sync_all();
+    }
+}
+
+/// Writes a file whole or not at all.
+///
+/// # Errors
+/// When the folder is not there or not writable, or the disk is full; then the old file, if any, is untouched.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |temporary| {
+        let mut file = File::create(temporary).map_err(Error::io("create", path))?;
+        file.write_all(bytes).map_err(Error::io("write", path))
+    })
+}
+
+/// As [`write_atomic`], for writers that want a path: `write` gets the path of the sibling to create and fill.
+///
+/// # Errors
+/// What `write` returns, and what the system answers to flushing and renaming.
+pub fn write_atomic_with(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = temporary_sibling(path);
+    let written = write(&temporary).and_then(|()| {
+        let file = File::open(&temporary).map_err(Error::io("open", path))?;
+        file.sync_all().map_err(Error::io("flush", path))?;
+        fs::rename(&temporary, path).map_err(Error::io("rename to", path))
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    } else {
+        sync_folder(parent(path));
+    }
+    written
+}
+
+/// Writes a folder whole or not at all: `fill` gets an empty sibling, which is then renamed to `path`.
+///
+/// A folder that is already at `path` is replaced: it is set aside, and removed once the new one stands.
+///
+/// # Errors
+/// What `fill` returns, and what the system answers; then the old folder, if any, is untouched.
+pub fn write_folder_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = temporary_sibling(path);
+    let _ = fs::remove_dir_all(&temporary);
+    fs::create_dir_all(&temporary).map_err(Error::io("create", path))?;
+    let written = fill(&temporary).and_then(|()| {
+        for entry in fs::read_dir(&temporary).map_err(Error::io("read", path))? {
+            let entry = entry.map_err(Error::io("read", path))?;
+            if let Ok(file) = File::open(entry.path()) {
+                file.sync_all().map_err(Error::io("flush", path))?;
+            }
+        }
+        sync_folder(&temporary);
+        if path.exists() {
+            let old = path.with_file_name(format!(
+                "{TEMPORARY_PREFIX}{}-old-{}",
+                std::process::id(),
+                path.file_name().unwrap_or_default().to_string_lossy()
+            ));
+            fs::rename(path, &old).map_err(Error::io("replace", path))?;
+            fs::rename(&temporary, path).map_err(Error::io("rename to", path))?;
+            let _ = fs::remove_dir_all(&old);
+            return Ok(());
+        }
+        fs::rename(&temporary, path).map_err(Error::io("rename to", path))
+    });
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&temporary);
+    } else {
+        sync_folder(parent(path));
+    }
+    written
+}
+
+/// Removes what crashed writers left in `folder`. Call it only while no other writer is at work there.
+pub fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+            let _ = if entry.path().is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_litter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_atomic(&path, b"old").unwrap();
+        let failed = write_atomic_with(&path, |temporary| {
+            fs::write(temporary, b"half").unwrap();
+            Err(Error::invalid("stop"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        for name in ["one", "two"] {
+            write_folder_atomic(&path, |temporary| {
+                fs::write(temporary.join(name), b"x").unwrap();
+                Ok(())
+            })
+            .unwrap();
+        }
+        let names: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["two"]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,85 @@
+//! The recipe's `lora` section, under PEFT's names.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The recipe's `lora`: rank, scale and where the adapter sits. Names and meanings are those of PEFT's `LoraConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rank of the update.
+    pub r: usize,
+    /// The update is scaled by `lora_alpha / r`, or by `lora_alpha / √r` under `use_rslora`.
+    pub lora_alpha: f64,
+    /// Share of the adapter's inputs that is zeroed in training.
+    pub lora_dropout: f64,
+    /// Rank-stabilised scaling (arXiv 2312.03732).
+    pub use_rslora: bool,
+    /// Which linear layers get an adapter.
+    pub target_modules: TargetModules,
+}
+
+/// The recipe's `lora.target_modules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// A word for a set of modules; `all-linear` is the only one: every linear layer but the head.
+    Keyword(TargetKeyword),
+    /// Names such as `q_proj`, matched against the last part of a module's path.
+    Names(Vec<String>),
+}
+
+/// Words that stand for a set of modules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetKeyword {
+    /// Every linear layer but the head.
+    #[serde(rename = "all-linear")]
+    AllLinear,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: TargetModules::Keyword(TargetKeyword::AllLinear),
+        }
+    }
+}
+
+impl LoraConfig {
+    /// What the update is multiplied by: `α/r`, or `α/√r` for rank-stabilised LoRA.
+    pub fn scale(&self) -> f64 {
+        self.lora_alpha / if self.use_rslora { (self.r as f64).sqrt() } else { self.r as f64 }
+    }
+
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    /// Names the key (`lora.r` and so on) and the values that it takes.
+    pub fn validate(&self) -> Result<()> {
+        if self.r == 0 {
+            return Err(Error::invalid("lora.r: must be at least 1"));
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            return Err(Error::invalid("lora.lora_alpha: must be a number above 0"));
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(Error::invalid("lora.lora_dropout: must be at least 0 and below 1"));
+        }
+        if matches!(&self.target_modules, TargetModules::Names(names) if names.is_empty()) {
+            return Err(Error::invalid("lora.target_modules: names no module; write `all-linear` or a list"));
+        }
+        Ok(())
+    }
+
+    /// Whether the module `name` (its last part, such as `q_proj`) gets an adapter.
+    pub fn targets(&self, name: &str) -> bool {
+        match &self.target_modules {
+            TargetModules::Keyword(TargetKeyword::AllLinear) => true,
+            TargetModules::Names(names) => names.iter().any(|target| target == name),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What a run tells whoever watches it.
+
+use crate::train::metrics::{StepMetrics, Validation};
+use std::path::PathBuf;
+
+/// Something happened that a person might want to see. The library tells; it never prints.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A phase begins: `reading the base`, `tokenizing`, ...
+    Phase(String),
+    /// A remark that does not belong to a step: a fallback type, rows that were cut.
+    Note(String),
+    /// Training begins, at this step of that many.
+    Start {
+        /// The last step that is already done: 0, or where a checkpoint stands.
+        step: usize,
+        /// Steps in all.
+        total_steps: usize,
+    },
+    /// An optimizer step was taken.
+    Step(StepMetrics),
+    /// The validation rows were measured.
+    Validation(Validation),
+    /// A step was skipped since its loss or gradient is not finite.
+    Skipped {
+        /// The step.
+        step: usize,
+        /// Steps skipped in this run so far.
+        skipped: usize,
+    },
+    /// A checkpoint stands on the disk.
+    Saved {
+        /// The step.
+        step: usize,
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// Validation has not improved for `early_stopping_patience` measurements.
+    EarlyStop {
+        /// The step.
+        step: usize,
+        /// The step of the best validation.
+        best_step: usize,
+    },
+    /// The run was asked to stop, and did so after this step, saved.
+    Interrupted {
+        /// The step.
+        step: usize,
+    },
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Is told of each event, in order.
+    fn event(&mut self, event: &Event);
+
+    /// Whether the run should stop after the step at hand, as after Ctrl-C.
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing.
+impl Observer for () {
+    fn event(&mut self, _event: &Event) {}
+}

@@ -1,0 +1,8 @@
+//! Training.
+
+mod config;
+mod event;
+pub mod metrics;
+
+pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
+pub use event::{Event, Observer};
