@@ -7,6 +7,7 @@ pub mod fs;
 pub mod hub;
 pub mod nn;
 pub mod objectives;
+pub mod ops;
 pub mod rng;
 pub mod train;
 pub mod weights;

@@ -1,7 +1,20 @@
-//! Building blocks.
+//! Building blocks of models: frozen linear layers with adapters, and what their forward pass needs to know.
+//!
+//! It owns the adapter's variables ([`AdapterParams`]) and how weights become layers ([`Builder`]); it knows no
+//! architecture.
 
+mod builder;
+mod context;
+mod linear;
 mod lora_config;
+mod params;
 mod quantization;
+mod rope_frequencies;
 
+pub use builder::{BuildReport, Builder};
+pub use context::{ForwardContext, KvCache};
+pub use linear::{Linear, LoraAdapter};
 pub use lora_config::{LoraConfig, TargetKeyword, TargetModules};
+pub use params::{AdapterParams, peft_name};
 pub use quantization::{QuantizationConfig, QuantizationType, fallback_of};
+pub use rope_frequencies::rope_frequencies;

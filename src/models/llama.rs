@@ -1,0 +1,168 @@
+//! Llama: pre-normalized attention with rotary positions and grouped queries, and a gated MLP.
+//!
+//! Llama 1 to 3, SmolLM2, TinyLlama and what else calls itself `llama`. Source: arXiv 2302.13971, and
+//! `modeling_llama.py` of transformers for names and shapes.
+
+use super::{CausalLm, Dimensions};
+use crate::error::{Error, Result};
+use crate::nn::{Builder, ForwardContext, Linear, rope_frequencies};
+use crate::ops::{AttentionShape, FrozenWeight, RopeTable, causal_attention, rms_norm, rope, swiglu};
+use candle_core::Tensor;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    rms_norm_eps: f64,
+    max_position_embeddings: usize,
+    hidden_act: Option<String>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn read(config: &Map<String, Value>) -> Result<Self> {
+        let config: Self = serde_json::from_value(Value::Object(config.clone()))
+            .map_err(|error| Error::invalid(format!("config.json of a llama model: {error}")))?;
+        let Dimensions { layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, max_positions } =
+            config.dimensions();
+        let sizes = [layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, max_positions];
+        if sizes.iter().any(|size| !(1..1 << 24).contains(size)) || head_dim % 2 != 0 || heads % kv_heads != 0 {
+            return Err(Error::invalid(format!("config.json of a llama model: impossible sizes: {config:?}")));
+        }
+        match config.hidden_act.as_deref() {
+            None | Some("silu" | "swish") => Ok(config),
+            Some(other) => Err(Error::invalid(format!("config.json: hidden_act `{other}` is not supported; expected `silu`"))),
+        }
+    }
+
+    fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            layers: self.num_hidden_layers,
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            head_dim: self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1)),
+            vocabulary: self.vocab_size,
+            max_positions: self.max_position_embeddings,
+        }
+    }
+}
+
+struct Layer {
+    input_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    post_attention_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+struct Llama {
+    dimensions: Dimensions,
+    epsilon: f64,
+    frequencies: Vec<f32>,
+    embed_tokens: FrozenWeight,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    lm_head: FrozenWeight,
+}
+
+/// Builds the model from `config.json` and a base's tensors.
+///
+/// # Errors
+/// For a configuration that is not a Llama's; what [`Builder`] finds is in its `finish`.
+pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<Box<dyn CausalLm>> {
+    let config = Config::read(json)?;
+    let dimensions = config.dimensions();
+    let factors = if builder.has("rope_freqs.weight") {
+        Some(builder.tensor("rope_freqs.weight", &[dimensions.head_dim / 2])?.to_vec1::<f32>()?)
+    } else {
+        None
+    };
+    // A plan reads no tensor, and so has no factors to check.
+    let frequencies = rope_frequencies(json, dimensions.head_dim, factors.as_deref().filter(|_| !builder.is_plan()))?;
+
+    let matrix = |name: &str| builder.matrix(name, config.vocab_size, config.hidden_size, true);
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    // Tied weights are stored once, under either name.
+    let both = builder.has(embedding) && builder.has(head);
+    let embed_tokens = matrix(if builder.has(head) && !both { head } else { embedding })?;
+    let lm_head = if both && !config.tie_word_embeddings { matrix(head)? } else { embed_tokens.clone() };
+
+    let layers = (0..dimensions.layers).map(|i| Layer::build(builder, i, &dimensions)).collect::<Result<_>>()?;
+    let norm = builder.tensor("model.norm.weight", &[dimensions.hidden])?;
+    Ok(Box::new(Llama { dimensions, epsilon: config.rms_norm_eps, frequencies, embed_tokens, layers, norm, lm_head }))
+}
+
+impl Layer {
+    fn build(builder: &Builder<'_>, index: usize, d: &Dimensions) -> Result<Self> {
+        let path = |name: &str| format!("model.layers.{index}.{name}");
+        let (query, key) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+        Ok(Self {
+            input_norm: builder.tensor(&path("input_layernorm.weight"), &[d.hidden])?,
+            q: builder.linear(&path("self_attn.q_proj"), d.hidden, query)?,
+            k: builder.linear(&path("self_attn.k_proj"), d.hidden, key)?,
+            v: builder.linear(&path("self_attn.v_proj"), d.hidden, key)?,
+            o: builder.linear(&path("self_attn.o_proj"), query, d.hidden)?,
+            post_attention_norm: builder.tensor(&path("post_attention_layernorm.weight"), &[d.hidden])?,
+            gate: builder.linear(&path("mlp.gate_proj"), d.hidden, d.intermediate)?,
+            up: builder.linear(&path("mlp.up_proj"), d.hidden, d.intermediate)?,
+            down: builder.linear(&path("mlp.down_proj"), d.intermediate, d.hidden)?,
+        })
+    }
+}
+
+impl CausalLm for Llama {
+    fn dimensions(&self) -> &Dimensions {
+        &self.dimensions
+    }
+
+    fn embed(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        self.embed_tokens.embedding(ids)
+    }
+
+    fn layer(&self, index: usize, hidden: &Tensor, context: &ForwardContext<'_>) -> candle_core::Result<Tensor> {
+        let layer = &self.layers[index];
+        let Dimensions { heads, kv_heads, head_dim, .. } = self.dimensions;
+
+        let x = rms_norm(hidden, &layer.input_norm, self.epsilon)?;
+        let q = rope(&layer.q.forward(&x, context)?, &context.rope)?;
+        let k = rope(&layer.k.forward(&x, context)?, &context.rope)?;
+        let v = layer.v.forward(&x, context)?;
+        let (k, v) = match context.cache {
+            Some(cache) => cache.append(index, &k, &v)?,
+            None => (k, v),
+        };
+        let shape = AttentionShape { heads, kv_heads, head_dim };
+        let attention = causal_attention(&q, &k, &v, shape, &context.segments)?;
+        let hidden = (hidden + layer.o.forward(&attention, context)?)?;
+
+        let x = rms_norm(&hidden, &layer.post_attention_norm, self.epsilon)?;
+        let inner = swiglu(&layer.gate.forward(&x, context)?, &layer.up.forward(&x, context)?)?;
+        hidden + layer.down.forward(&inner, context)?
+    }
+
+    fn final_norm(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        rms_norm(hidden, &self.norm, self.epsilon)
+    }
+
+    fn lm_head(&self) -> &FrozenWeight {
+        &self.lm_head
+    }
+
+    fn rope(&self, position_ids: &[u32]) -> RopeTable {
+        RopeTable::new(position_ids, &self.frequencies, 1.0)
+    }
+}

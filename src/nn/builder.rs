@@ -1,0 +1,251 @@
+//! From a base's tensors to layers: shapes are checked, weights quantized, adapters created.
+
+use super::linear::{Linear, LoraAdapter};
+use super::lora_config::LoraConfig;
+use super::params::{AdapterParams, peft_name};
+use super::quantization::{QuantizationConfig, QuantizationType, fallback_of};
+use crate::error::{Error, Result, ShapeMismatch};
+use crate::ops::FrozenWeight;
+use crate::rng::{Rng, key, name_key};
+use crate::weights::{Base, RawTensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What building a model has found out.
+#[derive(Debug, Clone, Default)]
+pub struct BuildReport {
+    /// Numbers in the frozen tensors.
+    pub parameters: usize,
+    /// Bytes that they take in memory.
+    pub bytes: u64,
+    /// How many matrices are held in each type.
+    pub types: BTreeMap<String, usize>,
+    /// The target modules that were found, by the last part of their names.
+    pub target_modules: BTreeSet<String>,
+    /// All linear modules, by the last part of their names.
+    pub modules: BTreeSet<String>,
+    /// Things a user should know: fallback types and the like.
+    pub notes: BTreeSet<String>,
+}
+
+#[derive(Default)]
+struct State {
+    params: AdapterParams,
+    mismatches: Vec<ShapeMismatch>,
+    report: BuildReport,
+}
+
+/// Hands out layers by name, and keeps account.
+///
+/// A *plan* checks shapes and counts, and reads no weight: its layers are hollow.
+pub struct Builder<'a> {
+    base: &'a Base,
+    quantization: QuantizationConfig,
+    lora: Option<&'a LoraConfig>,
+    seed: u64,
+    device: &'a Device,
+    plan: bool,
+    state: RefCell<State>,
+}
+
+impl<'a> Builder<'a> {
+    /// A builder that reads weights, or under `plan` only checks them. Without `lora`, no adapter is created.
+    ///
+    /// # Errors
+    /// When a GGUF file is to be quantized once more.
+    pub fn new(
+        base: &'a Base,
+        quantization: QuantizationConfig,
+        lora: Option<&'a LoraConfig>,
+        seed: u64,
+        device: &'a Device,
+        plan: bool,
+    ) -> Result<Self> {
+        if base.is_gguf() && !matches!(quantization.kind, QuantizationType::Auto | QuantizationType::None) {
+            return Err(Error::invalid(format!(
+                "quantization.type: {} is a GGUF file, whose weights are kept in the types that they are stored in",
+                base.path().display()
+            ))
+            .with_help("remove the key, or give a Hugging Face folder as the base"));
+        }
+        Ok(Self { base, quantization, lora, seed, device, plan, state: RefCell::default() })
+    }
+
+    /// Whether no weight is read.
+    pub const fn is_plan(&self) -> bool {
+        self.plan
+    }
+
+    /// Whether the base holds this tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.base.tensor(name).is_some()
+    }
+
+    /// A small tensor in `f32`, whole.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or holds a non-finite number.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let fits = self.fits(name, shape);
+        self.account(shape, None);
+        if self.plan || !fits {
+            return Ok(Tensor::zeros(shape, DType::F32, self.device)?);
+        }
+        let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Device::Cpu)?;
+        let finite = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite());
+        if !finite {
+            return Err(self.non_finite(name));
+        }
+        Ok(tensor.to_device(self.device)?)
+    }
+
+    /// A frozen matrix `[rows, columns]`. `keep_precise` (embeddings and head) holds it in 8 bits at least.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or holds a non-finite number.
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize, keep_precise: bool) -> Result<FrozenWeight> {
+        let fits = self.fits(name, &[rows, columns]);
+        let stored = self.base.tensor(name).map_or(GgmlDType::F32, |(_, dtype)| dtype);
+        let dtype = self.dtype_for(stored, columns, keep_precise);
+        self.account(&[rows, columns], Some(dtype));
+        if self.plan || !fits {
+            return Ok(FrozenWeight::hollow(rows, columns)?);
+        }
+        let raw = self.base.read(name)?;
+        let quantized = if raw.dtype == dtype { to_qtensor(raw)? } else { quantize(&raw, dtype)? };
+        let weight = FrozenWeight::new(Arc::new(quantized))?;
+        if !weight.is_finite()? {
+            return Err(self.non_finite(name));
+        }
+        Ok(weight.to_device(self.device)?)
+    }
+
+    /// The linear module at `path` (`model.layers.0.self_attn.q_proj`), with its bias if the base has one, and with an
+    /// adapter if it is a target: `A` uniform in `±1/√in` (PEFT's Kaiming initialisation), `B` zero.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn linear(&self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = self.matrix(&format!("{path}.weight"), outputs, inputs, false)?;
+        let bias = format!("{path}.bias");
+        let bias = if self.has(&bias) { Some(self.tensor(&bias, &[outputs])?) } else { None };
+        let name = path.rsplit('.').next().unwrap_or(path);
+        self.state.borrow_mut().report.modules.insert(name.into());
+        let adapter = match self.lora.filter(|lora| lora.targets(name)) {
+            Some(lora) => Some(self.adapter(path, lora, inputs, outputs)?),
+            None => None,
+        };
+        Ok(Linear { weight, bias, adapter })
+    }
+
+    fn adapter(&self, path: &str, lora: &LoraConfig, inputs: usize, outputs: usize) -> Result<LoraAdapter> {
+        let bound = 1.0 / (inputs as f64).sqrt();
+        let mut rng = Rng::new(key(self.seed, &[name_key("lora_A"), name_key(path)]));
+        let a: Vec<f32> = (0..lora.r * inputs).map(|_| (rng.uniform().mul_add(2.0, -1.0) * bound) as f32).collect();
+        let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), self.device)?)?;
+        let b = Var::zeros((outputs, lora.r), DType::F32, self.device)?;
+        let mut state = self.state.borrow_mut();
+        state.report.target_modules.insert(path.rsplit('.').next().unwrap_or(path).into());
+        state.params.insert(peft_name(path, "lora_A"), a.clone());
+        state.params.insert(peft_name(path, "lora_B"), b.clone());
+        Ok(LoraAdapter { a, b, scale: lora.scale(), dropout: lora.lora_dropout, key: name_key(path) })
+    }
+
+    /// Ends the building: the adapter's variables and the report.
+    ///
+    /// # Errors
+    /// [`Error::Shapes`] with all tensors that did not fit; a target that names no module of this model.
+    pub fn finish(self) -> Result<(AdapterParams, BuildReport)> {
+        let State { params, mismatches, report } = self.state.into_inner();
+        if !mismatches.is_empty() {
+            return Err(Error::Shapes { path: self.base.path().into(), mismatches });
+        }
+        if let Some(super::TargetModules::Names(names)) = self.lora.map(|lora| &lora.target_modules) {
+            if let Some(name) = names.iter().find(|name| !report.target_modules.contains(*name)) {
+                let modules: Vec<_> = report.modules.iter().map(String::as_str).collect();
+                return Err(Error::invalid(format!("lora.target_modules: this model has no module `{name}`"))
+                    .with_help(format!("its linear modules are: {}; or write `all-linear`", modules.join(", "))));
+            }
+        }
+        Ok((params, report))
+    }
+
+    fn dtype_for(&self, stored: GgmlDType, columns: usize, keep_precise: bool) -> GgmlDType {
+        let floating = matches!(stored, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
+        let Some(wanted) = self.quantization.kind.ggml().filter(|_| floating && !self.base.is_gguf()) else {
+            return stored;
+        };
+        let wanted = if keep_precise { GgmlDType::Q8_0 } else { wanted };
+        if columns % wanted.block_size() == 0 {
+            return wanted;
+        }
+        let fallback = fallback_of(wanted);
+        let (chosen, why) = if columns % fallback.block_size() == 0 {
+            (fallback, format!("is no multiple of {}", wanted.block_size()))
+        } else {
+            (stored, "is no multiple of 32".to_owned())
+        };
+        let note = format!("a width of {columns} {why}: those weights are held as {chosen:?} in place of {wanted:?}");
+        self.state.borrow_mut().report.notes.insert(note);
+        chosen
+    }
+
+    /// Whether the base has the tensor in this shape; if not, that is kept for the report.
+    fn fits(&self, name: &str, shape: &[usize]) -> bool {
+        let got = self.base.tensor(name).map(|(got, _)| got.to_vec());
+        let fits = got.as_deref() == Some(shape);
+        if !fits {
+            let mismatch = ShapeMismatch { tensor: name.into(), expected: shape.to_vec(), got };
+            self.state.borrow_mut().mismatches.push(mismatch);
+        }
+        fits
+    }
+
+    fn account(&self, shape: &[usize], dtype: Option<GgmlDType>) {
+        let numbers: usize = shape.iter().product();
+        let mut state = self.state.borrow_mut();
+        state.report.parameters += numbers;
+        let held = dtype.unwrap_or(GgmlDType::F32);
+        state.report.bytes += (numbers / held.block_size() * held.type_size()) as u64;
+        if let Some(dtype) = dtype {
+            *state.report.types.entry(format!("{dtype:?}")).or_default() += 1;
+        }
+    }
+
+    fn non_finite(&self, name: &str) -> Error {
+        Error::file(
+            self.base.path(),
+            format!("the tensor `{name}` holds a number that is not finite (NaN or infinity)"),
+        )
+        .with_help("the file is damaged, or was written by a run that diverged; fetch it again")
+    }
+}
+
+fn to_qtensor(raw: RawTensor) -> Result<QTensor> {
+    // candle reads blocks in place and wants them aligned; a Vec<u8> of the allocator is, at 16 bytes.
+    let storage = QStorage::from_data(Cow::Owned(raw.bytes), &Device::Cpu, raw.dtype)?;
+    Ok(QTensor::new(storage, raw.shape)?)
+}
+
+/// Quantizes a matrix by slices of rows, all threads at once.
+fn quantize(raw: &RawTensor, dtype: GgmlDType) -> Result<QTensor> {
+    let columns = raw.shape.last().copied().unwrap_or(1);
+    let row_bytes = columns * raw.dtype.type_size();
+    let slice_rows = (1usize << 20).div_ceil(columns).max(1);
+    let slices: Vec<Vec<u8>> = raw
+        .bytes
+        .par_chunks(slice_rows * row_bytes)
+        .map(|bytes| {
+            let shape = vec![bytes.len() / row_bytes, columns];
+            let floats = to_qtensor(RawTensor { shape, dtype: raw.dtype, bytes: bytes.to_vec() })?;
+            let floats = floats.dequantize(&Device::Cpu)?;
+            Ok(QTensor::quantize(&floats, dtype)?.data()?.into_owned())
+        })
+        .collect::<Result<_>>()?;
+    to_qtensor(RawTensor { shape: raw.shape.clone(), dtype, bytes: slices.concat() })
+}

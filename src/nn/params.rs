@@ -1,0 +1,85 @@
+//! The trainable tensors, under PEFT's names.
+
+use crate::error::{Error, Result, ShapeMismatch};
+use candle_core::{DType, Device, Tensor, Var};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The one ordered map from PEFT tensor name (`base_model.model.<module>.lora_A.weight`) to variable. Optimizer, checkpoint
+/// and adapter file all read it, in the order of the names.
+#[derive(Debug, Clone, Default)]
+pub struct AdapterParams {
+    variables: BTreeMap<String, Var>,
+}
+
+/// PEFT's name of a module's tensor: `part` is `lora_A` or `lora_B`.
+pub fn peft_name(module: &str, part: &str) -> String {
+    format!("base_model.model.{module}.{part}.weight")
+}
+
+impl AdapterParams {
+    /// Adds a variable.
+    pub fn insert(&mut self, name: String, variable: Var) {
+        self.variables.insert(name, variable);
+    }
+
+    /// The variables in the order of their names.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Var)> {
+        self.variables.iter().map(|(name, variable)| (name.as_str(), variable))
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.variables.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.variables.is_empty()
+    }
+
+    /// How many numbers all tensors hold.
+    pub fn parameters(&self) -> usize {
+        self.variables.values().map(|variable| variable.elem_count()).sum()
+    }
+
+    /// The variable of this name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.variables.get(name)
+    }
+
+    /// Sets every variable from `tensors`, which must hold these names and no other, in these shapes.
+    ///
+    /// # Errors
+    /// [`Error::Shapes`] lists all that do not fit; then nothing was set. [`Error::File`] for tensors that nobody asked for.
+    pub fn assign(&self, tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
+        let mismatches: Vec<ShapeMismatch> = self
+            .iter()
+            .filter(|(name, variable)| tensors.get(*name).is_none_or(|tensor| tensor.dims() != variable.dims()))
+            .map(|(name, variable)| ShapeMismatch {
+                tensor: name.into(),
+                expected: variable.dims().to_vec(),
+                got: tensors.get(name).map(|tensor| tensor.dims().to_vec()),
+            })
+            .collect();
+        if !mismatches.is_empty() {
+            return Err(Error::Shapes { path: path.into(), mismatches });
+        }
+        if let Some(name) = tensors.keys().find(|name| !self.variables.contains_key(*name)) {
+            return Err(Error::file(path, format!("holds the tensor `{name}`, which fits no target module"))
+                .with_help("is the adapter for another base, or are its target modules not those of the recipe?"));
+        }
+        for (name, variable) in self.iter() {
+            variable.set(&tensors[name].to_dtype(DType::F32)?.to_device(variable.device())?)?;
+        }
+        Ok(())
+    }
+
+    /// A copy of the tensors on the CPU.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn to_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.iter().map(|(name, variable)| Ok((name.to_owned(), variable.to_device(&Device::Cpu)?.copy()?))).collect()
+    }
+}
