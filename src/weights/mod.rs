@@ -1,1 +1,169 @@
-//! Frozen weights on the disk.
+//! Frozen weights on the disk: a Hugging Face folder or a GGUF file, seen alike.
+//!
+//! It owns what such a base holds (tensors under Hugging Face's names, configuration, tokenizer, special tokens, chat
+//! template) and reads tensors one at a time, so that peak memory stays near one tensor. It does not own what a tensor
+//! means: `models` asks for the names and shapes that an architecture needs.
+
+mod folder;
+pub mod gguf;
+mod shards;
+mod special_tokens;
+mod table;
+
+pub use special_tokens::SpecialTokens;
+
+use crate::error::{Error, Result};
+use candle_core::quantized::GgmlDType;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use table::Table;
+use tokenizers::Tokenizer;
+
+/// One tensor as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawTensor {
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The type of the elements, or of the blocks that hold them.
+    pub dtype: GgmlDType,
+    /// The elements or blocks, row after row, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+/// A frozen base model on the disk: a Hugging Face folder or a GGUF file, under Hugging Face's tensor names.
+#[derive(Debug)]
+pub struct Base {
+    path: PathBuf,
+    model_type: String,
+    contents: Contents,
+    /// Of a GGUF file: its metadata.
+    gguf: Option<gguf::Metadata>,
+}
+
+/// What both kinds of base are made of.
+#[derive(Debug)]
+struct Contents {
+    config: Map<String, Value>,
+    table: Table,
+    special_tokens: SpecialTokens,
+    chat_template: Option<String>,
+}
+
+impl Base {
+    /// Opens a folder of `config.json` and safetensors, or a `.gguf` file. Headers are read and checked, weights not.
+    ///
+    /// # Errors
+    /// When nothing is there, or a header is cut short, contradicts itself or claims more than the file holds.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (contents, gguf) = if path.is_dir() {
+            (folder::open(path)?, None)
+        } else if path.is_file() {
+            let (contents, metadata) = gguf::open(path)?;
+            (contents, Some(metadata))
+        } else {
+            return Err(Error::file(path, "no such folder or file")
+                .with_help("a base model is a folder with config.json and model.safetensors, or a .gguf file"));
+        };
+        let Some(model_type) = contents.config.get("model_type").and_then(Value::as_str).map(String::from) else {
+            return Err(Error::file(path.join("config.json"), "no `model_type`, which names the architecture")
+                .with_help("a config.json written by transformers has it, for example \"model_type\": \"llama\""));
+        };
+        Ok(Self { path: path.to_path_buf(), model_type, contents, gguf })
+    }
+
+    /// The folder or file, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this is a GGUF file rather than a folder.
+    pub fn is_gguf(&self) -> bool {
+        self.gguf.is_some()
+    }
+
+    /// Of a GGUF file, its metadata: what an export to GGUF carries over.
+    pub fn gguf_metadata(&self) -> Option<&gguf::Metadata> {
+        self.gguf.as_ref()
+    }
+
+    /// The configuration in the form of Hugging Face's `config.json`; for GGUF translated from the metadata.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.contents.config
+    }
+
+    /// The architecture, as Hugging Face's `model_type` names it (for a GGUF file of an architecture that is not in
+    /// [`gguf::architecture`]'s table, the GGUF name).
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    /// Shape and type of a tensor, by Hugging Face's name, such as `model.layers.0.self_attn.q_proj.weight`.
+    pub fn tensor(&self, name: &str) -> Option<(&[usize], GgmlDType)> {
+        self.contents.table.get(name).map(|entry| (entry.shape.as_slice(), entry.dtype))
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.contents.table.entries().map(|(name, _)| name)
+    }
+
+    /// The name that a tensor has in its file: another one than Hugging Face's in a GGUF file.
+    pub fn stored_name(&self, name: &str) -> Option<&str> {
+        self.contents.table.get(name).map(|entry| entry.stored.as_str())
+    }
+
+    /// Reads one tensor. Rows that GGUF keeps in llama.cpp's order come back in Hugging Face's.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or the file has shrunk or cannot be read.
+    pub fn read(&self, name: &str) -> Result<RawTensor> {
+        self.contents.table.read(name, &self.path)
+    }
+
+    /// The tokenizer. `encode(text, false)` adds no token of its own; neither truncation nor padding is on.
+    ///
+    /// # Errors
+    /// When there is none, or it is of a kind that cannot be read; the message says how to get one that can.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.gguf {
+            Some(metadata) => gguf::tokenizer(metadata, &self.path),
+            None => folder::tokenizer(&self.path),
+        }
+    }
+
+    /// The tokens that begin, end and pad a text.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.contents.special_tokens
+    }
+
+    /// The chat template (Jinja), if the base has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.contents.chat_template.as_deref()
+    }
+
+    /// A SHA-256 in hex that tells bases apart without reading them whole.
+    ///
+    /// It covers the configuration, the names, shapes, types and places of all tensors, the sizes of the files, the
+    /// first and last 64 KiB of each file, and 4 KiB from the middle of each tensor: of two fine-tunes of one model,
+    /// headers, embeddings and the last norm can be equal.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        hasher.update(Value::Object(self.contents.config.clone()).to_string());
+        self.contents.table.hash(&mut hasher)?;
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The bytes of all tensors as they are stored.
+    pub fn stored_bytes(&self) -> u64 {
+        self.contents.table.entries().map(|(_, entry)| entry.len as u64).sum()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_support;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! A Hugging Face folder: its JSON files, tokenizer and chat template. Safetensors are [`super::shards`]'s.
+
+use super::special_tokens::Sources;
+use super::{Contents, shards};
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use tokenizers::Tokenizer;
+
+/// Reads and checks what a folder holds.
+pub(super) fn open(folder: &Path) -> Result<Contents> {
+    let Some(config) = read_json::<Map<String, Value>>(&folder.join("config.json"))? else {
+        return Err(no_config(folder));
+    };
+    let table = shards::open(folder)?;
+    let tokenizer_config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let sources = Sources {
+        config: &config,
+        generation: read_json(&folder.join("generation_config.json"))?.unwrap_or_default(),
+        tokenizer_config: &tokenizer_config,
+        special_tokens_map: read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default(),
+        tokenizer: read_json(&folder.join("tokenizer.json"))?.unwrap_or_default(),
+    };
+    let special_tokens = sources.special_tokens(folder);
+    let chat_template = chat_template(folder, &tokenizer_config)?;
+    Ok(Contents { config, table, special_tokens, chat_template })
+}
+
+/// A JSON object; `None` when there is no such file.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        Error::file(path, format!("cannot be read as JSON: {error}")).with_help("fetch the file again")
+    })
+}
+
+fn no_config(folder: &Path) -> Error {
+    if folder.join("adapter_config.json").is_file() {
+        return Error::file(folder, "is a LoRA adapter, not a base model")
+            .with_help("name the model that it was trained on: `base_model_name_or_path` in its adapter_config.json");
+    }
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    if let Some(gguf) = files.into_iter().find(|path| path.extension().is_some_and(|e| e == "gguf")) {
+        return Error::file(folder, "has no config.json, but holds GGUF")
+            .with_help(format!("name the file itself: {}", gguf.display()));
+    }
+    Error::file(folder, "has no config.json")
+        .with_help("a base model is a folder with config.json and model.safetensors, or a .gguf file")
+}
+
+/// The template in its own file goes before the one in `tokenizer_config.json`, as in transformers.
+fn chat_template(folder: &Path, tokenizer_config: &Map<String, Value>) -> Result<Option<String>> {
+    let path = folder.join("chat_template.jinja");
+    if path.is_file() {
+        return std::fs::read_to_string(&path).map(Some).map_err(Error::io("read", path));
+    }
+    Ok(match tokenizer_config.get("chat_template") {
+        Some(Value::String(template)) => Some(template.clone()),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+            default.and_then(|entry| entry.get("template")?.as_str()).map(String::from)
+        }
+        _ => None,
+    })
+}
+
+/// The tokenizer of `tokenizer.json`, with truncation and padding off, whatever was saved.
+pub(super) fn tokenizer(folder: &Path) -> Result<Tokenizer> {
+    let path = folder.join("tokenizer.json");
+    if !path.is_file() {
+        let why = if folder.join("tokenizer.model").is_file() {
+            "has no tokenizer.json, only a SentencePiece tokenizer.model, which is not read"
+        } else {
+            "has no tokenizer.json"
+        };
+        return Err(Error::file(folder, why)
+            .with_help("write one with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"));
+    }
+    let failed = |why: String| {
+        Error::file(&path, format!("the tokenizer cannot be read: {why}")).with_help("fetch the file again")
+    };
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    // The tokenizers crate panics at merges that make something longer than every token.
+    let read = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(&bytes)));
+    let mut tokenizer = read
+        .map_err(|_| failed("its vocabulary and merges contradict each other".into()))?
+        .map_err(|error| failed(error.to_string()))?;
+    tokenizer.with_truncation(None).map_err(|error| failed(error.to_string()))?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}

@@ -1,0 +1,69 @@
+//! GGUF files: llama.cpp's container of quantized weights, under Hugging Face's names.
+//!
+//! It owns reading the header, the names and row orders of architectures, and building the tokenizer from the metadata.
+//! It does not own dequantizing, nor writing GGUF files.
+
+pub mod architecture;
+mod config;
+mod header;
+mod metadata;
+mod pre_tokenizer;
+pub mod rows;
+mod sentencepiece;
+mod special_tokens;
+mod tokenizer;
+
+pub use metadata::Metadata;
+pub(super) use tokenizer::tokenizer;
+
+use super::Contents;
+use super::table::{Entry, Table, WeightFile, byte_len};
+use crate::error::{Error, Result};
+use architecture::Architecture;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Reads and checks the header of a GGUF file.
+pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
+    let file = WeightFile::open(path)?;
+    let (metadata, records) = header::read(path, &file.file, file.len)?;
+    if let Some(parts) = metadata.number("split.count")?.filter(|&parts| parts > 1) {
+        return Err(Error::file(path, format!("is one of {parts} parts of a split GGUF file, which are not read"))
+            .with_help("join the parts with llama.cpp's `llama-gguf-split --merge FIRST-PART WHOLE.gguf`"));
+    }
+    let config = config::translate(path, &metadata, &records)?;
+    let architecture = metadata.string("general.architecture")?.and_then(Architecture::of_gguf);
+    let mut table = Table::default();
+    let number = table.add_file(file);
+    for record in records {
+        let Some(len) = byte_len(&record.shape, record.dtype) else {
+            return Err(Error::file(
+                path,
+                format!("tensor `{}`: a shape of {:?} cannot be held as {:?}", record.name, record.shape, record.dtype),
+            )
+            .with_help("the file is damaged; fetch it again"));
+        };
+        let name =
+            architecture.and_then(|row| row.hugging_face_name(&record.name)).unwrap_or_else(|| record.name.clone());
+        let permuted_heads = match architecture {
+            Some(row) if row.is_permuted(&name) => Some(heads(path, &config, &name, &record)?),
+            _ => None,
+        };
+        let header::Record { name: stored, shape, dtype, offset } = record;
+        table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads })?;
+    }
+    let special_tokens = special_tokens::read(&metadata)?;
+    let chat_template = metadata.string("tokenizer.chat_template")?.map(String::from);
+    Ok((Contents { config, table, special_tokens, chat_template }, metadata))
+}
+
+/// Of how many heads the rows of a q or k tensor are, checked against its shape.
+fn heads(path: &Path, config: &Map<String, Value>, name: &str, record: &header::Record) -> Result<usize> {
+    let key = if name.contains(".q_proj.") { "num_attention_heads" } else { "num_key_value_heads" };
+    let heads = config.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+    let rows = record.shape.first().copied().unwrap_or(0);
+    if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
+        return Err(Error::file(path, rows::misfit(&record.name, rows, heads)));
+    }
+    Ok(heads)
+}

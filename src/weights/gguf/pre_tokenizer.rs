@@ -1,0 +1,104 @@
+//! How text is split before byte-pair encoding: what `tokenizer.ggml.pre` names.
+//!
+//! The patterns are those of the models' own `tokenizer.json`. A wrong one changes token ids without any error, so a name
+//! that is not in the table is refused rather than guessed.
+
+use tokenizers::SplitDelimiterBehavior;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const DIGIT: &str = r"\p{N}";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|]+";
+
+/// One way of splitting.
+pub(super) struct PreTokenizer {
+    /// The values of `tokenizer.ggml.pre`.
+    names: &'static [&'static str],
+    /// Regular expressions, applied one after the other; what they match and what lies between are pieces.
+    patterns: &'static [&'static str],
+    /// Whether a piece that is a token as it stands is taken whole, without merging.
+    pub ignore_merges: bool,
+    /// Whether a text begins with BOS where the metadata do not say.
+    pub add_bos: bool,
+    /// Whether text is brought into Unicode's composed form (NFC) first.
+    pub nfc: bool,
+}
+
+const fn row(names: &'static [&'static str], patterns: &'static [&'static str]) -> PreTokenizer {
+    PreTokenizer { names, patterns, ignore_merges: false, add_bos: false, nfc: false }
+}
+
+const TABLE: &[PreTokenizer] = &[
+    row(&["default"], &[PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
+    row(&["gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4"], &[GPT2]),
+    row(&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], &[DIGIT, GPT2]),
+    row(&["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], &[LLAMA3]),
+    row(&["stablelm2", "deepseek-r1-qwen", "megrez", "kormo"], &[QWEN2]),
+    PreTokenizer { nfc: true, ..row(&["qwen2"], &[QWEN2]) },
+    PreTokenizer {
+        ignore_merges: true,
+        add_bos: true,
+        ..row(&["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"], &[LLAMA3])
+    },
+    PreTokenizer { ignore_merges: true, add_bos: true, ..row(&["tekken"], &[TEKKEN]) },
+];
+
+/// The row of a `tokenizer.ggml.pre`.
+pub(super) fn find(name: &str) -> Option<&'static PreTokenizer> {
+    TABLE.iter().find(|row| row.names.contains(&name))
+}
+
+/// All names, for messages.
+pub(super) fn names() -> String {
+    TABLE.iter().flat_map(|row| row.names).copied().collect::<Vec<_>>().join(", ")
+}
+
+impl PreTokenizer {
+    /// Splits by the patterns, then writes bytes as the characters that the vocabulary uses for them.
+    pub fn build(&self) -> tokenizers::Result<PreTokenizerWrapper> {
+        let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
+        for pattern in self.patterns {
+            let pattern = SplitPattern::Regex((*pattern).to_string());
+            steps.push(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into());
+        }
+        steps.push(ByteLevel::new(false, true, false).into());
+        Ok(Sequence::new(steps).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+    fn split(name: &str, text: &str) -> Vec<String> {
+        let mut string = PreTokenizedString::from(text);
+        find(name).unwrap().build().unwrap().pre_tokenize(&mut string).unwrap();
+        let splits = string.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        splits.into_iter().map(|(piece, ..)| piece.replace('Ġ', " ").replace('Ċ', "\n")).collect()
+    }
+
+    #[test]
+    fn digits_and_spaces_split_as_each_family_does() {
+        let text = "It's 1234 \n\n ok";
+        assert_eq!(split("gpt-2", text), ["It", "'s", " 1234", " \n\n", " ok"]);
+        assert_eq!(split("smollm", text), ["It", "'s", " ", "1", "2", "3", "4", " \n\n", " ok"]);
+        assert_eq!(split("llama-bpe", text), ["It", "'s", " ", "123", "4", " \n\n", " ok"]);
+        assert_eq!(split("qwen2", text), ["It", "'s", " ", "1", "2", "3", "4", " \n\n", " ok"]);
+        assert_eq!(split("tekken", "aB/\n"), ["a", "B", "/\n"]);
+    }
+
+    #[test]
+    fn every_pattern_compiles() {
+        for row in TABLE {
+            row.build().unwrap();
+        }
+    }
+}

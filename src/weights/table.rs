@@ -1,0 +1,144 @@
+//! The table of tensors: which file holds which tensor where. It owns reading bytes; not what headers look like.
+
+use super::RawTensor;
+use super::gguf::rows;
+use crate::error::{Error, Result};
+use candle_core::quantized::GgmlDType;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// How much of each end of a file the fingerprint covers.
+const FINGERPRINT_END: u64 = 64 << 10;
+/// How much of each tensor the fingerprint covers.
+const FINGERPRINT_SAMPLE: usize = 4 << 10;
+
+/// An open file and how long it was then.
+#[derive(Debug)]
+pub(super) struct WeightFile {
+    pub path: PathBuf,
+    pub file: File,
+    pub len: u64,
+}
+
+impl WeightFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let len = file.metadata().map_err(Error::io("read", path))?.len();
+        Ok(Self { path: path.to_path_buf(), file, len })
+    }
+
+    /// Reads a range that lies within the file. Not through a memory map: its pages would count as memory held.
+    pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, offset).map_err(Error::io("read", &self.path))?;
+        Ok(bytes)
+    }
+}
+
+/// One tensor: what it is and where it lies.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Its name in the file.
+    pub stored: String,
+    pub shape: Vec<usize>,
+    pub dtype: GgmlDType,
+    /// Which of the table's files holds it.
+    pub file: usize,
+    /// Where it begins in that file.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: usize,
+    /// Where the rows are in llama.cpp's order: of how many heads.
+    pub permuted_heads: Option<usize>,
+}
+
+/// All tensors, under Hugging Face's names.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    files: Vec<WeightFile>,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// The bytes of a tensor; `None` when its rows are no whole blocks or the number does not fit.
+pub(super) fn byte_len(shape: &[usize], dtype: GgmlDType) -> Option<usize> {
+    let (row, rows) = shape.split_last().unwrap_or((&1, &[]));
+    if !row.is_multiple_of(dtype.block_size()) {
+        return None;
+    }
+    let row_bytes = (row / dtype.block_size()).checked_mul(dtype.type_size())?;
+    rows.iter().try_fold(row_bytes, |bytes, &dimension| bytes.checked_mul(dimension))
+}
+
+impl Table {
+    /// Adds a file and returns its number.
+    pub fn add_file(&mut self, file: WeightFile) -> usize {
+        self.files.push(file);
+        self.files.len() - 1
+    }
+
+    /// Adds a tensor after checking that it is new and lies within its file.
+    pub fn insert(&mut self, name: String, entry: Entry) -> Result<()> {
+        let file = &self.files[entry.file];
+        let end = entry.offset.checked_add(entry.len as u64);
+        if end.is_none_or(|end| end > file.len) {
+            return Err(Error::file(
+                &file.path,
+                format!(
+                    "the file is cut short: tensor `{}` needs {} bytes from byte {}, but the file has {} bytes",
+                    entry.stored, entry.len, entry.offset, file.len
+                ),
+            )
+            .with_help("the download is not complete, or the disk was full; fetch the file again"));
+        }
+        if self.entries.contains_key(&name) {
+            return Err(Error::file(&file.path, format!("tensor `{}` is there twice", entry.stored)));
+        }
+        self.entries.insert(name, entry);
+        Ok(())
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Renames all tensors.
+    pub fn rename(&mut self, rename: impl Fn(String) -> String) {
+        self.entries =
+            std::mem::take(&mut self.entries).into_iter().map(|(name, entry)| (rename(name), entry)).collect();
+    }
+
+    /// Reads a tensor; `base` is what errors name.
+    pub fn read(&self, name: &str, base: &Path) -> Result<RawTensor> {
+        let entry = self.get(name).ok_or_else(|| Error::file(base, format!("there is no tensor `{name}`")))?;
+        let mut bytes = self.files[entry.file].read_at(entry.offset, entry.len)?;
+        if let Some(heads) = entry.permuted_heads {
+            bytes = rows::to_hugging_face(&bytes, entry.shape[0], heads)
+                .ok_or_else(|| Error::file(base, rows::misfit(&entry.stored, entry.shape[0], heads)))?;
+        }
+        Ok(RawTensor { shape: entry.shape.clone(), dtype: entry.dtype, bytes })
+    }
+
+    /// What [`super::Base::fingerprint`] says about files and tensors.
+    pub fn hash(&self, hasher: &mut Sha256) -> Result<()> {
+        for file in &self.files {
+            hasher.update(file.len.to_le_bytes());
+            let len = file.len.min(FINGERPRINT_END);
+            hasher.update(file.read_at(0, len as usize)?);
+            hasher.update(file.read_at(file.len - len, len as usize)?);
+        }
+        for (name, entry) in self.entries() {
+            hasher.update(format!("{name} {:?} {:?} {} {}\n", entry.shape, entry.dtype, entry.file, entry.offset));
+            let len = entry.len.min(FINGERPRINT_SAMPLE);
+            let middle = entry.offset + (entry.len - len) as u64 / 2;
+            hasher.update(self.files[entry.file].read_at(middle, len)?);
+        }
+        Ok(())
+    }
+}
