@@ -5,6 +5,7 @@ pub mod device;
 pub mod error;
 pub mod fs;
 pub mod hub;
+pub mod models;
 pub mod nn;
 pub mod objectives;
 pub mod ops;

@@ -51,7 +51,10 @@ impl<'a> Generator<'a> {
     pub fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let end = self.tokens + ids.len();
         if ids.is_empty() || end > self.lm.dimensions().max_positions {
-            bail!("{end} tokens: expected 1 to {}, which is what the model was made for", self.lm.dimensions().max_positions);
+            bail!(
+                "{end} tokens: expected 1 to {}, which is what the model was made for",
+                self.lm.dimensions().max_positions
+            );
         }
         let positions: Vec<u32> = (self.tokens as u32..end as u32).collect();
         let context = ForwardContext {
@@ -107,8 +110,7 @@ impl<'a> Generator<'a> {
         order.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
         order.truncate(self.sampling.top_k.unwrap_or(order.len()).max(1));
         let top = logit(order[0]);
-        let weights: Vec<f64> =
-            order.iter().map(|&id| ((logit(id) - top) / self.sampling.temperature).exp()).collect();
+        let weights: Vec<f64> = order.iter().map(|&id| ((logit(id) - top) / self.sampling.temperature).exp()).collect();
         let total: f64 = weights.iter().sum();
         let limit = self.sampling.top_p.unwrap_or(1.0) * total;
         let mut kept = 0.0;

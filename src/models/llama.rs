@@ -39,7 +39,9 @@ impl Config {
         }
         match config.hidden_act.as_deref() {
             None | Some("silu" | "swish") => Ok(config),
-            Some(other) => Err(Error::invalid(format!("config.json: hidden_act `{other}` is not supported; expected `silu`"))),
+            Some(other) => {
+                Err(Error::invalid(format!("config.json: hidden_act `{other}` is not supported; expected `silu`")))
+            }
         }
     }
 

@@ -43,6 +43,8 @@ pub struct TrainingConfig {
     pub save_total_limit: usize,
     /// Stop after so many validations without a new best; 0 turns it off.
     pub early_stopping_patience: usize,
+    /// Whether the adapter of the best validation is what the run ends with; without validation it is the last.
+    pub load_best_model_at_end: bool,
     /// Which activations are kept for the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
     /// Steps in a row with a non-finite loss or gradient after which the run stops.
@@ -93,6 +95,7 @@ impl Default for TrainingConfig {
             save_steps: 0,
             save_total_limit: 2,
             early_stopping_patience: 0,
+            load_best_model_at_end: true,
             gradient_checkpointing: GradientCheckpointing::None,
             max_skipped_steps: 5,
             seed: 42,

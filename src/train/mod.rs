@@ -1,8 +1,25 @@
-//! Training.
+//! Training: the step, the optimizer, what is saved and how it goes on.
+//!
+//! It owns the loop and its state on the disk. It prints nothing: an [`Observer`] is told. It knows no recipe: its
+//! configuration is [`TrainingConfig`].
 
+mod adamw;
+pub mod backward;
+mod checkpoint;
 mod config;
 mod event;
+mod memory;
 pub mod metrics;
+mod record;
+mod schedule;
+mod trainer;
 
+pub use adamw::AdamW;
+pub use checkpoint::{
+    Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state, read_tensors,
+};
 pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
 pub use event::{Event, Observer};
+pub use memory::MemoryEstimate;
+pub use schedule::Schedule;
+pub use trainer::{FitSummary, Trainer, global_norm, total_steps};

@@ -1,0 +1,157 @@
+//! A run on the disk: everything that decides how it goes on.
+
+use super::metrics::Validation;
+use crate::error::{Error, Result};
+use crate::fs;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The part of a checkpoint that is not tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Optimizer steps that are done. With the seed it tells the place in the data and in all random sequences, since those
+    /// are functions of seed, step and name.
+    pub step: usize,
+    /// Updates that the optimizer made: steps less those skipped.
+    pub updates: usize,
+    /// Rows that were consumed.
+    pub rows: usize,
+    /// The recipe's seed, from which every random number follows.
+    pub seed: u64,
+    /// Steps skipped for a non-finite loss or gradient.
+    pub skipped: usize,
+    /// The last so many steps were all skipped.
+    pub skipped_in_a_row: usize,
+    /// The validation before the first step.
+    pub first_validation: Option<Validation>,
+    /// The last validation.
+    pub last_validation: Option<Validation>,
+    /// The best validation.
+    pub best_validation: Option<Validation>,
+    /// Validations since the best.
+    pub stale_validations: usize,
+    /// Whether early stopping has ended the run.
+    pub stopped_early: bool,
+    /// What the run is made of.
+    pub identity: Identity,
+}
+
+/// What a run is made of. A checkpoint goes on only under the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Of the resolved recipe.
+    pub recipe: String,
+    /// Of the base's files.
+    pub base: String,
+    /// Of the tokenized rows.
+    pub data: String,
+}
+
+/// A run at a step.
+pub struct Checkpoint {
+    /// The adapter's tensors.
+    pub adapter: BTreeMap<String, Tensor>,
+    /// The optimizer's moments.
+    pub optimizer: BTreeMap<String, Tensor>,
+    /// The rest.
+    pub state: TrainerState,
+}
+
+const ADAPTER: &str = "adapter_model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "trainer_state.json";
+
+/// Where the checkpoints of a run lie.
+pub fn checkpoints_folder(out: &Path) -> PathBuf {
+    out.join("checkpoints")
+}
+
+/// The folder of the checkpoint after `step`.
+pub fn checkpoint_folder(out: &Path, step: usize) -> PathBuf {
+    checkpoints_folder(out).join(format!("step-{step:06}"))
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint's folder, whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk is full or read-only; what was there before stays.
+    pub fn save(&self, out: &Path) -> Result<PathBuf> {
+        let folder = checkpoint_folder(out, self.state.step);
+        let parent = checkpoints_folder(out);
+        std::fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+        fs::write_folder_atomic(&folder, |temporary| {
+            write_tensors(&self.adapter, &temporary.join(ADAPTER), &folder.join(ADAPTER))?;
+            write_tensors(&self.optimizer, &temporary.join(OPTIMIZER), &folder.join(OPTIMIZER))?;
+            let state = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::invalid(format!("internal: {e}")))?;
+            std::fs::write(temporary.join(STATE), state).map_err(Error::io("write", folder.join(STATE)))
+        })?;
+        Ok(folder)
+    }
+
+    /// Reads the checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged.
+    pub fn load(folder: &Path) -> Result<Self> {
+        Ok(Self {
+            adapter: read_tensors(&folder.join(ADAPTER))?,
+            optimizer: read_tensors(&folder.join(OPTIMIZER))?,
+            state: read_state(folder)?,
+        })
+    }
+
+    /// The steps that have a checkpoint, in order.
+    pub fn steps(out: &Path) -> Vec<usize> {
+        let entries = std::fs::read_dir(checkpoints_folder(out)).into_iter().flatten().flatten();
+        let mut steps: Vec<usize> =
+            entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// Removes all but the last `keep` checkpoints and the one after step `best`.
+    pub fn prune(out: &Path, keep: usize, best: Option<usize>) {
+        let steps = Self::steps(out);
+        let last = steps.len().saturating_sub(keep);
+        for &step in steps[..last].iter().filter(|&&step| Some(step) != best) {
+            // A checkpoint that cannot be removed costs space, nothing else.
+            let _ = std::fs::remove_dir_all(checkpoint_folder(out, step));
+        }
+    }
+}
+
+/// The state in a checkpoint's folder.
+///
+/// # Errors
+/// When the file is missing or damaged.
+pub fn read_state(folder: &Path) -> Result<TrainerState> {
+    let path = folder.join(STATE);
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Error::file(&path, format!("is no checkpoint's state: {error}"))
+            .with_help("remove this checkpoint's folder to go on from the one before")
+    })
+}
+
+/// Writes tensors in the order of their names. `path` is where they will stand, for messages.
+fn write_tensors(tensors: &BTreeMap<String, Tensor>, temporary: &Path, path: &Path) -> Result<()> {
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    safetensors::serialize_to_file(tensors, metadata, temporary).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => Error::io("write", path)(source),
+        other => Error::file(path, other.to_string()),
+    })
+}
+
+/// Reads a safetensors file whole.
+///
+/// # Errors
+/// When it is missing, cut short, or otherwise no safetensors file.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+        .map_err(|error| Error::file(path, format!("is no readable safetensors file: {error}")))?;
+    Ok(tensors.into_iter().collect())
+}

@@ -1,0 +1,353 @@
+//! The loop: steps, validations, checkpoints.
+
+use super::backward::{Engine, Loss, StepGradients, dropout_keys};
+use super::checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder};
+use super::metrics::{StepMetrics, Validation};
+use super::record::{Line, Record};
+use super::{AdamW, Event, Observer, Schedule, TrainingConfig};
+use crate::data::{Batch, Dataset, Sequence, epoch_order};
+use crate::device::process_memory;
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What a run came to.
+#[derive(Debug, Clone)]
+pub struct FitSummary {
+    /// Where the run stands.
+    pub state: TrainerState,
+    /// Whether it was asked to stop before its end.
+    pub interrupted: bool,
+    /// The step whose adapter the parameters now hold.
+    pub adapter_step: usize,
+    /// Seconds in steps, of this process.
+    pub seconds: f64,
+    /// Tokens in steps, of this process.
+    pub tokens: usize,
+}
+
+/// Trains an adapter.
+pub struct Trainer<'a> {
+    engine: Engine<'a>,
+    config: &'a TrainingConfig,
+    dataset: &'a Dataset,
+    out: &'a Path,
+    pad_id: u32,
+    dropout: bool,
+    optimizer: AdamW,
+    schedule: Schedule,
+    total_steps: usize,
+    state: TrainerState,
+    epoch: Option<(u64, Vec<usize>)>,
+    seconds: f64,
+    tokens: usize,
+}
+
+/// Optimizer steps of a run over `rows` training rows.
+pub fn total_steps(config: &TrainingConfig, rows: usize) -> usize {
+    let rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps;
+    config.max_steps.unwrap_or_else(|| total_rows(config, rows).div_ceil(rows_per_step)).max(1)
+}
+
+fn total_rows(config: &TrainingConfig, rows: usize) -> usize {
+    if config.max_steps.is_some() { usize::MAX } else { (config.epochs * rows as f64).ceil() as usize }
+}
+
+impl<'a> Trainer<'a> {
+    /// A run at its beginning. `dropout`: whether the adapters drop inputs; `out`: where checkpoints and metrics go.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn new(
+        engine: Engine<'a>,
+        config: &'a TrainingConfig,
+        dataset: &'a Dataset,
+        identity: Identity,
+        (pad_id, dropout): (u32, bool),
+        out: &'a Path,
+    ) -> Result<Self> {
+        let total_steps = total_steps(config, dataset.train.len());
+        let state = TrainerState {
+            step: 0,
+            updates: 0,
+            rows: 0,
+            seed: config.seed,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            first_validation: None,
+            last_validation: None,
+            best_validation: None,
+            stale_validations: 0,
+            stopped_early: false,
+            identity,
+        };
+        Ok(Self {
+            optimizer: AdamW::new(config, engine.params)?,
+            schedule: Schedule::new(config, total_steps),
+            engine,
+            config,
+            dataset,
+            out,
+            pad_id,
+            dropout,
+            total_steps,
+            state,
+            epoch: None,
+            seconds: 0.0,
+            tokens: 0,
+        })
+    }
+
+    /// Goes on where the last checkpoint stands; without one, begins at the beginning.
+    ///
+    /// # Errors
+    /// When the checkpoint is damaged, or is of another recipe, base or data.
+    pub fn resume(&mut self) -> Result<()> {
+        let Some(&step) = Checkpoint::steps(self.out).last() else { return Ok(()) };
+        let folder = checkpoint_folder(self.out, step);
+        let checkpoint = Checkpoint::load(&folder)?;
+        let (saved, now) = (&checkpoint.state.identity, &self.state.identity);
+        for (what, saved, now) in [
+            ("the recipe", &saved.recipe, &now.recipe),
+            ("the base model's files", &saved.base, &now.base),
+            ("the tokenized data", &saved.data, &now.data),
+        ] {
+            if saved != now {
+                return Err(Error::file(&folder, format!("{what} changed since this checkpoint was written"))
+                    .with_help("put back what changed, or train into another `output_dir`"));
+            }
+        }
+        self.engine.params.assign(&checkpoint.adapter, &folder)?;
+        self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
+        self.state = checkpoint.state;
+        Ok(())
+    }
+
+    /// Trains to the end, or until the observer asks to stop.
+    ///
+    /// # Errors
+    /// When the disk refuses, and [`Error::Diverged`] after too many steps in a row without a finite gradient.
+    pub fn fit(mut self, observer: &mut dyn Observer) -> Result<FitSummary> {
+        let resumed = (self.state.step > 0).then_some(self.state.step);
+        let mut record = Record::open(&self.out.join("metrics.jsonl"), resumed)?;
+        observer.event(&Event::Start { step: self.state.step, total_steps: self.total_steps });
+        if self.state.step == 0 {
+            self.validate(&mut record, observer)?;
+        }
+        let mut interrupted = false;
+        while self.state.step < self.total_steps && !self.state.stopped_early && !interrupted {
+            self.step(&mut record, observer)?;
+            let step = self.state.step;
+            let last = step == self.total_steps;
+            let mut best = false;
+            if last || is_due(step, self.config.eval_steps) {
+                best = self.validate(&mut record, observer)?;
+            }
+            if self.state.stopped_early {
+                let best_step = self.state.best_validation.as_ref().map_or(step, |best| best.step);
+                observer.event(&Event::EarlyStop { step, best_step });
+            }
+            interrupted = !last && !self.state.stopped_early && observer.stop_requested();
+            if last || best || interrupted || self.state.stopped_early || is_due(step, self.config.save_steps) {
+                self.save(observer)?;
+            }
+        }
+        if interrupted {
+            observer.event(&Event::Interrupted { step: self.state.step });
+        }
+        let adapter_step = if interrupted { self.state.step } else { self.load_best()? };
+        Ok(FitSummary { state: self.state, interrupted, adapter_step, seconds: self.seconds, tokens: self.tokens })
+    }
+
+    /// The rows of a step, in the order in which the run meets them, with their places in the run.
+    fn rows(&mut self, step: usize) -> Vec<(u64, &'a Sequence)> {
+        let dataset = self.dataset;
+        let n = dataset.train.len();
+        let rows_per_step = self.config.micro_batch_size * self.config.gradient_accumulation_steps;
+        let first = (step - 1) * rows_per_step;
+        let end = (first + rows_per_step).min(total_rows(self.config, n));
+        let mut rows = Vec::with_capacity(rows_per_step);
+        for place in first..end {
+            let epoch = (place / n) as u64;
+            let order = match self.epoch.take() {
+                Some((number, order)) if number == epoch => order,
+                _ => epoch_order(n, self.config.seed, epoch),
+            };
+            rows.push((place as u64, &dataset.train[order[place % n]]));
+            self.epoch = Some((epoch, order));
+        }
+        rows
+    }
+
+    /// One optimizer step.
+    fn step(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
+        let start = Instant::now();
+        let step = self.state.step + 1;
+        let mut rows = self.rows(step);
+        let consumed = rows.len();
+        // Rows of like length side by side: less padding, and the step's result does not depend on how it is cut.
+        rows.sort_by_key(|(place, sequence)| (sequence.len(), *place));
+        let micro: Vec<_> = rows.chunks(self.config.micro_batch_size).collect();
+        let batches: Vec<Batch> = micro.iter().map(|rows| collate(rows, self.pad_id)).collect();
+        let keys = |i: usize| {
+            let places: Vec<u64> = micro[i].iter().map(|(place, _)| *place).collect();
+            self.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
+        };
+        let StepGradients { loss, denominator, mut gradients } = self.engine.step(&batches, keys)?;
+        let grad_norm = global_norm(gradients.values())? / denominator;
+        let learning_rate = self.schedule.rate(step);
+
+        self.state.step = step;
+        self.state.rows += consumed;
+        if !(loss.sum.is_finite() && grad_norm.is_finite()) {
+            return self.skip(&loss, record, observer);
+        }
+        self.state.skipped_in_a_row = 0;
+        if loss.supervised > 0 {
+            let factor = clip_factor(grad_norm, self.config.max_grad_norm) / denominator;
+            for gradient in gradients.values_mut() {
+                *gradient = (gradient.as_ref() * factor)?;
+            }
+            self.optimizer.update(self.engine.params, &gradients, learning_rate)?;
+        }
+        self.state.updates = self.optimizer.updates();
+
+        let seconds = start.elapsed().as_secs_f64();
+        self.seconds += seconds;
+        self.tokens += loss.tokens;
+        let metrics = StepMetrics {
+            step,
+            epoch: self.state.rows as f64 / self.dataset.train.len() as f64,
+            loss: loss.sum / denominator,
+            cross_entropy: loss.cross_entropy / loss.supervised.max(1) as f64,
+            learning_rate,
+            grad_norm,
+            tokens: loss.tokens,
+            supervised_tokens: loss.supervised,
+            tokens_per_second: loss.tokens as f64 / seconds,
+            peak_memory: process_memory().map(|(peak, _)| peak),
+            objective: loss.observations.summary(),
+        };
+        record.write(&Line::Step(metrics.clone()))?;
+        observer.event(&Event::Step(metrics));
+        Ok(())
+    }
+
+    fn skip(&mut self, loss: &Loss, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.state.step;
+        self.state.skipped += 1;
+        self.state.skipped_in_a_row += 1;
+        let reason = if loss.sum.is_finite() { "gradient" } else { "loss" };
+        record.write(&Line::Skipped { step, reason: format!("the {reason} is not finite") })?;
+        observer.event(&Event::Skipped { step, skipped: self.state.skipped });
+        if self.state.skipped_in_a_row < self.config.max_skipped_steps {
+            return Ok(());
+        }
+        let last_good = Checkpoint::steps(self.out).last().map(|&step| checkpoint_folder(self.out, step));
+        let place = last_good.map_or_else(
+            || "no checkpoint was written yet".to_owned(),
+            |folder| format!("the last good checkpoint is {}", folder.display()),
+        );
+        Err(Error::Diverged {
+            message: format!(
+                "step {step}: the {reason} is not finite, as in the {} steps before; {place}",
+                self.state.skipped_in_a_row - 1
+            ),
+            help: Some("lower training.learning_rate, or set training.max_grad_norm and training.warmup_ratio".into()),
+        })
+    }
+
+    /// Measures the validation rows; tells whether they are at their best.
+    fn validate(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<bool> {
+        if self.dataset.validation.is_empty() {
+            return Ok(false);
+        }
+        let mut rows: Vec<(u64, &Sequence)> = self.dataset.validation.iter().map(|sequence| (0, sequence)).collect();
+        rows.sort_by_key(|(_, sequence)| sequence.len());
+        let mut loss = Loss::default();
+        for rows in rows.chunks(self.config.micro_batch_size) {
+            loss.join(self.engine.evaluate(&collate(rows, self.pad_id))?);
+        }
+        let supervised = loss.supervised.max(1) as f64;
+        let mean = loss.cross_entropy / supervised;
+        let best = self.state.best_validation.as_ref().is_none_or(|best| mean < best.loss);
+        let validation = Validation {
+            step: self.state.step,
+            loss: mean,
+            objective_loss: loss.sum / self.engine.objective.denominator(rows.len(), loss.supervised),
+            token_accuracy: loss.top1 as f64 / supervised,
+            supervised_tokens: loss.supervised,
+            best,
+        };
+        record.write(&Line::Validation(validation.clone()))?;
+        observer.event(&Event::Validation(validation.clone()));
+        self.note(validation);
+        Ok(best)
+    }
+
+    fn note(&mut self, validation: Validation) {
+        if self.state.first_validation.is_none() {
+            self.state.first_validation = Some(validation.clone());
+        }
+        if validation.best {
+            self.state.best_validation = Some(validation.clone());
+            self.state.stale_validations = 0;
+        } else {
+            self.state.stale_validations += 1;
+            let patience = self.config.early_stopping_patience;
+            self.state.stopped_early = patience > 0 && self.state.stale_validations >= patience;
+        }
+        self.state.last_validation = Some(validation);
+    }
+
+    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
+        let checkpoint = Checkpoint {
+            adapter: self.engine.params.to_tensors()?,
+            optimizer: self.optimizer.state(),
+            state: self.state.clone(),
+        };
+        let path = checkpoint.save(self.out)?;
+        let best = self.state.best_validation.as_ref().map(|best| best.step);
+        Checkpoint::prune(self.out, self.config.save_total_limit, best);
+        observer.event(&Event::Saved { step: self.state.step, path });
+        Ok(())
+    }
+
+    /// Sets the parameters to those of the best validation, if that is asked for; tells the step that they are of.
+    fn load_best(&self) -> Result<usize> {
+        let best = self.state.best_validation.as_ref().map(|best| best.step);
+        let best = best.filter(|&step| self.config.load_best_model_at_end && step != self.state.step && step > 0);
+        let Some(step) = best else { return Ok(self.state.step) };
+        let folder: PathBuf = checkpoint_folder(self.out, step);
+        self.engine.params.assign(&Checkpoint::load(&folder)?.adapter, &folder)?;
+        Ok(step)
+    }
+}
+
+const fn is_due(step: usize, every: usize) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn collate(rows: &[(u64, &Sequence)], pad_id: u32) -> Batch {
+    let sequences: Vec<&Sequence> = rows.iter().map(|(_, sequence)| *sequence).collect();
+    Batch::collate(&sequences, pad_id)
+}
+
+/// `√Σ g²` over all tensors, summed in `f64`.
+///
+/// # Errors
+/// When the device refuses.
+pub fn global_norm<'t>(gradients: impl Iterator<Item = &'t Tensor>) -> Result<f64> {
+    let mut sum = 0.0;
+    for gradient in gradients {
+        sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+    }
+    Ok(sum.sqrt())
+}
+
+/// What brings a gradient of norm `norm` down to `limit`, as PyTorch's `clip_grad_norm_` has it; 1 where it is within, or
+/// where the limit is 0.
+fn clip_factor(norm: f64, limit: f64) -> f64 {
+    if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}
