@@ -65,6 +65,13 @@ impl DeviceConfig {
     }
 }
 
+/// Memory that the system could still give, in bytes (`MemAvailable`); `None` where it does not tell.
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// The most memory this process has held so far, in bytes (`VmHWM`), and what it holds now (`VmRSS`).
 ///
 /// `None` where the system does not tell (it is Linux that does).

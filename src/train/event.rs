@@ -10,6 +10,15 @@ pub enum Event {
     Phase(String),
     /// A remark that does not belong to a step: a fallback type, rows that were cut.
     Note(String),
+    /// A file of the base is on its way.
+    Fetch {
+        /// The file.
+        file: String,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all; 0 where that is not known.
+        total: u64,
+    },
     /// Training begins, at this step of that many.
     Start {
         /// The last step that is already done: 0, or where a checkpoint stands.

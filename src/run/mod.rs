@@ -1,0 +1,158 @@
+//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), and text from what it made (`generate`).
+
+mod generate;
+mod output;
+mod prepare;
+mod report;
+
+pub use generate::{GenerateRequest, GenerateSummary, generate};
+pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
+
+use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
+use crate::device::process_memory;
+use crate::error::Result;
+use crate::fs;
+use crate::models;
+use crate::objectives;
+use crate::recipe::Recipe;
+use crate::train::backward::Engine;
+use crate::train::{Event, FitSummary, Identity, Observer, Schedule, Trainer, total_steps};
+use output::OutputFolder;
+use prepare::Prepared;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What the command line decides about a run, besides the recipe.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Fetch nothing.
+    pub offline: bool,
+    /// Go on from the last checkpoint.
+    pub resume: bool,
+    /// Remove the run that the output folder holds.
+    pub overwrite: bool,
+}
+
+/// Trains an adapter as the recipe says, and writes it to the recipe's output folder.
+///
+/// # Errors
+/// For everything that [`check`] finds, before anything is written; when the output folder holds something else or cannot
+/// be written; and [`crate::Error::Diverged`].
+pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
+    let start = Instant::now();
+    OutputFolder::look(recipe, options)?;
+    let prepared = Prepared::new(recipe, options, observer)?;
+    let model = prepared.load_model(recipe, observer)?;
+    let sample = prepared.sample_prompt();
+    let out = OutputFolder::open(recipe, options)?;
+
+    let objective = objectives::build(&recipe.objective);
+    let engine = Engine {
+        lm: &*model.lm,
+        params: &model.params,
+        objective: &*objective,
+        checkpointing: recipe.training.gradient_checkpointing,
+        device: &prepared.device,
+    };
+    let identity = Identity {
+        recipe: recipe.hash()?,
+        base: prepared.base.fingerprint()?,
+        data: prepared.dataset.fingerprint(),
+    };
+    let settings = (prepared.pad_id(), recipe.lora.lora_dropout > 0.0);
+    let mut trainer = Trainer::new(engine, &recipe.training, &prepared.dataset, identity, settings, out.path())?;
+    if options.resume {
+        trainer.resume()?;
+    }
+    let fit = trainer.fit(observer)?;
+
+    let tensors = model.params.to_tensors()?;
+    let mut files = Vec::new();
+    if !fit.interrupted {
+        observer.event(&Event::Phase("writing the adapter".into()));
+        let config =
+            AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
+        files = AdapterBundle { config, tensors }.save(out.path())?;
+        files.push(write_card(recipe, &fit, &out)?);
+        files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
+    }
+    let sample = match sample.filter(|_| !fit.interrupted) {
+        Some(prompt) => Some(prepared.sample(&*model.lm, &prompt)?),
+        None => None,
+    };
+    Ok(Summary {
+        output_dir: recipe.output_dir.clone(),
+        recipe_name: recipe.name.clone(),
+        steps: fit.state.step,
+        interrupted: fit.interrupted,
+        stopped_early: fit.state.stopped_early,
+        skipped: fit.state.skipped,
+        adapter_step: fit.adapter_step,
+        best_step: fit.state.best_validation.as_ref().map(|best| best.step),
+        best_validation: fit.state.best_validation,
+        first_validation: fit.state.first_validation,
+        last_validation: fit.state.last_validation,
+        seconds: start.elapsed().as_secs_f64(),
+        training_seconds: fit.seconds,
+        tokens_per_second: if fit.seconds > 0.0 { fit.tokens as f64 / fit.seconds } else { 0.0 },
+        peak_memory: process_memory().map(|(peak, _)| peak),
+        estimated_memory: prepared.memory(recipe).total,
+        adapter_parameters: model.params.parameters(),
+        sample,
+        files,
+    })
+}
+
+fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<PathBuf> {
+    let of_step = [&fit.state.best_validation, &fit.state.last_validation];
+    let after = of_step.into_iter().flatten().find(|validation| validation.step == fit.adapter_step);
+    let objective = serde_json::to_value(recipe.objective.kind).ok();
+    let text = model_card(&CardFacts {
+        name: &recipe.name,
+        base_model: &recipe.base.model,
+        objective: objective.as_ref().and_then(serde_json::Value::as_str).unwrap_or("bft"),
+        steps: (fit.adapter_step, fit.state.step),
+        validation: fit.state.first_validation.as_ref().zip(after).map(|(before, after)| (before.loss, after.loss)),
+        recipe: &recipe.to_yaml()?,
+    });
+    let path = out.path().join("README.md");
+    fs::write_atomic(&path, text.as_bytes())?;
+    Ok(path)
+}
+
+/// Does all that can be done without training: opens and loads the base, reads the data, counts and estimates. Writes
+/// nothing.
+///
+/// # Errors
+/// For everything that would keep [`train`] from its first step.
+pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport> {
+    let prepared = Prepared::new(recipe, options, observer)?;
+    let model = prepared.load_model(recipe, observer)?;
+    let steps = total_steps(&recipe.training, prepared.dataset.train.len());
+    let parameters = model.params.parameters();
+    let report = model.report;
+    let memory = prepared.memory(recipe);
+    Ok(CheckReport {
+        base: BaseReport {
+            model: recipe.base.model.clone(),
+            model_type: prepared.base.model_type().to_owned(),
+            parameters: report.parameters,
+            weights_bytes: report.bytes,
+            quantization: report.types.into_iter().collect(),
+            notes: report.notes.into_iter().collect(),
+        },
+        adapter: AdapterReport {
+            parameters,
+            bytes: 4 * parameters as u64,
+            modules: model.params.len() / 2,
+            target_modules: report.target_modules.into_iter().collect(),
+        },
+        data: prepared.dataset.report.clone(),
+        preview: prepared.dataset.preview.segments.clone(),
+        steps,
+        warmup_steps: Schedule::new(&recipe.training, steps).warmup_steps(),
+        memory,
+        device: prepared.device_name(),
+        warnings: prepared.warnings(recipe, &memory),
+    })
+}

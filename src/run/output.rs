@@ -1,0 +1,120 @@
+//! The output folder: whose it is, and that only one run writes there.
+
+use super::RunOptions;
+use crate::error::{Error, Result};
+use crate::fs;
+use crate::recipe::Recipe;
+use crate::train::{Checkpoint, checkpoints_folder};
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+const RECIPE: &str = "recipe.yaml";
+const LOCK: &str = ".lock";
+
+/// An output folder that this process holds.
+pub(super) struct OutputFolder {
+    path: PathBuf,
+    /// The lock ends with the process, however that ends.
+    _lock: File,
+}
+
+/// What stands at the output folder's place.
+enum Found {
+    Nothing,
+    /// This recipe's run, before its first checkpoint.
+    Beginning,
+    /// This recipe's run.
+    Run,
+}
+
+impl OutputFolder {
+    /// Whether the run may write there, without writing.
+    ///
+    /// # Errors
+    /// When the folder holds another recipe's run, or this one's and neither `resume` nor `overwrite` was asked for.
+    pub(super) fn look(recipe: &Recipe, options: &RunOptions) -> Result<()> {
+        let path = &recipe.output_dir;
+        match (find(recipe, options)?, options.resume, options.overwrite) {
+            (_, true, true) => Err(Error::invalid("`--resume` and `--overwrite` exclude each other")),
+            (Found::Run, false, false) => Err(Error::file(path, "holds a run of this recipe").with_help(
+                "`--resume` goes on with it, `--overwrite` begins again, `--set output_dir=FOLDER` keeps it and trains elsewhere",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates or takes over the folder, and writes the resolved recipe there.
+    ///
+    /// # Errors
+    /// As [`Self::look`]; when another process trains there, or the folder cannot be written.
+    pub(super) fn open(recipe: &Recipe, options: &RunOptions) -> Result<Self> {
+        Self::look(recipe, options)?;
+        let path = recipe.output_dir.clone();
+        std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        let lock_path = path.join(LOCK);
+        let mut lock = OpenOptions::new();
+        let lock = lock.create(true).truncate(false).write(true).open(&lock_path).map_err(Error::io("create", &lock_path))?;
+        if lock.try_lock().is_err() {
+            return Err(Error::file(&path, "another process is training into this folder")
+                .with_help("wait for it, or set another `output_dir`"));
+        }
+        fs::sweep(&path);
+        fs::sweep(&checkpoints_folder(&path));
+        if options.overwrite {
+            clear(&path)?;
+        }
+        fs::write_atomic(&path.join(RECIPE), recipe.to_yaml()?.as_bytes())?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
+    let path = &recipe.output_dir;
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    // Hidden files are our lock, or what a killed run left half-written.
+    let mut visible = entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+    if visible.next().is_none() {
+        return Ok(Found::Nothing);
+    }
+    let saved = path.join(RECIPE);
+    if !saved.is_file() {
+        return Err(Error::file(path, "is not empty, and holds no run of Equipoise")
+            .with_help("set another `output_dir`, or empty the folder"));
+    }
+    if options.overwrite {
+        return Ok(Found::Run);
+    }
+    let differences = recipe.differences(&Recipe::load(&saved, &[])?);
+    if !differences.is_empty() {
+        let message = format!("holds the run of another recipe; what differs:\n  {}", differences.join("\n  "));
+        return Err(Error::file(path, message).with_help(
+            "put the recipe back as it was to go on with that run, set another `output_dir`, or begin again with \
+             `--overwrite`",
+        ));
+    }
+    let begun = Checkpoint::steps(path).is_empty() && !path.join("adapter_model.safetensors").exists();
+    Ok(if begun { Found::Beginning } else { Found::Run })
+}
+
+/// Removes what a run has written, and nothing else.
+fn clear(path: &Path) -> Result<()> {
+    let checkpoints = checkpoints_folder(path);
+    if checkpoints.exists() {
+        std::fs::remove_dir_all(&checkpoints).map_err(Error::io("remove", &checkpoints))?;
+    }
+    for name in ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "README.md", RECIPE] {
+        let file = path.join(name);
+        if file.exists() {
+            std::fs::remove_file(&file).map_err(Error::io("remove", &file))?;
+        }
+    }
+    Ok(())
+}

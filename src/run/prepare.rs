@@ -1,0 +1,193 @@
+//! Everything before the first step: device, base, tokens, plan.
+
+use super::report::Sample;
+use super::RunOptions;
+use crate::data::{ChatTemplate, Dataset, Encoder, IGNORED, Sequence};
+use crate::device::available_memory;
+use crate::error::{Error, Result};
+use crate::hub::{self, BaseConfig, FetchOptions};
+use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
+use crate::recipe::Recipe;
+use crate::train::{Event, MemoryEstimate, Observer};
+use crate::weights::Base;
+use candle_core::Device;
+
+/// Tokens of the sample in the summary.
+const SAMPLE_TOKENS: usize = 48;
+
+/// What a run needs, found to fit together.
+pub(super) struct Prepared {
+    pub base: Base,
+    pub encoder: Encoder,
+    pub dataset: Dataset,
+    pub device: Device,
+    dimensions: Dimensions,
+    weights_bytes: u64,
+    adapter_parameters: usize,
+}
+
+/// Finds the base and opens it.
+pub(super) fn open_base(config: &BaseConfig, offline: bool, observer: &mut dyn Observer) -> Result<Base> {
+    observer.event(&Event::Phase("reading the base".into()));
+    let options = FetchOptions::from_env(offline);
+    let path = hub::fetch(config, &options, &mut |progress| {
+        observer.event(&Event::Fetch { file: progress.file, done: progress.done, total: progress.total });
+    })?;
+    Base::open(&path)
+}
+
+/// The base's tokenizer, template and special tokens.
+pub(super) fn encoder(base: &Base) -> Result<Encoder> {
+    let special = base.special_tokens();
+    let text = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
+    let (bos, eos) = (text(&special.bos), text(&special.eos));
+    let template = match base.chat_template() {
+        Some(source) => Some(ChatTemplate::new(source, bos.as_deref(), eos.as_deref())?),
+        None => None,
+    };
+    Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)
+}
+
+impl Prepared {
+    pub(super) fn new(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Self> {
+        let device = recipe.device.open()?;
+        let base = open_base(&recipe.base, options.offline, observer)?;
+        let plan = models::load(&base, recipe.quantization, Some(&recipe.lora), recipe.training.seed, &device, true)?;
+        let dimensions = *plan.lm.dimensions();
+        if recipe.data.max_seq_len > dimensions.max_positions {
+            return Err(Error::invalid(format!(
+                "data.max_seq_len: {} is over the {} positions that the base was made for",
+                recipe.data.max_seq_len, dimensions.max_positions
+            ))
+            .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
+        }
+        let encoder = encoder(&base)?;
+        observer.event(&Event::Phase("tokenizing".into()));
+        let dataset = Dataset::load(&recipe.data, &encoder, recipe.training.seed, &mut |_, _| ())?;
+        let prepared = Self {
+            base,
+            encoder,
+            dataset,
+            device,
+            dimensions,
+            weights_bytes: plan.report.bytes,
+            adapter_parameters: plan.params.parameters(),
+        };
+        prepared.check_vocabulary()?;
+        prepared.check_objective(recipe)?;
+        Ok(prepared)
+    }
+
+    /// Tokens that the model has no embedding for would fail in the middle of a run.
+    fn check_vocabulary(&self) -> Result<()> {
+        let rows = self.dataset.train.iter().chain(&self.dataset.validation);
+        let largest = rows.flat_map(|row| &row.input_ids).max().copied().unwrap_or(0) as usize;
+        if largest < self.dimensions.vocabulary {
+            return Ok(());
+        }
+        Err(Error::file(
+            self.base.path(),
+            format!(
+                "the tokenizer gives the id {largest}, but the model has {} embeddings; their files do not belong together",
+                self.dimensions.vocabulary
+            ),
+        ))
+    }
+
+    fn check_objective(&self, recipe: &Recipe) -> Result<()> {
+        recipe.objective.validate()?;
+        if self.dataset.train.is_empty() {
+            return Err(Error::file(&recipe.data.train, "no row is left to train on"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
+        observer.event(&Event::Phase("loading the weights".into()));
+        let lora = Some(&recipe.lora);
+        let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
+        for note in &model.report.notes {
+            observer.event(&Event::Note(note.clone()));
+        }
+        Ok(model)
+    }
+
+    /// What fills up a batch. Padding is masked by place, so that any token will do.
+    pub(super) fn pad_id(&self) -> u32 {
+        let special = self.base.special_tokens();
+        let known = special.pad.as_ref().or(special.eos.as_ref()).map_or(0, |(_, id)| *id);
+        if (known as usize) < self.dimensions.vocabulary { known } else { 0 }
+    }
+
+    pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
+        let longest = self.dataset.train.iter().map(Sequence::len).max().unwrap_or(1);
+        let shape = (recipe.training.micro_batch_size, longest);
+        let checkpointing = recipe.training.gradient_checkpointing;
+        MemoryEstimate::new(self.weights_bytes, self.adapter_parameters, &self.dimensions, shape, checkpointing)
+    }
+
+    pub(super) fn device_name(&self) -> String {
+        match &self.device {
+            Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
+            other => format!("{other:?}"),
+        }
+    }
+
+    pub(super) fn warnings(&self, recipe: &Recipe, memory: &MemoryEstimate) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let unended = self.dataset.report.eos_unsupervised_rows;
+        if unended > 0 {
+            warnings.push(format!("{unended} rows do not teach the model to stop: their last supervised token ends no turn"));
+        }
+        if self.dataset.validation.is_empty() {
+            warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
+        }
+        if let Some(available) = available_memory().filter(|&available| self.device.is_cpu() && memory.total > available) {
+            warnings.push(format!(
+                "the run may need {} MB, and {} MB are free: set `training.gradient_checkpointing: layer`, or a smaller \
+                 `training.micro_batch_size` or `data.max_seq_len`",
+                memory.total >> 20,
+                available >> 20
+            ));
+        }
+        let recommended = [8, 16, 32, 64];
+        if !recommended.contains(&recipe.lora.r) {
+            warnings.push(format!("lora.r is {}: some servers take 8, 16, 32 and 64 only", recipe.lora.r));
+        }
+        warnings
+    }
+
+    /// The first validation row, or the first of all.
+    pub(super) fn sample_prompt(&self) -> Option<Sequence> {
+        self.dataset.validation.first().or(self.dataset.train.first()).cloned()
+    }
+
+    /// What base and adapter write where the row's first answer stands.
+    pub(super) fn sample(&self, lm: &dyn CausalLm, row: &Sequence) -> Result<Sample> {
+        let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0);
+        let length = row.labels[answer..].iter().take_while(|&&label| label != IGNORED).count();
+        let (prompt, reference) = (&row.input_ids[..answer], &row.input_ids[answer..answer + length]);
+        let ends = self.ends();
+        let write = |adapter: bool| -> Result<String> {
+            let mut tokens = Vec::new();
+            let mut generator = Generator::new(lm, &self.device, adapter, Sampling::default());
+            generator.run(prompt, SAMPLE_TOKENS, &ends, |token| {
+                tokens.push(token);
+                true
+            })?;
+            self.encoder.decode(&tokens, true)
+        };
+        Ok(Sample {
+            prompt: self.encoder.decode(prompt, true)?,
+            reference: self.encoder.decode(reference, true)?,
+            before: write(false)?,
+            after: write(true)?,
+        })
+    }
+
+    fn ends(&self) -> Vec<u32> {
+        let mut ends = self.base.special_tokens().eos_ids.clone();
+        ends.extend(self.encoder.stop_ids());
+        ends
+    }
+}

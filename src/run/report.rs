@@ -1,0 +1,116 @@
+//! What a run, or its rehearsal, has to say at its end.
+
+use crate::data::DataReport;
+use crate::train::MemoryEstimate;
+use crate::train::metrics::Validation;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What a training run came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// Where everything was written.
+    pub output_dir: PathBuf,
+    /// The recipe's name.
+    pub recipe_name: String,
+    /// Optimizer steps done.
+    pub steps: usize,
+    /// Whether it was asked to stop before the end.
+    pub interrupted: bool,
+    /// Whether early stopping ended it.
+    pub stopped_early: bool,
+    /// Steps that were skipped as non-finite.
+    pub skipped: usize,
+    /// The step whose adapter was written.
+    pub adapter_step: usize,
+    /// The step of the lowest validation loss.
+    pub best_step: Option<usize>,
+    /// The lowest validation loss.
+    pub best_validation: Option<Validation>,
+    /// Before the first step.
+    pub first_validation: Option<Validation>,
+    /// After the last step.
+    pub last_validation: Option<Validation>,
+    /// Seconds in all, of this process.
+    pub seconds: f64,
+    /// Of those, in steps.
+    pub training_seconds: f64,
+    /// Mean over the steps of this process.
+    pub tokens_per_second: f64,
+    /// The most memory held, in bytes.
+    pub peak_memory: Option<u64>,
+    /// What was estimated before, in bytes.
+    pub estimated_memory: u64,
+    /// Trained parameters.
+    pub adapter_parameters: usize,
+    /// A row of the data, before and after.
+    pub sample: Option<Sample>,
+    /// What was written.
+    pub files: Vec<PathBuf>,
+}
+
+/// What the model writes for one prompt, before and after training.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// The prompt.
+    pub prompt: String,
+    /// What the data answers.
+    pub reference: String,
+    /// The base model's answer.
+    pub before: String,
+    /// The adapter's answer.
+    pub after: String,
+}
+
+/// What a run would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckReport {
+    /// The base model.
+    pub base: BaseReport,
+    /// The adapter.
+    pub adapter: AdapterReport,
+    /// The data.
+    pub data: DataReport,
+    /// The first row, in pieces; `true` for what is learnt.
+    pub preview: Vec<(String, bool)>,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Of these, warmup.
+    pub warmup_steps: usize,
+    /// Estimated memory, in bytes.
+    pub memory: MemoryEstimate,
+    /// The device.
+    pub device: String,
+    /// What is odd, but no error.
+    pub warnings: Vec<String>,
+}
+
+/// The base model, in a check.
+#[derive(Debug, Clone, Serialize)]
+pub struct BaseReport {
+    /// As the recipe names it.
+    pub model: String,
+    /// The architecture.
+    pub model_type: String,
+    /// Parameters.
+    pub parameters: usize,
+    /// Bytes of the frozen weights in memory.
+    pub weights_bytes: u64,
+    /// Matrices by type.
+    pub quantization: Vec<(String, usize)>,
+    /// Remarks.
+    pub notes: Vec<String>,
+}
+
+/// The adapter, in a check.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterReport {
+    /// Parameters.
+    pub parameters: usize,
+    /// Bytes.
+    pub bytes: u64,
+    /// Adapted linear layers.
+    pub modules: usize,
+    /// Their names.
+    pub target_modules: Vec<String>,
+}
