@@ -1,6 +1,16 @@
 //! Base models by name: a folder, a GGUF file, or an id on the Hugging Face Hub.
+//!
+//! It owns turning what a recipe calls its base into a path on this disk: through the Hub's ordinary cache, with no more
+//! files than a model needs, and without the network when told so. It does not own reading what lies at that path.
 
+mod cache;
+mod remote;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// The recipe's `base`: which frozen model the adapter is trained on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,4 +21,153 @@ pub struct BaseConfig {
     /// In a Hub repository of GGUF files, the file to take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+}
+
+/// How to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FetchOptions {
+    /// Never touch the network: what is not on this disk is an error.
+    pub offline: bool,
+}
+
+impl FetchOptions {
+    /// Offline when asked for, or when `HF_HUB_OFFLINE` is `1`, `true`, `yes` or `on`.
+    pub fn from_env(offline: bool) -> Self {
+        let set = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| is_on(&value));
+        Self { offline: offline || set }
+    }
+}
+
+fn is_on(value: &str) -> bool {
+    ["1", "true", "yes", "on"].contains(&value.trim().to_ascii_lowercase().as_str())
+}
+
+/// How far the download of one file has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchProgress {
+    /// The file's name in the repository.
+    pub file: String,
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes in all; 0 where the Hub does not say.
+    pub total: u64,
+}
+
+/// A model on the Hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reference {
+    owner: String,
+    name: String,
+    /// A branch, a tag or a commit.
+    revision: String,
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)
+    }
+}
+
+/// What a base reference resolves to: a path on this disk, after whatever had to be downloaded.
+///
+/// A path that exists is taken as it is (with `file`, that file in the folder). Anything else of the form `org/name` or
+/// `org/name@revision` is a model on the Hub; `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_CACHE` are honoured.
+///
+/// # Errors
+/// When the path is not there, or the Hub does not have the model, does not give it, or cannot be reached.
+pub fn fetch(config: &BaseConfig, options: &FetchOptions, progress: &mut dyn FnMut(FetchProgress)) -> Result<PathBuf> {
+    fetch_from(config, options, progress, &Place::default())
+}
+
+/// Where the Hub and the cache are; `None` for where the environment says.
+#[derive(Debug, Default)]
+struct Place {
+    endpoint: Option<String>,
+    cache: Option<PathBuf>,
+}
+
+fn fetch_from(
+    config: &BaseConfig,
+    options: &FetchOptions,
+    progress: &mut dyn FnMut(FetchProgress),
+    place: &Place,
+) -> Result<PathBuf> {
+    let path = Path::new(&config.model);
+    if path.exists() {
+        return local(path, config.file.as_deref());
+    }
+    let Some(reference) = parse(&config.model) else { return Err(not_there(&config.model)) };
+    if let Some(file) = &config.file {
+        check_file_name(file)?;
+    }
+    let cache = cache::Cache::of(&reference, place.cache.clone().unwrap_or_else(hf_hub::resolve_cache_dir));
+    if options.offline {
+        return cache.find(config.file.as_deref());
+    }
+    remote::fetch(&reference, config.file.as_deref(), &cache, place.endpoint.as_deref(), progress)
+}
+
+fn local(path: &Path, file: Option<&str>) -> Result<PathBuf> {
+    let Some(file) = file else { return Ok(path.to_path_buf()) };
+    let inside = path.join(file);
+    if path.is_dir() && inside.is_file() {
+        return Ok(inside);
+    }
+    Err(Error::file(path, format!("base.file: there is no `{file}` in it"))
+        .with_help("`file` names a GGUF file in a folder or Hub repository; leave it out for a model in safetensors"))
+}
+
+/// `org/name` or `org/name@revision`; `None` for what can only be a path.
+fn parse(model: &str) -> Option<Reference> {
+    let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
+    let (owner, name) = id.split_once('/')?;
+    let is_name = |part: &str| {
+        let begins = part.chars().next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        begins && part.len() <= 96 && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let gguf = Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    // A revision becomes part of a path in the cache.
+    let plain = |part: &str| !part.is_empty() && part != ".." && part != "." && !part.contains(['\\', '\0']);
+    let is_revision = revision.split('/').all(plain);
+    (is_name(owner) && is_name(name) && is_revision && !gguf).then(|| Reference {
+        owner: owner.into(),
+        name: name.into(),
+        revision: revision.into(),
+    })
+}
+
+/// A file in a repository: only plain parts, for it becomes a path in the cache.
+fn check_file_name(file: &str) -> Result<()> {
+    let plain = |part: &str| !part.is_empty() && part != ".." && part != "." && !part.contains(['\\', '\0']);
+    if file.split('/').all(plain) && Path::new(file).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("base.file: `{file}` is no name of a GGUF file in a repository"))
+        .with_help("for example `file: model.Q4_K_M.gguf`; leave it out for a model in safetensors"))
+}
+
+/// The error for a path that leads nowhere, with what lies near.
+fn not_there(model: &str) -> Error {
+    let path = Path::new(model);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wanted = path.file_name().unwrap_or_default().to_string_lossy();
+    let names = std::fs::read_dir(parent).into_iter().flatten().flatten().take(10_000);
+    let mut near: Vec<(f64, String)> = names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .map(|name| (strsim::jaro_winkler(&wanted.to_lowercase(), &name.to_lowercase()), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let near: Vec<String> = near.into_iter().take(3).map(|(_, name)| parent.join(name).display().to_string()).collect();
+    let here = std::env::current_dir().map(|folder| folder.display().to_string()).unwrap_or_default();
+    let help = if !near.is_empty() {
+        format!("did you mean {}?", near.join(" or "))
+    } else if model.starts_with('~') {
+        "`~` is not expanded here; write the folder out".into()
+    } else if path.is_absolute() {
+        "a base is a folder, a .gguf file, or a Hub id such as org/name".into()
+    } else {
+        format!("relative paths begin at {here}; a base is a folder, a .gguf file, or a Hub id such as org/name")
+    };
+    Error::invalid(format!("base.model: no such file or folder: {model}")).with_help(help)
 }

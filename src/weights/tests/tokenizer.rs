@@ -70,14 +70,41 @@ fn sentencepiece_encodes_as_transformers_conversion_of_it() {
     assert_eq!(base.special_tokens().eos_ids, [2]);
     let tokenizer = base.tokenizer().unwrap();
     let stories = "Once upon a time, there was a little girl named Lily. She said: \"I can't find my 3 red balls!\"\n\n\
-                   Tom  and\tBen ran—quickly—to the café. \u{1F600}<|end_story|>The end.";
+                   Tom  and\tBen ran—quickly—to the café. \u{1F600} The end.";
     for text in [stories, "", " ", "  two  spaces ", "\n", "<|start_story|>", "unbelievableness", "日本"] {
         let expected = reference.encode(text, false).unwrap();
         let got = tokenizer.encode(text, false).unwrap();
         assert_eq!(got.get_ids(), expected.get_ids(), "{text:?}");
-        let decode = |of: &tokenizers::Tokenizer| of.decode(got.get_ids(), false).unwrap();
-        assert_eq!(decode(&tokenizer), decode(&reference), "{text:?}");
+        // The reference writes what it has no piece for with a space before it; its flags for `<unk>` are odd.
+        if !got.get_ids().contains(&0) {
+            let decode = |of: &tokenizers::Tokenizer| of.decode(got.get_ids(), false).unwrap();
+            assert_eq!(decode(&tokenizer), decode(&reference), "{text:?}");
+        }
     }
+    // Here the two differ: the reference finds a special token only after a space, which its own model never saw.
+    assert_eq!(tokenizer.encode("end.<|end_story|>", false).unwrap().get_ids().last(), Some(&2));
+}
+
+#[test]
+fn what_sentencepiece_has_no_piece_for_becomes_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let metadata = vec![
+        ("tokenizer.ggml.model", Value::String("llama".into())),
+        ("tokenizer.ggml.tokens", strings(["<unk>", "<0xC3>", "<0xA9>", "▁", "a", "▁a", "aa", "▁aa"])),
+        ("tokenizer.ggml.scores", Value::Array([0.0, 0.0, 0.0, -9.0, -9.0, -2.0, -1.0, -3.0].map(Value::F32).to_vec())),
+        ("tokenizer.ggml.token_type", Value::Array([2, 6, 6, 1, 1, 1, 1, 1].map(Value::I32).to_vec())),
+    ];
+    let tokenizer = open(&path, metadata.clone()).tokenizer().unwrap();
+    let encode = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+    assert_eq!(encode("aé"), [5, 1, 2]);
+    assert_eq!(tokenizer.decode(&[5, 1, 2], false).unwrap(), "aé");
+    assert_eq!(encode("aa"), [7], "`aa` scores best, so it is merged before `▁a`");
+    let mut without = metadata;
+    without.push(("tokenizer.ggml.add_space_prefix", Value::Bool(false)));
+    let tokenizer = open(&path, without).tokenizer().unwrap();
+    assert_eq!(tokenizer.encode("aa a", false).unwrap().get_ids(), [6, 5]);
+    assert_eq!(tokenizer.decode(&[6, 5], false).unwrap(), "aa a");
 }
 
 #[test]
