@@ -53,10 +53,10 @@ impl DeviceConfig {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto => Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu)),
-            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::invalid(
-                "device: `cuda` was asked for, but this binary was built without CUDA",
-            )
-            .with_help("build it with `cargo build --release --features cuda`, or set `device: cpu`")),
+            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+                Err(Error::invalid("device: `cuda` was asked for, but this binary was built without CUDA")
+                    .with_help("build it with `cargo build --release --features cuda`, or set `device: cpu`"))
+            }
             Self::Cuda(number) => Device::new_cuda(number).map_err(|error| {
                 Error::invalid(format!("device: cannot open GPU {number}: {error}"))
                     .with_help("see what `nvidia-smi` lists, or set `device: cpu`")

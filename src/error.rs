@@ -145,7 +145,10 @@ impl Error {
     #[must_use]
     pub fn with_help(mut self, text: impl Into<String>) -> Self {
         match &mut self {
-            Self::File { help, .. } | Self::Invalid { help, .. } | Self::Hub { help, .. } | Self::Diverged { help, .. } => {
+            Self::File { help, .. }
+            | Self::Invalid { help, .. }
+            | Self::Hub { help, .. }
+            | Self::Diverged { help, .. } => {
                 *help = Some(text.into());
             }
             Self::Located(located) => located.help = Some(text.into()),
@@ -157,9 +160,10 @@ impl Error {
     /// What to do about it, if anything is known.
     pub fn help(&self) -> Option<&str> {
         match self {
-            Self::File { help, .. } | Self::Invalid { help, .. } | Self::Hub { help, .. } | Self::Diverged { help, .. } => {
-                help.as_deref()
-            }
+            Self::File { help, .. }
+            | Self::Invalid { help, .. }
+            | Self::Hub { help, .. }
+            | Self::Diverged { help, .. } => help.as_deref(),
             Self::Located(located) => located.help.as_deref(),
             Self::Io { .. } | Self::Shapes { .. } | Self::Candle(_) => None,
         }
