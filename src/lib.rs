@@ -1,5 +1,11 @@
-//! Equipoise fine-tunes LoRA adapters on a frozen, quantized base under Balanced Fine-Tuning (BFT).
+//! Equipoise fine-tunes `LoRA` adapters on a frozen, quantized base under Balanced Fine-Tuning (BFT, arXiv 2511.21075).
+//!
+//! A recipe goes in, an adapter comes out: [`recipe::Recipe`] says what, [`run`] does it. The floors, from the top: `cli`,
+//! [`run`], [`recipe`], [`train`] and [`hub`], [`objectives`] and [`adapter`], [`models`] and [`data`], [`nn`], [`weights`]
+//! and [`ops`], and at the bottom [`device`], [`error`], [`fs`] and [`rng`]. A room imports from the floors below its own.
 
+pub mod adapter;
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod error;
@@ -9,7 +15,9 @@ pub mod models;
 pub mod nn;
 pub mod objectives;
 pub mod ops;
+pub mod recipe;
 pub mod rng;
+pub mod run;
 pub mod train;
 pub mod weights;
 

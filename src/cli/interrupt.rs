@@ -1,0 +1,32 @@
+//! Ctrl-C and SIGTERM: the first asks the run to stop and save, the second ends it at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether someone asked to stop.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Listens from now on.
+    pub fn listen() -> Self {
+        let interrupt = Self::default();
+        let asked = Arc::clone(&interrupt.0);
+        let handler = move || {
+            if asked.swap(true, Ordering::SeqCst) {
+                eprintln!("\nstopped at once; the last checkpoint stands");
+                std::process::exit(i32::from(super::INTERRUPTED));
+            }
+            eprintln!("\nstopping after this step, and saving; once more to stop at once");
+        };
+        if let Err(error) = ctrlc::set_handler(handler) {
+            tracing::warn!("Ctrl-C will end the run without saving: {error}");
+        }
+        interrupt
+    }
+
+    /// Whether the run should stop.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}

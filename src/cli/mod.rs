@@ -1,0 +1,125 @@
+//! The command line: arguments in, text and an exit code out. Only here is anything printed.
+//!
+//! stdout is data, stderr is for people. Exit codes: 0 done, 1 failed, 2 input that the user can mend, 130 interrupted.
+
+#![expect(clippy::print_stderr, reason = "this is the room that speaks to people")]
+
+mod check;
+mod generate;
+mod interrupt;
+mod output;
+mod progress;
+mod report;
+mod train;
+
+use crate::device::DeviceConfig;
+use crate::error::Result;
+use crate::recipe::Recipe;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use std::path::PathBuf;
+use tracing_subscriber::EnvFilter;
+
+/// The exit code after an interrupt, as shells have it for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Fine-tune LoRA adapters on a frozen, quantized base model under Balanced Fine-Tuning.
+#[derive(Debug, Parser)]
+#[command(name = "equipoise", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    /// Say more on stderr; twice for still more (EQUIPOISE_LOG takes a filter such as `equipoise=debug`).
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train the adapter that a recipe describes.
+    Train(train::TrainArgs),
+    /// Say what a recipe would do: model, adapter, data, steps and memory, without training.
+    Check(check::CheckArgs),
+    /// Write text with a trained adapter.
+    Generate(generate::GenerateArgs),
+}
+
+/// What every command on a recipe takes.
+#[derive(Debug, Args)]
+struct RecipeArgs {
+    /// The recipe, a YAML file.
+    recipe: PathBuf,
+    /// Override a key of the recipe; may be given several times.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Where to compute: auto, cpu, cuda or cuda:N; goes before the recipe's `device`.
+    #[arg(long, value_parser = device)]
+    device: Option<DeviceConfig>,
+    /// Use only what is on this machine; fetch nothing.
+    #[arg(long)]
+    offline: bool,
+    /// Print JSON on stdout, one object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl RecipeArgs {
+    fn load(&self) -> Result<Recipe> {
+        let mut overrides = self.set.clone();
+        overrides.extend(self.device.map(|device| format!("device={}", String::from(device))));
+        Recipe::load(&self.recipe, &overrides)
+    }
+}
+
+fn device(text: &str) -> Result<DeviceConfig, String> {
+    DeviceConfig::try_from(text.to_owned())
+}
+
+/// Runs the command that the process was started with; returns its exit code.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help that nobody reads to the end is no failure.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    log_to_stderr(cli.verbose);
+    let (outcome, json) = match &cli.command {
+        Command::Train(args) => (train::run(args), args.recipe.json),
+        Command::Check(args) => (check::run(args), args.recipe.json),
+        Command::Generate(args) => (generate::run(args), args.json),
+    };
+    outcome.unwrap_or_else(|error| {
+        if json {
+            let _ = output::Stdout::new().json("error", &report::as_json(&error)).finish();
+        }
+        eprint!("{}", report::render(&error, &report::Look::of_stderr()));
+        error.exit_code()
+    })
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "equipoise=info,warn",
+        2 => "equipoise=debug,info",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("EQUIPOISE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let colors = output::colors(&std::io::stderr());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors);
+    // A second subscriber can only be ours, in a process that runs several commands.
+    let _ = subscriber.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,151 @@
+//! Writing to stdout, and numbers as people read them.
+
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+/// stdout, on which a reader who leaves early (`| head`) is no error.
+pub(super) struct Stdout {
+    failed: Option<io::Error>,
+}
+
+impl Stdout {
+    pub fn new() -> Self {
+        Self { failed: None }
+    }
+
+    /// Writes at once, unless an earlier write failed.
+    pub fn text(&mut self, text: &str) -> &mut Self {
+        if self.failed.is_none() {
+            let mut stdout = io::stdout().lock();
+            self.failed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).err();
+        }
+        self
+    }
+
+    /// Writes one line of JSON: `value`, an object, behind an `event` of this name.
+    pub fn json(&mut self, event: &str, value: &impl Serialize) -> &mut Self {
+        let mut line = serde_json::json!({ "event": event });
+        if let (Some(line), Ok(serde_json::Value::Object(value))) = (line.as_object_mut(), serde_json::to_value(value))
+        {
+            line.extend(value);
+        }
+        self.text(&format!("{line}\n"))
+    }
+
+    /// What went wrong, if anything did.
+    ///
+    /// # Errors
+    /// When stdout could not be written for another reason than that its reader left.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.failed.take() {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write", "stdout")(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether to color what goes to `stream`: on a terminal, unless `NO_COLOR` is set or the terminal is a dumb one.
+pub(super) fn colors(stream: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
+}
+
+/// `1.4 GiB`, `812 MiB`.
+pub(super) fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB"] {
+        if value < 1024.0 {
+            return if value < 10.0 && unit != "B" {
+                format!("{value:.1} {unit}")
+            } else {
+                format!("{value:.0} {unit}")
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} GiB")
+}
+
+/// `134.5 M`, `656 k`, `12`.
+pub(super) fn count(number: usize) -> String {
+    let value = number as f64;
+    match number {
+        0..10_000 => number.to_string(),
+        10_000..1_000_000 => format!("{:.0} k", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", value / 1e6),
+        _ => format!("{:.2} B", value / 1e9),
+    }
+}
+
+/// `2h 03m`, `2m 31s`, `4.2s`.
+pub(super) fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..10 => format!("{:.1}s", seconds.max(0.0)),
+        10..60 => format!("{whole}s"),
+        60..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
+        _ => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// A text that others wrote, with what would steer a terminal taken out. Line breaks and tabs stay.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
+}
+
+/// A word for a shell: in single quotes where it needs them.
+pub(super) fn quoted(word: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !word.is_empty() && word.chars().all(bare) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// Lines of a label and a text, the texts in one column.
+#[derive(Default)]
+pub(super) struct Table {
+    rows: Vec<(String, String)>,
+}
+
+impl Table {
+    /// Adds a row; the further lines of `text` go below its first.
+    pub fn row(&mut self, label: impl Into<String>, text: impl Into<String>) -> &mut Self {
+        self.rows.push((label.into(), text.into()));
+        self
+    }
+
+    pub fn render(&self) -> String {
+        let width = self.rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+        let mut out = String::new();
+        for (label, text) in &self.rows {
+            for (number, line) in text.lines().enumerate() {
+                let label = if number == 0 { label.as_str() } else { "" };
+                let _ = writeln!(out, "{}", format!("{label:width$}  {line}").trim_end());
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!([0, 1023, 1536, 812 << 20, 3 << 29].map(bytes), ["0 B", "1023 B", "1.5 KiB", "812 MiB", "1.5 GiB"]);
+        assert_eq!([12, 656_000, 134_515_008, 7_000_000_000].map(count), ["12", "656 k", "134.5 M", "7.00 B"]);
+        assert_eq!([0.04, 9.97, 59.6, 151.0, 7380.0].map(duration), ["0.0s", "10s", "1m 00s", "2m 31s", "2h 03m"]);
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal_or_the_shell() {
+        assert_eq!(printable("a\u{1b}[2Jb\tc\nd"), "a\u{fffd}[2Jb\tc\nd");
+        assert_eq!(quoted("adapters/x"), "adapters/x");
+        assert_eq!(quoted("what's $(this)?"), "'what'\\''s $(this)?'");
+    }
+}

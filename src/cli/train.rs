@@ -1,0 +1,182 @@
+//! `equipoise train`: runs a recipe, and says what came of it.
+
+use super::interrupt::Interrupt;
+use super::output::{Stdout, Table, bytes, count, duration, printable, quoted};
+use super::progress::Progress;
+use super::{INTERRUPTED, RecipeArgs};
+use crate::error::Result;
+use crate::run::{self, RunOptions, Sample, Summary};
+use clap::Args;
+use std::path::Path;
+
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Go on from the last checkpoint in the output folder.
+    #[arg(long)]
+    resume: bool,
+    /// Show no progress.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &TrainArgs) -> Result<u8> {
+    let recipe = args.recipe.load()?;
+    let options = RunOptions { offline: args.recipe.offline, resume: args.resume };
+    let mut progress = Progress::new(args.recipe.json, args.quiet, Some(Interrupt::listen()));
+    let outcome = run::train(&recipe, &options, &mut progress);
+    // The bar goes first, so that it is not drawn over the error.
+    let written = progress.finish();
+    let summary = outcome?;
+    written?;
+    let mut stdout = Stdout::new();
+    if args.recipe.json {
+        stdout.json("summary", &summary);
+    } else {
+        stdout.text(&render(&summary, &resume_command(args)));
+    }
+    stdout.finish()?;
+    Ok(if summary.interrupted { INTERRUPTED } else { 0 })
+}
+
+/// The command that goes on with an interrupted run: the same one, with `--resume`.
+fn resume_command(args: &TrainArgs) -> String {
+    let mut command = format!("equipoise train {}", quoted(&args.recipe.recipe.display().to_string()));
+    for set in &args.recipe.set {
+        command.push_str(&format!(" --set {}", quoted(set)));
+    }
+    if let Some(device) = args.recipe.device {
+        command.push_str(&format!(" --device {}", String::from(device)));
+    }
+    if args.recipe.offline {
+        command.push_str(" --offline");
+    }
+    command + " --resume"
+}
+
+fn render(summary: &Summary, resume: &str) -> String {
+    let mut table = Table::default();
+    let ended = if summary.interrupted { "interrupted after" } else { "trained" };
+    let skipped = match summary.skipped {
+        0 => String::new(),
+        skipped => format!(", {skipped} skipped as not finite"),
+    };
+    table.row(
+        ended,
+        format!(
+            "{} steps{skipped} in {} ({:.0} tokens/s)",
+            summary.steps,
+            duration(summary.seconds),
+            summary.tokens_per_second
+        ),
+    );
+    table
+        .row("adapter", format!("{} ({} parameters)", summary.output_dir.display(), count(summary.adapter_parameters)));
+    validation_rows(&mut table, summary);
+    let measured = summary.peak_memory.map_or("not measured here".into(), |peak| format!("{} at most", bytes(peak)));
+    table.row("memory", format!("{measured}; estimated before: {}", bytes(summary.estimated_memory)));
+    let files: Vec<String> = summary.files.iter().map(|file| file.display().to_string()).collect();
+    table.row("written", printable(&files.join("\n")));
+    if let Some(sample) = &summary.sample {
+        table.row("", " ");
+        sample_rows(&mut table, sample);
+        table.row("", " ");
+    }
+    if summary.interrupted {
+        table.row("go on", resume);
+    } else {
+        table.row("next", generate_command(&summary.output_dir, summary.sample.as_ref()));
+    }
+    table.render()
+}
+
+fn validation_rows(table: &mut Table, summary: &Summary) {
+    let Some(last) = &summary.last_validation else {
+        table.row("validation", "none; `data.validation` names rows for it");
+        return;
+    };
+    let best = match summary.best_step {
+        Some(best) if best != last.step => format!(" (best after step {best})"),
+        _ => String::new(),
+    };
+    match summary.first_validation.as_ref().filter(|first| first.step != last.step) {
+        Some(first) => {
+            table.row("validation loss", format!("{:.4} → {:.4}{best}", first.loss, last.loss));
+            let (first, last) = (first.token_accuracy * 100.0, last.token_accuracy * 100.0);
+            table.row("ranked first", format!("{first:.1}% → {last:.1}% of the tokens"));
+        }
+        None => {
+            table.row("validation loss", format!("{:.4}{best}", last.loss));
+        }
+    }
+}
+
+fn sample_rows(table: &mut Table, sample: &Sample) {
+    let shown = |text: &str| match printable(text.trim()) {
+        text if text.is_empty() => "(nothing)".to_owned(),
+        text => text,
+    };
+    table.row("prompt", shown(&sample.prompt));
+    table.row("reference", shown(&sample.reference));
+    table.row("before", shown(&sample.before));
+    table.row("after", shown(&sample.after));
+}
+
+fn generate_command(output_dir: &Path, sample: Option<&Sample>) -> String {
+    let short = |prompt: &&str| !prompt.contains(char::is_control) && prompt.chars().count() <= 200;
+    let prompt = sample.map(|sample| sample.prompt.trim()).filter(short).unwrap_or("...");
+    format!("equipoise generate {} {}", quoted(&output_dir.display().to_string()), quoted(prompt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::metrics::Validation;
+
+    fn summary() -> Summary {
+        let validation = |step, loss, token_accuracy| Validation {
+            step,
+            loss,
+            objective_loss: loss,
+            token_accuracy,
+            supervised_tokens: 900,
+            best: true,
+        };
+        Summary {
+            output_dir: "adapters/quickstart".into(),
+            recipe_name: "quickstart".into(),
+            steps: 200,
+            interrupted: false,
+            skipped: 0,
+            first_validation: Some(validation(0, 3.21, 0.31)),
+            last_validation: Some(validation(200, 1.98, 0.55)),
+            best_step: Some(150),
+            seconds: 151.0,
+            tokens_per_second: 5123.4,
+            peak_memory: Some(812 << 20),
+            estimated_memory: 790 << 20,
+            adapter_parameters: 884_736,
+            sample: Some(Sample {
+                prompt: "What is autophagy?".into(),
+                reference: "The process in which\ncells digest parts of themselves.".into(),
+                before: String::new(),
+                after: "A \u{1b}[31mprocess.".into(),
+            }),
+            files: vec!["adapters/quickstart/adapter_model.safetensors".into(), "adapters/quickstart/README.md".into()],
+        }
+    }
+
+    #[test]
+    fn the_summary_says_what_came_of_it_and_what_is_next() {
+        insta::assert_snapshot!(render(&summary(), "equipoise train x --resume"));
+    }
+
+    #[test]
+    fn an_interrupted_run_says_how_to_go_on() {
+        let mut summary = summary();
+        (summary.interrupted, summary.sample, summary.peak_memory, summary.skipped) = (true, None, None, 2);
+        (summary.first_validation, summary.last_validation) = (None, None);
+        insta::assert_snapshot!(render(&summary, "equipoise train recipes/quickstart.yaml --resume"));
+    }
+}

@@ -1,0 +1,387 @@
+//! The keys of other trainers (Axolotl, LLaMA-Factory, TRL, Hugging Face's Trainer, PEFT, torchtune, Unsloth), answered
+//! with ours. It owns the table and the conversion of values; how an answer is worded is `unknown.rs`'s.
+
+use super::keys::{Kind, kind_at};
+use serde_yaml::Value;
+
+/// What we say to someone else's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Our key of the same meaning.
+    Ours(&'static str),
+    /// If their value is `true`: our key with this value.
+    IfTrue(&'static str, &'static str),
+    /// We have no such key, for this reason.
+    None(&'static str),
+}
+
+use Answer::{IfTrue, None as No, Ours};
+
+/// Keys that are answered alike stand in one row, parted by spaces.
+const TABLE: &[(&str, Answer)] = &[
+    // The base model.
+    (
+        "base_model model_name_or_path base_model_name_or_path model_name model_id pretrained_model_name_or_path model_path \
+         base_model_id model hf_model_repo_id",
+        Ours("base.model"),
+    ),
+    ("gguf_file checkpoint_files model_file", Ours("base.file")),
+    (
+        "model_revision revision revision_of_model",
+        No("write the revision behind the id: `base.model: org/name@revision`"),
+    ),
+    (
+        "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_type tokenizer_config resize_vocab special_tokens",
+        No("the tokenizer is the base model's own"),
+    ),
+    ("model_type architectures tokenizer_use_fast", No("the architecture is read from the base model's own files")),
+    (
+        "trust_remote_code trust_remote_code_model",
+        No("no code of a model repository is ever run; the architectures are built in"),
+    ),
+    ("token hf_token hub_token use_auth_token hf_hub_token", No("set the environment variable HF_TOKEN instead")),
+    ("cache_dir model_cache_dir download_dir", No("set the environment variable HF_HOME instead")),
+    // Quantization.
+    ("load_in_4bit use_4bit bnb_4bit", IfTrue("quantization.type", "q4_k")),
+    ("load_in_8bit use_8bit", IfTrue("quantization.type", "q8_0")),
+    ("quantization_bit bits quant_type bnb_4bit_quant_type quantization_method", Ours("quantization.type")),
+    (
+        "bnb_4bit_compute_dtype bnb_4bit_use_double_quant bnb_config bnb_config_kwargs quantization_config double_quantization \
+         gptq llm_int8_threshold quantizer",
+        No("the frozen weights are held in a GGML type: `quantization.type`, for instance `q8_0` or `q4_k`"),
+    ),
+    (
+        "bf16 fp16 tf32 float16 bfloat16 dtype torch_dtype precision mixed_precision fp16_full_eval bf16_full_eval pure_bf16 \
+         upcast_layernorm",
+        No("precision is no switch: `quantization.type` says how the frozen weights are held, `none` for as stored"),
+    ),
+    // LoRA.
+    ("lora_r lora_rank rank lora_dim r_lora lora_attn_rank", Ours("lora.r")),
+    ("alpha lora_scale lora_attn_alpha", Ours("lora.lora_alpha")),
+    ("dropout lora_drop", Ours("lora.lora_dropout")),
+    (
+        "lora_target lora_target_modules target_modules_lora lora_attn_modules lora_modules lora_layers lora_target_linear \
+         modules",
+        Ours("lora.target_modules"),
+    ),
+    ("rslora lora_use_rslora use_rs_lora peft_use_rslora", Ours("lora.use_rslora")),
+    ("peft peft_config lora_config lora_parameters lora_args", Ours("lora")),
+    (
+        "adapter finetuning_type fine_tune_type peft_type tuner_type train_type use_peft use_lora",
+        No("LoRA is what is trained, always"),
+    ),
+    (
+        "use_dora peft_use_dora lora_dora",
+        No("DoRA is not built; plain LoRA and rank-stabilised LoRA (`lora.use_rslora`) are"),
+    ),
+    (
+        "modules_to_save lora_modules_to_save additional_target bias lora_bias freeze_trainable_layers apply_lora_to_output \
+         lora_on_cpu layers_to_transform layers_pattern rank_pattern alpha_pattern lora_fan_in_fan_out fan_in_fan_out \
+         init_lora_weights loftq_config create_new_adapter num_layers unfrozen_parameters",
+        No("only LoRA's A and B of `lora.target_modules` are trained, with PEFT's own initialisation"),
+    ),
+    ("task_type stage rl", No("causal language modelling is what is trained; the loss is `objective.type`")),
+    // Data.
+    (
+        "dataset datasets train_file dataset_path data_path dataset_name train_path train_data training_data data_files",
+        Ours("data.train"),
+    ),
+    (
+        "eval_file validation_file eval_dataset test_datasets eval_data eval_path validation_data valid_file dataset_valid \
+         valid_data eval_datasets val_file",
+        Ours("data.validation"),
+    ),
+    (
+        "val_set_size val_size eval_split validation_split_percentage split_ratio test_size valid_split",
+        Ours("data.validation_split"),
+    ),
+    (
+        "cutoff_len max_seq_length sequence_len max_length model_max_length block_size seq_length max_sequence_length \
+         sequence_length context_length tokenizer_max_length",
+        Ours("data.max_seq_len"),
+    ),
+    ("dataset_format data_format prompt_style dataset_type formatting", Ours("data.format")),
+    ("excess_length_strategy truncation truncate truncation_mode", Ours("data.overlong")),
+    (
+        "chat_template template jinja_template conversation_template prompt_template default_system_message chat_template_jinja",
+        No("the chat template is the base model's own, used by `data.format: chat` and `instruct`"),
+    ),
+    (
+        "train_on_inputs train_on_input train_on_prompt mask_prompt completion_only_loss assistant_only_loss \
+         dataset_text_field response_template roles_to_train train_on_responses_only mask_history",
+        No("only what the model shall write is learnt: completions, outputs, and the assistant's messages"),
+    ),
+    (
+        "packing sample_packing packed neat_packing eval_packing pad_to_sequence_len pad_to_multiple_of group_by_length \
+         eval_sample_packing packing_strategy",
+        No("there is no key for how rows are laid into batches; it decides speed, not the result"),
+    ),
+    (
+        "dataset_prepared_path overwrite_cache preprocessing_num_workers dataset_num_proc dataloader_num_workers streaming \
+         dataset_processes tokenized_path dataloader_pin_memory dataset_kwargs buffer_size remove_unused_columns",
+        No("rows are read and tokenized at the start of each run; there is nothing to set"),
+    ),
+    ("shuffle shuffle_merged_datasets", No("rows are shuffled each epoch, by `training.seed`")),
+    ("max_samples max_train_samples num_samples", No("cut the file to size, for example with `head -n 1000`")),
+    // Training.
+    ("num_train_epochs num_epochs n_epochs total_epochs epoch max_epochs", Ours("training.epochs")),
+    (
+        "max_train_steps max_steps_per_epoch train_steps iters total_steps num_steps num_training_steps",
+        Ours("training.max_steps"),
+    ),
+    (
+        "per_device_train_batch_size train_batch_size batch_size per_gpu_train_batch_size train_micro_batch_size_per_gpu \
+         micro_batch mini_batch_size",
+        Ours("training.micro_batch_size"),
+    ),
+    ("per_device_eval_batch_size eval_batch_size val_batch_size", No("validation uses `training.micro_batch_size`")),
+    (
+        "gradient_accumulation grad_accumulation_steps accumulate_grad_batches accumulation_steps grad_accum_steps",
+        Ours("training.gradient_accumulation_steps"),
+    ),
+    ("lr max_lr peak_lr learning_rate_max", Ours("training.learning_rate")),
+    ("lr_scheduler_type scheduler lr_schedule scheduler_type", Ours("training.lr_scheduler")),
+    ("warmup num_warmup_steps lr_warmup_steps warmup_iters", Ours("training.warmup_steps")),
+    ("warmup_fraction warmup_proportion", Ours("training.warmup_ratio")),
+    (
+        "lr_scheduler_kwargs cosine_min_lr_ratio min_lr cosine_constant_lr_ratio lr_groups",
+        No("schedules end at 0, or stay constant"),
+    ),
+    (
+        "optimizer optim optimizer_name optimizer_type optim_args optimizer_config",
+        No(
+            "AdamW it is; its keys are `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` in `training`",
+        ),
+    ),
+    ("wd", Ours("training.weight_decay")),
+    ("beta1 adam_beta_1", Ours("training.adam_beta1")),
+    ("beta2 adam_beta_2", Ours("training.adam_beta2")),
+    ("eps adam_eps epsilon", Ours("training.adam_epsilon")),
+    (
+        "gradient_clipping clip_grad_norm max_gradient_norm grad_clip gradient_clip_val max_norm",
+        Ours("training.max_grad_norm"),
+    ),
+    (
+        "enable_activation_checkpointing use_gradient_checkpointing activation_checkpointing grad_checkpoint gradient_checkpoint",
+        Ours("training.gradient_checkpointing"),
+    ),
+    (
+        "gradient_checkpointing_kwargs enable_activation_offloading activation_offloading",
+        No("there is `training.gradient_checkpointing: layer`"),
+    ),
+    ("eval_every steps_per_eval val_check_interval eval_interval run_val_every_n_steps", Ours("training.eval_steps")),
+    (
+        "save_every steps_per_save save_interval checkpoint_every save_freq save_every_n_steps",
+        Ours("training.save_steps"),
+    ),
+    ("save_limit keep_checkpoints", Ours("training.save_total_limit")),
+    ("early_stopping_rounds patience early_stopping", Ours("training.early_stopping_patience")),
+    ("random_seed data_seed random_state manual_seed", Ours("training.seed")),
+    (
+        "eval_strategy evaluation_strategy do_eval evals_per_epoch",
+        No("validation runs every `training.eval_steps` steps, and at the end"),
+    ),
+    (
+        "save_strategy saves_per_epoch save_only_model save_safetensors overwrite_output_dir",
+        No("checkpoints are saved every `training.save_steps` steps, and at the end"),
+    ),
+    (
+        "load_best_model_at_end metric_for_best_model greater_is_better",
+        No("the checkpoint of the lowest validation loss is kept as it is"),
+    ),
+    (
+        "resume_from_checkpoint auto_resume_from_checkpoints resume resume_adapter_file",
+        No("say `equipoise train RECIPE --resume`"),
+    ),
+    ("neftune_noise_alpha neftune_alpha noisy_embedding_alpha", No("NEFTune is not built")),
+    (
+        "loraplus_lr_ratio loraplus_lr_embedding use_galore use_badam galore_target_modules",
+        No("this is not built; A and B share `training.learning_rate`"),
+    ),
+    // The objective.
+    ("loss loss_type loss_fn objective_type", Ours("objective.type")),
+    ("use_dft_loss enable_dft_loss use_dft", IfTrue("objective.type", "dft")),
+    ("use_bft use_bft_loss enable_bft", IfTrue("objective.type", "bft")),
+    ("bft_group_size group_window window_size", Ours("objective.group_size")),
+    ("label_smoothing label_smoothing_factor", No("label smoothing is not built; see `objective.type`")),
+    ("dpo pref_beta beta kto ref_model reward_model", No("preference training is not built; see `objective.type`")),
+    // Running.
+    ("device_map accelerator use_cpu no_cuda", No("`device` takes `auto`, `cpu`, `cuda` or `cuda:N`")),
+    (
+        "deepspeed fsdp fsdp_config ddp_timeout ddp_find_unused_parameters local_rank world_size tensor_parallel_size \
+         num_gpus num_processes ddp fsdp_version accelerator_config",
+        No("one device trains; there is nothing to distribute"),
+    ),
+    (
+        "flash_attention flash_attn attn_implementation xformers_attention sdp_attention use_flash_attention_2 \
+         use_flash_attn torch_compile compile use_cache use_unsloth use_liger_kernel enable_liger_kernel \
+         liger_fused_linear_cross_entropy unsloth_lora_mlp low_cpu_mem_usage eager_attention shift_attn rope_scaling \
+         max_memory",
+        No(
+            "speed and memory need no switches here, but `training.gradient_checkpointing` and `training.micro_batch_size`",
+        ),
+    ),
+    (
+        "wandb_project wandb_entity wandb_run_id wandb_watch wandb_name wandb wandb_log_model report_to mlflow_experiment_name \
+         mlflow_tracking_uri comet_project_name use_tensorboard swanlab_project metric_logger logging_dir log_dir \
+         tensorboard",
+        No("each run writes metrics.jsonl into its output folder; nothing is sent anywhere"),
+    ),
+    (
+        "logging_steps log_every_n_steps log_interval logging_first_step logging_strategy steps_per_report plot_loss \
+         log_peak_memory_stats disable_tqdm log_level verbose debug include_num_input_tokens_seen",
+        No("every step is logged, to metrics.jsonl and to the screen"),
+    ),
+    ("run_name project_name experiment_name", Ours("name")),
+    ("output output_folder save_path adapter_path out_dir save_dir output_path", Ours("output_dir")),
+    ("push_to_hub hub_model_id hub_strategy hub_private_repo", No("training uploads nothing")),
+    ("do_train do_predict strict plugins", No("there is nothing to switch here; delete the line")),
+    ("<<", No("YAML's merge keys are not read; write the keys out")),
+];
+
+/// What we say to `key`, if it is a known key of another trainer. Case and hyphens do not matter.
+pub(super) fn answer(key: &str) -> Option<Answer> {
+    let key = key.trim_start_matches("--").replace('-', "_").to_lowercase();
+    TABLE.iter().find(|(keys, _)| keys.split_whitespace().any(|known| known == key)).map(|(_, answer)| *answer)
+}
+
+/// Words for a value that others use, and ours: (our key, theirs, ours).
+const VALUES: &[(&str, &str, &str)] = &[
+    ("quantization.type", "4 4bit 4-bit int4 nf4 fp4 q4 q4_k_m q4_k_s qlora q4_k_xl", "q4_k"),
+    ("quantization.type", "8 8bit 8-bit int8 q8 q8_k", "q8_0"),
+    ("quantization.type", "5 q5 q5_k_m q5_k_s", "q5_k"),
+    ("quantization.type", "6 q6", "q6_k"),
+    ("quantization.type", "3 q3 q3_k_m q3_k_s q3_k_l", "q3_k"),
+    ("quantization.type", "2 q2 q2_k_s", "q2_k"),
+    ("quantization.type", "16 32 f16 f32 bf16 fp16 fp32 float16 float32 bfloat16 no off false null", "none"),
+    ("lora.target_modules", "all all_linear all-linear-layers linear true", "all-linear"),
+    ("data.format", "alpaca instruction", "instruct"),
+    ("data.format", "sharegpt chatml chat_template messages conversation conversational chatml.intel", "chat"),
+    ("data.format", "text prompt_completion prompt-completion input_output", "completion"),
+    ("data.overlong", "skip discard filter remove", "drop"),
+    ("data.overlong", "cut trim right keep_start true", "truncate"),
+    ("data.overlong", "raise fail", "error"),
+    (
+        "training.lr_scheduler",
+        "cosine_with_min_lr cosine_with_restarts cosine_annealing get_cosine_schedule_with_warmup",
+        "cosine",
+    ),
+    ("training.lr_scheduler", "constant_with_warmup none", "constant"),
+    ("training.lr_scheduler", "linear_with_warmup polynomial", "linear"),
+    ("training.gradient_checkpointing", "true yes on unsloth full selective", "layer"),
+    ("training.gradient_checkpointing", "false no off", "none"),
+    ("objective.type", "ce cross_entropy cross-entropy nll supervised default", "sft"),
+    ("objective.type", "dynamic dynamic_fine_tuning", "dft"),
+    ("objective.type", "balanced balanced_fine_tuning", "bft"),
+    ("objective.token_weighting", "p prob probabilities confidence", "probability"),
+    ("objective.token_weighting", "group group_normalised grouped relative", "group_normalized"),
+    ("objective.sample_weighting", "mgc min_confidence group_confidence confidence", "min_group_confidence"),
+    ("objective.token_weighting", "no off false null", "none"),
+    ("objective.sample_weighting", "no off false null", "none"),
+    ("device", "gpu cuda0 gpu0", "cuda"),
+];
+
+/// Our word for someone else's `word`, where there is one.
+pub(super) fn our_word(path: &str, word: &str) -> Option<&'static str> {
+    let word = word.to_lowercase();
+    let known = |words: &str| words.split_whitespace().any(|known| known == word);
+    VALUES.iter().find(|(key, words, _)| *key == path && known(words)).map(|(_, _, ours)| *ours)
+}
+
+/// `value` as our key at `path` takes it; `None` where it cannot be carried over.
+pub(super) fn convert(path: &str, value: &Value) -> Option<Value> {
+    let text = super::diagnose::plain(value);
+    if let Some(ours) = text.as_deref().and_then(|text| our_word(path, text)) {
+        return Some(Value::String(ours.into()));
+    }
+    match kind_at(path)? {
+        Kind::Number => value.is_number().then(|| value.clone()),
+        Kind::Count => value.as_u64().map(|_| value.clone()),
+        Kind::Flag => value.is_bool().then(|| value.clone()),
+        Kind::OneOf(words) => text.filter(|text| words.contains(&text.as_str())).map(Value::String),
+        Kind::Text => value.as_str().map(Value::from).or_else(|| only_file(value)),
+        Kind::Other => module_names(value),
+        Kind::Section(_) => None,
+    }
+}
+
+/// Axolotl's `datasets: [{path: x, type: y}]`, when it is one.
+fn only_file(value: &Value) -> Option<Value> {
+    match value.as_sequence()?.as_slice() {
+        [Value::String(path)] => Some(path.as_str().into()),
+        [Value::Mapping(one)] => one.get("path").or_else(|| one.get("data_files"))?.as_str().map(Value::from),
+        _ => None,
+    }
+}
+
+/// A list of names, or LLaMA-Factory's names with commas between.
+fn module_names(value: &Value) -> Option<Value> {
+    let names: Vec<&str> = match value {
+        Value::String(names) => names.split(',').map(str::trim).collect(),
+        Value::Sequence(names) => names.iter().map(Value::as_str).collect::<Option<_>>()?,
+        _ => return None,
+    };
+    let fine = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    (!names.is_empty() && names.iter().all(fine)).then(|| names.into_iter().map(Value::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::keys::keys_of;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_answer_is_a_key_of_ours_and_no_key_stands_twice() {
+        let mut seen = HashSet::new();
+        for (keys, answer) in TABLE {
+            for key in keys.split_whitespace() {
+                assert!(seen.insert(key), "`{key}` stands twice");
+            }
+            match answer {
+                Ours(path) => assert!(kind_at(path).is_some(), "{path}"),
+                IfTrue(path, word) => {
+                    assert!(matches!(kind_at(path), Some(Kind::OneOf(w)) if w.contains(word)), "{path}")
+                }
+                No(why) => {
+                    for path in why.split('`').filter(|part| part.contains('.') && !part.contains([' ', ':', '/'])) {
+                        assert!(kind_at(path).is_some(), "{path} in: {why}");
+                    }
+                }
+            }
+        }
+        assert!(seen.len() > 200);
+        for (path, _, ours) in VALUES {
+            match kind_at(path) {
+                Some(Kind::OneOf(words)) => assert!(words.contains(ours), "{path}: {ours}"),
+                other => assert!(other.is_some(), "{path}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_of_ours_is_never_answered_as_someone_elses_in_its_own_section() {
+        for section in keys_of("").iter().filter(|section| !keys_of(section).is_empty()) {
+            for key in keys_of(section) {
+                if let Some(Ours(path)) = answer(key) {
+                    assert_eq!(path, format!("{section}.{key}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_carried_over_only_where_they_fit() {
+        let convert = |path, yaml: &str| {
+            convert(path, &serde_yaml::from_str(yaml).unwrap()).map(|value| serde_json::to_string(&value).unwrap())
+        };
+        assert_eq!(convert("lora.r", "8").as_deref(), Some("8"));
+        assert_eq!(convert("lora.r", "-8"), None);
+        assert_eq!(convert("lora.target_modules", "all").as_deref(), Some("\"all-linear\""));
+        assert_eq!(convert("lora.target_modules", "q_proj, v_proj").as_deref(), Some("[\"q_proj\",\"v_proj\"]"));
+        assert_eq!(convert("training.gradient_checkpointing", "true").as_deref(), Some("\"layer\""));
+        assert_eq!(convert("training.lr_scheduler", "inverse_sqrt"), None);
+        assert_eq!(convert("quantization.type", "4").as_deref(), Some("\"q4_k\""));
+        assert_eq!(convert("data.train", "[{path: a.jsonl, type: alpaca}]").as_deref(), Some("\"a.jsonl\""));
+    }
+}

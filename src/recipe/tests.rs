@@ -1,0 +1,288 @@
+use super::*;
+use crate::error::Located;
+use crate::nn::TargetModules;
+use proptest::prelude::*;
+
+const LEAST: &str = "base:\n  model: org/name\ndata:\n  train: rows.jsonl\n";
+
+fn parse(text: &str) -> Result<Recipe> {
+    Recipe::parse(text, Path::new("recipes/x.yaml"), &[])
+}
+
+fn set(overrides: &[&str]) -> Result<Recipe> {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+    Recipe::parse(LEAST, Path::new("recipes/x.yaml"), &overrides)
+}
+
+#[track_caller]
+fn located(result: Result<Recipe>) -> Located {
+    match result {
+        Err(Error::Located(located)) => *located,
+        other => panic!("expected a located error, got {other:?}"),
+    }
+}
+
+/// The least recipe with `more` below it: the message, the blamed stretch of the line, and the help.
+#[track_caller]
+fn blamed(more: &str) -> (String, String, String) {
+    let error = located(parse(&format!("{LEAST}{more}")));
+    let stretch = error.text.chars().skip(error.column - 1).take(error.width).collect();
+    (error.message, stretch, error.help.unwrap_or_default())
+}
+
+#[test]
+fn the_least_recipe_has_the_defaults() {
+    let recipe = parse(LEAST).unwrap();
+    assert_eq!(recipe.name, "x");
+    assert_eq!(recipe.output_dir, Path::new("adapters/x"));
+    assert_eq!(recipe.training, TrainingConfig::default());
+    assert_eq!(recipe.lora, LoraConfig::default());
+    assert_eq!(recipe.device, DeviceConfig::Auto);
+}
+
+#[test]
+fn numbers_are_numbers_however_they_are_written() {
+    for (text, value) in
+        [("1e-4", 1e-4), ("2e-4", 2e-4), ("2.0E-4", 2e-4), ("1E-4", 1e-4), ("1", 1.0), (".5", 0.5), ("+0.1", 0.1)]
+    {
+        let recipe = parse(&format!("{LEAST}training:\n  learning_rate: {text}\n")).expect(text);
+        assert_eq!(recipe.training.learning_rate, value, "{text}");
+    }
+    assert_eq!(parse(&format!("{LEAST}training:\n  epochs: 3\n")).unwrap().training.epochs, 3.0);
+}
+
+#[test]
+fn harmless_oddities_are_read() {
+    let windows = format!("\u{feff}# Grüße\r\n{}", LEAST.replace('\n', "\r\n"));
+    assert_eq!(parse(&windows).unwrap(), parse(LEAST).unwrap());
+    let empty_sections = format!("---\n{LEAST}lora:\n  # r: 8\ntraining: ~\n");
+    assert_eq!(parse(&empty_sections).unwrap(), parse(LEAST).unwrap());
+    let anchors = "base: {model: &m org/name}\ndata: {train: rows.jsonl}\nname: x\n";
+    assert_eq!(parse(anchors).unwrap(), parse(LEAST).unwrap());
+}
+
+#[test]
+fn the_resolved_recipe_loads_again_to_the_same() {
+    let recipe = set(&[
+        "name=other.name-2",
+        "lora.target_modules=[q_proj, v_proj]",
+        "training.learning_rate=3.3e-5",
+        "training.max_steps=7",
+        "data.validation=v.jsonl",
+        "device=cuda:1",
+        "output_dir=/tmp/a b",
+        "quantization.type=q4_k",
+    ])
+    .unwrap();
+    let yaml = recipe.to_yaml().unwrap();
+    assert!(yaml.contains("adam_beta2: 0.999"), "{yaml}");
+    assert_eq!(Recipe::parse(&yaml, Path::new("recipes/x.yaml"), &[]).unwrap(), recipe);
+}
+
+#[test]
+fn overrides_apply_in_order_and_make_sections() {
+    let recipe =
+        set(&["lora.r=8", "training={seed: 1, epochs: 2}", "training.seed=2", "lora.target_modules=[q_proj]"]).unwrap();
+    assert_eq!((recipe.lora.r, recipe.training.seed, recipe.training.epochs), (8, 2, 2.0));
+    assert_eq!(recipe.lora.target_modules, TargetModules::Names(vec!["q_proj".into()]));
+}
+
+#[test]
+fn a_changed_value_is_told_and_changes_the_hash_but_its_place_does_not() {
+    let plain = set(&[]).unwrap();
+    let moved = set(&["name=y", "output_dir=z"]).unwrap();
+    assert_eq!((plain.differences(&moved), plain.hash()), (vec![], moved.hash()));
+    let changed = set(&["training.seed=43", "training.max_steps=5", "lora.target_modules=[q_proj]"]).unwrap();
+    assert_ne!(changed.hash(), plain.hash());
+    assert_eq!(
+        changed.differences(&plain),
+        [
+            r#"lora.target_modules: ["q_proj"] (was "all-linear")"#,
+            "training.max_steps: 5 (was null)",
+            "training.seed: 43 (was 42)"
+        ]
+    );
+    assert_eq!(plain.differences(&changed).len(), 3);
+}
+
+#[test]
+fn unknown_keys_are_answered_with_ours() {
+    let (message, stretch, help) = blamed("lora_rank: 16\n");
+    assert_eq!((message.as_str(), stretch.as_str()), ("unknown key `lora_rank` at the top of the recipe", "lora_rank"));
+    assert_eq!(help, "this is `lora.r` here\nwrite:\nlora:\n  r: 16");
+    let (message, _, help) = blamed("lora:\n  learning_rate: 1e-3\n");
+    assert_eq!(message, "unknown key `learning_rate` in section `lora`");
+    assert!(
+        help.starts_with("`learning_rate` belongs under `training:`\nwrite:\ntraining:\n  learning_rate: 0.001"),
+        "{help}"
+    );
+    let (_, _, help) = blamed("training:\n  lerning_rate: 1e-3\n");
+    assert!(help.starts_with("did you mean `learning_rate`?\nthe keys of `training`: epochs, max_steps"), "{help}");
+    let (_, _, help) = blamed("training:\n  lora:\n    r: 8\n");
+    assert!(help.contains("stands at the top of the recipe"), "{help}");
+    let (_, _, help) = blamed("load_in_4bit: true\ngradient_checkpointing: true\nlora_target: \"q_proj,v_proj\"\n");
+    assert!(help.contains("quantization:\n  type: q4_k\ntraining:\n  gradient_checkpointing: layer\nlora:\n  target_modules: [q_proj, v_proj]"), "{help}");
+    let error = located(set(&["lora_r=8"]));
+    assert_eq!((error.path.to_str(), error.text.as_str(), error.width), (Some("--set"), "lora_r=8", 6));
+    assert_eq!(error.help.as_deref(), Some("this is `lora.r` here\nwrite --set lora.r=8"));
+}
+
+#[test]
+fn wrong_values_are_told_with_what_fits() {
+    let cases = [
+        (
+            "training:\n  learning_rate: fast # x\n",
+            "training.learning_rate: expected a number, got the string `fast`",
+            "fast",
+        ),
+        ("training:\n  learning_rate: \"1e-4\"\n", "leave the quotes away: `learning_rate: 1e-4`", "\"1e-4\""),
+        ("training:\n  warmup_ratio: 3%\n", "write `warmup_ratio: 0.03`", "3%"),
+        ("training:\n  seed: 1_000\n", "write `seed: 1000`", "1_000"),
+        ("training:\n  max_steps: 1e3\n", "write `max_steps: 1000`", "1e3"),
+        ("training:\n  max_steps: -1\n", "expected a whole number, at least 0, got the number -1", "-1"),
+        ("training:\n  learning_rate:\n", "or delete the line to have the default, 0.0002", "learning_rate"),
+        ("lora:\n  use_rslora: yes\n", "write `use_rslora: true`", "yes"),
+        ("lora:\n  r: 16.5\n", "lora.r: expected a whole number, at least 0, got the number 16.5", "16.5"),
+        ("lora:\n  target_modules: all\n", "write `all-linear`", "all"),
+        ("lora:\n  target_modules: q_proj, v_proj\n", "target_modules: [q_proj, v_proj]", "q_proj, v_proj"),
+        ("training:\n  lr_scheduler: cosin\n", "training.lr_scheduler: there is no `cosin`", "cosin"),
+        ("training:\n  lr_scheduler: cosin\n", "did you mean `cosine`?\none of constant, linear, cosine", "cosin"),
+        ("quantization:\n  type: Q4_K_M\n", "write `q4_k`", "Q4_K_M"),
+        ("quantization:\n  type: 4\n", "write `q4_k`", "4"),
+        ("training:\n  gradient_checkpointing: true\n", "write `layer`", "true"),
+        ("objective: sft\n", "write:\nobjective:\n  type: sft", "sft"),
+        ("device: gpu\n", "write `cuda`", "gpu"),
+        ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),
+        ("name: ../x\n", "name: `../x` is no name for a folder", "../x"),
+        ("lora:\n  r: 0\n", "lora.r: must be at least 1", "0"),
+        ("lora:\n  r: !x 1\n", "got the YAML tag `!x`", "1"),
+        ("training:\n  learning_rate: .nan\n", "training.learning_rate: must be a number above 0", ".nan"),
+        ("output_dir: \"\"\n", "output_dir: is empty", "\"\""),
+    ];
+    for (more, expected, stretch) in cases {
+        let (message, got, help) = blamed(more);
+        let all = format!("{message}\n{help}");
+        assert!(all.contains(expected), "{more}: {all}");
+        assert_eq!(got, stretch, "{more}: {all}");
+    }
+}
+
+#[test]
+fn an_override_is_blamed_for_what_it_breaks() {
+    let cases = [
+        ("lora.r", "expected `section.key=value`"),
+        ("=1", "expected `section.key=value`"),
+        ("lora.r=", "expected a whole number, at least 0, got nothing"),
+        ("lora.r=[1", "the value is not YAML"),
+        ("lora.r=0", "lora.r: must be at least 1"),
+        ("lora.r.x=1", "unknown key"),
+        ("base.model.x=1", "`base.model` holds a value"),
+        ("training={sed: 1}", "unknown key `sed` in section `training`"),
+        ("lora.target_modules=[1]", "lora.target_modules"),
+    ];
+    for (text, expected) in cases {
+        if text == "lora.r.x=1" {
+            assert!(located(set(&["lora.r=1", text])).message.contains("`lora.r` holds a value"));
+            continue;
+        }
+        let error = located(set(&[text]));
+        assert!(error.message.contains(expected), "{text}: {}", error.message);
+        assert_eq!((error.path.to_str(), error.line, error.text.as_str()), (Some("--set"), 1, text));
+    }
+    let deep = format!("{}=1", vec!["a"; 100_000].join("."));
+    assert_eq!(located(set(&[&deep])).path, Path::new("--set"));
+}
+
+#[test]
+fn what_is_no_recipe_is_told_apart() {
+    let cases = [
+        ("", "the recipe is empty", 1),
+        ("# nothing\n", "the recipe is empty", 1),
+        ("- a\n- b\n", "expected keys and values, got a list", 1),
+        ("just text\n", "expected keys and values, got the string `just text`", 1),
+        ("base:\n\tmodel: x\n", "a tab indents this line", 2),
+        ("base:\n  model: x\n file: y\n", "not valid YAML", 3),
+        ("base:\n  model: x\n  model: y\n", "the key `base.model` stands here for the second time", 3),
+        ("base:\n  model: x\n---\nbase:\n", "a second document begins here", 3),
+        ("base: {model: x\ndata: y\n", "not valid YAML", 2),
+        ("base: {model: x}\n", "the recipe names no data", 1),
+        ("# c\ndata: {train: x}\n", "the recipe names no base model", 2),
+        ("base: {file: x}\ndata: {train: x}\n", "`base.model` is missing", 1),
+        ("base:\ndata: {train: x}\n", "the recipe names no base model", 1),
+        ("base: *x\n", "unknown anchor", 1),
+    ];
+    for (text, expected, line) in cases {
+        let error = located(parse(text));
+        assert!(error.message.contains(expected), "{text:?}: {}", error.message);
+        assert_eq!(error.line, line, "{text:?}: {}", error.message);
+        assert!(error.help.is_some(), "{text:?}: {}", error.message);
+    }
+    let glued = located(parse("base:\n  model:x\n  file: y\n"));
+    assert!(glued.help.as_deref().unwrap_or_default().contains("wants a space after the `:`"), "{glued:?}");
+}
+
+#[test]
+fn bombs_do_not_go_off() {
+    let mut laughs = String::from("a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n");
+    for level in 1..12 {
+        let below = vec![format!("*a{}", level - 1); 9].join(", ");
+        laughs.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+    }
+    assert!(located(parse(&laughs)).help.unwrap_or_default().contains("aliases"));
+    for text in [
+        "[".repeat(500_000),
+        "{a: ".repeat(200_000),
+        "- ".repeat(400_000),
+        "a: &x {b: *x}\n".into(),
+        "a\n: ".repeat(10_000),
+    ] {
+        assert!(parse(&text).is_err());
+    }
+    let many: String = (0..50_000).map(|number| format!("key{number}: {number}\n")).collect();
+    let error = located(parse(&many));
+    assert!(error.help.unwrap_or_default().lines().count() < 60);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("one.yaml"), LEAST).unwrap();
+    let missing = Recipe::load(&folder.path().join("two.yaml"), &[]).unwrap_err();
+    assert!(missing.help().unwrap_or_default().contains("one.yaml"), "{missing:?}");
+    assert!(Recipe::load(folder.path(), &[]).unwrap_err().help().unwrap_or_default().contains("one.yaml"));
+    let binary = folder.path().join("binary.yaml");
+    std::fs::write(&binary, b"base:\n  model: \"\xff\"\n").unwrap();
+    let error = located(Recipe::load(&binary, &[]));
+    assert_eq!((error.line, error.column), (2, 11));
+    let huge = folder.path().join("huge.yaml");
+    std::fs::write(&huge, vec![b'#'; (1 << 20) + 1]).unwrap();
+    assert!(Recipe::load(&huge, &[]).unwrap_err().to_string().contains("over 1 MiB"));
+    let spaced = folder.path().join("my recipe.yaml");
+    std::fs::write(&spaced, LEAST).unwrap();
+    assert!(located(Recipe::load(&spaced, &[])).help.unwrap_or_default().contains("name: my-recipe"));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "(?s).{0,200}", set in ".{0,40}") {
+        let _ = parse(&text);
+        let _ = Recipe::parse(LEAST, Path::new("x.yaml"), &[set]);
+    }
+
+    #[test]
+    fn arbitrary_yaml_like_text_never_panics(
+        lines in prop::collection::vec("[ ]{0,4}(base|lora|training|data|r|model|lr|type|\\?|-|<<|&a|\\*a|!t)?(:|: | )(\\[|\\{|\\}|\\]|\"|'|\\||>|#|é|1e-4|-1|~|a|,|\t){0,3}", 0..12)
+    ) {
+        let _ = parse(&lines.join("\n"));
+        let _ = parse(&format!("{LEAST}{}", lines.join("\n")));
+    }
+
+    #[test]
+    fn arbitrary_values_are_refused_at_their_place(value in "[ -~]{1,30}", key in 0usize..30) {
+        let keys: Vec<String> = keys::keys_of("").iter().flat_map(|section| keys::keys_of(section).iter().map(move |key| format!("{section}.{key}"))).collect();
+        let text = format!("{}={value}", keys[key % keys.len()]);
+        if let Err(error) = Recipe::parse(LEAST, Path::new("x.yaml"), &[text]) {
+            prop_assert!(matches!(&error, Error::Located(at) if at.path == Path::new("--set")), "{error:?}");
+        }
+    }
+}
