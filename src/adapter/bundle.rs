@@ -157,7 +157,8 @@ mod tests {
         let lora = LoraConfig { r: 4, lora_alpha: 8.0, use_rslora, ..LoraConfig::default() };
         let config = AdapterConfig { base_model_name_or_path: "org/base".into(), lora };
         let name = |part: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
-        let tensors = BTreeMap::from([(name("lora_A"), a.clone()), (name("lora_B"), a.t().unwrap().contiguous().unwrap())]);
+        let tensors =
+            BTreeMap::from([(name("lora_A"), a.clone()), (name("lora_B"), a.t().unwrap().contiguous().unwrap())]);
         AdapterBundle { config, tensors }
     }
 

@@ -17,7 +17,7 @@ pub(super) struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
-    let options = RunOptions { offline: args.recipe.offline, resume: false };
+    let options = RunOptions { offline: args.recipe.offline, ..RunOptions::default() };
     // The report is the outcome, so that with --json it is all that stdout gets.
     let mut progress = Progress::new(false, args.recipe.json, None);
     let outcome = run::check(&recipe, &options, &mut progress);
@@ -58,7 +58,7 @@ fn render(report: &CheckReport, colors: bool) -> String {
         )),
     );
     let mut data = Vec::new();
-    data_lines("", &report.data, &mut data);
+    data_lines("", &serde_json::to_value(&report.data).unwrap_or(Value::Null), &mut data);
     table.row("data", printable(&data.join("\n")));
     table.row("steps", format!("{}, of which {} warmup", report.steps, report.warmup_steps));
     let memory = &report.memory;
@@ -135,7 +135,9 @@ fn preview(pieces: &[(String, bool)], colors: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::{AdapterReport, BaseReport, MemoryReport};
+    use crate::data::{DataReport, Lengths};
+    use crate::run::{AdapterReport, BaseReport};
+    use crate::train::MemoryEstimate;
 
     #[test]
     fn the_report_reads_well() {
@@ -162,7 +164,7 @@ mod tests {
             preview: vec![("Define: autophagy\n".into(), false), ("A \u{1b}process.".into(), true)],
             steps: 200,
             warmup_steps: 6,
-            memory: MemoryReport {
+            memory: MemoryEstimate {
                 weights: 144 << 20,
                 adapter_and_optimizer: 75 << 20,
                 activations: 300 << 20,

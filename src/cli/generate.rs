@@ -2,8 +2,10 @@
 
 use super::device;
 use super::output::{Stdout, duration, printable};
+use super::progress::Progress;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
+use crate::models::Sampling;
 use crate::run::{self, GenerateRequest};
 use clap::Args;
 use std::io::{IsTerminal, Read};
@@ -83,10 +85,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<u8> {
         raw: args.raw,
         prompt: prompt(args.prompt.as_deref())?,
         max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed,
+        sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed },
         offline: args.offline,
         device: args.device,
     };
@@ -94,12 +93,15 @@ pub(super) fn run(args: &GenerateArgs) -> Result<u8> {
     // On a terminal the model must not move the cursor; in a file its text stands as it is.
     let terminal = std::io::stdout().is_terminal();
     let mut ends_line = false;
-    let summary = run::generate(&request, &mut |text| {
+    let mut progress = Progress::new(false, true, None);
+    let summary = run::generate(&request, &mut progress, &mut |text| {
         if !args.json && !text.is_empty() {
             ends_line = text.ends_with('\n');
             stdout.text(&if terminal { printable(text) } else { text.to_owned() });
         }
+        true
     });
+    progress.finish()?;
     if args.json {
         stdout.json("generate", &summary?).finish()?;
         return Ok(0);

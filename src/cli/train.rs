@@ -16,6 +16,9 @@ pub(super) struct TrainArgs {
     /// Go on from the last checkpoint in the output folder.
     #[arg(long)]
     resume: bool,
+    /// Remove the run that the output folder holds, and begin again.
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
     /// Show no progress.
     #[arg(short, long)]
     quiet: bool,
@@ -23,7 +26,7 @@ pub(super) struct TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
-    let options = RunOptions { offline: args.recipe.offline, resume: args.resume };
+    let options = RunOptions { offline: args.recipe.offline, resume: args.resume, overwrite: args.overwrite };
     let mut progress = Progress::new(args.recipe.json, args.quiet, Some(Interrupt::listen()));
     let outcome = run::train(&recipe, &options, &mut progress);
     // The bar goes first, so that it is not drawn over the error.

@@ -12,7 +12,6 @@ use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
 use crate::device::process_memory;
 use crate::error::Result;
 use crate::fs;
-use crate::models;
 use crate::objectives;
 use crate::recipe::Recipe;
 use crate::train::backward::Engine;
@@ -54,11 +53,8 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         checkpointing: recipe.training.gradient_checkpointing,
         device: &prepared.device,
     };
-    let identity = Identity {
-        recipe: recipe.hash()?,
-        base: prepared.base.fingerprint()?,
-        data: prepared.dataset.fingerprint(),
-    };
+    let identity =
+        Identity { recipe: recipe.hash(), base: prepared.base.fingerprint()?, data: prepared.dataset.fingerprint() };
     let settings = (prepared.pad_id(), recipe.lora.lora_dropout > 0.0);
     let mut trainer = Trainer::new(engine, &recipe.training, &prepared.dataset, identity, settings, out.path())?;
     if options.resume {
@@ -70,8 +66,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let mut files = Vec::new();
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
-        let config =
-            AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
+        let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
         files = AdapterBundle { config, tensors }.save(out.path())?;
         files.push(write_card(recipe, &fit, &out)?);
         files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));

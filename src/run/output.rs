@@ -53,7 +53,8 @@ impl OutputFolder {
         std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
         let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new();
-        let lock = lock.create(true).truncate(false).write(true).open(&lock_path).map_err(Error::io("create", &lock_path))?;
+        let lock =
+            lock.create(true).truncate(false).write(true).open(&lock_path).map_err(Error::io("create", &lock_path))?;
         if lock.try_lock().is_err() {
             return Err(Error::file(&path, "another process is training into this folder")
                 .with_help("wait for it, or set another `output_dir`"));

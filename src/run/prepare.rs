@@ -1,7 +1,7 @@
 //! Everything before the first step: device, base, tokens, plan.
 
-use super::report::Sample;
 use super::RunOptions;
+use super::report::Sample;
 use crate::data::{ChatTemplate, Dataset, Encoder, IGNORED, Sequence};
 use crate::device::available_memory;
 use crate::error::{Error, Result};
@@ -137,12 +137,16 @@ impl Prepared {
         let mut warnings = Vec::new();
         let unended = self.dataset.report.eos_unsupervised_rows;
         if unended > 0 {
-            warnings.push(format!("{unended} rows do not teach the model to stop: their last supervised token ends no turn"));
+            warnings.push(format!(
+                "{unended} rows do not teach the model to stop: their last supervised token ends no turn"
+            ));
         }
         if self.dataset.validation.is_empty() {
             warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
         }
-        if let Some(available) = available_memory().filter(|&available| self.device.is_cpu() && memory.total > available) {
+        if let Some(available) =
+            available_memory().filter(|&available| self.device.is_cpu() && memory.total > available)
+        {
             warnings.push(format!(
                 "the run may need {} MB, and {} MB are free: set `training.gradient_checkpointing: layer`, or a smaller \
                  `training.micro_batch_size` or `data.max_seq_len`",
