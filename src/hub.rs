@@ -24,7 +24,7 @@ pub struct BaseConfig {
 }
 
 /// How to fetch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FetchOptions {
     /// Never touch the network: what is not on this disk is an error.
     pub offline: bool,
@@ -101,10 +101,23 @@ fn fetch_from(
         check_file_name(file)?;
     }
     let cache = cache::Cache::of(&reference, place.cache.clone().unwrap_or_else(hf_hub::resolve_cache_dir));
-    if options.offline {
-        return cache.find(config.file.as_deref());
+    let fetched = if options.offline {
+        cache.find(config.file.as_deref())
+    } else {
+        remote::fetch(&reference, config.file.as_deref(), &cache, place.endpoint.as_deref(), progress)
+    };
+    fetched.map_err(|error| or_a_folder(error, path))
+}
+
+/// `models/llama` reads as a Hub id; with a folder `models` here, another folder in it may have been meant.
+fn or_a_folder(error: Error, path: &Path) -> Error {
+    if !path.parent().is_some_and(Path::is_dir) {
+        return error;
     }
-    remote::fetch(&reference, config.file.as_deref(), &cache, place.endpoint.as_deref(), progress)
+    let near = near(path);
+    let guess = if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(" or ")) };
+    let help = error.help().unwrap_or_default().to_string();
+    error.with_help(format!("{help}. There is no folder `{}` here either{guess}", path.display()))
 }
 
 fn local(path: &Path, file: Option<&str>) -> Result<PathBuf> {
@@ -149,16 +162,7 @@ fn check_file_name(file: &str) -> Result<()> {
 /// The error for a path that leads nowhere, with what lies near.
 fn not_there(model: &str) -> Error {
     let path = Path::new(model);
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let wanted = path.file_name().unwrap_or_default().to_string_lossy();
-    let names = std::fs::read_dir(parent).into_iter().flatten().flatten().take(10_000);
-    let mut near: Vec<(f64, String)> = names
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .map(|name| (strsim::jaro_winkler(&wanted.to_lowercase(), &name.to_lowercase()), name))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .collect();
-    near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let near: Vec<String> = near.into_iter().take(3).map(|(_, name)| parent.join(name).display().to_string()).collect();
+    let near = near(path);
     let here = std::env::current_dir().map(|folder| folder.display().to_string()).unwrap_or_default();
     let help = if !near.is_empty() {
         format!("did you mean {}?", near.join(" or "))
@@ -170,4 +174,18 @@ fn not_there(model: &str) -> Error {
         format!("relative paths begin at {here}; a base is a folder, a .gguf file, or a Hub id such as org/name")
     };
     Error::invalid(format!("base.model: no such file or folder: {model}")).with_help(help)
+}
+
+/// What lies beside a missing path and has a name like it.
+fn near(path: &Path) -> Vec<String> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wanted = path.file_name().unwrap_or_default().to_string_lossy();
+    let names = std::fs::read_dir(parent).into_iter().flatten().flatten().take(10_000);
+    let mut near: Vec<(f64, String)> = names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .map(|name| (strsim::jaro_winkler(&wanted.to_lowercase(), &name.to_lowercase()), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    near.into_iter().take(3).map(|(_, name)| parent.join(name).display().to_string()).collect()
 }

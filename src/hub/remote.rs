@@ -20,7 +20,7 @@ const SIDE_FILES: &[&str] = &[
     "chat_template.jinja",
 ];
 /// How long the Hub may be silent before we give up; hf-hub itself would wait for ever.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Tries after the first one.
 const RETRIES: usize = 2;
 

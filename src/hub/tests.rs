@@ -294,3 +294,15 @@ fn offline_is_what_people_write() {
     assert!(["1", "true", "YES", " on "].into_iter().all(is_on));
     assert!(!["0", "", "false", "off"].into_iter().any(is_on));
 }
+
+#[test]
+fn a_folder_mistyped_as_a_hub_id_is_suspected() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("models/llama-1b")).unwrap();
+    let error = or_a_folder(
+        Error::Hub { message: "no".into(), help: Some("check".into()) },
+        &folder.path().join("models/lama-1b"),
+    );
+    assert!(error.help().unwrap().starts_with("check. There is no folder"));
+    assert!(error.help().unwrap().contains("did you mean") && error.help().unwrap().contains("models/llama-1b"));
+}

@@ -154,7 +154,7 @@ impl Base {
         let mut hasher = Sha256::new();
         hasher.update(Value::Object(self.contents.config.clone()).to_string());
         self.contents.table.hash(&mut hasher)?;
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(format!("{:x}", hasher.finalize()))
     }
 
     /// The bytes of all tensors as they are stored.

@@ -13,7 +13,7 @@ pub struct Architecture {
     layer: &'static [(&'static str, &'static str)],
 }
 
-/// Names that Llama, Mistral, SmolLM2 and Qwen share.
+/// Names that Llama, Mistral and Qwen share.
 const LLAMA_LAYER: &[(&str, &str)] = &[
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),

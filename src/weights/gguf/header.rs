@@ -201,7 +201,7 @@ impl Reader<'_> {
     }
 }
 
-/// ggml's number of a type. Q8_1 and Q8_K are left out: they are formats of activations, never of weights.
+/// ggml's number of a type. `Q8_1` and `Q8_K` are left out: they are formats of activations, never of weights.
 fn dtype(kind: u32) -> Option<GgmlDType> {
     Some(match kind {
         0 => GgmlDType::F32,

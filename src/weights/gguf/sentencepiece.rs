@@ -1,4 +1,4 @@
-//! SentencePiece's byte-pair encoding from GGUF's pieces and scores, as transformers converts it: a merge for every way
+//! The byte-pair encoding of `SentencePiece` from GGUF's pieces and scores, as transformers converts it: a merge for every way
 //! to make a piece of two pieces, the best-scored pieces first.
 
 use super::metadata::Metadata;

@@ -1,4 +1,4 @@
-//! A tokenizer from GGUF metadata: `gpt2` (byte-level byte-pair encoding) and `llama` (SentencePiece).
+//! A tokenizer from GGUF metadata: `gpt2` (byte-level byte-pair encoding) and `llama` (`SentencePiece`).
 //!
 //! candle has a reader too; it knows few ways of splitting, falls back to GPT-2's in silence, and adds BOS by itself.
 

@@ -191,9 +191,9 @@ fn the_fingerprint_follows_the_content() {
     let file = folder.path().join("model.safetensors");
     let mut values = vec![0.5f32; 100_000];
     let fingerprint = |values: &[f32]| {
-        let norm: &[f32] = &[1.0; 20_000];
+        let norm = vec![1.0f32; 20_000];
         let tensors: &[(&str, &[usize], &[f32])] =
-            &[("a", &[20_000], norm), ("b", &[100_000], values), ("c", &[20_000], norm)];
+            &[("a", &[20_000], &norm), ("b", &[100_000], values), ("c", &[20_000], &norm)];
         write_safetensors(&file, tensors);
         Base::open(folder.path()).unwrap().fingerprint().unwrap()
     };

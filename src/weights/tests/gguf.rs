@@ -118,15 +118,13 @@ fn changed_bytes_never_panic() {
     write_gguf(&path, &metadata(&vocabulary), &tensors());
     let whole = fs::read(&path).unwrap();
     for position in 0..1100 {
-        for change in [0xff, 0x80, 0x01] {
-            let mut bytes = whole.clone();
-            bytes[position] ^= change;
-            fs::write(&path, &bytes).unwrap();
-            if let Ok(base) = Base::open(&path) {
-                let _ = base.tokenizer();
-                let names: Vec<String> = base.tensor_names().map(String::from).collect();
-                assert!(names.iter().all(|name| base.read(name).is_ok()));
-            }
+        let mut bytes = whole.clone();
+        bytes[position] ^= [0xff, 0x80, 0x01][position % 3];
+        fs::write(&path, &bytes).unwrap();
+        if let Ok(base) = Base::open(&path) {
+            let _ = base.tokenizer();
+            let names: Vec<String> = base.tensor_names().map(String::from).collect();
+            assert!(names.iter().all(|name| base.read(name).is_ok()));
         }
     }
 }

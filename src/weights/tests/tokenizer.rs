@@ -40,7 +40,7 @@ fn smollm2_gives_transformers_ids() {
     assert_eq!(tokenizer.decode(&[1, 504], true).unwrap(), "The", "control tokens are skipped");
 }
 
-/// The TinyStories tokenizer was converted from SentencePiece, so its vocabulary, scored by rank, must encode as it does.
+/// The tokenizer of `TinyStories` was converted from `SentencePiece`, so its vocabulary, scored by rank, must encode as it does.
 #[test]
 fn sentencepiece_encodes_as_transformers_conversion_of_it() {
     let Some(folder) = shared("models/tinystories-656k-bf16") else { return };
