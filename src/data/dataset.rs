@@ -48,11 +48,11 @@ impl Dataset {
             Some(path) => loader.read(path)?,
             None => hold_out(&mut train, config, seed)?,
         };
-        let (format, counts) = (loader.format.expect("a file that holds rows tells the format"), loader.counts);
+        let (format, counts) = (loader.format, loader.counts);
         let strip = |rows: Vec<Row>| rows.into_iter().map(|row| row.sequence).collect::<Vec<_>>();
         let (train, validation) = (strip(train), strip(validation));
         let report = DataReport {
-            format: format.explain(),
+            format: format.map(|format| format.explain()).unwrap_or_default(),
             rows: counts.lengths.len(),
             train_rows: train.len(),
             validation_rows: validation.len(),
@@ -129,7 +129,7 @@ impl Loader<'_> {
             let (mut chunk, mut bytes) = (Vec::new(), 0);
             while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
                 let Some(line) = lines.next_line()? else { break };
-                bytes += line.len() + 1;
+                bytes += line.size() + 1;
                 chunk.push(line);
             }
             if chunk.is_empty() {

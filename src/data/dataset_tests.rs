@@ -33,7 +33,8 @@ fn load(config: &DataConfig) -> Result<Dataset> {
 }
 
 fn rows(n: usize) -> String {
-    (0..n).map(|i| format!("{{\"instruction\": \"what is {i}\", \"output\": \"it is {i}\"}}\n")).collect()
+    let row = |i| format!("{{\"instruction\": \"what is {i}\", \"output\": \"it is {i}\"}}\n");
+    (0..n).map(row).collect::<Vec<_>>().concat()
 }
 
 #[test]

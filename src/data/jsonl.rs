@@ -84,7 +84,7 @@ impl<R: BufRead> JsonLines<R> {
 
 impl Line {
     /// Bytes that the line holds.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes.len()
     }
 
@@ -261,13 +261,13 @@ mod tests {
         JsonLines::new("rows.jsonl", bytes)
     }
 
-    fn failure(bytes: &[u8]) -> Box<Located> {
+    fn failure(bytes: &[u8]) -> Located {
         let mut reader = lines(bytes);
         loop {
             let line = reader.next_line().unwrap().expect("a line that fails");
             match line.parse(Path::new("rows.jsonl")) {
                 Ok(_) => {}
-                Err(Error::Located(located)) => return located,
+                Err(Error::Located(located)) => return *located,
                 Err(other) => panic!("{other}"),
             }
         }

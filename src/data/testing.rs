@@ -1,4 +1,4 @@
-//! A tokenizer and a chat template for tests: bytes, a few merges, and ChatML's marks.
+//! A tokenizer and a chat template for tests: bytes, a few merges, and the marks of `ChatML`.
 
 use super::template::ChatTemplate;
 use super::tokenize::Encoder;
@@ -7,7 +7,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// ChatML as Qwen2.5 writes it, without tools.
+/// `ChatML` as Qwen2.5 writes it, without tools.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
     + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
@@ -40,7 +40,7 @@ pub fn encoder_with(template: &str) -> Encoder {
     Encoder::new(tokenizer(), Some(template), Some(("<|im_end|>".into(), END)), None, false).unwrap()
 }
 
-/// An encoder of these with ChatML.
+/// An encoder of these with `ChatML`.
 pub fn encoder() -> Encoder {
     encoder_with(CHATML)
 }

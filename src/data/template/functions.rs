@@ -24,6 +24,7 @@ pub fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), E
 }
 
 /// `tojson`, as Python's `json.dumps(value, ensure_ascii=False)`: no HTML escapes.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands over arguments by value")]
 pub fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
