@@ -84,12 +84,32 @@ pub struct Located {
     pub column: usize,
     /// How many characters offend; at least 1.
     pub width: usize,
-    /// The offending line as it stands in the file (cut at 400 characters).
+    /// The offending line as it stands in the file, cut by [`Located::excerpt`].
     pub text: String,
     /// What is wrong.
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
+}
+
+impl Located {
+    /// The most characters of a line that a report holds.
+    pub const EXCERPT: usize = 400;
+
+    /// What a report holds of `line`: its first 400 characters, or 400 around a `column` beyond them.
+    pub fn excerpt(line: &str, column: usize) -> String {
+        line.chars().skip(excerpt_start(column)).take(Self::EXCERPT).collect()
+    }
+
+    /// The column within `text`, from 1; it differs from `column` where the line was cut at its front.
+    pub fn text_column(&self) -> usize {
+        self.column - excerpt_start(self.column)
+    }
+}
+
+/// How many characters [`Located::excerpt`] leaves out at the front of a line.
+const fn excerpt_start(column: usize) -> usize {
+    if column <= Located::EXCERPT { 0 } else { column - Located::EXCERPT / 2 }
 }
 
 impl fmt::Display for Located {

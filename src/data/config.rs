@@ -1,5 +1,6 @@
 //! The recipe's `data` section.
 
+use super::formats::FormatName;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -29,21 +30,6 @@ pub struct DataConfig {
 
 const fn default_max_seq_len() -> usize {
     1024
-}
-
-/// The recipe's `data.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FormatName {
-    /// Told by the fields of the first row.
-    #[default]
-    Auto,
-    /// `prompt` and `completion`, joined as they are.
-    Completion,
-    /// Alpaca's `instruction`, `input` and `output`, through the chat template.
-    Instruct,
-    /// `messages` of `role` and `content`, through the chat template.
-    Chat,
 }
 
 /// The recipe's `data.overlong`: rows of more than `max_seq_len` tokens.

@@ -1,0 +1,77 @@
+//! One row's meaning, before it becomes tokens. It knows neither files nor tokenizers.
+
+/// What a row of data teaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Example {
+    /// Plain text: `completion` is learnt as what follows `prompt`. No chat template is involved.
+    Completion {
+        /// What is given. May be empty.
+        prompt: String,
+        /// What is learnt.
+        completion: String,
+    },
+    /// A conversation: the assistant's turns are learnt.
+    Chat {
+        /// The turns in order; at least one is the assistant's.
+        messages: Vec<Message>,
+    },
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// Who speaks a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Sets the scene.
+    System,
+    /// Asks.
+    User,
+    /// Answers: these turns are learnt.
+    Assistant,
+    /// Returns what a tool found.
+    Tool,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 4] = [Self::System, Self::User, Self::Assistant, Self::Tool];
+
+    /// The name in data files and templates.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+
+    /// The role of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+}
+
+impl Message {
+    /// A turn.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into() }
+    }
+
+    /// A user's turn.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new(Role::User, content)
+    }
+
+    /// An assistant's turn.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new(Role::Assistant, content)
+    }
+}

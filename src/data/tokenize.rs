@@ -1,0 +1,312 @@
+//! From examples to tokens and labels, and back to text.
+//!
+//! It owns which tokens are learnt. It reads no file; how rows are read and gathered is `dataset`'s.
+
+use super::example::{Example, Message};
+use super::stream::TextStream;
+use super::template::ChatTemplate;
+use super::turns::Rendering;
+use crate::error::{Error, Result};
+use std::collections::HashSet;
+use std::ops::Range;
+use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer};
+
+/// The label of tokens that are not learnt.
+pub const IGNORED: i64 = -100;
+
+/// One row as tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// The tokens.
+    pub input_ids: Vec<u32>,
+    /// For each token itself where it is learnt, else [`IGNORED`]. Not shifted, as Hugging Face has it.
+    pub labels: Vec<i64>,
+}
+
+impl Sequence {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+
+    /// How many tokens are learnt. The first one of a row is predicted by nothing, hence never counted.
+    pub fn supervised(&self) -> usize {
+        self.labels.iter().skip(1).filter(|&&label| label != IGNORED).count()
+    }
+
+    /// Leaves out what is behind the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.input_ids.truncate(len);
+        self.labels.truncate(len);
+    }
+
+    fn push(&mut self, ids: &[u32], supervised: bool) {
+        self.input_ids.extend_from_slice(ids);
+        self.labels.extend(ids.iter().map(|&id| if supervised { i64::from(id) } else { IGNORED }));
+    }
+
+    fn supervise(&mut self, range: Range<usize>) {
+        for i in range {
+            self.labels[i] = i64::from(self.input_ids[i]);
+        }
+    }
+}
+
+/// A tokenizer with the base model's chat template and special tokens.
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    eos: Option<(String, u32)>,
+    bos: Option<(String, u32)>,
+    add_bos: bool,
+    special: HashSet<u32>,
+    /// Ids that may end a turn: EOS, and the special tokens but the unknown one.
+    ends: HashSet<u32>,
+    /// Whether the tokenizer puts a space before any text (`SentencePiece`'s dummy prefix).
+    prepends_space: bool,
+}
+
+impl Encoder {
+    /// An encoder. `eos` and `bos` are text and id; `add_bos` puts BOS before plain text (chat templates write it themselves).
+    ///
+    /// The tokenizer's own truncation, padding and post-processing are taken off: special tokens come from the template or
+    /// from here, and offsets must be those of the text.
+    ///
+    /// # Errors
+    /// When a special token's id is not the one that the tokenizer gives to its text, or `add_bos` is set without `bos`.
+    pub fn new(
+        mut tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        eos: Option<(String, u32)>,
+        bos: Option<(String, u32)>,
+        add_bos: bool,
+    ) -> Result<Self> {
+        tokenizer.with_truncation(None).map_err(|error| tokenizer_error(&*error))?;
+        tokenizer.with_padding(None).with_post_processor(None::<PostProcessorWrapper>);
+        for (name, token) in [("EOS", &eos), ("BOS", &bos)] {
+            let Some((text, id)) = token else { continue };
+            let found = tokenizer.token_to_id(text);
+            if found != Some(*id) {
+                let found = found.map_or("none".to_string(), |id| id.to_string());
+                let message =
+                    format!("the {name} token `{text}` should have the id {id}, but in the tokenizer it has {found}");
+                return Err(Error::invalid(message).with_help(
+                    "tokenizer.json and the model's other files contradict each other; fetch the base again",
+                ));
+            }
+        }
+        if add_bos && bos.is_none() {
+            return Err(Error::invalid("the tokenizer asks for a BOS token before the text, but names none"));
+        }
+        let added = tokenizer.get_added_tokens_decoder();
+        let special: HashSet<u32> = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let mut ends = special.clone();
+        if let ModelWrapper::BPE(model) = tokenizer.get_model()
+            && let Some(unknown) = model.unk_token.as_deref().and_then(|token| tokenizer.token_to_id(token))
+        {
+            ends.remove(&unknown);
+        }
+        ends.extend(eos.as_ref().map(|(_, id)| *id));
+        let probe = tokenizer.encode("x", false).map_err(|error| tokenizer_error(&*error))?;
+        let prepends_space = probe.get_tokens().first().is_some_and(|token| token.starts_with(['▁', 'Ġ', ' ']));
+        Ok(Self { tokenizer, template, eos, bos, add_bos, special, ends, prepends_space })
+    }
+
+    /// The tokenizer, without its post-processing.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template, if the base has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// EOS: text and id.
+    pub fn eos(&self) -> Option<(&str, u32)> {
+        self.eos.as_ref().map(|(text, id)| (text.as_str(), *id))
+    }
+
+    /// Tokens and labels of an example.
+    ///
+    /// A conversation is rendered and tokenized whole, as transformers does. A token is learnt if it starts inside an
+    /// assistant's turn, up to and with the token that ends the turn; where the template writes none after the last
+    /// answer, EOS is added.
+    ///
+    /// Prompt and completion are tokenized apart, so that the border is exact and the prompt has the tokens that it has
+    /// when the model is asked; EOS follows. A tokenizer that puts a space before any text gives the completion its
+    /// leading space in that way; where the completion begins with none, the two are tokenized together, and a token across
+    /// the border is learnt.
+    ///
+    /// # Errors
+    /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
+    pub fn encode(&self, example: &Example) -> Result<Sequence> {
+        match example {
+            Example::Chat { messages } => self.encode_chat(messages),
+            Example::Completion { prompt, completion } => self.encode_completion(prompt, completion),
+        }
+    }
+
+    fn encode_chat(&self, messages: &[Message]) -> Result<Sequence> {
+        let rendering = Rendering::new(self.need_template()?, messages, self.eos().map(|(text, _)| text))?;
+        let encoding = self.tokenize(&rendering.text)?;
+        let starts = encoding.get_offsets();
+        let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
+        sequence.push(encoding.get_ids(), false);
+        let mut last_is_closed = false;
+        for turn in &rendering.turns {
+            let from = starts.partition_point(|offsets| offsets.0 < turn.start);
+            let to = starts.partition_point(|offsets| offsets.0 < turn.end).max(from);
+            let end = self.closing_token(&rendering.text, &encoding, from..to);
+            last_is_closed = end.is_some();
+            sequence.supervise(from..end.map_or(to, |end| end + 1));
+        }
+        if let (true, false, Some((_, eos))) = (rendering.ends_with_answer, last_is_closed, &self.eos) {
+            sequence.push(&[*eos], true);
+        }
+        Ok(sequence)
+    }
+
+    /// The token that ends a turn: special, with nothing but white space behind it.
+    fn closing_token(&self, text: &str, encoding: &Encoding, turn: Range<usize>) -> Option<usize> {
+        for i in turn.rev() {
+            if self.ends.contains(&encoding.get_ids()[i]) {
+                return Some(i);
+            }
+            let (start, end) = encoding.get_offsets()[i];
+            if !text.get(start..end).is_some_and(|token| token.trim().is_empty()) {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn encode_completion(&self, prompt: &str, completion: &str) -> Result<Sequence> {
+        let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
+        sequence.push(self.leading_bos(), false);
+        let apart = if self.prepends_space { without_one_space(completion) } else { Some(completion) };
+        if let Some(completion) = apart {
+            sequence.push(self.tokenize(prompt)?.get_ids(), false);
+            sequence.push(self.tokenize(completion)?.get_ids(), true);
+        } else {
+            let encoding = self.tokenize(&format!("{prompt}{completion}"))?;
+            for (&id, offsets) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+                sequence.push(&[id], offsets.1 > prompt.len());
+            }
+        }
+        if let Some((_, eos)) = &self.eos {
+            sequence.push(&[*eos], true);
+        }
+        Ok(sequence)
+    }
+
+    /// Whether every run of learnt tokens ends with a token that ends a turn, so that the model learns to stop.
+    pub fn ends_supervised(&self, sequence: &Sequence) -> bool {
+        let supervised = |i: usize| sequence.labels.get(i).is_some_and(|&label| label != IGNORED);
+        (0..sequence.len()).all(|i| !supervised(i) || supervised(i + 1) || self.ends.contains(&sequence.input_ids[i]))
+    }
+
+    /// The tokens of a conversation up to where the assistant's next answer begins.
+    ///
+    /// # Errors
+    /// When the base has no chat template, or the template refuses the conversation.
+    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let text = self.need_template()?.render(messages, true)?;
+        Ok(self.tokenize(&text)?.get_ids().to_vec())
+    }
+
+    /// The tokens of plain text, after BOS where the base asks for it.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.leading_bos().to_vec();
+        ids.extend_from_slice(self.tokenize(text)?.get_ids());
+        Ok(ids)
+    }
+
+    /// The ids at which generation stops: EOS, and what the chat template ends an answer with.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.eos().map(|(_, id)| id).into_iter().collect();
+        let probe = [Message::user("x"), Message::assistant("x")];
+        if let Some(Ok(sequence)) = self.template().map(|_| self.encode_chat(&probe)) {
+            let last = sequence.labels.iter().rposition(|&label| label != IGNORED).map(|i| sequence.input_ids[i]);
+            ids.extend(last.filter(|id| self.ends.contains(id) && !ids.contains(id)));
+        }
+        ids
+    }
+
+    /// Text of tokens, with or without the special ones.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        // The tokenizer's own skipping misses special tokens that its normalizer changes.
+        let kept: Vec<u32> =
+            ids.iter().copied().filter(|id| !(skip_special_tokens && self.special.contains(id))).collect();
+        self.tokenizer.decode(&kept, false).map_err(|error| tokenizer_error(&*error))
+    }
+
+    /// Text of tokens that come one by one.
+    pub fn stream(&self, skip_special_tokens: bool) -> TextStream<'_> {
+        TextStream::new(self, skip_special_tokens)
+    }
+
+    /// A row as text with its special tokens, cut where learnt and other tokens meet: `(text, supervised)`.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn segments(&self, sequence: &Sequence) -> Result<Vec<(String, bool)>> {
+        let (mut segments, mut done) = (Vec::new(), String::new());
+        for end in 1..=sequence.len() {
+            let supervised = sequence.labels[end - 1] != IGNORED;
+            if end < sequence.len() && supervised == (sequence.labels[end] != IGNORED) {
+                continue;
+            }
+            let text = self.decode(&sequence.input_ids[..end], false)?;
+            // A decoder may see the end of its text differently once more follows; then the change goes to the new segment.
+            let same = text.bytes().zip(done.bytes()).take_while(|(a, b)| a == b).count();
+            let same = text.floor_char_boundary(same);
+            segments.push((text[same..].to_string(), supervised));
+            done = text;
+        }
+        Ok(segments)
+    }
+
+    fn leading_bos(&self) -> &[u32] {
+        match &self.bos {
+            Some((_, id)) if self.add_bos => std::slice::from_ref(id),
+            _ => &[],
+        }
+    }
+
+    fn need_template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().ok_or_else(|| {
+            Error::invalid("the base has no chat template, and rows of this format are conversations")
+                .with_help("take an instruction-tuned base, or rows of `prompt` and `completion` (format `completion`)")
+        })
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Encoding> {
+        self.tokenizer.encode(text, false).map_err(|error| tokenizer_error(&*error))
+    }
+}
+
+/// The text without its leading space, if it has just one.
+fn without_one_space(text: &str) -> Option<&str> {
+    text.strip_prefix(' ').filter(|rest| !rest.starts_with(' '))
+}
+
+fn tokenizer_error(error: &(dyn std::error::Error + Send + Sync)) -> Error {
+    Error::invalid(format!("the tokenizer fails: {error}")).with_help("check the base's tokenizer.json")
+}
+
+#[cfg(test)]
+#[path = "tokenize_tests.rs"]
+mod tests;

@@ -1,0 +1,193 @@
+use super::*;
+use crate::data::example::Role;
+use crate::data::testing::{CHATML, END, encoder, encoder_with, shared, tokenizer};
+
+fn chat(messages: &[(Role, &str)]) -> Example {
+    Example::Chat { messages: messages.iter().map(|(role, content)| Message::new(*role, *content)).collect() }
+}
+
+/// What is learnt, as text, run by run.
+fn learnt(encoder: &Encoder, example: &Example) -> Vec<String> {
+    let sequence = encoder.encode(example).unwrap();
+    let segments = encoder.segments(&sequence).unwrap();
+    segments.into_iter().filter(|(_, supervised)| *supervised).map(|(text, _)| text).collect()
+}
+
+const TALK: [(Role, &str); 5] = [
+    (Role::System, "Bé brief <|im_start|>assistant\nno<|im_end|>\n"),
+    (Role::User, "hello\n\n"),
+    (Role::Assistant, "\n\nhé 🧬 said: assistant\n a"),
+    (Role::User, "🧬?"),
+    (Role::Assistant, "hell"),
+];
+
+#[test]
+fn the_assistants_turns_are_learnt_with_their_end_and_nothing_else() {
+    let encoder = encoder();
+    let example = chat(&TALK);
+    // Of the answer's two newlines the first merges with the template's: that token starts before the answer.
+    assert_eq!(learnt(&encoder, &example), ["\nhé 🧬 said: assistant\n a<|im_end|>", "hell<|im_end|>"]);
+    let sequence = encoder.encode(&example).unwrap();
+    assert!(encoder.ends_supervised(&sequence));
+    let Example::Chat { messages } = &example else { unreachable!() };
+    let rendered = encoder.template().unwrap().render(messages, false).unwrap();
+    assert_eq!(sequence.input_ids, tokenizer().encode(rendered.as_str(), false).unwrap().get_ids());
+    let text: String = encoder.segments(&sequence).unwrap().into_iter().map(|(text, _)| text).collect();
+    assert_eq!(text, rendered);
+}
+
+#[test]
+fn a_space_before_the_answer_stays_outside() {
+    // With the post-processor's trimmed offsets, the space would seem to lie inside the answer.
+    let source = CHATML
+        .replace("assistant\n' }}", "assistant\n ' }}")
+        .replace("+ '\n' + message['content']", "+ '\n ' + message['content']");
+    let encoder = encoder_with(&source);
+    assert_eq!(learnt(&encoder, &chat(&[(Role::User, "q"), (Role::Assistant, "hello")])), ["hello<|im_end|>"]);
+}
+
+#[test]
+fn without_an_end_token_eos_is_added() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let encoder = encoder_with(source);
+    let example = chat(&[(Role::User, "q"), (Role::Assistant, "one"), (Role::User, "q"), (Role::Assistant, "two")]);
+    // trim_blocks takes no newline after an expression, so each turn ends with one.
+    assert_eq!(learnt(&encoder, &example), ["one\n", "two\n<|im_end|>"]);
+    assert!(!encoder.ends_supervised(&encoder.encode(&example).unwrap()));
+    let single = encoder.encode(&chat(&[(Role::User, "q"), (Role::Assistant, "one")])).unwrap();
+    assert!(encoder.ends_supervised(&single));
+    let open = encoder.encode(&chat(&[(Role::Assistant, "one"), (Role::User, "q")])).unwrap();
+    assert_ne!(open.input_ids.last(), Some(&END), "EOS belongs to answers alone");
+}
+
+#[test]
+fn an_end_of_the_whole_conversation_is_no_end_of_a_turn() {
+    let source = format!("{}{{% else %}}{{{{ eos_token }}}}{{% endif %}}", CHATML.strip_suffix("{% endif %}").unwrap());
+    let encoder = encoder_with(&source);
+    let example = chat(&[(Role::User, "q"), (Role::Assistant, "one"), (Role::User, "q"), (Role::Assistant, "two")]);
+    assert_eq!(learnt(&encoder, &example), ["one<|im_end|>", "two<|im_end|>\n<|im_end|>"]);
+}
+
+#[test]
+fn templates_that_rewrite_history_are_refused_with_a_way_out() {
+    let only_last = "{% for m in messages %}{% if loop.last or m.role == 'user' %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+        <|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let talk = chat(&[(Role::User, "q"), (Role::Assistant, "one"), (Role::User, "q"), (Role::Assistant, "two")]);
+    let error = encoder_with(only_last).encode(&talk).unwrap_err();
+    assert!(error.to_string().contains("rewrites history"), "{error}");
+    assert!(error.help().unwrap().contains("one row of each answer"));
+    let thinking = CHATML.replace("assistant\n' }}", "assistant\n<think>' }}");
+    let error = encoder_with(&thinking).encode(&talk).unwrap_err();
+    assert!(error.to_string().contains("it asks with \"<think>\""), "{error}");
+    let empty_thoughts = CHATML.replace(
+        "+ message['content']",
+        "+ ('<think></think>' if loop.last and message.role == 'assistant' else '') + message['content']",
+    );
+    let single = chat(&[(Role::User, "q"), (Role::Assistant, "one")]);
+    assert_eq!(learnt(&encoder_with(&empty_thoughts), &single), ["<think></think>one<|im_end|>"]);
+    assert!(encoder_with(&empty_thoughts).encode(&talk).is_err());
+}
+
+#[test]
+fn prompt_and_completion_meet_at_an_exact_border() {
+    let encoder = encoder();
+    let example = Example::Completion { prompt: "say h".into(), completion: "ello".into() };
+    let sequence = encoder.encode(&example).unwrap();
+    assert_eq!(learnt(&encoder, &example), ["ello<|im_end|>"]);
+    assert_eq!(sequence.input_ids[..5], encoder.encode_text("say h").unwrap());
+    assert!(encoder.ends_supervised(&sequence));
+    let bos = Some(("<|endoftext|>".to_string(), 258));
+    let with_bos = Encoder::new(tokenizer(), None, None, bos.clone(), true).unwrap();
+    let sequence = with_bos.encode(&example).unwrap();
+    assert_eq!((sequence.input_ids[0], sequence.labels[0]), (258, IGNORED));
+    assert!(!with_bos.ends_supervised(&sequence));
+    let error = with_bos.encode(&chat(&TALK)).unwrap_err();
+    assert!(error.to_string().contains("no chat template"));
+    assert!(Encoder::new(tokenizer(), None, Some(("<|im_end|>".into(), 3)), None, false).is_err());
+    assert!(Encoder::new(tokenizer(), None, None, None, true).is_err());
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_taken_off() {
+    let mut cutting = tokenizer();
+    let truncation = tokenizers::TruncationParams { max_length: 4, ..Default::default() };
+    cutting.with_truncation(Some(truncation)).unwrap();
+    let encoder = Encoder::new(cutting, None, None, None, false).unwrap();
+    assert_eq!(encoder.encode_text("0123456789").unwrap().len(), 10);
+}
+
+#[test]
+fn a_stream_yields_whole_characters_and_the_whole_text() {
+    let encoder = encoder();
+    let text = "hé 🧬 hello<|im_end|>";
+    let mut stream = encoder.stream(true);
+    let mut pieces = Vec::new();
+    for id in encoder.encode_text(text).unwrap() {
+        pieces.push(stream.push(id).unwrap());
+    }
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+    assert_eq!(pieces.concat() + &stream.finish().unwrap(), "hé 🧬 hello");
+    let mut half = encoder.stream(true);
+    let gene = encoder.encode_text("🧬").unwrap();
+    assert_eq!(half.push(gene[0]).unwrap(), "");
+    assert_eq!(half.finish().unwrap(), "\u{FFFD}");
+}
+
+#[test]
+fn generation_stops_where_the_template_ends_a_turn() {
+    assert_eq!(encoder().stop_ids(), [END]);
+    let template = ChatTemplate::at(CHATML, None, None, 0).unwrap();
+    let eos = Some(("<|endoftext|>".to_string(), 258));
+    let encoder = Encoder::new(tokenizer(), Some(template), eos, None, false).unwrap();
+    assert_eq!(encoder.stop_ids(), [258, END]);
+    let prompt = encoder.encode_prompt(&[Message::user("q")]).unwrap();
+    assert_eq!(encoder.decode(&prompt, false).unwrap(), "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n");
+}
+
+#[test]
+fn a_tokenizer_with_a_dummy_prefix_adds_no_space() {
+    let Some(path) = shared("models/tinystories-656k-bf16/tokenizer.json") else { return };
+    let tokenizer = Tokenizer::from_file(path).unwrap();
+    let bos = Some(("<|start_story|>".to_string(), 1));
+    let eos = Some(("<|end_story|>".to_string(), 2));
+    let encoder = Encoder::new(tokenizer, None, eos, bos, true).unwrap();
+    for (prompt, completion) in [("Once upon", " a time"), ("Once upon ", "a time"), ("", "a time")] {
+        let sequence =
+            encoder.encode(&Example::Completion { prompt: prompt.into(), completion: completion.into() }).unwrap();
+        assert_eq!(encoder.decode(&sequence.input_ids, true).unwrap(), format!("{prompt}{completion}"));
+        let learnt: Vec<u32> =
+            sequence.labels.iter().filter(|&&label| label != IGNORED).map(|&label| label as u32).collect();
+        let learnt_text = encoder.decode(&learnt, true).unwrap();
+        assert!(learnt_text.ends_with("a time"));
+        // This tokenizer merges across words: only a border without a space needs a token across it.
+        assert_eq!(learnt_text == "a time", !prompt.ends_with(' '), "{learnt_text}");
+        assert_eq!((sequence.input_ids[0], learnt.last()), (1, Some(&2)));
+        let ids = encoder.encode_text("Once upon a time, a cat").unwrap();
+        let mut stream = encoder.stream(true);
+        let mut text = String::new();
+        for id in ids {
+            text += &stream.push(id).unwrap();
+        }
+        assert_eq!(text + &stream.finish().unwrap(), "Once upon a time, a cat");
+    }
+}
+
+proptest::proptest! {
+    /// Whatever the turns hold, what is learnt is the answer and the token that ends it.
+    #[test]
+    fn any_text_keeps_its_borders(question in "\\PC{0,20}", answer in "[^\n]{1,20}", tail in "[ \n]{0,3}") {
+        let encoder = encoder();
+        let answer = answer + &tail;
+        let example = chat(&[(Role::User, &question), (Role::Assistant, &answer), (Role::User, &answer)]);
+        proptest::prop_assert_eq!(learnt(&encoder, &example), [answer + "<|im_end|>"]);
+    }
+
+    #[test]
+    fn any_completion_keeps_its_border(prompt in "\\PC{0,20}", completion in ".{1,20}") {
+        let encoder = encoder();
+        let example = Example::Completion { prompt: prompt.clone(), completion: completion.clone() };
+        let sequence = encoder.encode(&example).unwrap();
+        proptest::prop_assert_eq!(&sequence.input_ids[..sequence.len() - sequence.labels.iter().filter(|&&l| l != IGNORED).count()], encoder.encode_text(&prompt).unwrap());
+        proptest::prop_assert_eq!(learnt(&encoder, &example), [completion + "<|im_end|>"]);
+    }
+}
