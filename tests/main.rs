@@ -1,0 +1,8 @@
+//! All integration tests, a module a theme, in one binary: linking is what takes time.
+
+mod accumulation;
+mod architecture;
+mod gradients;
+mod objectives;
+mod parity;
+mod support;
