@@ -124,6 +124,7 @@ impl<'a> Source<'a> {
                 )
                 .with_help("quote it for YAML inside the shell's quotes: --set 'name=\"a: b\"'")
             })?;
+            let value = super::diagnose::untagged(value);
             let placed = Override { text: text.clone(), path: path.to_owned(), value, column };
             insert(root, &placed)?;
             self.overrides.push(placed);

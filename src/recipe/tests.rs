@@ -57,6 +57,8 @@ fn harmless_oddities_are_read() {
     assert_eq!(parse(&windows).unwrap(), parse(LEAST).unwrap());
     let empty_sections = format!("---\n{LEAST}lora:\n  # r: 8\ntraining: ~\n");
     assert_eq!(parse(&empty_sections).unwrap(), parse(LEAST).unwrap());
+    let tags = LEAST.replace("base:", "base: !x").replace("org/name", "!!str org/name") + "lora: !y {r: !z 16}\n";
+    assert_eq!(parse(&tags).unwrap(), parse(LEAST).unwrap());
     let anchors = "base: {model: &m org/name}\ndata: {train: rows.jsonl}\nname: x\n";
     assert_eq!(parse(anchors).unwrap(), parse(LEAST).unwrap());
 }
@@ -155,7 +157,6 @@ fn wrong_values_are_told_with_what_fits() {
         ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),
         ("name: ../x\n", "name: `../x` is no name for a folder", "../x"),
         ("lora:\n  r: 0\n", "lora.r: must be at least 1", "0"),
-        ("lora:\n  r: !x 1\n", "got the YAML tag `!x`", "1"),
         ("training:\n  learning_rate: .nan\n", "training.learning_rate: must be a number above 0", ".nan"),
         ("output_dir: \"\"\n", "output_dir: is empty", "\"\""),
     ];
@@ -229,15 +230,18 @@ fn bombs_do_not_go_off() {
         laughs.push_str(&format!("a{level}: &a{level} [{below}]\n"));
     }
     assert!(located(parse(&laughs)).help.unwrap_or_default().contains("aliases"));
-    for text in [
+    let hostile = [
         "[".repeat(500_000),
         "{a: ".repeat(200_000),
         "- ".repeat(400_000),
         "a: &x {b: *x}\n".into(),
         "a\n: ".repeat(10_000),
-    ] {
+    ];
+    let began = std::time::Instant::now();
+    for text in hostile {
         assert!(parse(&text).is_err());
     }
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
     let many: String = (0..50_000).map(|number| format!("key{number}: {number}\n")).collect();
     let error = located(parse(&many));
     assert!(error.help.unwrap_or_default().lines().count() < 60);

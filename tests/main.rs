@@ -1,0 +1,4 @@
+//! What users depend on, theme by theme.
+
+mod cli;
+mod recipes;
