@@ -321,10 +321,10 @@ fn default_of(path: &str) -> String {
 /// Blames `section.key: ...`, as the sections' own checks say it, on that key's line.
 pub(super) fn out_of_range(source: &Source<'_>, error: Error) -> Error {
     let Error::Invalid { message, help } = error else { return error };
-    let path = message.split(": ").next().unwrap_or_default();
+    let path = &message.split(": ").next().unwrap_or_default().to_owned();
     let is_path = !path.is_empty()
         && path.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '.'));
-    let error = if is_path { source.at_value(&path.to_owned(), message) } else { source.at_value("", message) };
+    let error = if is_path { source.at_value(path, message) } else { source.at_value("", message) };
     match help {
         Some(help) => error.with_help(help),
         None => error,

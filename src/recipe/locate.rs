@@ -153,7 +153,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// The path one step up: `lora.r` → `lora`, `a[0]` → `a`, `lora` → ``; `None` above the top.
+/// The path one step up: `lora.r` → `lora`, `a[0]` → `a`, `lora` → the empty path; `None` above the top.
 pub(super) fn parent(path: &str) -> Option<&str> {
     if path.is_empty() { None } else { Some(path.rfind(['.', '[']).map_or("", |end| &path[..end])) }
 }

@@ -114,10 +114,7 @@ fn unknown_keys_are_answered_with_ours() {
     assert_eq!(help, "this is `lora.r` here\nwrite:\nlora:\n  r: 16");
     let (message, _, help) = blamed("lora:\n  learning_rate: 1e-3\n");
     assert_eq!(message, "unknown key `learning_rate` in section `lora`");
-    assert!(
-        help.starts_with("`learning_rate` belongs under `training:`\nwrite:\ntraining:\n  learning_rate: 0.001"),
-        "{help}"
-    );
+    assert!(help.starts_with("it belongs under `training:`\nwrite:\ntraining:\n  learning_rate: 0.001"), "{help}");
     let (_, _, help) = blamed("training:\n  lerning_rate: 1e-3\n");
     assert!(help.starts_with("did you mean `learning_rate`?\nthe keys of `training`: epochs, max_steps"), "{help}");
     let (_, _, help) = blamed("training:\n  lora:\n    r: 8\n");
@@ -224,12 +221,12 @@ fn what_is_no_recipe_is_told_apart() {
 
 #[test]
 fn bombs_do_not_go_off() {
-    let mut laughs = String::from("a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n");
+    let mut laughs = vec!["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]".to_owned()];
     for level in 1..12 {
         let below = vec![format!("*a{}", level - 1); 9].join(", ");
-        laughs.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+        laughs.push(format!("a{level}: &a{level} [{below}]"));
     }
-    assert!(located(parse(&laughs)).help.unwrap_or_default().contains("aliases"));
+    assert!(located(parse(&laughs.join("\n"))).help.unwrap_or_default().contains("aliases"));
     let hostile = [
         "[".repeat(500_000),
         "{a: ".repeat(200_000),
@@ -242,8 +239,8 @@ fn bombs_do_not_go_off() {
         assert!(parse(&text).is_err());
     }
     assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
-    let many: String = (0..50_000).map(|number| format!("key{number}: {number}\n")).collect();
-    let error = located(parse(&many));
+    let many: Vec<String> = (0..50_000).map(|number| format!("key{number}: {number}")).collect();
+    let error = located(parse(&many.join("\n")));
     assert!(error.help.unwrap_or_default().lines().count() < 60);
 }
 
