@@ -2,7 +2,9 @@
 
 mod accumulation;
 mod architecture;
+mod cli;
 mod gradients;
 mod objectives;
 mod parity;
+mod recipes;
 mod support;

@@ -126,7 +126,8 @@ fn preview(pieces: &[(String, bool)], colors: bool) -> String {
     let mut text = format!("\nthe first row; what is learnt is {open}marked{close}:\n");
     for (piece, learnt) in pieces {
         let piece = printable(piece);
-        text.push_str(&if *learnt { format!("{open}{piece}{close}") } else { piece });
+        let (open, close) = if *learnt { (open, close) } else { ("", "") };
+        let _ = write!(text, "{open}{piece}{close}");
     }
     text.push('\n');
     text

@@ -7,6 +7,7 @@ use super::{INTERRUPTED, RecipeArgs};
 use crate::error::Result;
 use crate::run::{self, RunOptions, Sample, Summary};
 use clap::Args;
+use std::fmt::Write as _;
 use std::path::Path;
 
 #[derive(Debug, Args)]
@@ -47,10 +48,10 @@ pub(super) fn run(args: &TrainArgs) -> Result<u8> {
 fn resume_command(args: &TrainArgs) -> String {
     let mut command = format!("equipoise train {}", quoted(&args.recipe.recipe.display().to_string()));
     for set in &args.recipe.set {
-        command.push_str(&format!(" --set {}", quoted(set)));
+        let _ = write!(command, " --set {}", quoted(set));
     }
     if let Some(device) = args.recipe.device {
-        command.push_str(&format!(" --device {}", String::from(device)));
+        let _ = write!(command, " --device {}", String::from(device));
     }
     if args.recipe.offline {
         command.push_str(" --offline");
