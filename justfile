@@ -1,6 +1,6 @@
 # What can be done here.
 default:
-    @just --list
+    @"{{ just_executable() }}" --list --justfile "{{ justfile() }}"
 
 # All tests, as the README has them.
 test:
@@ -33,4 +33,4 @@ quickstart:
 
 # The CUDA build, checked without a GPU. Needs a CUDA toolkit: nvcc in PATH or in $CUDA_HOME/bin.
 check-cuda:
-    PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" cargo clippy --release --features cuda -- -D warnings
+    PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" cargo check --release --features cuda
