@@ -192,7 +192,7 @@ impl Recipe {
         for (key, value) in self.result_values() {
             hasher.update(format!("{key}: {value}\n"));
         }
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", hasher.finalize())
     }
 
     /// The dotted keys that decide the result, with their values as JSON, in the order of the structs.

@@ -3,10 +3,10 @@
 use super::RecipeArgs;
 use super::output::{Stdout, Table, bytes, colors, count, printable};
 use super::progress::Progress;
+use crate::data::{DataReport, Lengths};
 use crate::error::Result;
 use crate::run::{self, CheckReport, RunOptions};
 use clap::Args;
-use serde_json::Value;
 use std::fmt::Write as _;
 
 #[derive(Debug, Args)]
@@ -57,9 +57,7 @@ fn render(report: &CheckReport, colors: bool) -> String {
             adapter.target_modules.join(", ")
         )),
     );
-    let mut data = Vec::new();
-    data_lines("", &serde_json::to_value(&report.data).unwrap_or(Value::Null), &mut data);
-    table.row("data", printable(&data.join("\n")));
+    table.row("data", printable(&data_text(&report.data)));
     table.row("steps", format!("{}, of which {} warmup", report.steps, report.warmup_steps));
     let memory = &report.memory;
     let mut parts = String::new();
@@ -82,39 +80,24 @@ fn render(report: &CheckReport, colors: bool) -> String {
     text
 }
 
-/// Names and numbers of a nested report, one line each: `train rows: 950`.
-fn data_lines(name: &str, value: &Value, lines: &mut Vec<String>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                let key = key.replace('_', " ");
-                data_lines(&if name.is_empty() { key } else { format!("{name} {key}") }, value, lines);
-            }
-        }
-        Value::Null => {}
-        Value::Array(items) if items.is_empty() => {}
-        Value::Array(items) if items.iter().all(|item| !item.is_object() && !item.is_array()) => {
-            let items: Vec<String> = items.iter().map(scalar).collect();
-            lines.push(format!("{name}: {}", items.join(", ")));
-        }
-        Value::Array(items) => {
-            for (number, item) in items.iter().enumerate() {
-                data_lines(&format!("{name} {}", number + 1), item, lines);
-            }
-        }
-        other => lines.push(if name.is_empty() { scalar(other) } else { format!("{name}: {}", scalar(other)) }),
-    }
-}
-
-fn scalar(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) if number.is_f64() => number.as_f64().map_or_else(String::new, |value| {
-            let text = format!("{value:.3}");
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        }),
-        other => other.to_string(),
-    }
+fn data_text(data: &DataReport) -> String {
+    let share = 100.0 * data.supervised_tokens as f64 / data.tokens.max(1) as f64;
+    let Lengths { min, p50, p90, max } = data.lengths;
+    let mut text = format!(
+        "{}\n{} rows: {} to train on, {} to validate on\n{} tokens to train on, {} of them learnt ({share:.0}%)\n\
+         {min} to {max} tokens a row, half of them up to {p50}, 90% up to {p90}",
+        data.format,
+        data.rows,
+        data.train_rows,
+        data.validation_rows,
+        count(data.tokens),
+        count(data.supervised_tokens),
+    );
+    let _ = match (data.dropped, data.truncated) {
+        (0, 0) => write!(text, "\nno row is over `data.max_seq_len`"),
+        (dropped, cut) => write!(text, "\nover `data.max_seq_len`: {dropped} rows left out, {cut} cut"),
+    };
+    text
 }
 
 /// The first row as the model sees it, with what is learnt marked.
@@ -126,7 +109,8 @@ fn preview(pieces: &[(String, bool)], colors: bool) -> String {
     let mut text = format!("\nthe first row; what is learnt is {open}marked{close}:\n");
     for (piece, learnt) in pieces {
         let piece = printable(piece);
-        text.push_str(&if *learnt { format!("{open}{piece}{close}") } else { piece });
+        let (open, close) = if *learnt { (open, close) } else { ("", "") };
+        let _ = write!(text, "{open}{piece}{close}");
     }
     text.push('\n');
     text
@@ -135,7 +119,6 @@ fn preview(pieces: &[(String, bool)], colors: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataReport, Lengths};
     use crate::run::{AdapterReport, BaseReport};
     use crate::train::MemoryEstimate;
 
@@ -156,11 +139,18 @@ mod tests {
                 modules: 210,
                 target_modules: vec!["q_proj".into(), "v_proj".into()],
             },
-            data: serde_json::json!({
-                "train": {"rows": 950, "dropped": 3, "tokens_p50": 61.5},
-                "formats": ["chat"],
-                "validation": null,
-            }),
+            data: DataReport {
+                format: "chat (told by the first row's field `messages`)".into(),
+                rows: 1000,
+                train_rows: 947,
+                validation_rows: 50,
+                tokens: 61_000,
+                supervised_tokens: 30_500,
+                dropped: 3,
+                truncated: 0,
+                lengths: Lengths { min: 12, p50: 61, p90: 140, max: 1800 },
+                eos_unsupervised_rows: 0,
+            },
             preview: vec![("Define: autophagy\n".into(), false), ("A \u{1b}process.".into(), true)],
             steps: 200,
             warmup_steps: 6,

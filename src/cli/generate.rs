@@ -15,6 +15,7 @@ use std::path::PathBuf;
 const MAX_PROMPT: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct GenerateArgs {
     /// The adapter: a folder that `train` wrote, or any PEFT LoRA folder.
     adapter: PathBuf,

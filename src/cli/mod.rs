@@ -24,7 +24,7 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug, Parser)]
 #[command(name = "equipoise", version, propagate_version = true, max_term_width = 100)]
 struct Cli {
-    /// Say more on stderr; twice for still more (EQUIPOISE_LOG takes a filter such as `equipoise=debug`).
+    /// Say more on stderr; twice for still more (`EQUIPOISE_LOG` takes a filter such as `equipoise=debug`).
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]

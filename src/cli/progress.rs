@@ -7,6 +7,7 @@ use crate::train::metrics::{StepMetrics, Validation};
 use crate::train::{Event, Observer};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ pub(super) struct Progress {
     interrupt: Option<Interrupt>,
     total_steps: usize,
     first_step: usize,
+    last_step: usize,
     began: Instant,
 }
 
@@ -40,7 +42,7 @@ impl Progress {
             (false, false) => Screen::Lines,
         };
         let json = json.then(Stdout::new);
-        Self { screen, json, interrupt, total_steps: 0, first_step: 0, began: Instant::now() }
+        Self { screen, json, interrupt, total_steps: 0, first_step: 0, last_step: 0, began: Instant::now() }
     }
 
     /// Takes the bar off the screen.
@@ -65,15 +67,20 @@ impl Progress {
     }
 
     fn show_bar(&mut self, new: ProgressBar) {
-        if let Screen::Bar(bar) = &mut self.screen {
-            if let Some(old) = bar.replace(new) {
-                old.finish_and_clear();
-            }
+        if let Screen::Bar(bar) = &mut self.screen
+            && let Some(old) = bar.replace(new)
+        {
+            old.finish_and_clear();
         }
     }
 
     fn phase(&mut self, name: &str) {
-        if matches!(self.screen, Screen::Bar(_)) {
+        if let Screen::Bar(Some(bar)) = &self.screen
+            && self.last_step < self.total_steps
+        {
+            // Training goes on after this phase, a validation for instance.
+            bar.set_message(printable(name));
+        } else if matches!(self.screen, Screen::Bar(_)) {
             let spinner = ProgressBar::new_spinner().with_message(printable(name));
             spinner.enable_steady_tick(Duration::from_millis(120));
             self.show_bar(spinner);
@@ -103,6 +110,7 @@ impl Progress {
     fn start(&mut self, step: usize, total_steps: usize) {
         self.total_steps = total_steps;
         self.first_step = step;
+        self.last_step = step;
         self.began = Instant::now();
         if matches!(self.screen, Screen::Bar(_)) {
             let style =
@@ -116,14 +124,14 @@ impl Progress {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
+        self.last_step = metrics.step;
         let left = self.seconds_left(metrics.step);
         match &self.screen {
-            Screen::Nothing => {}
+            Screen::Nothing | Screen::Bar(None) => {}
             Screen::Bar(Some(bar)) => {
                 bar.set_position(metrics.step as u64);
                 bar.set_message(step_text(metrics, left));
             }
-            Screen::Bar(None) => {}
             Screen::Lines => {
                 let part = |step: usize| step * LINES_A_RUN / self.total_steps.max(1);
                 let first = metrics.step == self.first_step + 1;
@@ -148,10 +156,10 @@ fn step_text(metrics: &StepMetrics, left: Option<f64>) -> String {
         metrics.loss, metrics.learning_rate, metrics.tokens_per_second
     );
     if let Some(memory) = metrics.peak_memory {
-        text.push_str(&format!("  {}", bytes(memory)));
+        let _ = write!(text, "  {}", bytes(memory));
     }
     if let Some(left) = left.filter(|left| *left > 0.0) {
-        text.push_str(&format!("  {} left", duration(left)));
+        let _ = write!(text, "  {} left", duration(left));
     }
     text
 }

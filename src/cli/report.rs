@@ -179,7 +179,10 @@ impl SourceCode for Excerpt {
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let inner = self.text.read_span(span, before, after)?;
         let line = inner.line() + self.first_line.saturating_sub(1);
-        let (data, span, column, count) = (inner.data(), *inner.span(), inner.column(), inner.line_count());
+        let (data, span, count) = (inner.data(), *inner.span(), inner.line_count());
+        // The header asks without context, and counts bytes; people and editors count characters.
+        let line_start = self.text[..span.offset()].rfind('\n').map_or(0, |at| at + 1);
+        let column = if before == 0 { self.text[line_start..span.offset()].chars().count() } else { inner.column() };
         Ok(Box::new(MietteSpanContents::new_named(self.name.clone(), data, span, line, column, count)))
     }
 }

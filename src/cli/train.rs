@@ -7,6 +7,7 @@ use super::{INTERRUPTED, RecipeArgs};
 use crate::error::Result;
 use crate::run::{self, RunOptions, Sample, Summary};
 use clap::Args;
+use std::fmt::Write as _;
 use std::path::Path;
 
 #[derive(Debug, Args)]
@@ -47,10 +48,10 @@ pub(super) fn run(args: &TrainArgs) -> Result<u8> {
 fn resume_command(args: &TrainArgs) -> String {
     let mut command = format!("equipoise train {}", quoted(&args.recipe.recipe.display().to_string()));
     for set in &args.recipe.set {
-        command.push_str(&format!(" --set {}", quoted(set)));
+        let _ = write!(command, " --set {}", quoted(set));
     }
     if let Some(device) = args.recipe.device {
-        command.push_str(&format!(" --device {}", String::from(device)));
+        let _ = write!(command, " --device {}", String::from(device));
     }
     if args.recipe.offline {
         command.push_str(" --offline");
@@ -61,6 +62,11 @@ fn resume_command(args: &TrainArgs) -> String {
 fn render(summary: &Summary, resume: &str) -> String {
     let mut table = Table::default();
     let ended = if summary.interrupted { "interrupted after" } else { "trained" };
+    let of_step = match summary.adapter_step {
+        step if step == summary.steps || summary.interrupted => String::new(),
+        step => format!(", of step {step}, where validation was best"),
+    };
+    let early = if summary.stopped_early { ", stopped early," } else { "" };
     let skipped = match summary.skipped {
         0 => String::new(),
         skipped => format!(", {skipped} skipped as not finite"),
@@ -68,14 +74,16 @@ fn render(summary: &Summary, resume: &str) -> String {
     table.row(
         ended,
         format!(
-            "{} steps{skipped} in {} ({:.0} tokens/s)",
+            "{} steps{early}{skipped} in {} ({:.0} tokens/s)",
             summary.steps,
             duration(summary.seconds),
             summary.tokens_per_second
         ),
     );
-    table
-        .row("adapter", format!("{} ({} parameters)", summary.output_dir.display(), count(summary.adapter_parameters)));
+    table.row(
+        "adapter",
+        format!("{} ({} parameters{of_step})", summary.output_dir.display(), count(summary.adapter_parameters)),
+    );
     validation_rows(&mut table, summary);
     let measured = summary.peak_memory.map_or("not measured here".into(), |peak| format!("{} at most", bytes(peak)));
     table.row("memory", format!("{measured}; estimated before: {}", bytes(summary.estimated_memory)));
@@ -95,22 +103,21 @@ fn render(summary: &Summary, resume: &str) -> String {
 }
 
 fn validation_rows(table: &mut Table, summary: &Summary) {
-    let Some(last) = &summary.last_validation else {
-        table.row("validation", "none; `data.validation` names rows for it");
+    let known = [&summary.best_validation, &summary.last_validation];
+    let Some(after) = known.into_iter().flatten().find(|validation| validation.step == summary.adapter_step) else {
+        if summary.last_validation.is_none() {
+            table.row("validation", "none; `data.validation` names rows for it");
+        }
         return;
     };
-    let best = match summary.best_step {
-        Some(best) if best != last.step => format!(" (best after step {best})"),
-        _ => String::new(),
-    };
-    match summary.first_validation.as_ref().filter(|first| first.step != last.step) {
+    match summary.first_validation.as_ref().filter(|first| first.step != after.step) {
         Some(first) => {
-            table.row("validation loss", format!("{:.4} → {:.4}{best}", first.loss, last.loss));
-            let (first, last) = (first.token_accuracy * 100.0, last.token_accuracy * 100.0);
-            table.row("ranked first", format!("{first:.1}% → {last:.1}% of the tokens"));
+            table.row("validation loss", format!("{:.4} → {:.4}", first.loss, after.loss));
+            let (first, after) = (first.token_accuracy * 100.0, after.token_accuracy * 100.0);
+            table.row("ranked first", format!("{first:.1}% → {after:.1}% of the tokens"));
         }
         None => {
-            table.row("validation loss", format!("{:.4}{best}", last.loss));
+            table.row("validation loss", format!("{:.4}", after.loss));
         }
     }
 }
@@ -151,11 +158,15 @@ mod tests {
             recipe_name: "quickstart".into(),
             steps: 200,
             interrupted: false,
+            stopped_early: false,
+            adapter_step: 150,
             skipped: 0,
             first_validation: Some(validation(0, 3.21, 0.31)),
             last_validation: Some(validation(200, 1.98, 0.55)),
             best_step: Some(150),
+            best_validation: Some(validation(150, 1.93, 0.56)),
             seconds: 151.0,
+            training_seconds: 140.0,
             tokens_per_second: 5123.4,
             peak_memory: Some(812 << 20),
             estimated_memory: 790 << 20,

@@ -45,8 +45,23 @@ pub(super) fn yaml_problem(error: &serde_yaml::Error) -> String {
     text.split(", while ").next().unwrap_or(text).to_owned()
 }
 
+/// A broken text above this size is refused by the locator's parser alone: the other one can take minutes over it.
+const LARGE: usize = 1 << 15;
+
 /// Refuses what is no YAML, or not the one mapping that a recipe is.
 pub(super) fn parse(source: &Source<'_>) -> Result<Value> {
+    if let Some(place) = source.locations.too_deep {
+        return Err(source
+            .at(place, "nested deeper than any recipe is".into())
+            .with_help("check the brackets before this place"));
+    }
+    if let Some((place, problem)) = &source.locations.error
+        && source.text().len() > LARGE
+    {
+        return Err(source
+            .at(*place, format!("not valid YAML: {problem}"))
+            .with_help("is this a recipe? It is large for one"));
+    }
     let parsed: serde_yaml::Result<Value> = serde_yaml::from_str(source.text());
     if let Some(twice) = source.locations.duplicates.first() {
         let message = format!("the key `{}` stands here for the second time", twice.path);
@@ -58,12 +73,24 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Value> {
         Ok(value) => value,
         Err(error) => return Err(not_yaml(source, &error)),
     };
-    match value {
-        Value::Mapping(_) => Ok(value),
+    match untagged(value) {
+        Value::Mapping(mapping) => Ok(Value::Mapping(mapping)),
         Value::Null => Err(source.at_value("", "the recipe is empty".into()).with_help(MINIMUM)),
         other => {
             Err(source.at_value("", format!("expected keys and values, got {}", describe(&other))).with_help(MINIMUM))
         }
+    }
+}
+
+/// A value without its YAML tags (`!name`), which say nothing in a recipe.
+pub(super) fn untagged(value: Value) -> Value {
+    match value {
+        Value::Tagged(tagged) => untagged(tagged.value),
+        Value::Mapping(mapping) => {
+            Value::Mapping(mapping.into_iter().map(|(key, value)| (untagged(key), untagged(value))).collect())
+        }
+        Value::Sequence(items) => Value::Sequence(items.into_iter().map(untagged).collect()),
+        scalar => scalar,
     }
 }
 
@@ -294,10 +321,10 @@ fn default_of(path: &str) -> String {
 /// Blames `section.key: ...`, as the sections' own checks say it, on that key's line.
 pub(super) fn out_of_range(source: &Source<'_>, error: Error) -> Error {
     let Error::Invalid { message, help } = error else { return error };
-    let path = message.split(": ").next().unwrap_or_default();
+    let path = &message.split(": ").next().unwrap_or_default().to_owned();
     let is_path = !path.is_empty()
         && path.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '.'));
-    let error = if is_path { source.at_value(&path.to_owned(), message) } else { source.at_value("", message) };
+    let error = if is_path { source.at_value(path, message) } else { source.at_value("", message) };
     match help {
         Some(help) => error.with_help(help),
         None => error,

@@ -341,7 +341,7 @@ mod tests {
             match answer {
                 Ours(path) => assert!(kind_at(path).is_some(), "{path}"),
                 IfTrue(path, word) => {
-                    assert!(matches!(kind_at(path), Some(Kind::OneOf(w)) if w.contains(word)), "{path}")
+                    assert!(matches!(kind_at(path), Some(Kind::OneOf(w)) if w.contains(word)), "{path}");
                 }
                 No(why) => {
                     for path in why.split('`').filter(|part| part.contains('.') && !part.contains([' ', ':', '/'])) {

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 /// Nothing that a recipe holds lies deeper; what does is not recorded, so that hostile nesting costs nothing.
 const MAX_DEPTH: usize = 8;
+/// No recipe nests so deep; deeper text is not handed on, since reading it takes time by the square of its depth.
+const TOO_DEEP: usize = 32;
 /// The most places that are recorded.
 const MAX_PLACES: usize = 10_000;
 
@@ -47,6 +49,10 @@ pub(super) struct Locations {
     pub second_document: Option<Place>,
     /// Where the first key or value stands.
     pub start: Option<Place>,
+    /// Where the nesting passes what any recipe needs.
+    pub too_deep: Option<Place>,
+    /// Where and why the reading ended early.
+    pub error: Option<(Place, String)>,
 }
 
 enum Frame {
@@ -54,15 +60,27 @@ enum Frame {
     Sequence { path: Option<String>, next: usize },
 }
 
-/// Reads as far as the text is YAML; an error ends the reading and is no concern of this module.
+/// Reads as far as the text is YAML.
 pub(super) fn locate(text: &str) -> Locations {
     let mut locations = Locations::default();
     let mut stack: Vec<Frame> = Vec::new();
     let mut open: Vec<Option<String>> = Vec::new();
     let mut documents = 0;
     let mut parser = Parser::new_from_str(text);
-    while let Some(Ok((event, span))) = parser.next_event() {
+    while let Some(parsed) = parser.next_event() {
+        let (event, span) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let at = *error.marker();
+                locations.error = Some((Place::of(Span::empty(at)), error.info().to_owned()));
+                break;
+            }
+        };
         let place = Place::of(span);
+        if stack.len() > TOO_DEEP {
+            locations.too_deep = Some(place);
+            break;
+        }
         match event {
             Event::StreamEnd => break,
             Event::DocumentStart(_) => {
@@ -135,7 +153,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// The path one step up: `lora.r` → `lora`, `a[0]` → `a`, `lora` → ``; `None` above the top.
+/// The path one step up: `lora.r` → `lora`, `a[0]` → `a`, `lora` → the empty path; `None` above the top.
 pub(super) fn parent(path: &str) -> Option<&str> {
     if path.is_empty() { None } else { Some(path.rfind(['.', '[']).map_or("", |end| &path[..end])) }
 }

@@ -59,7 +59,7 @@ fn not_utf8(path: &Path, bytes: &[u8], valid: usize) -> Error {
     let end = bytes[valid..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| valid + at);
     Error::Located(Box::new(Located {
         path: path.to_owned(),
-        line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
+        line: String::from_utf8_lossy(before).matches('\n').count() + 1,
         column: 1 + String::from_utf8_lossy(&bytes[start..valid]).chars().count(),
         width: 1,
         text: cut(&String::from_utf8_lossy(&bytes[start..end])),
@@ -78,11 +78,11 @@ fn recipes_in(folder: &Path) -> String {
         .map(|path| path.strip_prefix("./").unwrap_or(&path).display().to_string())
         .collect();
     names.sort();
-    let folder = folder.display();
+    let folder = if folder == Path::new(".") { "here".into() } else { format!("in {}", folder.display()) };
     match names.len() {
-        0 => format!("there are no .yaml files in {folder}"),
-        1..=12 => format!("the recipes in {folder}: {}", names.join(", ")),
-        more => format!("the recipes in {folder}: {}, and {} more", names[..12].join(", "), more - 12),
+        0 => format!("there are no .yaml files {folder}"),
+        1..=12 => format!("the recipes {folder}: {}", names.join(", ")),
+        more => format!("the recipes {folder}: {}, and {} more", names[..12].join(", "), more - 12),
     }
 }
 
@@ -124,6 +124,7 @@ impl<'a> Source<'a> {
                 )
                 .with_help("quote it for YAML inside the shell's quotes: --set 'name=\"a: b\"'")
             })?;
+            let value = super::diagnose::untagged(value);
             let placed = Override { text: text.clone(), path: path.to_owned(), value, column };
             insert(root, &placed)?;
             self.overrides.push(placed);

@@ -57,6 +57,8 @@ fn harmless_oddities_are_read() {
     assert_eq!(parse(&windows).unwrap(), parse(LEAST).unwrap());
     let empty_sections = format!("---\n{LEAST}lora:\n  # r: 8\ntraining: ~\n");
     assert_eq!(parse(&empty_sections).unwrap(), parse(LEAST).unwrap());
+    let tags = LEAST.replace("base:", "base: !x").replace("org/name", "!!str org/name") + "lora: !y {r: !z 16}\n";
+    assert_eq!(parse(&tags).unwrap(), parse(LEAST).unwrap());
     let anchors = "base: {model: &m org/name}\ndata: {train: rows.jsonl}\nname: x\n";
     assert_eq!(parse(anchors).unwrap(), parse(LEAST).unwrap());
 }
@@ -112,10 +114,7 @@ fn unknown_keys_are_answered_with_ours() {
     assert_eq!(help, "this is `lora.r` here\nwrite:\nlora:\n  r: 16");
     let (message, _, help) = blamed("lora:\n  learning_rate: 1e-3\n");
     assert_eq!(message, "unknown key `learning_rate` in section `lora`");
-    assert!(
-        help.starts_with("`learning_rate` belongs under `training:`\nwrite:\ntraining:\n  learning_rate: 0.001"),
-        "{help}"
-    );
+    assert!(help.starts_with("it belongs under `training:`\nwrite:\ntraining:\n  learning_rate: 0.001"), "{help}");
     let (_, _, help) = blamed("training:\n  lerning_rate: 1e-3\n");
     assert!(help.starts_with("did you mean `learning_rate`?\nthe keys of `training`: epochs, max_steps"), "{help}");
     let (_, _, help) = blamed("training:\n  lora:\n    r: 8\n");
@@ -155,7 +154,6 @@ fn wrong_values_are_told_with_what_fits() {
         ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),
         ("name: ../x\n", "name: `../x` is no name for a folder", "../x"),
         ("lora:\n  r: 0\n", "lora.r: must be at least 1", "0"),
-        ("lora:\n  r: !x 1\n", "got the YAML tag `!x`", "1"),
         ("training:\n  learning_rate: .nan\n", "training.learning_rate: must be a number above 0", ".nan"),
         ("output_dir: \"\"\n", "output_dir: is empty", "\"\""),
     ];
@@ -223,23 +221,26 @@ fn what_is_no_recipe_is_told_apart() {
 
 #[test]
 fn bombs_do_not_go_off() {
-    let mut laughs = String::from("a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n");
+    let mut laughs = vec!["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]".to_owned()];
     for level in 1..12 {
         let below = vec![format!("*a{}", level - 1); 9].join(", ");
-        laughs.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+        laughs.push(format!("a{level}: &a{level} [{below}]"));
     }
-    assert!(located(parse(&laughs)).help.unwrap_or_default().contains("aliases"));
-    for text in [
+    assert!(located(parse(&laughs.join("\n"))).help.unwrap_or_default().contains("aliases"));
+    let hostile = [
         "[".repeat(500_000),
         "{a: ".repeat(200_000),
         "- ".repeat(400_000),
         "a: &x {b: *x}\n".into(),
         "a\n: ".repeat(10_000),
-    ] {
+    ];
+    let began = std::time::Instant::now();
+    for text in hostile {
         assert!(parse(&text).is_err());
     }
-    let many: String = (0..50_000).map(|number| format!("key{number}: {number}\n")).collect();
-    let error = located(parse(&many));
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    let many: Vec<String> = (0..50_000).map(|number| format!("key{number}: {number}")).collect();
+    let error = located(parse(&many.join("\n")));
     assert!(error.help.unwrap_or_default().lines().count() < 60);
 }
 

@@ -7,6 +7,7 @@ use super::locate::join;
 use super::source::Source;
 use crate::error::Result;
 use serde_yaml::{Mapping, Value};
+use std::fmt::Write as _;
 
 /// Of so many unknown keys each gets a line.
 const MAX_SHOWN: usize = 40;
@@ -35,7 +36,7 @@ pub(super) fn check(root: &Value, source: &Source<'_>) -> Result<()> {
     let Some(first) = unknown.first() else { return Ok(()) };
     let mut message = format!("unknown key `{}` {}", first.key, place_name(&first.section));
     if unknown.len() > 1 {
-        message.push_str(&format!(", and {} more", unknown.len() - 1));
+        let _ = write!(message, ", and {} more", unknown.len() - 1);
     }
     Err(source.at_key(&first.path(), message).with_help(help(&unknown, source)))
 }
@@ -177,7 +178,7 @@ fn own_key_elsewhere(found: &Unknown<'_>, name: &str) -> Option<Reply> {
     if let Some(&top) = keys_of("").iter().find(|&&top| top == name) {
         let ours = translated(top, found.value);
         return Some(Reply {
-            text: format!("`{name}` stands at the top of the recipe, without indentation"),
+            text: "it stands at the top of the recipe, without indentation".to_owned(),
             ours,
             lost: false,
         });
@@ -185,9 +186,9 @@ fn own_key_elsewhere(found: &Unknown<'_>, name: &str) -> Option<Reply> {
     let sections = sections_with(name);
     let text = match sections.as_slice() {
         [] => return None,
-        [section] => format!("`{name}` belongs under `{section}:`"),
+        [section] => format!("it belongs under `{section}:`"),
         several => format!(
-            "`{name}` belongs under one of {}",
+            "it belongs under one of {}",
             several.iter().map(|s| format!("`{s}:`")).collect::<Vec<_>>().join(", ")
         ),
     };

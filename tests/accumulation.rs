@@ -1,0 +1,172 @@
+//! A step does not depend on how it is cut, on padding, on packing, or on whether activations are computed again.
+
+use crate::support::{ALL_LINEAR, TINY, batch, lora, relative_distance, rows};
+use candle_core::Device;
+use equipoise::data::{Batch, Sequence};
+use equipoise::models::Model;
+use equipoise::nn::{LoraConfig, QuantizationType};
+use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind, TokenWeighting};
+use equipoise::train::GradientCheckpointing;
+use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
+
+fn kinds() -> Vec<ObjectiveConfig> {
+    let config = |kind| ObjectiveConfig { kind, group_size: 5, ..ObjectiveConfig::default() };
+    let mut kinds: Vec<_> = [ObjectiveKind::Sft, ObjectiveKind::Dft, ObjectiveKind::Bft].map(config).into();
+    kinds.push(ObjectiveConfig { token_weighting: TokenWeighting::GroupNormalized, ..config(ObjectiveKind::Bft) });
+    kinds
+}
+
+fn step(
+    model: &Model,
+    config: &ObjectiveConfig,
+    batches: &[Batch],
+    checkpointing: GradientCheckpointing,
+) -> StepGradients {
+    let objective = objectives::build(config);
+    let engine =
+        Engine { lm: &*model.lm, params: &model.params, objective: &*objective, checkpointing, device: &Device::Cpu };
+    engine.step(batches, |_| None).unwrap()
+}
+
+fn assert_same(what: &str, a: &StepGradients, b: &StepGradients) {
+    let (loss_a, loss_b) = (a.loss.sum / a.denominator, b.loss.sum / b.denominator);
+    assert!((loss_a / loss_b - 1.0).abs() < 1e-5, "{what}: losses {loss_a} and {loss_b}");
+    assert_eq!(a.gradients.len(), b.gradients.len());
+    for (name, gradient) in &a.gradients {
+        let (a, b) = ((gradient / a.denominator).unwrap(), (&b.gradients[name] / b.denominator).unwrap());
+        let distance = relative_distance(&a, &b);
+        assert!(distance < 1e-5, "{what}: {name} is {distance} apart");
+    }
+}
+
+fn model() -> Model {
+    TINY.model(QuantizationType::Q8_0, &lora(4, &ALL_LINEAR))
+}
+
+/// Ragged rows; one has nothing supervised.
+fn eight_rows() -> Vec<Sequence> {
+    let mut rows = rows(&[7, 31, 12, 3, 25, 18, 9, 22], TINY.vocabulary);
+    rows[6].labels.fill(equipoise::data::IGNORED);
+    rows
+}
+
+#[test]
+fn micro_batches_of_eight_four_and_one_give_the_same_step() {
+    let (model, rows) = (model(), eight_rows());
+    for config in kinds() {
+        let cut = |size: usize| -> StepGradients {
+            let batches: Vec<Batch> = rows.chunks(size).map(batch).collect();
+            step(&model, &config, &batches, GradientCheckpointing::None)
+        };
+        let whole = cut(8);
+        for size in [4, 3, 1] {
+            assert_same(&format!("{config:?}, {size} rows at a time"), &cut(size), &whole);
+        }
+    }
+}
+
+#[test]
+fn padding_on_either_side_changes_nothing() {
+    let (model, rows) = (model(), eight_rows());
+    let rows = &rows[..2];
+    for config in kinds() {
+        let tight: Vec<Batch> = rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
+        let tight = step(&model, &config, &tight, GradientCheckpointing::None);
+        for left in [0, 6] {
+            let padded = pad(rows, left, 40);
+            let padded = step(&model, &config, &[padded], GradientCheckpointing::None);
+            assert_same(&format!("{config:?}, {left} on the left"), &padded, &tight);
+        }
+    }
+}
+
+fn pad(rows: &[Sequence], left: usize, width: usize) -> Batch {
+    let size = rows.len() * width;
+    let mut batch = Batch {
+        rows: rows.len(),
+        width,
+        input_ids: vec![1; size],
+        labels: vec![-100; size],
+        position_ids: vec![0; size],
+        segment_ids: vec![0; size],
+    };
+    for (i, row) in rows.iter().enumerate() {
+        place(&mut batch, i * width + left, row, 1);
+    }
+    batch
+}
+
+fn place(batch: &mut Batch, start: usize, row: &Sequence, segment: u32) {
+    for t in 0..row.len() {
+        batch.input_ids[start + t] = row.input_ids[t];
+        batch.labels[start + t] = row.labels[t];
+        batch.position_ids[start + t] = t as u32;
+        batch.segment_ids[start + t] = segment;
+    }
+}
+
+#[test]
+fn samples_packed_into_one_row_count_as_samples_of_their_own() {
+    let (model, rows) = (model(), eight_rows());
+    let width: usize = rows.iter().map(Sequence::len).sum();
+    let mut packed = pad(&[], 0, width);
+    packed.rows = 1;
+    packed.input_ids = vec![0; width];
+    (packed.labels, packed.position_ids, packed.segment_ids) = (vec![-100; width], vec![0; width], vec![0; width]);
+    let mut start = 0;
+    for (i, row) in rows.iter().enumerate() {
+        place(&mut packed, start, row, i as u32 + 1);
+        start += row.len();
+    }
+    for config in kinds() {
+        let apart = step(&model, &config, &[batch(&rows)], GradientCheckpointing::None);
+        let packed = step(&model, &config, std::slice::from_ref(&packed), GradientCheckpointing::None);
+        assert_same(&format!("{config:?}, packed"), &packed, &apart);
+    }
+}
+
+#[test]
+fn computing_activations_again_changes_no_bit() {
+    let lora = LoraConfig { lora_dropout: 0.2, ..lora(4, &ALL_LINEAR) };
+    let model = TINY.model(QuantizationType::Q4_0, &lora);
+    let rows = batch(&eight_rows());
+    let places: Vec<u64> = (0..8).collect();
+    let keys = dropout_keys(&rows, 1, &places);
+    for config in kinds() {
+        let objective = objectives::build(&config);
+        let run = |checkpointing| {
+            let (lm, params) = (&*model.lm, &model.params);
+            let engine = Engine { lm, params, objective: &*objective, checkpointing, device: &Device::Cpu };
+            engine.step(std::slice::from_ref(&rows), |_| Some(keys.clone())).unwrap()
+        };
+        let (kept, again) = (run(GradientCheckpointing::None), run(GradientCheckpointing::Layer));
+        assert_eq!(kept.loss.sum.to_bits(), again.loss.sum.to_bits());
+        for (name, gradient) in &kept.gradients {
+            let bits = |t: &candle_core::Tensor| -> Vec<u32> {
+                t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+            };
+            assert_eq!(bits(gradient), bits(&again.gradients[name]), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
+    let lora = LoraConfig { lora_dropout: 0.3, ..lora(4, &ALL_LINEAR) };
+    let (model, rows) = (TINY.model(QuantizationType::Q8_0, &lora), eight_rows());
+    let objective = objectives::build(&ObjectiveConfig::default());
+    let checkpointing = GradientCheckpointing::None;
+    let (lm, params) = (&*model.lm, &model.params);
+    let engine = Engine { lm, params, objective: &*objective, checkpointing, device: &Device::Cpu };
+    let cut = |size: usize| {
+        let batches: Vec<Batch> = rows.chunks(size).map(batch).collect();
+        let keys = |i: usize| {
+            let places: Vec<u64> = (i * size..i * size + batches[i].rows).map(|place| place as u64).collect();
+            Some(dropout_keys(&batches[i], 4, &places))
+        };
+        engine.step(&batches, keys).unwrap()
+    };
+    assert_same("dropout", &cut(3), &cut(8));
+    let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)], checkpointing);
+    assert_ne!(without.loss.sum, cut(8).loss.sum, "something was dropped");
+}

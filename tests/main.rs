@@ -1,0 +1,10 @@
+//! All integration tests, a module a theme, in one binary: linking is what takes time.
+
+mod accumulation;
+mod architecture;
+mod cli;
+mod gradients;
+mod objectives;
+mod parity;
+mod recipes;
+mod support;

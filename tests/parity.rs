@@ -1,0 +1,167 @@
+//! Whole models against numbers of other implementations: transformers and PEFT. The scripts that made them are in
+//! `tests/parity`.
+
+use crate::support::{floats, golden, json, relative_distance, shared, tensors};
+use candle_core::{DType, Device, Tensor};
+use equipoise::adapter::AdapterBundle;
+use equipoise::data::{Batch, Sequence};
+use equipoise::models::{self, Generator, Model, Sampling};
+use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType};
+use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
+use equipoise::train::backward::Engine;
+use equipoise::train::{AdamW, GradientCheckpointing, TrainingConfig, global_norm};
+use equipoise::weights::Base;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn load(path: &Path, lora: Option<&LoraConfig>) -> Model {
+    let base = Base::open(path).unwrap();
+    let kind = if base.is_gguf() { QuantizationType::Auto } else { QuantizationType::None };
+    models::load(&base, QuantizationConfig { kind }, lora, 0, &Device::Cpu, false).unwrap()
+}
+
+fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut generator = Generator::new(&*model.lm, &Device::Cpu, true, Sampling::default());
+    let mut tokens = Vec::new();
+    let mut take = |token| {
+        tokens.push(token);
+        true
+    };
+    generator.run(prompt, count, &[], &mut take).unwrap();
+    tokens
+}
+
+fn last_logits(model: &Model, prompt: &[u32]) -> Vec<f32> {
+    Generator::new(&*model.lm, &Device::Cpu, true, Sampling::default()).feed(prompt).unwrap()
+}
+
+fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn smollm2_as_gguf_gives_the_logits_and_tokens_of_transformers() {
+    let Some(path) = shared("models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+    let Some(forward) = shared("golden/smollm2-forward/forward.json") else { return };
+    let model = load(&path, None);
+    for case in json(&forward)["cases"].as_array().unwrap() {
+        let prompt = ids(&case["prompt_ids"]);
+        let logits = last_logits(&model, &prompt);
+        for (id, expected) in ids(&case["last_top10_ids"]).iter().zip(floats(&case["last_top10_logits"])) {
+            let got = f64::from(logits[*id as usize]);
+            assert!((got - expected).abs() < 1e-2, "{}: logit {id} is {got}, not {expected}", case["name"]);
+        }
+        let expected = ids(&case["greedy_ids"]);
+        assert_eq!(greedy(&model, &prompt, expected.len()), expected, "{}", case["name"]);
+    }
+}
+
+#[test]
+fn the_embedded_base_gives_the_logits_of_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gene_ontology/base");
+    compare_with_transformers(&load(&folder, None), &golden("quickstart_base_logits.json"));
+}
+
+#[test]
+fn llama3_rope_scaling_gives_the_logits_of_transformers() {
+    let folder = golden("tiny_llama3_rope");
+    let expected = json(&folder.join("expected.json"));
+    let model = load(&folder, None);
+    let prompt = ids(&expected["input_ids"]);
+    let difference = largest_difference(&last_logits(&model, &prompt), &floats(&expected["last_logits"]));
+    assert!(difference < 1e-4, "a logit is off by {difference}");
+}
+
+fn compare_with_transformers(model: &Model, path: &Path) {
+    let expected = json(path);
+    let prompts = expected["prompts"].as_array().unwrap();
+    assert!(!prompts.is_empty());
+    for prompt in prompts {
+        let input = ids(&prompt["input_ids"]);
+        let difference = largest_difference(&last_logits(model, &input), &floats(&prompt["last_logits"]));
+        assert!(difference < 1e-2, "{}: a logit is off by {difference}", prompt["prompt"]);
+        let greedy_ids = ids(&prompt["greedy"]);
+        assert_eq!(greedy(model, &input, greedy_ids.len()), greedy_ids, "{}", prompt["prompt"]);
+    }
+}
+
+/// Ten steps of PEFT in float64 on the dequantized SmolLM2.
+fn ten_steps(name: &str, kind: ObjectiveKind) {
+    let Some(path) = shared("models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+    let Some(folder) = shared("golden/peft-smollm2") else { return };
+    let start = AdapterBundle::load(&folder.join("init_adapter")).unwrap();
+    let model = load(&path, Some(&start.config.lora));
+    model.params.assign(&start.tensors, &folder).unwrap();
+
+    let expected = json(&folder.join(format!("{name}.json")));
+    let config = ObjectiveConfig { kind, group_size: 64, ..ObjectiveConfig::default() };
+    let objective = objectives::build(&config);
+    let engine = Engine {
+        lm: &*model.lm,
+        params: &model.params,
+        objective: &*objective,
+        checkpointing: GradientCheckpointing::None,
+        device: &Device::Cpu,
+    };
+    let mut adamw = AdamW::new(&TrainingConfig::default(), &model.params).unwrap();
+    let batches = tensors(&folder.join("batches.safetensors"));
+    for (step, golden) in expected["steps"].as_array().unwrap().iter().enumerate() {
+        let batch = peft_batch(&batches, step);
+        let mut taken = engine.step(&[batch], |_| None).unwrap();
+        let loss = taken.loss.sum / taken.denominator;
+        let (golden_loss, golden_norm) = (golden["loss"].as_f64().unwrap(), golden["grad_norm"].as_f64().unwrap());
+        assert!((loss / golden_loss - 1.0).abs() < 1e-3, "step {step}: loss {loss} is not {golden_loss}");
+        for gradient in taken.gradients.values_mut() {
+            *gradient = (gradient.as_ref() / taken.denominator).unwrap();
+        }
+        let norm = global_norm(taken.gradients.values()).unwrap();
+        assert!((norm / golden_norm - 1.0).abs() < 1e-2, "step {step}: norm {norm} is not {golden_norm}");
+        if let Some(by_tensor) = golden["grad_norm_by_tensor"].as_object() {
+            for (name, golden) in by_tensor {
+                let norm = global_norm([&taken.gradients[name]].into_iter()).unwrap();
+                let golden = golden.as_f64().unwrap();
+                assert!((norm / golden - 1.0).abs() < 2e-2, "{name}: gradient norm {norm} is not {golden}");
+            }
+        }
+        adamw.update(&model.params, &taken.gradients, 1e-4).unwrap();
+    }
+    let end: BTreeMap<String, Tensor> =
+        tensors(&folder.join(format!("final_{name}.safetensors"))).into_iter().collect();
+    for (name, variable) in model.params.iter() {
+        let distance = relative_distance(variable, &end[name]);
+        assert!(distance < 2e-2, "{name} ends {distance} away");
+    }
+}
+
+fn peft_batch(batches: &std::collections::HashMap<String, Tensor>, step: usize) -> Batch {
+    let rows = |name: &str| batches[name].get(step).unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
+    let (input_ids, labels, mask) = (rows("input_ids"), rows("labels"), rows("attention_mask"));
+    let sequences: Vec<Sequence> = (0..input_ids.len())
+        .map(|b| {
+            let length = mask[b].iter().filter(|&&m| m == 1).count();
+            let input_ids = input_ids[b][..length].iter().map(|&id| id as u32).collect();
+            Sequence { input_ids, labels: labels[b][..length].to_vec() }
+        })
+        .collect();
+    Batch::collate(&sequences.iter().collect::<Vec<_>>(), 0)
+}
+
+#[test]
+fn ten_sft_steps_match_peft() {
+    ten_steps("sft", ObjectiveKind::Sft);
+}
+
+#[test]
+fn ten_dft_steps_match_peft() {
+    ten_steps("dft", ObjectiveKind::Dft);
+}
+
+#[test]
+fn ten_bft_steps_match_peft() {
+    ten_steps("bft", ObjectiveKind::Bft);
+}

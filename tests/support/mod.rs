@@ -1,0 +1,171 @@
+//! What several themes need: golden files, tiny random models, batches.
+
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, Tensor};
+use equipoise::data::{Batch, IGNORED, Sequence};
+use equipoise::models::{self, Model};
+use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType, TargetModules};
+use equipoise::rng::Rng;
+use equipoise::weights::Base;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// A file of `tests/golden`.
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// A file of the larger goldens and models, which are not in the repository: in `EQUIPOISE_SHARED`, or `../shared`.
+/// Where they are not, the test says so and passes.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("EQUIPOISE_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let path = folder.join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: {name} is not there; set EQUIPOISE_SHARED to the folder that holds it");
+    None
+}
+
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+pub fn floats(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// The sizes of a tiny Llama.
+#[derive(Clone, Copy)]
+pub struct Tiny {
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub layers: usize,
+    pub vocabulary: usize,
+}
+
+/// Widths that every 32-block type fits.
+pub const TINY: Tiny = Tiny { hidden: 64, intermediate: 96, heads: 4, kv_heads: 2, layers: 2, vocabulary: 96 };
+/// Widths that every K-quant fits.
+pub const WIDE: Tiny = Tiny { hidden: 256, intermediate: 256, heads: 4, kv_heads: 2, layers: 1, vocabulary: 64 };
+
+impl Tiny {
+    /// Writes a random model as a Hugging Face folder, seeded.
+    pub fn write(&self, folder: &Path) {
+        let config = serde_json::json!({
+            "model_type": "llama", "hidden_size": self.hidden, "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "vocab_size": self.vocabulary, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "max_position_embeddings": 256, "tie_word_embeddings": false,
+        });
+        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        let mut rng = Rng::new(11);
+        let mut all = HashMap::new();
+        let head_dim = self.hidden / self.heads;
+        let (query, key) = (self.hidden, self.kv_heads * head_dim);
+        let mut add = |name: String, shape: &[usize], scale: f64, offset: f64| {
+            let numbers = (0..shape.iter().product::<usize>()).map(|_| (rng.uniform() * 2.0 - 1.0) * scale + offset);
+            let tensor = Tensor::from_vec(numbers.map(|x| x as f32).collect(), shape, &Device::Cpu).unwrap();
+            all.insert(name, tensor);
+        };
+        add("model.embed_tokens.weight".into(), &[self.vocabulary, self.hidden], 1.0, 0.0);
+        add("lm_head.weight".into(), &[self.vocabulary, self.hidden], 0.3, 0.0);
+        add("model.norm.weight".into(), &[self.hidden], 0.2, 1.0);
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            let scale = 1.7 / (self.hidden as f64).sqrt();
+            for (part, rows, columns) in [
+                ("self_attn.q_proj", query, self.hidden),
+                ("self_attn.k_proj", key, self.hidden),
+                ("self_attn.v_proj", key, self.hidden),
+                ("self_attn.o_proj", self.hidden, query),
+                ("mlp.gate_proj", self.intermediate, self.hidden),
+                ("mlp.up_proj", self.intermediate, self.hidden),
+                ("mlp.down_proj", self.hidden, self.intermediate),
+            ] {
+                add(name(part), &[rows, columns], scale, 0.0);
+            }
+            add(name("input_layernorm"), &[self.hidden], 0.2, 1.0);
+            add(name("post_attention_layernorm"), &[self.hidden], 0.2, 1.0);
+        }
+        candle_core::safetensors::save(&all, folder.join("model.safetensors")).unwrap();
+    }
+
+    /// The random model with an adapter whose `B` is not zero, so that all gradients are alive.
+    pub fn model(&self, kind: QuantizationType, lora: &LoraConfig) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        self.write(folder.path());
+        let base = Base::open(folder.path()).unwrap();
+        let quantization = QuantizationConfig { kind };
+        let model = models::load(&base, quantization, Some(lora), 3, &Device::Cpu, false).unwrap();
+        stir(&model);
+        model
+    }
+}
+
+/// Sets every `B` to small random numbers.
+pub fn stir(model: &Model) {
+    let mut rng = Rng::new(5);
+    for (_, variable) in model.params.iter().filter(|(name, _)| name.contains("lora_B")) {
+        let numbers: Vec<f32> = (0..variable.elem_count()).map(|_| (rng.uniform() - 0.5) as f32 * 0.2).collect();
+        variable.set(&Tensor::from_vec(numbers, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+}
+
+pub fn lora(r: usize, targets: &[&str]) -> LoraConfig {
+    let names = targets.iter().map(|name| (*name).to_owned()).collect();
+    LoraConfig { r, lora_alpha: 2.0 * r as f64, target_modules: TargetModules::Names(names), ..LoraConfig::default() }
+}
+
+pub const ALL_LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Random rows of the given lengths; the first third of each is prompt.
+pub fn rows(lengths: &[usize], vocabulary: usize) -> Vec<Sequence> {
+    let mut rng = Rng::new(17);
+    let row = |&length: &usize| {
+        let input_ids: Vec<u32> = (0..length).map(|_| rng.below(vocabulary as u64) as u32).collect();
+        let labels = input_ids.iter().enumerate();
+        let labels = labels.map(|(i, &id)| if i < length / 3 { IGNORED } else { i64::from(id) }).collect();
+        Sequence { input_ids, labels }
+    };
+    lengths.iter().map(row).collect()
+}
+
+pub fn batch(rows: &[Sequence]) -> Batch {
+    Batch::collate(&rows.iter().collect::<Vec<_>>(), 0)
+}
+
+/// `‖a - b‖ / ‖b‖`
+pub fn relative_distance(a: &Tensor, b: &Tensor) -> f64 {
+    let norm = |t: &Tensor| -> f64 {
+        let t = t.to_dtype(DType::F64).unwrap();
+        t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+    };
+    let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
+    norm(&(&a - &b).unwrap()) / norm(&b).max(1e-30)
+}
+
+/// The types that a floating-point base can be quantized to, with widths that fit each.
+pub fn quantization_types() -> Vec<(QuantizationType, Tiny, GgmlDType)> {
+    use QuantizationType as Q;
+    vec![
+        (Q::None, TINY, GgmlDType::F32),
+        (Q::Q8_0, TINY, GgmlDType::Q8_0),
+        (Q::Q4_0, TINY, GgmlDType::Q4_0),
+        (Q::Q4_1, TINY, GgmlDType::Q4_1),
+        (Q::Q5_0, TINY, GgmlDType::Q5_0),
+        (Q::Q5_1, TINY, GgmlDType::Q5_1),
+        (Q::Q2K, WIDE, GgmlDType::Q2K),
+        (Q::Q3K, WIDE, GgmlDType::Q3K),
+        (Q::Q4K, WIDE, GgmlDType::Q4K),
+        (Q::Q5K, WIDE, GgmlDType::Q5K),
+        (Q::Q6K, WIDE, GgmlDType::Q6K),
+    ]
+}
