@@ -51,8 +51,9 @@ for ((run = 1; run <= count; run++)); do
     rm -rf "$out"
     kills=() half=0
     for ((kill = 0; kill < 1 + RANDOM % 4; kill++)); do
-        # Anywhere within a whole run; 15 random bits twice, so that long runs are met evenly.
-        ms=$(((RANDOM * 32768 + RANDOM) % whole_ms))
+        # Within the first half of the time of a whole run, for a resumed one takes less. 15 random bits twice, so that long
+        # runs are met evenly.
+        ms=$(((RANDOM * 32768 + RANDOM) % (whole_ms / 2)))
         "$folder/equipoise" train "$recipe" --quiet --set output_dir="$out" "$@" --resume >"$folder/log" 2>&1 &
         process=$!
         sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
