@@ -1,5 +1,7 @@
 //! All integration tests, a module a theme, in one binary: linking is what takes time.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod accumulation;
 mod architecture;
 mod bad_input;

@@ -50,7 +50,9 @@ impl Case {
     fn log_probabilities(&self) -> (Vec<f64>, Vec<usize>) {
         let targets = self.targets();
         let mut lengths = vec![0; self.labels.len()];
-        targets.iter().for_each(|(b, _, _)| lengths[*b] += 1);
+        for (b, _, _) in &targets {
+            lengths[*b] += 1;
+        }
         (targets.iter().map(|&(b, t, label)| self.probabilities(b, t)[label].ln()).collect(), lengths)
     }
 }

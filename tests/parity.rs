@@ -117,7 +117,7 @@ fn ten_steps(name: &str, kind: ObjectiveKind) {
         let (golden_loss, golden_norm) = (golden["loss"].as_f64().unwrap(), golden["grad_norm"].as_f64().unwrap());
         assert!((loss / golden_loss - 1.0).abs() < 1e-3, "step {step}: loss {loss} is not {golden_loss}");
         for gradient in taken.gradients.values_mut() {
-            *gradient = (gradient.as_ref() / taken.denominator).unwrap();
+            *gradient = (&*gradient / taken.denominator).unwrap();
         }
         let norm = global_norm(taken.gradients.values()).unwrap();
         assert!((norm / golden_norm - 1.0).abs() < 1e-2, "step {step}: norm {norm} is not {golden_norm}");

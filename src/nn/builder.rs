@@ -169,12 +169,12 @@ impl<'a> Builder<'a> {
         if !mismatches.is_empty() {
             return Err(Error::Shapes { path: self.base.path().into(), mismatches });
         }
-        if let Some(super::TargetModules::Names(names)) = self.lora.map(|lora| &lora.target_modules) {
-            if let Some(name) = names.iter().find(|name| !report.target_modules.contains(*name)) {
-                let modules: Vec<_> = report.modules.iter().map(String::as_str).collect();
-                return Err(Error::invalid(format!("lora.target_modules: this model has no module `{name}`"))
-                    .with_help(format!("its linear modules are: {}; or write `all-linear`", modules.join(", "))));
-            }
+        if let Some(super::TargetModules::Names(names)) = self.lora.map(|lora| &lora.target_modules)
+            && let Some(name) = names.iter().find(|name| !report.target_modules.contains(*name))
+        {
+            let modules: Vec<_> = report.modules.iter().map(String::as_str).collect();
+            return Err(Error::invalid(format!("lora.target_modules: this model has no module `{name}`"))
+                .with_help(format!("its linear modules are: {}; or write `all-linear`", modules.join(", "))));
         }
         Ok((params, report))
     }
@@ -185,11 +185,11 @@ impl<'a> Builder<'a> {
             return stored;
         };
         let wanted = if keep_precise { GgmlDType::Q8_0 } else { wanted };
-        if columns % wanted.block_size() == 0 {
+        if columns.is_multiple_of(wanted.block_size()) {
             return wanted;
         }
         let fallback = fallback_of(wanted);
-        let (chosen, why) = if columns % fallback.block_size() == 0 {
+        let (chosen, why) = if columns.is_multiple_of(fallback.block_size()) {
             (fallback, format!("is no multiple of {}", wanted.block_size()))
         } else {
             (stored, "is no multiple of 32".to_owned())

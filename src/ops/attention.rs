@@ -158,7 +158,9 @@ impl CausalAttention {
                 sum += *score;
             }
             let inverse = 1.0 / sum;
-            row.iter_mut().for_each(|p| *p *= inverse);
+            for p in row.iter_mut() {
+                *p *= inverse;
+            }
         }
     }
 

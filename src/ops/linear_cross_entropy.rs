@@ -105,7 +105,9 @@ fn to_gradient(logits: &mut [f32], targets: &[u32], vocabulary: usize) -> Vec<(f
                 sum += f64::from(part_sum);
             }
             let inverse = (1.0 / sum) as f32;
-            row.iter_mut().for_each(|p| *p *= inverse);
+            for p in row.iter_mut() {
+                *p *= inverse;
+            }
             row[target] -= 1.0;
             (f64::from(logit - max) - sum.ln(), logit >= max)
         })

@@ -1,5 +1,6 @@
 //! Text from a base and an adapter.
 
+use super::output::now;
 use super::prepare::{encoder, open_base};
 use crate::adapter::AdapterBundle;
 use crate::data::{Message, Role};
@@ -89,7 +90,7 @@ pub fn generate(
     let model = models::load(&base, quantization, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter.join("adapter_model.safetensors"))?;
 
-    let encoder = encoder(&base)?;
+    let encoder = encoder(&base, now())?;
     let prompt = if request.raw || encoder.template().is_none() {
         encoder.encode_text(&request.prompt)?
     } else {

@@ -15,7 +15,7 @@ use crate::fs;
 use crate::objectives;
 use crate::recipe::Recipe;
 use crate::train::backward::Engine;
-use crate::train::{Event, FitSummary, Identity, Observer, Schedule, Trainer, total_steps};
+use crate::train::{Event, FitSummary, Identity, Observer, Schedule, Settings, Trainer, total_steps};
 use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
@@ -40,7 +40,8 @@ pub struct RunOptions {
 pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
     let start = Instant::now();
     OutputFolder::look(recipe, options)?;
-    let prepared = Prepared::new(recipe, options, observer)?;
+    let started = output::started(recipe, options)?;
+    let prepared = Prepared::new(recipe, options, started, observer)?;
     let model = prepared.load_model(recipe, observer)?;
     let sample = prepared.sample_prompt();
     let out = OutputFolder::open(recipe, options)?;
@@ -55,7 +56,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     };
     let identity =
         Identity { recipe: recipe.hash(), base: prepared.base.fingerprint()?, data: prepared.dataset.fingerprint() };
-    let settings = (prepared.pad_id(), recipe.lora.lora_dropout > 0.0);
+    let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
     let mut trainer = Trainer::new(engine, &recipe.training, &prepared.dataset, identity, settings, out.path())?;
     if options.resume {
         trainer.resume()?;
@@ -121,7 +122,7 @@ fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<P
 /// # Errors
 /// For everything that would keep [`train`] from its first step.
 pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport> {
-    let prepared = Prepared::new(recipe, options, observer)?;
+    let prepared = Prepared::new(recipe, options, output::now(), observer)?;
     let model = prepared.load_model(recipe, observer)?;
     let steps = total_steps(&recipe.training, prepared.dataset.train.len());
     let parameters = model.params.parameters();

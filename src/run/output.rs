@@ -4,7 +4,7 @@ use super::RunOptions;
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::recipe::Recipe;
-use crate::train::{Checkpoint, checkpoints_folder};
+use crate::train::{Checkpoint, checkpoint_folder, checkpoints_folder, read_state};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +72,19 @@ impl OutputFolder {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// When the run began: now, or what the last checkpoint says where it goes on.
+pub(super) fn started(recipe: &Recipe, options: &RunOptions) -> Result<u64> {
+    match Checkpoint::steps(&recipe.output_dir).last() {
+        Some(&step) if options.resume => Ok(read_state(&checkpoint_folder(&recipe.output_dir, step))?.started),
+        _ => Ok(now()),
     }
 }
 

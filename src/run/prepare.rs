@@ -36,20 +36,20 @@ pub(super) fn open_base(config: &BaseConfig, offline: bool, observer: &mut dyn O
     Base::open(&path)
 }
 
-/// The base's tokenizer, template and special tokens.
-pub(super) fn encoder(base: &Base) -> Result<Encoder> {
+/// The base's tokenizer, template and special tokens. `now` is what templates take for today, in seconds since 1970.
+pub(super) fn encoder(base: &Base, now: u64) -> Result<Encoder> {
     let special = base.special_tokens();
     let text = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
     let (bos, eos) = (text(&special.bos), text(&special.eos));
     let template = match base.chat_template() {
-        Some(source) => Some(ChatTemplate::new(source, bos.as_deref(), eos.as_deref())?),
+        Some(source) => Some(ChatTemplate::at(source, bos.as_deref(), eos.as_deref(), now)?),
         None => None,
     };
     Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)
 }
 
 impl Prepared {
-    pub(super) fn new(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Self> {
+    pub(super) fn new(recipe: &Recipe, options: &RunOptions, now: u64, observer: &mut dyn Observer) -> Result<Self> {
         let device = recipe.device.open()?;
         let base = open_base(&recipe.base, options.offline, observer)?;
         let plan = models::load(&base, recipe.quantization, Some(&recipe.lora), recipe.training.seed, &device, true)?;
@@ -61,7 +61,7 @@ impl Prepared {
             ))
             .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
         }
-        let encoder = encoder(&base)?;
+        let encoder = encoder(&base, now)?;
         observer.event(&Event::Phase("tokenizing".into()));
         let dataset = Dataset::load(&recipe.data, &encoder, recipe.training.seed, &mut |_, _| ())?;
         let prepared = Self {
@@ -161,9 +161,11 @@ impl Prepared {
         warnings
     }
 
-    /// The first validation row, or the first of all.
+    /// The validation row (without any, the training row) with the longest answer that a sample can hold.
     pub(super) fn sample_prompt(&self) -> Option<Sequence> {
-        self.dataset.validation.first().or(self.dataset.train.first()).cloned()
+        let rows = if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
+        let fits = rows.iter().filter(|row| row.supervised() <= SAMPLE_TOKENS);
+        fits.max_by_key(|row| row.supervised()).or(rows.first()).cloned()
     }
 
     /// What base and adapter write where the row's first answer stands.

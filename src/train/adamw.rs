@@ -58,10 +58,10 @@ impl AdamW {
             let (Some(gradient), Some((m, v))) = (gradients.get(name), self.moments.get_mut(name)) else {
                 return Err(Error::invalid(format!("internal: `{name}` has no gradient")));
             };
-            *m = ((m.as_ref() * self.beta1)? + (gradient * (1.0 - self.beta1))?)?;
-            *v = ((v.as_ref() * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
+            *m = ((&*m * self.beta1)? + (gradient * (1.0 - self.beta1))?)?;
+            *v = ((&*v * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
             let denominator = ((v.sqrt()? / correction2.sqrt())? + self.epsilon)?;
-            let step = (m.as_ref() / denominator)?;
+            let step = (&*m / denominator)?;
             let kept = (variable.as_tensor().detach() * (1.0 - learning_rate * self.weight_decay))?;
             variable.set(&(kept - (step * (learning_rate / correction1))?)?)?;
         }

@@ -207,7 +207,9 @@ impl Engine<'_> {
         }
         let labels: Vec<u32> = targets.iter().map(|target| target.label).collect();
         let mut lengths = vec![0; batch.samples()];
-        targets.iter().for_each(|target| lengths[target.sample] += 1);
+        for target in &targets {
+            lengths[target.sample] += 1;
+        }
 
         let flat = normalized.detach().reshape((batch.rows * batch.width, ()))?;
         let hidden = flat.index_select(&Tensor::new(positions.as_slice(), self.device)?, 0)?;

@@ -20,6 +20,8 @@ pub struct TrainerState {
     pub rows: usize,
     /// The recipe's seed, from which every random number follows.
     pub seed: u64,
+    /// When the run began, in seconds since 1970: what chat templates take for today, also on the day it goes on.
+    pub started: u64,
     /// Steps skipped for a non-finite loss or gradient.
     pub skipped: usize,
     /// The last so many steps were all skipped.

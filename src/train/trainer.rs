@@ -27,6 +27,17 @@ pub struct FitSummary {
     pub tokens: usize,
 }
 
+/// What a run is told besides its configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// What fills up a batch; it is masked by place.
+    pub pad_id: u32,
+    /// Whether the adapters drop inputs.
+    pub dropout: bool,
+    /// When the run began, in seconds since 1970.
+    pub started: u64,
+}
+
 /// Trains an adapter.
 pub struct Trainer<'a> {
     engine: Engine<'a>,
@@ -55,7 +66,7 @@ fn total_rows(config: &TrainingConfig, rows: usize) -> usize {
 }
 
 impl<'a> Trainer<'a> {
-    /// A run at its beginning. `dropout`: whether the adapters drop inputs; `out`: where checkpoints and metrics go.
+    /// A run at its beginning. `out`: where checkpoints and metrics go.
     ///
     /// # Errors
     /// When the device refuses.
@@ -64,7 +75,7 @@ impl<'a> Trainer<'a> {
         config: &'a TrainingConfig,
         dataset: &'a Dataset,
         identity: Identity,
-        (pad_id, dropout): (u32, bool),
+        Settings { pad_id, dropout, started }: Settings,
         out: &'a Path,
     ) -> Result<Self> {
         let total_steps = total_steps(config, dataset.train.len());
@@ -73,6 +84,7 @@ impl<'a> Trainer<'a> {
             updates: 0,
             rows: 0,
             seed: config.seed,
+            started,
             skipped: 0,
             skipped_in_a_row: 0,
             first_validation: None,
@@ -212,7 +224,7 @@ impl<'a> Trainer<'a> {
         if loss.supervised > 0 {
             let factor = clip_factor(grad_norm, self.config.max_grad_norm) / denominator;
             for gradient in gradients.values_mut() {
-                *gradient = (gradient.as_ref() * factor)?;
+                *gradient = (&*gradient * factor)?;
             }
             self.optimizer.update(self.engine.params, &gradients, learning_rate)?;
         }

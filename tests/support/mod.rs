@@ -19,6 +19,7 @@ pub fn golden(name: &str) -> PathBuf {
 
 /// A file of the larger goldens and models, which are not in the repository: in `EQUIPOISE_SHARED`, or `../shared`.
 /// Where they are not, the test says so and passes.
+#[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
 pub fn shared(name: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("EQUIPOISE_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
