@@ -100,6 +100,7 @@ fn bases_whose_files_do_not_fit() {
     config("head_dim", json!(31), &["head_dim: expected an even number, got 31"]);
     config("rms_norm_eps", json!(-1.0), &["rms_norm_eps: expected a number above 0, got -1"]);
     config("rope_theta", json!("big"), &["rope_theta: expected a number above 0", "big"]);
+    config("rope_scaling", json!(7), &["rope_scaling: expected an object, got 7"]);
     config("hidden_act", json!("relu"), &["hidden_act `relu` is not supported"]);
     damaged(|base| std::fs::write(base.join("config.json"), "{").unwrap(), &["config.json", "as JSON", "fetch"]);
     damaged(

@@ -98,7 +98,7 @@ fn another_recipe_or_other_data_do_not_go_on() {
     place.refused(&seed[..2]).says(2, &differ);
 
     let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
-    let fewer: String = rows.lines().skip(1).map(|line| format!("{line}\n")).collect();
+    let fewer: String = rows.split_inclusive('\n').skip(1).collect();
     place.write("train.jsonl", fewer);
     place.refused(&["--resume"]).says(2, &["tokenized data changed", "step-000004", "put back what changed"]);
     place.write("train.jsonl", rows);

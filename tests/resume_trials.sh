@@ -21,8 +21,10 @@ RANDOM=${SEED:-1}
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-# Another build must not change the binary under us.
+# Neither another build nor another branch must change under us what is run.
 cp "$binary" "$folder/equipoise"
+cp "$recipe" "$folder/"
+recipe=$folder/$(basename "$recipe")
 
 train() { # OUTPUT ARGUMENT...
     local out=$1

@@ -61,10 +61,10 @@ impl Config {
                 return wrong(format!("{key}: expected 1 to {most}, got {size}"));
             }
         }
-        if d.head_dim % 2 != 0 {
+        if !d.head_dim.is_multiple_of(2) {
             return wrong(format!("head_dim: expected an even number, got {}", d.head_dim));
         }
-        if d.heads % d.kv_heads != 0 {
+        if !d.heads.is_multiple_of(d.kv_heads) {
             return wrong(format!(
                 "num_attention_heads: expected a multiple of num_key_value_heads = {}, got {}",
                 d.kv_heads, d.heads
