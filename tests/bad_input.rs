@@ -102,6 +102,14 @@ fn bases_whose_files_do_not_fit() {
     config("rope_theta", json!("big"), &["rope_theta: expected a number above 0", "big"]);
     config("rope_scaling", json!(7), &["rope_scaling: expected an object, got 7"]);
     config("hidden_act", json!("relu"), &["hidden_act `relu` is not supported"]);
+    for (template, phrases) in [
+        ("hello", &["leaves out the answer", "\"line\":1"][..]),
+        ("{{ messages[0].", &["the chat template is not valid"]),
+        ("{% for i in range(100000000) %}x{% endfor %}", &["the chat template fails"]),
+    ] {
+        let edit = |config: &mut Value| config["chat_template"] = json!(template);
+        damaged(|base| edit_json(&base.join("tokenizer_config.json"), edit), phrases);
+    }
     damaged(|base| std::fs::write(base.join("config.json"), "{").unwrap(), &["config.json", "as JSON", "fetch"]);
     damaged(
         |base| std::fs::remove_file(base.join("tokenizer.json")).unwrap(),

@@ -64,7 +64,7 @@ for ((run = 1; run <= count; run++)); do
         else
             kills+=("done") # It was over before the kill.
         fi
-        wait "$process" 2>/dev/null || true
+        { wait "$process" || true; } 2>/dev/null
         compgen -G "$out/checkpoints/.tmp-*" >/dev/null && half=$((half + 1))
     done
     if ! train "$out" "$@" --resume >"$folder/log" 2>&1; then
