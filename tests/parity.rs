@@ -68,6 +68,21 @@ fn the_embedded_base_gives_the_logits_of_transformers() {
 }
 
 #[test]
+fn an_adapter_of_ours_gives_the_same_logits_under_peft() {
+    let (base, folder) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gene_ontology/base"), golden("peft_adapter"));
+    let adapter = AdapterBundle::load(&folder).unwrap();
+    let model = load(&base, Some(&adapter.config.lora));
+    model.params.assign(&adapter.tensors, &folder).unwrap();
+    compare_with_transformers(&model, &folder.join("expected.json"));
+    // The adapter does something: without it the logits are others.
+    let prompt = ids(&json(&folder.join("expected.json"))["prompts"][0]["input_ids"]);
+    let bare = last_logits(&load(&base, None), &prompt);
+    let bare: Vec<f64> = bare.into_iter().map(f64::from).collect();
+    assert!(largest_difference(&last_logits(&model, &prompt), &bare) > 0.5);
+}
+
+#[test]
 fn llama3_rope_scaling_gives_the_logits_of_transformers() {
     let folder = golden("tiny_llama3_rope");
     let expected = json(&folder.join("expected.json"));
