@@ -4,9 +4,11 @@
 
 mod accumulation;
 mod architecture;
+mod bad_input;
 mod cli;
 mod gradients;
 mod objectives;
 mod parity;
 mod recipes;
+mod resume;
 mod support;

@@ -3,9 +3,9 @@
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::nn::{LoraConfig, TargetModules};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
@@ -89,7 +89,7 @@ impl AdapterConfig {
         if map.get("bias").and_then(Value::as_str).is_some_and(|bias| bias != "none") {
             return Err(wrong("bias", "\"none\""));
         }
-        let r = map.get("r").and_then(Value::as_u64).filter(|r| (1..=1 << 16).contains(r));
+        let r = map.get("r").and_then(Value::as_u64).filter(|r| (1..=LoraConfig::MAX_R as u64).contains(r));
         let alpha = map.get("lora_alpha").and_then(Value::as_f64).filter(|alpha| *alpha > 0.0);
         let lora = LoraConfig {
             r: r.ok_or_else(|| wrong("r", "a whole number of at least 1"))? as usize,
@@ -133,6 +133,11 @@ impl AdapterBundle {
     /// When a file is missing or damaged, or the adapter is of a kind that is not supported (`DoRA`, patterns, biases).
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
+        if !path.is_file() {
+            return Err(Error::file(folder, format!("is no adapter's folder: there is no {CONFIG} in it")).with_help(
+                "name a folder that `train` wrote (a run that was interrupted has none yet), or a PEFT folder",
+            ));
+        }
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let map: Map<String, Value> =
             serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, format!("is no adapter's: {error}")))?;
@@ -141,11 +146,23 @@ impl AdapterBundle {
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .map_err(|error| Error::file(&path, format!("is no readable safetensors file: {error}")))?;
+        check_finite(&tensors, &path)?;
         let mut bundle = Self { config: config.clone(), tensors: tensors.into_iter().collect() };
         config.lora.target_modules = TargetModules::Names(bundle.target_modules().into_iter().collect());
         bundle.config = config;
         Ok(bundle)
     }
+}
+
+fn check_finite(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+    for (name, tensor) in tensors {
+        let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
+        if !sum.is_finite() {
+            return Err(Error::file(path, format!("the tensor `{name}` holds a number that is not finite"))
+                .with_help("the file is damaged, or was written by a run that diverged"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `equipoise generate`: text from a trained adapter.
 
 use super::device;
-use super::output::{Stdout, duration, printable};
+use super::output::{Stdout, duration, printable, say};
 use super::progress::Progress;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
@@ -114,7 +114,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<u8> {
     stdout.finish()?;
     if terminal && std::io::stderr().is_terminal() {
         let end = if summary.finished_by_eos { "" } else { "; cut by --max-tokens" };
-        eprintln!("({} tokens in {}{end})", summary.tokens, duration(summary.seconds));
+        say(&format!("({} tokens in {}{end})", summary.tokens, duration(summary.seconds)));
     }
     Ok(0)
 }

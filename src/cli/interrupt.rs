@@ -1,5 +1,6 @@
 //! Ctrl-C and SIGTERM: the first asks the run to stop and save, the second ends it at once.
 
+use super::output::say;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,10 +15,10 @@ impl Interrupt {
         let asked = Arc::clone(&interrupt.0);
         let handler = move || {
             if asked.swap(true, Ordering::SeqCst) {
-                eprintln!("\nstopped at once; the last checkpoint stands");
+                say("\nstopped at once; the last checkpoint stands");
                 std::process::exit(i32::from(super::INTERRUPTED));
             }
-            eprintln!("\nstopping after this step, and saving; once more to stop at once");
+            say("\nstopping after this step, and saving; once more to stop at once");
         };
         if let Err(error) = ctrlc::set_handler(handler) {
             tracing::warn!("Ctrl-C will end the run without saving: {error}");

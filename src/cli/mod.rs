@@ -2,8 +2,6 @@
 //!
 //! stdout is data, stderr is for people. Exit codes: 0 done, 1 failed, 2 input that the user can mend, 130 interrupted.
 
-#![expect(clippy::print_stderr, reason = "this is the room that speaks to people")]
-
 mod check;
 mod generate;
 mod interrupt;
@@ -94,7 +92,7 @@ pub fn main() -> u8 {
         if json {
             let _ = output::Stdout::new().json("error", &report::as_json(&error)).finish();
         }
-        eprint!("{}", report::render(&error, &report::Look::of_stderr()));
+        output::say(report::render(&error, &report::Look::of_stderr()).trim_end_matches('\n'));
         error.exit_code()
     })
 }

@@ -5,6 +5,11 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
+/// Writes a line to stderr. That nobody listens there is no reason to end a run.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// stdout, on which a reader who leaves early (`| head`) is no error.
 pub(super) struct Stdout {
     failed: Option<io::Error>,

@@ -1,7 +1,7 @@
 //! A run as it goes: a bar on a terminal, lines elsewhere, JSON for programs.
 
 use super::interrupt::Interrupt;
-use super::output::{Stdout, bytes, duration, printable};
+use super::output::{Stdout, bytes, duration, printable, say};
 use crate::error::Result;
 use crate::train::metrics::{StepMetrics, Validation};
 use crate::train::{Event, Observer};
@@ -61,8 +61,8 @@ impl Progress {
     fn say(&self, line: &str) {
         match &self.screen {
             Screen::Nothing => {}
-            Screen::Bar(Some(bar)) => bar.suspend(|| eprintln!("{line}")),
-            Screen::Lines | Screen::Bar(None) => eprintln!("{line}"),
+            Screen::Bar(Some(bar)) => bar.suspend(|| say(line)),
+            Screen::Lines | Screen::Bar(None) => say(line),
         }
     }
 

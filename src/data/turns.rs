@@ -29,7 +29,7 @@ impl Rendering {
         let values = ChatTemplate::values(messages);
         let text = template.render_values(&values, false)?;
         let mut turns = Vec::new();
-        for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
+        for (i, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
             let before = template.render_values(&values[..i], true)?;
             if !text.starts_with(&before) {
                 let alone = template.render_values(&values[..=i], false)?;
@@ -42,6 +42,10 @@ impl Rendering {
             };
             if end < before.len() || turns.last().is_some_and(|turn: &Range<usize>| turn.end > before.len()) {
                 return Err(rewritten(i));
+            }
+            // In full only the last answer is sure to be there: some templates leave out what earlier ones thought.
+            if i + 1 == messages.len() && is_left_out(&message.content, &text[before.len()..end]) {
+                return Err(left_out(i));
             }
             turns.push(before.len()..end);
         }
@@ -58,6 +62,19 @@ fn end_of_turn(text: &str, through: &str, eos: Option<&str>) -> Option<usize> {
     }
     let open = through.strip_suffix(eos.filter(|eos| !eos.is_empty())?)?;
     text.starts_with(open).then_some(open.len())
+}
+
+/// Whether no word of an answer is in what the template made of it.
+fn is_left_out(answer: &str, rendered: &str) -> bool {
+    let mut words = answer.split_whitespace().peekable();
+    words.peek().is_some() && !words.any(|word| rendered.contains(word))
+}
+
+fn left_out(i: usize) -> Error {
+    Error::invalid(format!("the chat template leaves out the answer in turn {}: nothing of it would be learnt", i + 1))
+        .with_help(
+            "look at the base's chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json)",
+        )
 }
 
 fn rewritten(i: usize) -> Error {

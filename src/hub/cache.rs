@@ -70,7 +70,7 @@ impl Cache {
 
     fn missing(&self, why: &str) -> Error {
         let (reference, revision) = (&self.reference, &self.reference.revision);
-        Error::Hub {
+        Error::Invalid {
             message: format!("{reference}@{revision}: {why} ({}), and the network is not used", self.folder.display()),
             help: Some(format!(
                 "fetch it once without --offline and HF_HUB_OFFLINE (or with `hf download {reference}`), point HF_HOME to \

@@ -11,6 +11,10 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+/// The most layers, and the largest of the other sizes, that are believed.
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_SIZE: usize = 1 << 24;
+
 #[derive(Debug, Deserialize)]
 struct Config {
     hidden_size: usize,
@@ -31,18 +35,45 @@ impl Config {
     fn read(config: &Map<String, Value>) -> Result<Self> {
         let config: Self = serde_json::from_value(Value::Object(config.clone()))
             .map_err(|error| Error::invalid(format!("config.json of a llama model: {error}")))?;
-        let Dimensions { layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, max_positions } =
-            config.dimensions();
-        let sizes = [layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, max_positions];
-        if sizes.iter().any(|size| !(1..1 << 24).contains(size)) || head_dim % 2 != 0 || heads % kv_heads != 0 {
-            return Err(Error::invalid(format!("config.json of a llama model: impossible sizes: {config:?}")));
-        }
+        config.check_sizes()?;
         match config.hidden_act.as_deref() {
             None | Some("silu" | "swish") => Ok(config),
             Some(other) => {
                 Err(Error::invalid(format!("config.json: hidden_act `{other}` is not supported; expected `silu`")))
             }
         }
+    }
+
+    fn check_sizes(&self) -> Result<()> {
+        let d = self.dimensions();
+        let wrong = |what: String| Err(Error::invalid(format!("config.json of a llama model: {what}")));
+        for (key, size, most) in [
+            ("num_hidden_layers", d.layers, MAX_LAYERS),
+            ("hidden_size", d.hidden, MAX_SIZE),
+            ("intermediate_size", d.intermediate, MAX_SIZE),
+            ("num_attention_heads", d.heads, MAX_SIZE),
+            ("num_key_value_heads", d.kv_heads, MAX_SIZE),
+            ("head_dim", d.head_dim, MAX_SIZE),
+            ("vocab_size", d.vocabulary, MAX_SIZE),
+            ("max_position_embeddings", d.max_positions, MAX_SIZE),
+        ] {
+            if !(1..=most).contains(&size) {
+                return wrong(format!("{key}: expected 1 to {most}, got {size}"));
+            }
+        }
+        if !d.head_dim.is_multiple_of(2) {
+            return wrong(format!("head_dim: expected an even number, got {}", d.head_dim));
+        }
+        if !d.heads.is_multiple_of(d.kv_heads) {
+            return wrong(format!(
+                "num_attention_heads: expected a multiple of num_key_value_heads = {}, got {}",
+                d.kv_heads, d.heads
+            ));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
+            return wrong(format!("rms_norm_eps: expected a number above 0, got {}", self.rms_norm_eps));
+        }
+        Ok(())
     }
 
     fn dimensions(&self) -> Dimensions {

@@ -117,7 +117,11 @@ impl<'a> Builder<'a> {
             return Ok(FrozenWeight::hollow(rows, columns)?);
         }
         let raw = self.base.read(name)?;
-        let quantized = if raw.dtype == dtype { to_qtensor(raw)? } else { quantize(&raw, dtype)? };
+        let quantized = if raw.dtype == dtype {
+            to_qtensor(raw)?
+        } else {
+            quantize(&raw, dtype)?.ok_or_else(|| self.non_finite(name))?
+        };
         let weight = FrozenWeight::new(Arc::new(quantized))?;
         if !weight.is_finite()? {
             return Err(self.non_finite(name));
@@ -232,20 +236,25 @@ fn to_qtensor(raw: RawTensor) -> Result<QTensor> {
     Ok(QTensor::new(storage, raw.shape)?)
 }
 
-/// Quantizes a matrix by slices of rows, all threads at once.
-fn quantize(raw: &RawTensor, dtype: GgmlDType) -> Result<QTensor> {
+/// Quantizes a matrix by slices of rows, all threads at once; `None` when a number is not finite. Block types can hide a NaN:
+/// the largest number of a block, which makes its scale, is found by comparing.
+fn quantize(raw: &RawTensor, dtype: GgmlDType) -> Result<Option<QTensor>> {
     let columns = raw.shape.last().copied().unwrap_or(1);
     let row_bytes = columns * raw.dtype.type_size();
     let slice_rows = (1usize << 20).div_ceil(columns).max(1);
-    let slices: Vec<Vec<u8>> = raw
+    let slices: Vec<Option<Vec<u8>>> = raw
         .bytes
         .par_chunks(slice_rows * row_bytes)
         .map(|bytes| {
             let shape = vec![bytes.len() / row_bytes, columns];
             let floats = to_qtensor(RawTensor { shape, dtype: raw.dtype, bytes: bytes.to_vec() })?;
             let floats = floats.dequantize(&Device::Cpu)?;
-            Ok(QTensor::quantize(&floats, dtype)?.data()?.into_owned())
+            if !floats.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()) {
+                return Ok(None);
+            }
+            Ok(Some(QTensor::quantize(&floats, dtype)?.data()?.into_owned()))
         })
         .collect::<Result<_>>()?;
-    to_qtensor(RawTensor { shape: raw.shape.clone(), dtype, bytes: slices.concat() })
+    let Some(slices) = slices.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+    Ok(Some(to_qtensor(RawTensor { shape: raw.shape.clone(), dtype, bytes: slices.concat() })?))
 }

@@ -50,6 +50,9 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
+    /// The highest rank: beyond every width that is adapted.
+    pub const MAX_R: usize = 1 << 16;
+
     /// What the update is multiplied by: `α/r`, or `α/√r` for rank-stabilised LoRA.
     pub fn scale(&self) -> f64 {
         self.lora_alpha / if self.use_rslora { (self.r as f64).sqrt() } else { self.r as f64 }
@@ -60,11 +63,12 @@ impl LoraConfig {
     /// # Errors
     /// Names the key (`lora.r` and so on) and the values that it takes.
     pub fn validate(&self) -> Result<()> {
-        if self.r == 0 {
-            return Err(Error::invalid("lora.r: must be at least 1"));
+        if !(1..=Self::MAX_R).contains(&self.r) {
+            return Err(Error::invalid(format!("lora.r: must be from 1 to {}, got {}", Self::MAX_R, self.r)));
         }
-        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return Err(Error::invalid("lora.lora_alpha: must be a number above 0"));
+        // The scale is applied in `f32`.
+        if !(self.lora_alpha > 0.0 && (self.scale() as f32).is_finite()) {
+            return Err(Error::invalid("lora.lora_alpha: must be a number above 0, and not beyond all measure"));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(Error::invalid("lora.lora_dropout: must be at least 0 and below 1"));

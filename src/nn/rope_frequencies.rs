@@ -12,8 +12,23 @@ use std::f64::consts::TAU;
 /// # Errors
 /// For kinds of scaling that are not known here, and for missing parameters.
 pub fn rope_frequencies(config: &Map<String, Value>, head_dim: usize, factors: Option<&[f32]>) -> Result<Vec<f32>> {
-    let scaling = ["rope_parameters", "rope_scaling"].iter().find_map(|key| config.get(*key)?.as_object());
-    let theta = config.get("rope_theta").or_else(|| scaling?.get("rope_theta")).and_then(Value::as_f64).unwrap_or(1e4);
+    let scaling = ["rope_parameters", "rope_scaling"]
+        .iter()
+        .find_map(|key| config.get(*key).filter(|value| !value.is_null()).map(|value| (key, value)));
+    let scaling = match scaling {
+        Some((_, Value::Object(scaling))) => Some(scaling),
+        Some((key, other)) => {
+            return Err(Error::invalid(format!("config.json: {key}: expected an object, got {other}")));
+        }
+        None => None,
+    };
+    let given = config.get("rope_theta").or_else(|| scaling?.get("rope_theta")).filter(|value| !value.is_null());
+    let theta = given.map_or(Some(1e4), Value::as_f64).filter(|theta| *theta > 0.0).ok_or_else(|| {
+        Error::invalid(format!(
+            "config.json: rope_theta: expected a number above 0, got {}",
+            given.unwrap_or(&Value::Null)
+        ))
+    })?;
     let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
     if let Some(factors) = factors {
         if factors.len() != head_dim / 2 || factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 const RECIPE: &str = "recipe.yaml";
 const LOCK: &str = ".lock";
+const METRICS: &str = "metrics.jsonl";
 
 /// An output folder that this process holds.
 pub(super) struct OutputFolder {
@@ -50,11 +51,12 @@ impl OutputFolder {
     pub(super) fn open(recipe: &Recipe, options: &RunOptions) -> Result<Self> {
         Self::look(recipe, options)?;
         let path = recipe.output_dir.clone();
-        std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        let lock_path = path.join(LOCK);
+        let refused = |error| {
+            Error::file(&path, format!("nothing can be written there: {error}")).with_help("set another `output_dir`")
+        };
+        std::fs::create_dir_all(&path).map_err(refused)?;
         let mut lock = OpenOptions::new();
-        let lock =
-            lock.create(true).truncate(false).write(true).open(&lock_path).map_err(Error::io("create", &lock_path))?;
+        let lock = lock.create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(refused)?;
         if lock.try_lock().is_err() {
             return Err(Error::file(&path, "another process is training into this folder")
                 .with_help("wait for it, or set another `output_dir`"));
@@ -91,6 +93,10 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            let message = "is no folder, or a part of the path is a file";
+            return Err(Error::file(path, message).with_help("set another `output_dir`"));
+        }
         Err(error) => return Err(Error::io("read", path)(error)),
     };
     // Hidden files are our lock, or what a killed run left half-written.
@@ -99,7 +105,9 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
         return Ok(Found::Nothing);
     }
     let saved = path.join(RECIPE);
-    if !saved.is_file() {
+    // Somebody's own recipe.yaml makes no run of a folder: `--overwrite` must not clear it.
+    let ours = [LOCK, METRICS, "checkpoints"].iter().any(|name| path.join(name).exists());
+    if !(saved.is_file() && ours) {
         return Err(Error::file(path, "is not empty, and holds no run of Equipoise")
             .with_help("set another `output_dir`, or empty the folder"));
     }
@@ -124,7 +132,7 @@ fn clear(path: &Path) -> Result<()> {
     if checkpoints.exists() {
         std::fs::remove_dir_all(&checkpoints).map_err(Error::io("remove", &checkpoints))?;
     }
-    for name in ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "README.md", RECIPE] {
+    for name in ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE] {
         let file = path.join(name);
         if file.exists() {
             std::fs::remove_file(&file).map_err(Error::io("remove", &file))?;

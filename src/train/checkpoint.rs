@@ -131,11 +131,15 @@ impl Checkpoint {
 /// When the file is missing or damaged.
 pub fn read_state(folder: &Path) -> Result<TrainerState> {
     let path = folder.join(STATE);
-    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Error::file(&path, format!("is no checkpoint's state: {error}"))
-            .with_help("remove this checkpoint's folder to go on from the one before")
-    })
+    let bytes = std::fs::read(&path).map_err(|error| damaged(&path, &format!("cannot be read: {error}")))?;
+    serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &format!("is no checkpoint's state: {error}")))
+}
+
+/// A file of a checkpoint that is not as it was written.
+fn damaged(path: &Path, why: &str) -> Error {
+    let folder = path.parent().unwrap_or(path).display();
+    Error::file(path, format!("the checkpoint is damaged: {why}"))
+        .with_help(format!("remove {folder} to go on from the checkpoint before, or begin again with `--overwrite`"))
 }
 
 /// Writes tensors in the order of their names. `path` is where they will stand, for messages.
@@ -147,13 +151,9 @@ fn write_tensors(tensors: &BTreeMap<String, Tensor>, temporary: &Path, path: &Pa
     })
 }
 
-/// Reads a safetensors file whole.
-///
-/// # Errors
-/// When it is missing, cut short, or otherwise no safetensors file.
-pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = std::fs::read(path).map_err(|error| damaged(path, &format!("cannot be read: {error}")))?;
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-        .map_err(|error| Error::file(path, format!("is no readable safetensors file: {error}")))?;
+        .map_err(|error| damaged(path, &format!("is no readable safetensors file: {error}")))?;
     Ok(tensors.into_iter().collect())
 }

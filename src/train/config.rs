@@ -3,6 +3,9 @@
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+/// The most rows of an optimizer step: far more than anyone wants, and few enough to count.
+const MAX_ROWS_PER_STEP: usize = 1 << 20;
+
 /// The recipe's `training`: the optimizer, its schedule, and what is saved when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -120,6 +123,19 @@ impl TrainingConfig {
             if value == 0 {
                 return Err(Error::invalid(format!("training.{key}: must be at least 1")));
             }
+        }
+        let rows_per_step = self.micro_batch_size.checked_mul(self.gradient_accumulation_steps);
+        if rows_per_step.is_none_or(|rows| rows > MAX_ROWS_PER_STEP) {
+            let key = if self.micro_batch_size >= self.gradient_accumulation_steps {
+                "micro_batch_size"
+            } else {
+                "gradient_accumulation_steps"
+            };
+            return Err(Error::invalid(format!(
+                "training.{key}: micro_batch_size × gradient_accumulation_steps is {} × {}; a step takes {MAX_ROWS_PER_STEP} \
+                 rows at most",
+                self.micro_batch_size, self.gradient_accumulation_steps
+            )));
         }
         let ranges = [
             ("epochs", self.epochs, self.epochs > 0.0, "above 0"),

@@ -15,9 +15,7 @@ mod schedule;
 mod trainer;
 
 pub use adamw::AdamW;
-pub use checkpoint::{
-    Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state, read_tensors,
-};
+pub use checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state};
 pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
 pub use event::{Event, Observer};
 pub use memory::MemoryEstimate;

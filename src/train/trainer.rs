@@ -152,6 +152,9 @@ impl<'a> Trainer<'a> {
             self.step(&mut record, observer)?;
             let step = self.state.step;
             let last = step == self.total_steps;
+            if last {
+                self.check_skipped()?;
+            }
             let mut best = false;
             if last || is_due(step, self.config.eval_steps) {
                 best = self.validate(&mut record, observer)?;
@@ -161,7 +164,9 @@ impl<'a> Trainer<'a> {
                 observer.event(&Event::EarlyStop { step, best_step });
             }
             interrupted = !last && !self.state.stopped_early && observer.stop_requested();
-            if last || best || interrupted || self.state.stopped_early || is_due(step, self.config.save_steps) {
+            // While steps are skipped nothing is learnt, and the checkpoints from before are the good ones.
+            let due = is_due(step, self.config.save_steps) && self.state.skipped_in_a_row == 0;
+            if last || best || interrupted || self.state.stopped_early || due {
                 self.save(observer)?;
             }
         }
@@ -256,21 +261,35 @@ impl<'a> Trainer<'a> {
         if self.state.skipped_in_a_row < self.config.max_skipped_steps {
             return Ok(());
         }
+        Err(self.diverged(&format!(
+            "step {step}: the {reason} is not finite, as in the {} steps before",
+            self.state.skipped_in_a_row - 1
+        )))
+    }
+
+    /// A run that skipped more steps than it took has learnt nothing to speak of, and must not pass for a good one.
+    fn check_skipped(&self) -> Result<()> {
+        if 2 * self.state.skipped <= self.total_steps {
+            return Ok(());
+        }
+        let (skipped, total) = (self.state.skipped, self.total_steps);
+        Err(self.diverged(&format!("{skipped} of {total} steps were skipped, since loss or gradient was not finite")))
+    }
+
+    fn diverged(&self, what: &str) -> Error {
         let last_good = Checkpoint::steps(self.out).last().map(|&step| checkpoint_folder(self.out, step));
         let place = last_good.map_or_else(
             || "no checkpoint was written yet".to_owned(),
             |folder| format!("the last good checkpoint is {}", folder.display()),
         );
-        Err(Error::Diverged {
-            message: format!(
-                "step {step}: the {reason} is not finite, as in the {} steps before; {place}",
-                self.state.skipped_in_a_row - 1
-            ),
+        Error::Diverged {
+            message: format!("{what}; {place}"),
             help: Some("lower training.learning_rate, or set training.max_grad_norm and training.warmup_ratio".into()),
-        })
+        }
     }
 
-    /// Measures the validation rows; tells whether they are at their best.
+    /// Measures the validation rows; tells whether they are at their best. A loss that is not finite ends the run: no
+    /// parameters come back from there.
     fn validate(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<bool> {
         if self.dataset.validation.is_empty() {
             return Ok(false);
@@ -283,9 +302,19 @@ impl<'a> Trainer<'a> {
         }
         let supervised = loss.supervised.max(1) as f64;
         let mean = loss.cross_entropy / supervised;
+        let step = self.state.step;
+        if !mean.is_finite() {
+            if self.state.updates == 0 {
+                return Err(Error::Diverged {
+                    message: format!("the validation loss is {mean} before anything was learnt"),
+                    help: Some("base and adapter do not compute: check the base's files, and lora.lora_alpha".into()),
+                });
+            }
+            return Err(self.diverged(&format!("step {step}: the validation loss is {mean}")));
+        }
         let best = self.state.best_validation.as_ref().is_none_or(|best| mean < best.loss);
         let validation = Validation {
-            step: self.state.step,
+            step,
             loss: mean,
             objective_loss: loss.sum / self.engine.objective.denominator(rows.len(), loss.supervised),
             token_accuracy: loss.top1 as f64 / supervised,

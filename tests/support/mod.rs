@@ -1,5 +1,7 @@
 //! What several themes need: golden files, tiny random models, batches.
 
+pub mod workplace;
+
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use equipoise::data::{Batch, IGNORED, Sequence};

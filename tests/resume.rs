@@ -1,0 +1,220 @@
+//! However a run is stopped, it ends in the same bytes; and a run that is no longer the same does not go on.
+
+use crate::support::workplace::{Running, Workplace, snapshot};
+use equipoise::rng::Rng;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const STEPS: &str = "training.max_steps=9";
+
+#[test]
+fn two_runs_and_the_ways_to_compute_one_end_in_the_same_bytes() {
+    let place = Workplace::new();
+    place.train(&[]);
+    place.train(&["output_dir=again"]);
+    place.assert_same("out", "again");
+    // Recomputing activations changes memory and time, no bit.
+    place.train(&["output_dir=layer", "training.gradient_checkpointing=layer"]);
+    place.assert_same("out", "layer");
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bytes() {
+    let place = Workplace::new();
+    // Only the interrupt writes a checkpoint.
+    let settings = [STEPS, "training.save_steps=0", "training.eval_steps=0"];
+    place.train(&settings);
+    for (signal, out) in [("INT", "output_dir=interrupted"), ("TERM", "output_dir=terminated")] {
+        let arguments = [settings.as_slice(), &[out]].concat();
+        let mut run = Running::start(place.training(&arguments));
+        run.wait_for("step", 3);
+        run.signal(signal);
+        let (code, stderr) = run.end();
+        assert_eq!(code, Some(130), "{stderr}");
+        let out = out.strip_prefix("output_dir=").unwrap();
+        assert!(place.path(out).join("checkpoints").is_dir() && !place.path(out).join("adapter_config.json").exists());
+        place.train(&[arguments.as_slice(), &["--resume"]].concat());
+        place.assert_same("out", out);
+    }
+}
+
+#[test]
+fn a_run_killed_at_any_moment_goes_on_to_the_same_bytes() {
+    let place = Workplace::new();
+    let begin = Instant::now();
+    place.train(&[STEPS]);
+    let whole = begin.elapsed();
+    let mut rng = Rng::new(8);
+    for _ in 0..3 {
+        let out = format!("output_dir=killed-{}", rng.below(1 << 32));
+        // At a random moment of a whole run: a resumed one may be over by then, and is then finished.
+        let moments: Vec<Duration> = (0..3).map(|_| whole.mul_f64(rng.uniform())).collect();
+        for moment in &moments {
+            let run = Running::start(place.training(&[STEPS, &out, "--resume"]));
+            std::thread::sleep(*moment);
+            run.signal_if_running("KILL");
+        }
+        place.train(&[STEPS, &out, "--resume"]);
+        place.assert_same("out", out.strip_prefix("output_dir=").unwrap());
+    }
+}
+
+/// Kills a run as soon as a file of a checkpoint that is being written shows itself.
+#[test]
+fn a_run_killed_within_a_checkpoint_goes_on_to_the_same_bytes() {
+    let place = Workplace::new();
+    place.train(&[STEPS]);
+    let checkpoints = place.path("killed/checkpoints");
+    let mut caught = 0;
+    for _ in 0..4 {
+        let mut run = Running::start(place.training(&[STEPS, "output_dir=killed", "--resume"]));
+        let begun = || {
+            let entries = std::fs::read_dir(&checkpoints).into_iter().flatten().flatten();
+            entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".tmp-"))
+        };
+        while !begun() && run.child.try_wait().unwrap().is_none() {
+            std::hint::spin_loop();
+        }
+        run.signal_if_running("KILL");
+        drop(run);
+        caught += usize::from(begun());
+    }
+    if caught == 0 {
+        println!("no checkpoint was caught half-written this time");
+    }
+    place.train(&[STEPS, "output_dir=killed", "--resume"]);
+    place.assert_same("out", "killed");
+}
+
+#[test]
+fn another_recipe_or_other_data_do_not_go_on() {
+    let place = Workplace::new();
+    place.train(&[]);
+    let seed = ["training.seed=7", "training.learning_rate=0.02", "--resume"];
+    let differ =
+        ["another recipe", "training.seed: 7 (was 42)", "training.learning_rate: 0.02 (was 0.01)", "output_dir"];
+    place.refused(&seed).says(2, &differ);
+    place.refused(&seed[..2]).says(2, &differ);
+
+    let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    let fewer: String = rows.split_inclusive('\n').skip(1).collect();
+    place.write("train.jsonl", fewer);
+    place.refused(&["--resume"]).says(2, &["tokenized data changed", "step-000004", "put back what changed"]);
+    place.write("train.jsonl", rows);
+
+    // Where the adapter goes decides nothing of what it is.
+    let (adapter, metrics) = (place.adapter("out"), place.metrics("out"));
+    place.train(&["name=renamed", "--resume"]);
+    assert!(place.adapter("out") == adapter && place.metrics("out") == metrics);
+}
+
+#[test]
+fn a_finished_run_stays_as_it_is() {
+    let place = Workplace::new();
+    place.train(&[]);
+    let before = snapshot(&place.path("out"));
+    place.train(&["--resume"]);
+    assert!(snapshot(&place.path("out")) == before);
+    place.refused(&[]).says(2, &["holds a run of this recipe", "--resume", "--overwrite", "output_dir"]);
+    place.train(&["--overwrite"]);
+    assert!(place.adapter("out") == before[&place.path("out/adapter_model.safetensors")]);
+}
+
+#[test]
+fn a_folder_takes_one_run_at_a_time() {
+    let place = Workplace::new();
+    let settings = ["training.max_steps=100000", "training.save_steps=0", "training.eval_steps=0"];
+    let mut first = Running::start(place.training(&settings));
+    first.wait_for("step", 1);
+    for more in [&[][..], &["--resume"], &["--overwrite"]] {
+        let refusal = place.failure(&[&settings, more].concat());
+        refusal.says(2, &["another process is training into this folder", "output_dir"]);
+    }
+    first.wait_for("step", 3);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_goes_on() {
+    let place = Workplace::new();
+    place.train(&[]);
+    let adapter = place.adapter("out");
+    let metrics = place.metrics("out");
+    let last = place.path("out/checkpoints/step-000004");
+    for name in ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"] {
+        let whole = std::fs::read(last.join(name)).unwrap();
+        std::fs::write(last.join(name), &whole[..whole.len() / 2]).unwrap();
+        place.refused(&["--resume"]).says(2, &[name, "damaged", "remove", "step-000004", "the checkpoint before"]);
+        std::fs::remove_file(last.join(name)).unwrap();
+        place.refused(&["--resume"]).says(2, &[name, "damaged", "remove", "step-000004"]);
+        std::fs::write(last.join(name), whole).unwrap();
+    }
+    std::fs::remove_dir_all(last).unwrap();
+    place.train(&["--resume"]);
+    assert!(place.adapter("out") == adapter);
+    assert_eq!(place.metrics("out"), metrics);
+}
+
+/// A small disk, mounted for a test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn set(&self, options: &str) -> bool {
+        let arguments = ["-t", "tmpfs", "-o", options, "tmpfs", self.0.to_str().unwrap()];
+        Command::new("mount").args(arguments).output().is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_and_freed_space_goes_on() {
+    let place = Workplace::new();
+    place.train(&[STEPS]);
+    std::fs::create_dir(place.path("disk")).unwrap();
+    let disk = Disk(place.path("disk"));
+    // A checkpoint takes some 820 KB: the first fits, and the second no more.
+    if !disk.set("size=1500k") {
+        println!("skipped: a small disk cannot be mounted here");
+        return;
+    }
+    let refusal = place.failure(&[STEPS, "output_dir=disk/out"]);
+    refusal.says(2, &["cannot write", "step-000002", "No space left on device"]);
+    let kept = std::fs::read_dir(place.path("disk/out/checkpoints")).unwrap();
+    let kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(kept, ["step-000001"], "nothing half-written");
+    assert!(disk.set("remount,size=16m"));
+    place.train(&[STEPS, "output_dir=disk/out", "--resume"]);
+    place.assert_same("out", "disk/out");
+}
+
+/// As a full disk, for those who may not mount one: files may not grow beyond what the optimizer's state needs.
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
+    let place = Workplace::new();
+    let arguments = [STEPS, "output_dir=limited", "training.save_steps=4"];
+    place.train(&[STEPS, "output_dir=free", "training.save_steps=4"]);
+    let mut run = Running::start(place.training(&arguments));
+    run.wait_for("saved", 2);
+    run.signal("KILL");
+    run.end();
+    let before = snapshot(&place.path("limited/checkpoints"));
+    let whole = place.training(&[arguments.as_slice(), &["--resume"]].concat());
+    // In units of 512 bytes: the adapter's 274 KB pass, the optimizer's 550 KB do not. Twice that where sh counts in KiB.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 540; trap '' XFSZ; exec \"$@\"", "sh"]).arg(whole.get_program());
+    limited.args(whole.get_args()).current_dir(whole.get_current_dir().unwrap());
+    let output = limited.output().unwrap();
+    if output.status.success() {
+        println!("skipped: this shell counts the limit otherwise");
+        return;
+    }
+    crate::support::workplace::refusal(&output).says(2, &["cannot write", "safetensors", "File too large"]);
+    assert!(snapshot(&place.path("limited/checkpoints")) == before, "the old checkpoint stays, and no litter");
+    place.train(&[arguments.as_slice(), &["--resume"]].concat());
+    place.assert_same("free", "limited");
+}
