@@ -1,7 +1,7 @@
 //! Causal language models, by layer.
 //!
 //! A model says what its layers compute. It knows nothing of training, of recomputing activations, or of where its weights
-//! came from. One file and one line of [`REGISTRY`] add an architecture; the file is named as Hugging Face's `model_type`.
+//! came from. One file and one line of `REGISTRY` add an architecture; the file is named as Hugging Face's `model_type`.
 
 mod generate;
 mod llama;

@@ -1,7 +1,7 @@
 //! The formats of rows, one file each, and the registry that names them.
 //!
 //! A format turns the fields of a JSON row into an [`Example`]. It reads no file and knows no tokenizer.
-//! A new format is one new file here and one line in [`registry!`].
+//! A new format is one new file here and one line in `registry!`.
 
 mod chat;
 mod completion;

@@ -1,0 +1,36 @@
+# What can be done here.
+default:
+    @"{{ just_executable() }}" --list --justfile "{{ justfile() }}"
+
+# All tests, as the README has them.
+test:
+    cargo test --release
+
+# Formatting and clippy.
+lint:
+    cargo fmt --check
+    cargo clippy --release --all-targets -- -D warnings
+
+# The library's documentation.
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+# Licences, duplicates and sources of all crates.
+deny:
+    cargo deny check licenses bans sources
+
+# Known vulnerabilities. Needs the network: the list is fetched from GitHub.
+advisories:
+    cargo deny check advisories
+
+# All that must pass before a change goes in.
+ci:
+    .ci/run
+
+# Trains the small adapter.
+quickstart:
+    cargo run --release -- train recipes/quickstart.yaml
+
+# The CUDA build, checked without a GPU. Needs a CUDA toolkit: nvcc in PATH or in $CUDA_HOME/bin.
+check-cuda:
+    PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" cargo check --release --features cuda
