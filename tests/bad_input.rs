@@ -20,7 +20,7 @@ fn recipes_that_cannot_be_meant() {
         ("training.micro_batch_size=18446744073709551615", &["training.micro_batch_size", "1048576 rows at most"]),
         ("training.gradient_accumulation_steps=1000000000", &["gradient_accumulation_steps", "1048576 rows at most"]),
         ("objective.group_size=0", &["objective.group_size: must be at least 1"]),
-        ("lora.r=18446744073709551615", &["lora.r: must be from 1 to 65536"]),
+        ("lora.r=18446744073709551615", &["lora.r: must be at least 1 and at most 65536"]),
         ("lora.lora_alpha=1e300", &["lora.lora_alpha: must be a number above 0"]),
         (
             "lora.target_modules=[q_proj, q_porj]",
@@ -202,7 +202,7 @@ fn a_gguf_file_that_is_cut_short() {
     let whole = std::fs::read(place.path("whole.gguf")).unwrap();
     for (length, phrases) in [
         (whole.len() - 100, &["cut short", "token_embd.weight", "fetch the file again"][..]),
-        (40, &["cut short", "fetch"]),
+        (40, &["its header", "fetch it again"]),
         (2, &["is no GGUF file"]),
     ] {
         place.write("cut.gguf", &whole[..length]);

@@ -64,7 +64,11 @@ impl LoraConfig {
     /// Names the key (`lora.r` and so on) and the values that it takes.
     pub fn validate(&self) -> Result<()> {
         if !(1..=Self::MAX_R).contains(&self.r) {
-            return Err(Error::invalid(format!("lora.r: must be from 1 to {}, got {}", Self::MAX_R, self.r)));
+            return Err(Error::invalid(format!(
+                "lora.r: must be at least 1 and at most {}, got {}",
+                Self::MAX_R,
+                self.r
+            )));
         }
         // The scale is applied in `f32`.
         if !(self.lora_alpha > 0.0 && (self.scale() as f32).is_finite()) {
