@@ -135,7 +135,7 @@ fn sample_rows(table: &mut Table, sample: &Sample) {
 
 fn generate_command(output_dir: &Path, sample: Option<&Sample>) -> String {
     let short = |prompt: &&str| !prompt.contains(char::is_control) && prompt.chars().count() <= 200;
-    let prompt = sample.map(|sample| sample.prompt.trim()).filter(short).unwrap_or("...");
+    let prompt = sample.map(|sample| sample.prompt.trim()).filter(short).unwrap_or("your prompt");
     format!("equipoise generate {} {}", quoted(&output_dir.display().to_string()), quoted(prompt))
 }
 

@@ -24,7 +24,7 @@ pub struct AttentionShape {
     pub head_dim: usize,
 }
 
-struct CausalAttention {
+pub(super) struct CausalAttention {
     shape: AttentionShape,
     /// `[b, keys]`
     segments: Arc<[u32]>,
@@ -62,7 +62,7 @@ pub fn causal_attention(
     if !fits {
         bail!("attention: q {:?}, k {:?}, v {:?} do not fit {shape:?}", q.shape(), k.shape(), v.shape());
     }
-    let op = CausalAttention { shape, segments: segments.clone(), batch, queries, keys };
+    let op = CausalAttention::new(shape, segments, (batch, queries, keys));
     if !q.device().is_cpu() {
         return composed::attention(q, k, v, &op.mask(q.device())?, shape);
     }
@@ -76,7 +76,15 @@ struct Scratch {
 }
 
 impl CausalAttention {
-    fn mask(&self, device: &candle_core::Device) -> Result<Tensor> {
+    pub(super) fn new(
+        shape: AttentionShape,
+        segments: &Arc<[u32]>,
+        (batch, queries, keys): (usize, usize, usize),
+    ) -> Self {
+        Self { shape, segments: segments.clone(), batch, queries, keys }
+    }
+
+    pub(super) fn mask(&self, device: &candle_core::Device) -> Result<Tensor> {
         let mut mask = vec![f32::NEG_INFINITY; self.batch * self.queries * self.keys];
         for (row, mask) in mask.chunks_exact_mut(self.keys).enumerate() {
             let (b, i) = (row / self.queries, row % self.queries);

@@ -114,7 +114,7 @@ fn to_gradient(logits: &mut [f32], targets: &[u32], vocabulary: usize) -> Vec<(f
         .collect()
 }
 
-fn composed(hidden: &Tensor, head: &FrozenWeight, targets: &[u32], with_gradient: bool) -> Result<HeadPass> {
+pub(super) fn composed(hidden: &Tensor, head: &FrozenWeight, targets: &[u32], with_gradient: bool) -> Result<HeadPass> {
     let weight = head.dequantize(hidden.device())?;
     let mut pass = HeadPass { log_probabilities: Vec::new(), top1: Vec::new(), gradient: None };
     let mut gradients = Vec::new();

@@ -27,7 +27,7 @@ impl RopeTable {
         }
     }
 
-    fn tensors(&self, b: usize, t: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+    pub(super) fn tensors(&self, b: usize, t: usize, device: &Device) -> Result<(Tensor, Tensor)> {
         let shape = (b, t, self.half);
         Ok((Tensor::from_slice(&self.cos, shape, device)?, Tensor::from_slice(&self.sin, shape, device)?))
     }

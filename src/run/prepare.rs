@@ -184,7 +184,7 @@ impl Prepared {
             self.encoder.decode(&tokens, true)
         };
         Ok(Sample {
-            prompt: self.encoder.decode(prompt, true)?,
+            prompt: self.encoder.decode(prompt, false)?,
             reference: self.encoder.decode(reference, true)?,
             before: write(false)?,
             after: write(true)?,

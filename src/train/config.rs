@@ -15,7 +15,8 @@ pub struct TrainingConfig {
     /// Optimizer steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<usize>,
-    /// Rows that go through the model at once. It decides memory, never the result.
+    /// Rows that go through the model at once. It decides memory; the result depends only on its product with
+    /// `gradient_accumulation_steps`.
     pub micro_batch_size: usize,
     /// Micro-batches in an optimizer step.
     pub gradient_accumulation_steps: usize,
