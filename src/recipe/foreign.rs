@@ -186,8 +186,8 @@ const TABLE: &[(&str, Answer)] = &[
         No("checkpoints are saved every `training.save_steps` steps, and at the end"),
     ),
     (
-        "load_best_model_at_end metric_for_best_model greater_is_better",
-        No("the checkpoint of the lowest validation loss is kept as it is"),
+        "metric_for_best_model greater_is_better",
+        No("the best checkpoint is that of the lowest validation loss; see `training.load_best_model_at_end`"),
     ),
     (
         "resume_from_checkpoint auto_resume_from_checkpoints resume resume_adapter_file",
