@@ -66,11 +66,14 @@ impl Progress {
         }
     }
 
-    fn show_bar(&mut self, new: ProgressBar) {
-        if let Screen::Bar(bar) = &mut self.screen
-            && let Some(old) = bar.replace(new)
-        {
-            old.finish_and_clear();
+    /// Puts a bar in the place of the one before. `new` must not have been drawn yet: two bars on the screen erase each other's
+    /// lines.
+    fn show_bar(&mut self, new: &ProgressBar) {
+        if let Screen::Bar(bar) = &mut self.screen {
+            if let Some(old) = bar.take() {
+                old.finish_and_clear();
+            }
+            *bar = Some(new.clone());
         }
     }
 
@@ -82,8 +85,8 @@ impl Progress {
             bar.set_message(printable(name));
         } else if matches!(self.screen, Screen::Bar(_)) {
             let spinner = ProgressBar::new_spinner().with_message(printable(name));
+            self.show_bar(&spinner);
             spinner.enable_steady_tick(Duration::from_millis(120));
-            self.show_bar(spinner);
         } else {
             self.say(&printable(name));
         }
@@ -100,7 +103,7 @@ impl Progress {
                 let style = ProgressStyle::with_template("{prefix} {bar:24} {bytes}/{total_bytes}  {eta} left")
                     .expect("the template is well-formed");
                 let bar = ProgressBar::new(total).with_style(style.progress_chars("━╸ "));
-                self.show_bar(bar.with_prefix(file.to_owned()));
+                self.show_bar(&bar.with_prefix(file.to_owned()));
             }
             Screen::Lines if done == 0 => self.say(&format!("fetching {}", printable(file))),
             Screen::Lines | Screen::Nothing => {}
@@ -116,8 +119,7 @@ impl Progress {
             let style =
                 ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}").expect("the template is well-formed");
             let bar = ProgressBar::new(total_steps as u64).with_style(style.progress_chars("━╸ "));
-            bar.set_position(step as u64);
-            self.show_bar(bar);
+            self.show_bar(&bar.with_position(step as u64));
         } else if step > 0 {
             self.say(&format!("going on after step {step} of {total_steps}"));
         }

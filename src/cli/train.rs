@@ -112,7 +112,8 @@ fn validation_rows(table: &mut Table, summary: &Summary) {
     };
     match summary.first_validation.as_ref().filter(|first| first.step != after.step) {
         Some(first) => {
-            table.row("validation loss", format!("{:.4} → {:.4}", first.loss, after.loss));
+            let worse = if after.loss > first.loss { "; the base alone is better" } else { "" };
+            table.row("validation loss", format!("{:.4} → {:.4}{worse}", first.loss, after.loss));
             let (first, after) = (first.token_accuracy * 100.0, after.token_accuracy * 100.0);
             table.row("ranked first", format!("{first:.1}% → {after:.1}% of the tokens"));
         }
