@@ -68,6 +68,9 @@ pub enum Error {
         /// What to do about it.
         help: Option<String>,
     },
+    /// Somebody asked to stop before there was anything to save.
+    #[error("stopped before the first step; nothing was written")]
+    Interrupted,
     /// candle refused an operation. Reaching a user with this is a bug of ours.
     #[error("internal: {0}")]
     Candle(#[from] candle_core::Error),
@@ -172,7 +175,7 @@ impl Error {
                 *help = Some(text.into());
             }
             Self::Located(located) => located.help = Some(text.into()),
-            Self::Io { .. } | Self::Shapes { .. } | Self::Candle(_) => {}
+            Self::Io { .. } | Self::Shapes { .. } | Self::Interrupted | Self::Candle(_) => {}
         }
         self
     }
@@ -185,13 +188,14 @@ impl Error {
             | Self::Hub { help, .. }
             | Self::Diverged { help, .. } => help.as_deref(),
             Self::Located(located) => located.help.as_deref(),
-            Self::Io { .. } | Self::Shapes { .. } | Self::Candle(_) => None,
+            Self::Io { .. } | Self::Shapes { .. } | Self::Interrupted | Self::Candle(_) => None,
         }
     }
 
-    /// The process's exit code: 2 for input that the user can mend, 1 for everything else.
+    /// The process's exit code: 2 for input that the user can mend, 130 after an interrupt, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Interrupted => 130,
             Self::Candle(_) | Self::Diverged { .. } | Self::Hub { .. } => 1,
             Self::Located(_) | Self::File { .. } | Self::Io { .. } | Self::Invalid { .. } | Self::Shapes { .. } => 2,
         }

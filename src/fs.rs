@@ -99,6 +99,15 @@ pub fn write_folder_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) 
     written
 }
 
+/// Removes a folder that others may look at: it goes out of sight at once, and then from the disk. That it cannot be removed
+/// costs space, and is no error.
+pub fn remove_folder_atomic(path: &Path) {
+    let hidden = temporary_sibling(path);
+    if fs::rename(path, &hidden).is_ok() {
+        let _ = fs::remove_dir_all(&hidden);
+    }
+}
+
 /// Removes what crashed writers left in `folder`. Call it only while no other writer is at work there.
 pub fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

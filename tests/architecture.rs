@@ -51,7 +51,8 @@ fn imports_point_down() {
         let Some(own) = floor(room) else { continue };
         let text = std::fs::read_to_string(file).unwrap();
         // What tests of a room use is their affair.
-        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        assert!(!code.contains("crate::{"), "{}: name each room in a line of its own", path.display());
         for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             for other in rooms(line).filter(|other| *other != room) {
                 if floor(other).is_some_and(|other| other <= own) {

@@ -35,10 +35,16 @@ impl AdapterConfig {
         let lora = &self.lora;
         let alpha = if lora.use_rslora { lora.lora_alpha * (lora.r as f64).sqrt() } else { lora.lora_alpha };
         let alpha = if alpha.fract() == 0.0 { json!(alpha as u64) } else { json!(alpha) };
+        // PEFT keeps a Hub id and its revision apart.
+        let name = self.base_model_name_or_path.as_str();
+        let (base, revision) = match name.split_once('@') {
+            Some((id, revision)) if !Path::new(name).exists() => (id, Some(revision)),
+            _ => (name, None),
+        };
         let entries: BTreeMap<&str, Value> = BTreeMap::from([
             ("alpha_pattern", json!({})),
             ("auto_mapping", Value::Null),
-            ("base_model_name_or_path", json!(self.base_model_name_or_path)),
+            ("base_model_name_or_path", json!(base)),
             ("bias", json!("none")),
             ("exclude_modules", Value::Null),
             ("fan_in_fan_out", json!(false)),
@@ -57,7 +63,7 @@ impl AdapterConfig {
             ("peft_type", json!("LORA")),
             ("r", json!(lora.r)),
             ("rank_pattern", json!({})),
-            ("revision", Value::Null),
+            ("revision", json!(revision)),
             ("target_modules", json!(target_modules)),
             ("task_type", json!("CAUSAL_LM")),
             ("trainable_token_indices", Value::Null),
@@ -98,8 +104,12 @@ impl AdapterConfig {
             use_rslora: map.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
             target_modules: TargetModules::Names(Vec::new()),
         };
-        let base = map.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
-        Ok(Self { base_model_name_or_path: base.into(), lora })
+        let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
+        let base = match (text("base_model_name_or_path"), text("revision")) {
+            (base, "") => base.to_owned(),
+            (base, revision) => format!("{base}@{revision}"),
+        };
+        Ok(Self { base_model_name_or_path: base, lora })
     }
 }
 
@@ -127,6 +137,24 @@ impl AdapterBundle {
         Ok(vec![config, tensors])
     }
 
+    /// The tensors' rank against the configuration's, before anything is allocated by it.
+    fn check_rank(&self, path: &Path) -> Result<()> {
+        let r = self.config.lora.r;
+        for (name, tensor) in &self.tensors {
+            let rank = match (name.ends_with("lora_A.weight"), tensor.dims()) {
+                (true, [rank, _]) | (false, [_, rank]) => Some(*rank),
+                _ => None,
+            };
+            if rank != Some(r) {
+                let message = format!("`{name}` has the shape {:?}, which is not of rank {r}", tensor.dims());
+                return Err(
+                    Error::file(path, message).with_help("adapter_config.json and the tensors do not belong together")
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Reads an adapter folder, ours or PEFT's.
     ///
     /// # Errors
@@ -150,6 +178,7 @@ impl AdapterBundle {
         let mut bundle = Self { config: config.clone(), tensors: tensors.into_iter().collect() };
         config.lora.target_modules = TargetModules::Names(bundle.target_modules().into_iter().collect());
         bundle.config = config;
+        bundle.check_rank(&path)?;
         Ok(bundle)
     }
 }
@@ -193,6 +222,18 @@ mod tests {
                 assert_eq!(tensor.to_vec2::<f32>().unwrap(), loaded.tensors[name].to_vec2::<f32>().unwrap());
             }
         }
+    }
+
+    #[test]
+    fn a_revision_of_the_hub_stands_in_a_key_of_its_own_as_peft_wants_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut saved = bundle(false);
+        saved.config.base_model_name_or_path = "org/base@v1".into();
+        saved.save(folder.path()).unwrap();
+        let text = std::fs::read_to_string(folder.path().join(CONFIG)).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&json["base_model_name_or_path"], &json["revision"]), (&json!("org/base"), &json!("v1")));
+        assert_eq!(AdapterBundle::load(folder.path()).unwrap().config.base_model_name_or_path, "org/base@v1");
     }
 
     #[test]

@@ -92,10 +92,10 @@ impl Progress {
         }
     }
 
-    /// A file of the base on its way: a bar of bytes, or elsewhere a line at its beginning.
-    fn fetch(&mut self, file: &str, done: u64, total: u64) {
+    /// Bytes on their way: a bar, or elsewhere a line at the beginning of a file.
+    fn bytes(&mut self, what: &str, done: u64, total: u64) {
         match &self.screen {
-            Screen::Bar(Some(bar)) if bar.prefix() == file => {
+            Screen::Bar(Some(bar)) if bar.prefix() == what => {
                 bar.set_length(total);
                 bar.set_position(done);
             }
@@ -103,9 +103,9 @@ impl Progress {
                 let style = ProgressStyle::with_template("{prefix} {bar:24} {bytes}/{total_bytes}  {eta} left")
                     .expect("the template is well-formed");
                 let bar = ProgressBar::new(total).with_style(style.progress_chars("━╸ "));
-                self.show_bar(&bar.with_prefix(file.to_owned()));
+                self.show_bar(&bar.with_prefix(what.to_owned()));
             }
-            Screen::Lines if done == 0 => self.say(&format!("fetching {}", printable(file))),
+            Screen::Lines if done == 0 && what != "tokenizing" => self.say(&printable(what)),
             Screen::Lines | Screen::Nothing => {}
         }
     }
@@ -183,7 +183,7 @@ impl Observer for Progress {
         }
         match event {
             Event::Phase(name) => self.phase(name),
-            Event::Fetch { file, done, total } => self.fetch(file, *done, *total),
+            Event::Bytes { what, done, total } => self.bytes(what, *done, *total),
             Event::Note(text) => self.say(&format!("note: {}", printable(text))),
             Event::Start { step, total_steps } => self.start(*step, *total_steps),
             Event::Step(metrics) => self.step(metrics),
@@ -210,7 +210,7 @@ fn write_json(stdout: &mut Stdout, event: &Event) {
     match event {
         Event::Phase(name) => stdout.json("phase", &json!({ "name": name })),
         // A line for each piece of a download would drown the rest.
-        Event::Fetch { .. } => return,
+        Event::Bytes { .. } => return,
         Event::Note(text) => stdout.json("note", &json!({ "text": text })),
         Event::Start { step, total_steps } => {
             stdout.json("start", &json!({ "step": step, "total_steps": total_steps }))

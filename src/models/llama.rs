@@ -27,8 +27,7 @@ struct Config {
     rms_norm_eps: f64,
     max_position_embeddings: usize,
     hidden_act: Option<String>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl Config {
@@ -129,10 +128,11 @@ pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<
 
     let matrix = |name: &str| builder.matrix(name, config.vocab_size, config.hidden_size, true);
     let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
-    // Tied weights are stored once, under either name.
+    // Tied weights are stored once, under either name. That they are tied may go without saying, but not against it.
     let both = builder.has(embedding) && builder.has(head);
-    let embed_tokens = matrix(if builder.has(head) && !both { head } else { embedding })?;
-    let lm_head = if both && !config.tie_word_embeddings { matrix(head)? } else { embed_tokens.clone() };
+    let tied = config.tie_word_embeddings.unwrap_or(!both);
+    let embed_tokens = matrix(if tied && !builder.has(embedding) { head } else { embedding })?;
+    let lm_head = if tied { embed_tokens.clone() } else { matrix(head)? };
 
     let layers = (0..dimensions.layers).map(|i| Layer::build(builder, i, &dimensions)).collect::<Result<_>>()?;
     let norm = builder.tensor("model.norm.weight", &[dimensions.hidden])?;

@@ -25,6 +25,10 @@ pub struct BuildReport {
     pub bytes: u64,
     /// How many matrices are held in each type.
     pub types: BTreeMap<String, usize>,
+    /// How many modules have an adapter, or under a plan would have one.
+    pub adapter_modules: usize,
+    /// Numbers in all adapters.
+    pub adapter_parameters: usize,
     /// The target modules that were found, by the last part of their names.
     pub target_modules: BTreeSet<String>,
     /// All linear modules, by the last part of their names.
@@ -42,7 +46,7 @@ struct State {
 
 /// Hands out layers by name, and keeps account.
 ///
-/// A *plan* checks shapes and counts, and reads no weight: its layers are hollow.
+/// A *plan* checks shapes and counts; it reads no weight and creates no adapter: its layers are hollow.
 pub struct Builder<'a> {
     base: &'a Base,
     quantization: QuantizationConfig,
@@ -94,7 +98,7 @@ impl<'a> Builder<'a> {
         let fits = self.fits(name, shape);
         self.account(shape, None);
         if self.plan || !fits {
-            return Ok(Tensor::zeros(shape, DType::F32, self.device)?);
+            return Ok(Tensor::zeros(1, DType::F32, self.device)?);
         }
         let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Device::Cpu)?;
         let finite = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite());
@@ -120,7 +124,7 @@ impl<'a> Builder<'a> {
         let quantized = if raw.dtype == dtype {
             to_qtensor(raw)?
         } else {
-            quantize(&raw, dtype)?.ok_or_else(|| self.non_finite(name))?
+            quantize(raw, dtype)?.ok_or_else(|| self.non_finite(name))?
         };
         let weight = FrozenWeight::new(Arc::new(quantized))?;
         if !weight.is_finite()? {
@@ -135,15 +139,23 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// As [`Self::matrix`].
     pub fn linear(&self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = self.matrix(&format!("{path}.weight"), outputs, inputs, false)?;
+        let weight = format!("{path}.weight");
+        let fits = self.base.tensor(&weight).is_some_and(|(shape, _)| shape == [outputs, inputs]);
+        let weight = self.matrix(&weight, outputs, inputs, false)?;
         let bias = format!("{path}.bias");
         let bias = if self.has(&bias) { Some(self.tensor(&bias, &[outputs])?) } else { None };
         let name = path.rsplit('.').next().unwrap_or(path);
         self.state.borrow_mut().report.modules.insert(name.into());
-        let adapter = match self.lora.filter(|lora| lora.targets(name)) {
-            Some(lora) => Some(self.adapter(path, lora, inputs, outputs)?),
-            None => None,
+        let Some(lora) = self.lora.filter(|lora| lora.targets(name)) else {
+            return Ok(Linear { weight, bias, adapter: None });
         };
+        let mut state = self.state.borrow_mut();
+        state.report.target_modules.insert(name.into());
+        state.report.adapter_modules += 1;
+        state.report.adapter_parameters = state.report.adapter_parameters.saturating_add(lora.r * (inputs + outputs));
+        drop(state);
+        // A plan allocates nothing, and sizes that the files do not bear out are not to be believed.
+        let adapter = if self.plan || !fits { None } else { Some(self.adapter(path, lora, inputs, outputs)?) };
         Ok(Linear { weight, bias, adapter })
     }
 
@@ -154,7 +166,6 @@ impl<'a> Builder<'a> {
         let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), self.device)?)?;
         let b = Var::zeros((outputs, lora.r), DType::F32, self.device)?;
         let mut state = self.state.borrow_mut();
-        state.report.target_modules.insert(path.rsplit('.').next().unwrap_or(path).into());
         state.params.insert(peft_name(path, "lora_A"), a.clone());
         state.params.insert(peft_name(path, "lora_B"), b.clone());
         Ok(LoraAdapter { a, b, scale: lora.scale(), dropout: lora.lora_dropout, key: name_key(path) })
@@ -238,7 +249,7 @@ fn to_qtensor(raw: RawTensor) -> Result<QTensor> {
 
 /// Quantizes a matrix by slices of rows, all threads at once; `None` when a number is not finite. Block types can hide a NaN:
 /// the largest number of a block, which makes its scale, is found by comparing.
-fn quantize(raw: &RawTensor, dtype: GgmlDType) -> Result<Option<QTensor>> {
+fn quantize(raw: RawTensor, dtype: GgmlDType) -> Result<Option<QTensor>> {
     let columns = raw.shape.last().copied().unwrap_or(1);
     let row_bytes = columns * raw.dtype.type_size();
     let slice_rows = (1usize << 20).div_ceil(columns).max(1);
@@ -255,6 +266,11 @@ fn quantize(raw: &RawTensor, dtype: GgmlDType) -> Result<Option<QTensor>> {
             Ok(Some(QTensor::quantize(&floats, dtype)?.data()?.into_owned()))
         })
         .collect::<Result<_>>()?;
+    // What was read goes before the copies that follow: peak memory stays near one tensor.
+    let RawTensor { shape, bytes, .. } = raw;
+    drop(bytes);
     let Some(slices) = slices.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
-    Ok(Some(to_qtensor(RawTensor { shape: raw.shape.clone(), dtype, bytes: slices.concat() })?))
+    let bytes = slices.concat();
+    drop(slices);
+    Ok(Some(to_qtensor(RawTensor { shape, dtype, bytes })?))
 }

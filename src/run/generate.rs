@@ -1,9 +1,9 @@
 //! Text from a base and an adapter.
 
 use super::output::now;
-use super::prepare::{encoder, open_base};
+use super::prepare::{encoder, ends, open_base};
 use crate::adapter::AdapterBundle;
-use crate::data::{Message, Role};
+use crate::data::{Encoder, Message, Role};
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::hub::BaseConfig;
@@ -70,41 +70,17 @@ pub fn generate(
 ) -> Result<GenerateSummary> {
     let device = request.device.open()?;
     let bundle = AdapterBundle::load(&request.adapter)?;
-    let recipe_path = request.adapter.join("recipe.yaml");
-    let recipe = if recipe_path.is_file() { Some(Recipe::load(&recipe_path, &[])?) } else { None };
-    let (mut config, quantization) = match recipe {
-        Some(recipe) => (recipe.base, recipe.quantization),
-        None => (
-            BaseConfig { model: bundle.config.base_model_name_or_path.clone(), file: None },
-            QuantizationConfig::default(),
-        ),
-    };
-    if let Some(model) = &request.base {
-        config = BaseConfig { model: model.clone(), file: None };
-    }
-    if config.model.is_empty() {
-        return Err(Error::file(&request.adapter, "names no base").with_help("give one with `--base`"));
-    }
+    let (config, quantization) = which_base(request, &bundle)?;
     let base = open_base(&config, request.offline, observer)?;
     let quantization = if base.is_gguf() { QuantizationConfig::default() } else { quantization };
     let model = models::load(&base, quantization, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter.join("adapter_model.safetensors"))?;
 
     let encoder = encoder(&base, now())?;
-    let prompt = if request.raw || encoder.template().is_none() {
-        encoder.encode_text(&request.prompt)?
-    } else {
-        let system = request.system.iter().map(|text| Message::new(Role::System, text));
-        encoder.encode_prompt(&system.chain([Message::user(&request.prompt)]).collect::<Vec<_>>())?
-    };
-    let limit = model.lm.dimensions().max_positions;
-    if prompt.is_empty() || prompt.len() >= limit {
-        return Err(Error::invalid(format!("the prompt has {} tokens; expected 1 to {}", prompt.len(), limit - 1)));
-    }
+    let prompt = encode_prompt(request, &encoder, model.lm.dimensions().max_positions)?;
 
     let start = Instant::now();
-    let mut ends = base.special_tokens().eos_ids.clone();
-    ends.extend(encoder.stop_ids());
+    let ends = ends(&base, &encoder);
     let mut stream = encoder.stream(true);
     let (mut text, mut tokens, mut failed) = (String::new(), 0, None);
     let mut generator = Generator::new(&*model.lm, &device, !request.base_only, request.sampling);
@@ -131,4 +107,38 @@ pub fn generate(
     }
     let seconds = start.elapsed().as_secs_f64();
     Ok(GenerateSummary { prompt_tokens: prompt.len(), tokens, seconds, finished_by_eos, text })
+}
+
+/// The base that the adapter was trained on, held as it was; or the one that was asked for.
+fn which_base(request: &GenerateRequest, bundle: &AdapterBundle) -> Result<(BaseConfig, QuantizationConfig)> {
+    let recipe_path = request.adapter.join("recipe.yaml");
+    let recipe = if recipe_path.is_file() { Some(Recipe::load(&recipe_path, &[])?) } else { None };
+    let (mut config, quantization) = match recipe {
+        Some(recipe) => (recipe.base, recipe.quantization),
+        None => (
+            BaseConfig { model: bundle.config.base_model_name_or_path.clone(), file: None },
+            QuantizationConfig::default(),
+        ),
+    };
+    if let Some(model) = &request.base {
+        config = BaseConfig { model: model.clone(), file: None };
+    }
+    if config.model.is_empty() {
+        return Err(Error::file(&request.adapter, "names no base").with_help("give one with `--base`"));
+    }
+    Ok((config, quantization))
+}
+
+/// The prompt's tokens, through the chat template where there is one and it is wanted; `limit` is the model's positions.
+fn encode_prompt(request: &GenerateRequest, encoder: &Encoder, limit: usize) -> Result<Vec<u32>> {
+    let prompt = if request.raw || encoder.template().is_none() {
+        encoder.encode_text(&request.prompt)?
+    } else {
+        let system = request.system.iter().map(|text| Message::new(Role::System, text));
+        encoder.encode_prompt(&system.chain([Message::user(&request.prompt)]).collect::<Vec<_>>())?
+    };
+    if prompt.is_empty() || prompt.len() >= limit {
+        return Err(Error::invalid(format!("the prompt has {} tokens; expected 1 to {}", prompt.len(), limit - 1)));
+    }
+    Ok(prompt)
 }

@@ -10,12 +10,13 @@ pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
 use crate::device::process_memory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fs;
+use crate::models::Model;
 use crate::objectives;
 use crate::recipe::Recipe;
 use crate::train::backward::Engine;
-use crate::train::{Event, FitSummary, Identity, Observer, Schedule, Settings, Trainer, total_steps};
+use crate::train::{Event, FitSummary, Observer, Schedule, Settings, Trainer, total_steps};
 use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
@@ -43,7 +44,12 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let started = output::started(recipe, options)?;
     let prepared = Prepared::new(recipe, options, started, observer)?;
     let model = prepared.load_model(recipe, observer)?;
-    let sample = prepared.sample_prompt();
+    for warning in prepared.warnings(recipe) {
+        observer.event(&Event::Note(warning));
+    }
+    if observer.stop_requested() {
+        return Err(Error::Interrupted);
+    }
     let out = OutputFolder::open(recipe, options)?;
 
     let objective = objectives::build(&recipe.objective);
@@ -54,8 +60,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         checkpointing: recipe.training.gradient_checkpointing,
         device: &prepared.device,
     };
-    let identity =
-        Identity { recipe: recipe.hash(), base: prepared.base.fingerprint()?, data: prepared.dataset.fingerprint() };
+    let identity = prepared.identity(recipe)?;
     let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
     let mut trainer = Trainer::new(engine, &recipe.training, &prepared.dataset, identity, settings, out.path())?;
     if options.resume {
@@ -63,20 +68,31 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     }
     let fit = trainer.fit(observer)?;
 
-    let tensors = model.params.to_tensors()?;
-    let mut files = Vec::new();
+    let (mut files, mut sample) = (Vec::new(), None);
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
-        let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
-        files = AdapterBundle { config, tensors }.save(out.path())?;
-        files.push(write_card(recipe, &fit, &out)?);
-        files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
+        files = write_adapter(recipe, &model, &fit, &out)?;
+        sample = prepared.sample(&*model.lm, observer);
     }
-    let sample = match sample.filter(|_| !fit.interrupted) {
-        Some(prompt) => Some(prepared.sample(&*model.lm, &prompt)?),
-        None => None,
-    };
-    Ok(Summary {
+    Ok(summary(recipe, &prepared, &model, fit, (files, sample, start)))
+}
+
+fn write_adapter(recipe: &Recipe, model: &Model, fit: &FitSummary, out: &OutputFolder) -> Result<Vec<PathBuf>> {
+    let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
+    let mut files = AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path())?;
+    files.push(write_card(recipe, fit, out)?);
+    files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
+    Ok(files)
+}
+
+fn summary(
+    recipe: &Recipe,
+    prepared: &Prepared,
+    model: &Model,
+    fit: FitSummary,
+    (files, sample, start): (Vec<PathBuf>, Option<Sample>, Instant),
+) -> Summary {
+    Summary {
         output_dir: recipe.output_dir.clone(),
         recipe_name: recipe.name.clone(),
         steps: fit.state.step,
@@ -96,7 +112,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         adapter_parameters: model.params.parameters(),
         sample,
         files,
-    })
+    }
 }
 
 fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<PathBuf> {
@@ -117,17 +133,20 @@ fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<P
 }
 
 /// Does all that can be done without training: opens and loads the base, reads the data, counts and estimates. Writes
-/// nothing.
+/// nothing. That the output folder is taken is a warning here, since `train` has options for that.
 ///
 /// # Errors
-/// For everything that would keep [`train`] from its first step.
+/// For everything else that would keep [`train`] from its first step.
 pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport> {
     let prepared = Prepared::new(recipe, options, output::now(), observer)?;
     let model = prepared.load_model(recipe, observer)?;
     let steps = total_steps(&recipe.training, prepared.dataset.train.len());
     let parameters = model.params.parameters();
     let report = model.report;
-    let memory = prepared.memory(recipe);
+    let mut warnings = prepared.warnings(recipe);
+    if let Err(error) = OutputFolder::look(recipe, options) {
+        warnings.push(error.to_string());
+    }
     Ok(CheckReport {
         base: BaseReport {
             model: recipe.base.model.clone(),
@@ -147,8 +166,8 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         preview: prepared.dataset.preview.segments.clone(),
         steps,
         warmup_steps: Schedule::new(&recipe.training, steps).warmup_steps(),
-        memory,
+        memory: prepared.memory(recipe),
         device: prepared.device_name(),
-        warnings: prepared.warnings(recipe, &memory),
+        warnings,
     })
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::fs;
 use crate::recipe::Recipe;
 use crate::train::{Checkpoint, checkpoint_folder, checkpoints_folder, read_state};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 const RECIPE: &str = "recipe.yaml";
@@ -57,9 +57,13 @@ impl OutputFolder {
         std::fs::create_dir_all(&path).map_err(refused)?;
         let mut lock = OpenOptions::new();
         let lock = lock.create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(refused)?;
-        if lock.try_lock().is_err() {
-            return Err(Error::file(&path, "another process is training into this folder")
-                .with_help("wait for it, or set another `output_dir`"));
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(&path, "another process is training into this folder")
+                    .with_help("wait for it, or set another `output_dir`"));
+            }
+            Err(TryLockError::Error(error)) => return Err(refused(error)),
         }
         fs::sweep(&path);
         fs::sweep(&checkpoints_folder(&path));
@@ -106,8 +110,7 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
     }
     let saved = path.join(RECIPE);
     // Somebody's own recipe.yaml makes no run of a folder: `--overwrite` must not clear it.
-    let ours = [LOCK, METRICS, "checkpoints"].iter().any(|name| path.join(name).exists());
-    if !(saved.is_file() && ours) {
+    if !(saved.is_file() && path.join(LOCK).is_file()) {
         return Err(Error::file(path, "is not empty, and holds no run of Equipoise")
             .with_help("set another `output_dir`, or empty the folder"));
     }
@@ -128,9 +131,9 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
 
 /// Removes what a run has written, and nothing else.
 fn clear(path: &Path) -> Result<()> {
-    let checkpoints = checkpoints_folder(path);
-    if checkpoints.exists() {
-        std::fs::remove_dir_all(&checkpoints).map_err(Error::io("remove", &checkpoints))?;
+    for step in Checkpoint::steps(path) {
+        let folder = checkpoint_folder(path, step);
+        std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     }
     for name in ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE] {
         let file = path.join(name);

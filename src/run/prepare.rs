@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
 use crate::recipe::Recipe;
-use crate::train::{Event, MemoryEstimate, Observer};
+use crate::train::{Event, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
 use candle_core::Device;
 
@@ -31,9 +31,12 @@ pub(super) fn open_base(config: &BaseConfig, offline: bool, observer: &mut dyn O
     observer.event(&Event::Phase("reading the base".into()));
     let options = FetchOptions::from_env(offline);
     let path = hub::fetch(config, &options, &mut |progress| {
-        observer.event(&Event::Fetch { file: progress.file, done: progress.done, total: progress.total });
+        let what = format!("fetching {}", progress.file);
+        observer.event(&Event::Bytes { what, done: progress.done, total: progress.total });
     })?;
-    Base::open(&path)
+    let base = Base::open(&path)?;
+    tracing::info!(path = %path.display(), model_type = base.model_type(), "opened the base");
+    Ok(base)
 }
 
 /// The base's tokenizer, template and special tokens. `now` is what templates take for today, in seconds since 1970.
@@ -46,6 +49,13 @@ pub(super) fn encoder(base: &Base, now: u64) -> Result<Encoder> {
         None => None,
     };
     Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)
+}
+
+/// The tokens that end a generation.
+pub(super) fn ends(base: &Base, encoder: &Encoder) -> Vec<u32> {
+    let mut ends = base.special_tokens().eos_ids.clone();
+    ends.extend(encoder.stop_ids());
+    ends
 }
 
 impl Prepared {
@@ -63,7 +73,10 @@ impl Prepared {
         }
         let encoder = encoder(&base, now)?;
         observer.event(&Event::Phase("tokenizing".into()));
-        let dataset = Dataset::load(&recipe.data, &encoder, recipe.training.seed, &mut |_, _| ())?;
+        let dataset = Dataset::load(&recipe.data, &encoder, recipe.training.seed, &mut |done, total| {
+            observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
+        })?;
+        tracing::info!(train = dataset.train.len(), validation = dataset.validation.len(), "tokenized");
         let prepared = Self {
             base,
             encoder,
@@ -71,7 +84,7 @@ impl Prepared {
             device,
             dimensions,
             weights_bytes: plan.report.bytes,
-            adapter_parameters: plan.params.parameters(),
+            adapter_parameters: plan.report.adapter_parameters,
         };
         prepared.check_vocabulary()?;
         prepared.check_objective(recipe)?;
@@ -106,6 +119,7 @@ impl Prepared {
         observer.event(&Event::Phase("loading the weights".into()));
         let lora = Some(&recipe.lora);
         let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
+        tracing::info!(parameters = model.report.parameters, bytes = model.report.bytes, "loaded the weights");
         for note in &model.report.notes {
             observer.event(&Event::Note(note.clone()));
         }
@@ -120,8 +134,10 @@ impl Prepared {
     }
 
     pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
-        let longest = self.dataset.train.iter().map(Sequence::len).max().unwrap_or(1);
-        let shape = (recipe.training.micro_batch_size, longest);
+        let rows = self.dataset.train.iter().chain(&self.dataset.validation);
+        let longest = rows.map(Sequence::len).max().unwrap_or(1);
+        let most = self.dataset.train.len().max(self.dataset.validation.len());
+        let shape = (recipe.training.micro_batch_size.min(most), longest);
         let checkpointing = recipe.training.gradient_checkpointing;
         MemoryEstimate::new(self.weights_bytes, self.adapter_parameters, &self.dimensions, shape, checkpointing)
     }
@@ -133,7 +149,18 @@ impl Prepared {
         }
     }
 
-    pub(super) fn warnings(&self, recipe: &Recipe, memory: &MemoryEstimate) -> Vec<String> {
+    /// What a checkpoint may go on with.
+    pub(super) fn identity(&self, recipe: &Recipe) -> Result<Identity> {
+        Ok(Identity {
+            recipe: recipe.hash(),
+            base: self.base.fingerprint()?,
+            data: self.dataset.fingerprint(),
+            device: if self.device.is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+        })
+    }
+
+    pub(super) fn warnings(&self, recipe: &Recipe) -> Vec<String> {
+        let memory = self.memory(recipe);
         let mut warnings = Vec::new();
         let unended = self.dataset.report.eos_unsupervised_rows;
         if unended > 0 {
@@ -162,18 +189,25 @@ impl Prepared {
     }
 
     /// The validation row (without any, the training row) with the longest answer that a sample can hold.
-    pub(super) fn sample_prompt(&self) -> Option<Sequence> {
+    fn sample_row(&self) -> Option<&Sequence> {
         let rows = if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
         let fits = rows.iter().filter(|row| row.supervised() <= SAMPLE_TOKENS);
-        fits.max_by_key(|row| row.supervised()).or(rows.first()).cloned()
+        fits.max_by_key(|row| row.supervised()).or(rows.first())
+    }
+
+    /// What base and adapter write for a row of the data. That they cannot does not spoil a run that is done.
+    pub(super) fn sample(&self, lm: &dyn CausalLm, observer: &mut dyn Observer) -> Option<Sample> {
+        let sample = self.write_sample(lm, self.sample_row()?);
+        sample.map_err(|error| observer.event(&Event::Note(format!("no sample could be written: {error}")))).ok()
     }
 
     /// What base and adapter write where the row's first answer stands.
-    pub(super) fn sample(&self, lm: &dyn CausalLm, row: &Sequence) -> Result<Sample> {
-        let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0);
+    fn write_sample(&self, lm: &dyn CausalLm, row: &Sequence) -> Result<Sample> {
+        // Where nothing stands before the answer, its first token is the prompt: a model continues something.
+        let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0).max(1);
         let length = row.labels[answer..].iter().take_while(|&&label| label != IGNORED).count();
         let (prompt, reference) = (&row.input_ids[..answer], &row.input_ids[answer..answer + length]);
-        let ends = self.ends();
+        let ends = ends(&self.base, &self.encoder);
         let write = |adapter: bool| -> Result<String> {
             let mut tokens = Vec::new();
             let mut generator = Generator::new(lm, &self.device, adapter, Sampling::default());
@@ -189,11 +223,5 @@ impl Prepared {
             before: write(false)?,
             after: write(true)?,
         })
-    }
-
-    fn ends(&self) -> Vec<u32> {
-        let mut ends = self.base.special_tokens().eos_ids.clone();
-        ends.extend(self.encoder.stop_ids());
-        ends
     }
 }

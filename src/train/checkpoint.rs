@@ -49,6 +49,8 @@ pub struct Identity {
     pub base: String,
     /// Of the tokenized rows.
     pub data: String,
+    /// The kind of device: its arithmetic rounds in its own way.
+    pub device: String,
 }
 
 /// A run at a step.
@@ -119,8 +121,7 @@ impl Checkpoint {
         let steps = Self::steps(out);
         let last = steps.len().saturating_sub(keep);
         for &step in steps[..last].iter().filter(|&&step| Some(step) != best) {
-            // A checkpoint that cannot be removed costs space, nothing else.
-            let _ = std::fs::remove_dir_all(checkpoint_folder(out, step));
+            fs::remove_folder_atomic(&checkpoint_folder(out, step));
         }
     }
 }

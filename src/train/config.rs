@@ -41,13 +41,14 @@ pub struct TrainingConfig {
     pub max_grad_norm: f64,
     /// Validate every so many steps; 0: at the end only.
     pub eval_steps: usize,
-    /// Save a checkpoint every so many steps; 0: at the end only.
+    /// Save a checkpoint every so many steps; 0: at the end, and where validation is best.
     pub save_steps: usize,
     /// How many of the last checkpoints are kept, besides the best.
     pub save_total_limit: usize,
     /// Stop after so many validations without a new best; 0 turns it off.
     pub early_stopping_patience: usize,
-    /// Whether the adapter of the best validation is what the run ends with; without validation it is the last.
+    /// Whether the adapter of the best validation is what the run ends with; the untrained one does not count. Without
+    /// validation it is the last.
     pub load_best_model_at_end: bool,
     /// Which activations are kept for the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
@@ -140,12 +141,22 @@ impl TrainingConfig {
         }
         let ranges = [
             ("epochs", self.epochs, self.epochs > 0.0, "above 0"),
-            ("learning_rate", self.learning_rate, self.learning_rate > 0.0, "above 0"),
+            (
+                "learning_rate",
+                self.learning_rate,
+                (0.0..1e38).contains(&self.learning_rate) && self.learning_rate > 0.0,
+                "above 0 and below 1e38",
+            ),
             ("warmup_ratio", self.warmup_ratio, (0.0..=1.0).contains(&self.warmup_ratio), "from 0 to 1"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0.0, "at least 0"),
             ("adam_beta1", self.adam_beta1, (0.0..1.0).contains(&self.adam_beta1), "at least 0 and below 1"),
             ("adam_beta2", self.adam_beta2, (0.0..1.0).contains(&self.adam_beta2), "at least 0 and below 1"),
-            ("adam_epsilon", self.adam_epsilon, self.adam_epsilon > 0.0, "above 0"),
+            (
+                "adam_epsilon",
+                self.adam_epsilon,
+                self.adam_epsilon >= f64::from(f32::MIN_POSITIVE),
+                "of at least 1.2e-38",
+            ),
             ("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0.0, "at least 0 (0 turns clipping off)"),
         ];
         for (key, value, fits, expected) in ranges {

@@ -10,10 +10,10 @@ pub enum Event {
     Phase(String),
     /// A remark that does not belong to a step: a fallback type, rows that were cut.
     Note(String),
-    /// A file of the base is on its way.
-    Fetch {
-        /// The file.
-        file: String,
+    /// Bytes are on their way: a file that is fetched, rows that are tokenized.
+    Bytes {
+        /// What is done with them.
+        what: String,
         /// Bytes so far.
         done: u64,
         /// Bytes in all; 0 where that is not known.

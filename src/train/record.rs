@@ -36,8 +36,12 @@ pub(super) struct Record {
 impl Record {
     /// Opens the file at `path` to go on after `step`: what a killed run wrote beyond it is cut off.
     pub(super) fn open(path: &Path, step: Option<usize>) -> Result<Self> {
-        let kept = match (step, std::fs::read_to_string(path)) {
-            (Some(step), Ok(text)) => text
+        let read = match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(Error::io("read", path))?,
+        };
+        let kept = match step {
+            Some(step) => String::from_utf8_lossy(&read)
                 .lines()
                 .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step() <= step))
                 .flat_map(|line| [line, "\n"])

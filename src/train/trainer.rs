@@ -124,6 +124,7 @@ impl<'a> Trainer<'a> {
             ("the recipe", &saved.recipe, &now.recipe),
             ("the base model's files", &saved.base, &now.base),
             ("the tokenized data", &saved.data, &now.data),
+            ("the kind of device", &saved.device, &now.device),
         ] {
             if saved != now {
                 return Err(Error::file(&folder, format!("{what} changed since this checkpoint was written"))
@@ -133,6 +134,7 @@ impl<'a> Trainer<'a> {
         self.engine.params.assign(&checkpoint.adapter, &folder)?;
         self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
         self.state = checkpoint.state;
+        self.prune();
         Ok(())
     }
 
@@ -147,7 +149,7 @@ impl<'a> Trainer<'a> {
         if self.state.step == 0 {
             self.validate(&mut record, observer)?;
         }
-        let mut interrupted = false;
+        let mut interrupted = self.state.step < self.total_steps && observer.stop_requested();
         while self.state.step < self.total_steps && !self.state.stopped_early && !interrupted {
             self.step(&mut record, observer)?;
             let step = self.state.step;
@@ -277,15 +279,24 @@ impl<'a> Trainer<'a> {
     }
 
     fn diverged(&self, what: &str) -> Error {
-        let last_good = Checkpoint::steps(self.out).last().map(|&step| checkpoint_folder(self.out, step));
-        let place = last_good.map_or_else(
-            || "no checkpoint was written yet".to_owned(),
+        let place = self.last_good_checkpoint().map_or_else(
+            || "no checkpoint computes a finite loss".to_owned(),
             |folder| format!("the last good checkpoint is {}", folder.display()),
         );
         Error::Diverged {
             message: format!("{what}; {place}"),
             help: Some("lower training.learning_rate, or set training.max_grad_norm and training.warmup_ratio".into()),
         }
+    }
+
+    /// The last checkpoint whose adapter gives a finite loss on a row. An update may have ruined the parameters though its own
+    /// gradient was finite, so that being saved is no proof. Leaves the parameters changed.
+    fn last_good_checkpoint(&self) -> Option<PathBuf> {
+        let row = Batch::collate(&[self.dataset.train.first()?], self.pad_id);
+        Checkpoint::steps(self.out).into_iter().rev().map(|step| checkpoint_folder(self.out, step)).find(|folder| {
+            let assigned = Checkpoint::load(folder).and_then(|saved| self.engine.params.assign(&saved.adapter, folder));
+            assigned.and_then(|()| self.engine.evaluate(&row)).is_ok_and(|loss| loss.cross_entropy.is_finite())
+        })
     }
 
     /// Measures the validation rows; tells whether they are at their best. A loss that is not finite ends the run: no
@@ -349,10 +360,14 @@ impl<'a> Trainer<'a> {
             state: self.state.clone(),
         };
         let path = checkpoint.save(self.out)?;
-        let best = self.state.best_validation.as_ref().map(|best| best.step);
-        Checkpoint::prune(self.out, self.config.save_total_limit, best);
+        self.prune();
         observer.event(&Event::Saved { step: self.state.step, path });
         Ok(())
+    }
+
+    fn prune(&self) {
+        let best = self.state.best_validation.as_ref().map(|best| best.step);
+        Checkpoint::prune(self.out, self.config.save_total_limit, best);
     }
 
     /// Sets the parameters to those of the best validation, if that is asked for; tells the step that they are of.
@@ -361,7 +376,10 @@ impl<'a> Trainer<'a> {
         let best = best.filter(|&step| self.config.load_best_model_at_end && step != self.state.step && step > 0);
         let Some(step) = best else { return Ok(self.state.step) };
         let folder: PathBuf = checkpoint_folder(self.out, step);
-        self.engine.params.assign(&Checkpoint::load(&folder)?.adapter, &folder)?;
+        let best = Checkpoint::load(&folder).map_err(|error| {
+            error.with_help("it is the best checkpoint, and cannot be computed again; begin again with `--overwrite`")
+        })?;
+        self.engine.params.assign(&best.adapter, &folder)?;
         Ok(step)
     }
 }
@@ -375,7 +393,7 @@ fn collate(rows: &[(u64, &Sequence)], pad_id: u32) -> Batch {
     Batch::collate(&sequences, pad_id)
 }
 
-/// `√Σ g²` over all tensors, summed in `f64`.
+/// `√Σ g²` over all tensors: in `f32` within a tensor, in `f64` over them.
 ///
 /// # Errors
 /// When the device refuses.
