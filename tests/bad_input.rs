@@ -274,21 +274,32 @@ fn a_folder_without_permission_to_write() {
 #[test]
 fn a_run_that_diverges_stops_and_names_the_last_good_checkpoint() {
     let place = Workplace::new();
-    let mad = ["training.learning_rate=1e30", "training.max_grad_norm=0", "training.max_steps=20"];
+    // Some steps compute before the numbers run over; the update that ruins them still has a finite gradient, and is saved.
+    let mad = [
+        "training.learning_rate=3e18",
+        "training.lr_scheduler=constant",
+        "training.max_grad_norm=0",
+        "training.max_steps=20",
+    ];
     let unwatched = [&mad[..], &["data.validation=null", "output_dir=unwatched"]].concat();
     let failure = place.failure(&unwatched);
-    failure.says(1, &["step 6: ", "not finite, as in the 4 steps before", "last good checkpoint", "step-000001"]);
+    failure.says(1, &["not finite, as in the 4 steps before", "last good checkpoint is", "checkpoints/step-"]);
     failure.says(1, &["training.learning_rate"]);
     let skipped = std::fs::read_to_string(place.path("unwatched/metrics.jsonl")).unwrap();
     assert_eq!(skipped.lines().filter(|line| line.contains("\"type\":\"skipped\"")).count(), 5);
-    assert!(place.path("unwatched/checkpoints/step-000001").is_dir(), "what was learnt before stays");
+    let checkpoints = std::fs::read_dir(place.path("unwatched/checkpoints")).unwrap();
+    let mut saved: Vec<String> = checkpoints.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    saved.sort();
+    assert!(failure.text.contains(&saved[0]), "what was learnt before stays, of {saved:?}");
+    assert!(!failure.text.contains(saved.last().unwrap()), "the one that was ruined is not called good");
     assert!(!place.path("unwatched/adapter_model.safetensors").exists(), "nothing passes for a result");
     // A run too short for five skipped steps is no success either.
-    let short = [&unwatched[..3], &["data.validation=null", "output_dir=short", "training.max_steps=4"]].concat();
-    place.failure(&short).says(1, &["3 of 4 steps were skipped", "step-000001"]);
+    let madder = ["training.learning_rate=1e30", "training.max_grad_norm=0", "training.max_steps=4"];
+    let short = [&madder[..], &["data.validation=null", "output_dir=short"]].concat();
+    place.failure(&short).says(1, &["3 of 4 steps were skipped", "no checkpoint computes a finite loss"]);
     // Validation sees it first.
-    let watched = [&mad[..], &["output_dir=watched"]].concat();
-    place.failure(&watched).says(1, &["step 2: the validation loss is NaN", "step-000001"]);
+    let watched = [&madder[..], &["output_dir=watched"]].concat();
+    place.failure(&watched).says(1, &["step 2: the validation loss is NaN", "no checkpoint computes a finite loss"]);
     // What is left can be read: it goes on, to the same end.
     place.failure(&[&watched[..], &["--resume"]].concat()).says(1, &["step 2: the validation loss is NaN"]);
     place.assert_no_litter();
@@ -379,7 +390,7 @@ fn adapters_that_cannot_speak() {
     let (config, tensors) = (place.path("out/adapter_config.json"), place.path("out/adapter_model.safetensors"));
     let (whole_config, whole) = (std::fs::read(&config).unwrap(), std::fs::read(&tensors).unwrap());
     edit_json(&config, |config| config["r"] = json!(8));
-    told(&["out", "hi"]).says(2, &["do not fit the configuration", "expected [8, ", "got [4, "]);
+    told(&["out", "hi"]).says(2, &["has the shape [4, 352], which is not of rank 8", "do not belong together"]);
     std::fs::write(&config, "[]").unwrap();
     told(&["out", "hi"]).says(2, &["adapter_config.json"]);
     std::fs::write(&config, whole_config).unwrap();
@@ -395,4 +406,41 @@ fn adapters_that_cannot_speak() {
     std::fs::write(place.path("out/recipe.yaml"), "x: [").unwrap();
     told(&["out", "hi"]).says(2, &["recipe.yaml", "not valid YAML"]);
     assert!(embedded_base().is_dir());
+}
+
+#[test]
+fn overwrite_takes_only_what_a_run_wrote() {
+    let place = Workplace::new();
+    // Another trainer's folder, with names like ours.
+    std::fs::create_dir_all(place.path("theirs/checkpoints/mine")).unwrap();
+    std::fs::copy(place.path("trial.yaml"), place.path("theirs/recipe.yaml")).unwrap();
+    place.write("theirs/checkpoints/mine/f", "kept");
+    place.refused(&["output_dir=theirs", "--overwrite"]).says(2, &["holds no run of Equipoise"]);
+    // A run of ours, with something of the user's beside its checkpoints.
+    place.train(&["training.max_steps=1"]);
+    place.write("out/checkpoints/note.txt", "kept");
+    place.write("out/checkpoints/step-000001/marker", "goes with the run");
+    place.train(&["training.max_steps=1", "--overwrite"]);
+    assert_eq!(std::fs::read_to_string(place.path("out/checkpoints/note.txt")).unwrap(), "kept");
+    assert!(place.path("out/checkpoints/step-000001").is_dir());
+    assert!(!place.path("out/checkpoints/step-000001/marker").exists());
+}
+
+#[test]
+fn sizes_that_the_files_do_not_bear_out_are_an_error_and_no_allocation() {
+    let huge = |base: &Path| {
+        edit_json(&base.join("config.json"), |config| {
+            config["hidden_size"] = (1u64 << 24).into();
+            config["head_dim"] = (1u64 << 20).into();
+        });
+    };
+    damaged(huge, &["do not fit the configuration", "embed_tokens", "more"]);
+}
+
+#[test]
+fn rows_without_a_prompt_train_and_give_a_sample() {
+    let place = Workplace::new();
+    place.write("train.jsonl", &"{\"prompt\": \"\", \"completion\": \"The repair of DNA.\"}\n".repeat(4));
+    place.train(&["data.validation=null", "data.format=completion"]);
+    assert!(place.path("out/adapter_model.safetensors").exists());
 }

@@ -17,7 +17,7 @@ const MAX_PROMPT: u64 = 1 << 20;
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct GenerateArgs {
-    /// The adapter: a folder that `train` wrote, or any PEFT LoRA folder.
+    /// The adapter: a folder that `train` wrote, or a PEFT LoRA folder.
     adapter: PathBuf,
     /// What to answer; `-`, or nothing in a pipe, reads it from stdin.
     prompt: Option<String>,
