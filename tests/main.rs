@@ -12,3 +12,4 @@ mod parity;
 mod recipes;
 mod resume;
 mod support;
+mod training;
