@@ -440,7 +440,7 @@ fn sizes_that_the_files_do_not_bear_out_are_an_error_and_no_allocation() {
 #[test]
 fn rows_without_a_prompt_train_and_give_a_sample() {
     let place = Workplace::new();
-    place.write("train.jsonl", &"{\"prompt\": \"\", \"completion\": \"The repair of DNA.\"}\n".repeat(4));
+    place.write("train.jsonl", "{\"prompt\": \"\", \"completion\": \"The repair of DNA.\"}\n".repeat(4));
     place.train(&["data.validation=null", "data.format=completion"]);
     assert!(place.path("out/adapter_model.safetensors").exists());
 }

@@ -1,11 +1,12 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 
+use super::tensors::{read_tensors, serialize_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::nn::{LoraConfig, TargetModules};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
@@ -126,9 +127,7 @@ impl AdapterBundle {
     /// When the disk refuses.
     pub fn save(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         let (config, tensors) = (folder.join(CONFIG), folder.join(TENSORS));
-        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-        let bytes = safetensors::serialize(&self.tensors, metadata)
-            .map_err(|error| Error::file(&tensors, error.to_string()))?;
+        let bytes = serialize_tensors(&self.tensors, &tensors)?;
         fs::write_atomic(&tensors, &bytes)?;
         let mut text = serde_json::to_string_pretty(&self.config.to_json(&self.target_modules()))
             .map_err(|error| Error::invalid(format!("internal: {error}")))?;
@@ -171,19 +170,16 @@ impl AdapterBundle {
             serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, format!("is no adapter's: {error}")))?;
         let mut config = AdapterConfig::from_json(&map, &path)?;
         let path = folder.join(TENSORS);
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-            .map_err(|error| Error::file(&path, format!("is no readable safetensors file: {error}")))?;
-        check_finite(&tensors, &path)?;
-        let mut bundle = Self { config: config.clone(), tensors: tensors.into_iter().collect() };
+        let mut bundle = Self { config: config.clone(), tensors: read_tensors(&path)? };
         config.lora.target_modules = TargetModules::Names(bundle.target_modules().into_iter().collect());
         bundle.config = config;
         bundle.check_rank(&path)?;
+        check_finite(&bundle.tensors, &path)?;
         Ok(bundle)
     }
 }
 
-fn check_finite(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+fn check_finite(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
     for (name, tensor) in tensors {
         let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
         if !sum.is_finite() {
@@ -197,6 +193,7 @@ fn check_finite(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     fn bundle(use_rslora: bool) -> AdapterBundle {
         let a = Tensor::new(&[[1f32, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], &Device::Cpu).unwrap();

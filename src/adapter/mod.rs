@@ -4,6 +4,8 @@
 
 mod bundle;
 mod card;
+mod tensors;
 
 pub use bundle::{AdapterBundle, AdapterConfig};
 pub use card::{CardFacts, model_card};
+pub use tensors::{read_tensors, serialize_tensors};

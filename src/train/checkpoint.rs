@@ -1,9 +1,10 @@
 //! A run on the disk: everything that decides how it goes on.
 
 use super::metrics::Validation;
+use crate::adapter::{read_tensors, serialize_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -101,8 +102,8 @@ impl Checkpoint {
     /// When a file is missing or damaged.
     pub fn load(folder: &Path) -> Result<Self> {
         Ok(Self {
-            adapter: read_tensors(&folder.join(ADAPTER))?,
-            optimizer: read_tensors(&folder.join(OPTIMIZER))?,
+            adapter: saved_tensors(&folder.join(ADAPTER))?,
+            optimizer: saved_tensors(&folder.join(OPTIMIZER))?,
             state: read_state(folder)?,
         })
     }
@@ -143,18 +144,11 @@ fn damaged(path: &Path, why: &str) -> Error {
         .with_help(format!("remove {folder} to go on from the checkpoint before, or begin again with `--overwrite`"))
 }
 
-/// Writes tensors in the order of their names. `path` is where they will stand, for messages.
+/// `path` is where the file will stand, for messages.
 fn write_tensors(tensors: &BTreeMap<String, Tensor>, temporary: &Path, path: &Path) -> Result<()> {
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize_to_file(tensors, metadata, temporary).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => Error::io("write", path)(source),
-        other => Error::file(path, other.to_string()),
-    })
+    std::fs::write(temporary, serialize_tensors(tensors, path)?).map_err(Error::io("write", path))
 }
 
-fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(|error| damaged(path, &format!("cannot be read: {error}")))?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-        .map_err(|error| damaged(path, &format!("is no readable safetensors file: {error}")))?;
-    Ok(tensors.into_iter().collect())
+fn saved_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    read_tensors(path).map_err(|error| damaged(path, &error.to_string()))
 }
