@@ -128,7 +128,10 @@ impl<'a> Trainer<'a> {
         ] {
             if saved != now {
                 return Err(Error::file(&folder, format!("{what} changed since this checkpoint was written"))
-                    .with_help("put back what changed, or train into another `output_dir`"));
+                    .with_help(
+                        "put back what changed (a Hub id can be pinned: `org/name@commit`), or train into another \
+                         `output_dir`",
+                    ));
             }
         }
         self.engine.params.assign(&checkpoint.adapter, &folder)?;
