@@ -14,7 +14,6 @@ use crate::ops::{FrozenWeight, RopeTable};
 use crate::weights::Base;
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
-use std::sync::Arc;
 
 /// A decoder that is run layer by layer, which lets training compute activations again without the model knowing.
 pub trait CausalLm: Send + Sync {
@@ -102,23 +101,4 @@ pub fn load(
     let lm = build(base.config(), &builder)?;
     let (params, report) = builder.finish()?;
     Ok(Model { lm, params, report })
-}
-
-/// The hidden states of a batch after all layers and the final normalization: `[b, t]` ids to `[b, t, d]`.
-///
-/// # Errors
-/// When shapes do not fit.
-pub fn forward_hidden(
-    lm: &dyn CausalLm,
-    ids: &Tensor,
-    position_ids: &[u32],
-    segments: Arc<[u32]>,
-    adapter: bool,
-) -> candle_core::Result<Tensor> {
-    let context = ForwardContext { rope: lm.rope(position_ids), segments, dropout_keys: None, adapter, cache: None };
-    let mut hidden = lm.embed(ids)?;
-    for index in 0..lm.dimensions().layers {
-        hidden = lm.layer(index, &hidden, &context)?.detach();
-    }
-    lm.final_norm(&hidden)
 }

@@ -87,7 +87,6 @@ impl Prepared {
             adapter_parameters: plan.report.adapter_parameters,
         };
         prepared.check_vocabulary()?;
-        prepared.check_objective(recipe)?;
         Ok(prepared)
     }
 
@@ -105,14 +104,6 @@ impl Prepared {
                 self.dimensions.vocabulary
             ),
         ))
-    }
-
-    fn check_objective(&self, recipe: &Recipe) -> Result<()> {
-        recipe.objective.validate()?;
-        if self.dataset.train.is_empty() {
-            return Err(Error::file(&recipe.data.train, "no row is left to train on"));
-        }
-        Ok(())
     }
 
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
