@@ -34,3 +34,7 @@ quickstart:
 # The CUDA build, checked without a GPU. Needs a CUDA toolkit: nvcc in PATH or in $CUDA_HOME/bin.
 check-cuda:
     PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" cargo check --release --features cuda
+
+# Speed and memory against PyTorch + PEFT: see tests/benches/README.md.
+bench-peft *ARGS:
+    python3 tests/benches/bench_peft.py {{ ARGS }}
