@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::hub::BaseConfig;
 use crate::nn::{LoraConfig, QuantizationConfig};
 use crate::objectives::ObjectiveConfig;
+use crate::ops::ComputeConfig;
 use crate::train::TrainingConfig;
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
@@ -49,6 +50,9 @@ pub struct RecipeFile {
     /// Where the arithmetic runs.
     #[serde(default)]
     pub device: DeviceConfig,
+    /// The type of products and activations.
+    #[serde(default)]
+    pub compute: ComputeConfig,
     /// Where the adapter goes; by default `adapters/<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_dir: Option<PathBuf>,
@@ -73,6 +77,8 @@ pub struct Recipe {
     pub training: TrainingConfig,
     /// Where the arithmetic runs.
     pub device: DeviceConfig,
+    /// The type of products and activations.
+    pub compute: ComputeConfig,
     /// Where the adapter goes.
     pub output_dir: PathBuf,
     /// The file that the recipe was read from.
@@ -139,6 +145,7 @@ impl Recipe {
             data: file.data,
             training: file.training,
             device: file.device,
+            compute: file.compute,
             output_dir,
             path: path.to_owned(),
         })
@@ -155,6 +162,7 @@ impl Recipe {
             data: self.data.clone(),
             training: self.training.clone(),
             device: self.device,
+            compute: self.compute,
             output_dir: Some(self.output_dir.clone()),
         }
     }

@@ -1,8 +1,8 @@
-//! Text, token by token, with a cache of keys and values.
+//! Text, token by token, with a cache of keys and values; in `f32`.
 
-use super::CausalLm;
+use super::{CausalLm, TapeContext};
 use crate::nn::{ForwardContext, KvCache};
-use crate::ops::frozen_matmul;
+use crate::ops::{Group, Module, Pool, SavedInput, Sequence, composed, numbers, rms_norm};
 use crate::rng::{Rng, key, name_key};
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -27,10 +27,13 @@ impl Default for Sampling {
 
 /// Continues a prompt.
 pub struct Generator<'a> {
-    lm: &'a dyn CausalLm,
+    lm: &'a CausalLm,
     device: &'a Device,
     adapter: bool,
-    cache: KvCache,
+    cache: KvCache<f32>,
+    pool: Pool,
+    /// The tokens so far, where there is no cache.
+    fed: Vec<u32>,
     tokens: usize,
     sampling: Sampling,
     rng: Rng,
@@ -38,10 +41,10 @@ pub struct Generator<'a> {
 
 impl<'a> Generator<'a> {
     /// Starts with an empty cache; without `adapter` it is the base that speaks.
-    pub fn new(lm: &'a dyn CausalLm, device: &'a Device, adapter: bool, sampling: Sampling) -> Self {
-        let cache = KvCache::new(lm.dimensions().layers);
+    pub fn new(lm: &'a CausalLm, device: &'a Device, adapter: bool, sampling: Sampling) -> Self {
+        let cache = KvCache::new(lm.dimensions.layers);
         let rng = Rng::new(key(sampling.seed, &[name_key("sampling")]));
-        Self { lm, device, adapter, cache, tokens: 0, sampling, rng }
+        Self { lm, device, adapter, cache, pool: Pool::default(), fed: Vec::new(), tokens: 0, sampling, rng }
     }
 
     /// Feeds tokens and gives the logits after the last of them, `[vocabulary]`.
@@ -50,27 +53,57 @@ impl<'a> Generator<'a> {
     /// For no token at all, for ids outside of the vocabulary, and past the model's last position.
     pub fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let end = self.tokens + ids.len();
-        if ids.is_empty() || end > self.lm.dimensions().max_positions {
+        if ids.is_empty() || end > self.lm.dimensions.max_positions {
             bail!(
                 "{end} tokens: expected 1 to {}, which is what the model was made for",
-                self.lm.dimensions().max_positions
+                self.lm.dimensions.max_positions
             );
         }
+        let hidden = if self.device.is_cpu() { self.feed_cpu(ids)? } else { self.feed_tape(ids)? };
+        self.tokens = end;
+        Ok(hidden)
+    }
+
+    fn feed_cpu(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let (lm, n) = (self.lm, ids.len());
+        let (hidden, end) = (lm.dimensions.hidden, self.tokens + n);
         let positions: Vec<u32> = (self.tokens as u32..end as u32).collect();
         let context = ForwardContext {
-            rope: self.lm.rope(&positions),
-            segments: vec![1; end].into(),
+            rope: lm.rope(&positions),
+            sequences: vec![Sequence { queries: 0..n, keys: 0..end }],
             dropout_keys: None,
             adapter: self.adapter,
             cache: Some(&self.cache),
+            pool: &self.pool,
+            tokens: n,
+            capacity: n,
         };
-        let mut hidden = self.lm.embed(&Tensor::new(ids, self.device)?.unsqueeze(0)?)?;
-        for index in 0..self.lm.dimensions().layers {
-            hidden = self.lm.layer(index, &hidden, &context)?.detach();
+        let mut x = context.take::<f32>(hidden);
+        lm.embed(ids, &mut x)?;
+        for layer in &lm.layers {
+            x = layer.forward(&x, &context)?.0;
         }
-        self.tokens = end;
-        let last = self.lm.final_norm(&hidden.narrow(1, ids.len() - 1, 1)?.contiguous()?)?;
-        frozen_matmul(&last, self.lm.lm_head())?.flatten_all()?.to_vec1()
+        let mut last = vec![0f32; hidden];
+        rms_norm(&x[(n - 1) * hidden..], &numbers(&lm.norm)?, lm.epsilon, &mut last);
+        let mut logits = vec![0f32; lm.dimensions.vocabulary];
+        let head = Module { weight: &lm.lm_head, bias: None, update: None };
+        let group = Group { modules: &[head], pool: &self.pool, capacity: 1 };
+        group.forward(SavedInput { x: &last[..], down: &[] }, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Without a cache: all tokens go through again.
+    fn feed_tape(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.fed.extend_from_slice(ids);
+        let n = self.fed.len();
+        let positions: Vec<u32> = (0..n as u32).collect();
+        let context = TapeContext::new(self.lm, (1, n), &positions, &vec![1; n], None, self.adapter, self.device)?;
+        let mut hidden = self.lm.tape_embed(&Tensor::new(self.fed.as_slice(), self.device)?.unsqueeze(0)?)?;
+        for index in 0..self.lm.dimensions.layers {
+            hidden = self.lm.tape_layer(index, &hidden, &context)?.detach();
+        }
+        let last = self.lm.tape_norm(&hidden.narrow(1, n - 1, 1)?.contiguous()?)?;
+        composed::linear(&last, &self.lm.lm_head)?.flatten_all()?.to_vec1()
     }
 
     /// Continues `prompt` by at most `max_tokens`, or until one of `ends`; each token goes to `on_token`, which may stop by
@@ -85,7 +118,7 @@ impl<'a> Generator<'a> {
         ends: &[u32],
         mut on_token: impl FnMut(u32) -> bool,
     ) -> Result<bool> {
-        let room = self.lm.dimensions().max_positions.saturating_sub(self.tokens + prompt.len());
+        let room = self.lm.dimensions.max_positions.saturating_sub(self.tokens + prompt.len());
         let mut logits = self.feed(prompt)?;
         for produced in 0..max_tokens.min(room + 1) {
             let token = self.choose(&logits);

@@ -5,9 +5,7 @@
 
 use super::{CausalLm, Dimensions};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, ForwardContext, Linear, rope_frequencies};
-use crate::ops::{AttentionShape, FrozenWeight, RopeTable, causal_attention, rms_norm, rope, swiglu};
-use candle_core::Tensor;
+use crate::nn::{Builder, DecoderLayer, rope_frequencies};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -60,8 +58,12 @@ impl Config {
                 return wrong(format!("{key}: expected 1 to {most}, got {size}"));
             }
         }
-        if !d.head_dim.is_multiple_of(2) {
-            return wrong(format!("head_dim: expected an even number, got {}", d.head_dim));
+        // Rotary positions pair the numbers of a head, and products pair those of a row.
+        for (key, size) in [("head_dim", d.head_dim), ("hidden_size", d.hidden), ("intermediate_size", d.intermediate)]
+        {
+            if !size.is_multiple_of(2) {
+                return wrong(format!("{key}: expected an even number, got {size}"));
+            }
         }
         if !d.heads.is_multiple_of(d.kv_heads) {
             return wrong(format!(
@@ -89,33 +91,11 @@ impl Config {
     }
 }
 
-struct Layer {
-    input_norm: Tensor,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    post_attention_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-struct Llama {
-    dimensions: Dimensions,
-    epsilon: f64,
-    frequencies: Vec<f32>,
-    embed_tokens: FrozenWeight,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    lm_head: FrozenWeight,
-}
-
 /// Builds the model from `config.json` and a base's tensors.
 ///
 /// # Errors
 /// For a configuration that is not a Llama's; what [`Builder`] finds is in its `finish`.
-pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<Box<dyn CausalLm>> {
+pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<CausalLm> {
     let config = Config::read(json)?;
     let dimensions = config.dimensions();
     let factors = if builder.has("rope_freqs.weight") {
@@ -134,68 +114,32 @@ pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<
     let embed_tokens = matrix(if tied && !builder.has(embedding) { head } else { embedding })?;
     let lm_head = if tied { embed_tokens.clone() } else { matrix(head)? };
 
-    let layers = (0..dimensions.layers).map(|i| Layer::build(builder, i, &dimensions)).collect::<Result<_>>()?;
+    let layers = (0..dimensions.layers).map(|i| layer(builder, i, &config)).collect::<Result<_>>()?;
     let norm = builder.tensor("model.norm.weight", &[dimensions.hidden])?;
-    Ok(Box::new(Llama { dimensions, epsilon: config.rms_norm_eps, frequencies, embed_tokens, layers, norm, lm_head }))
+    let epsilon = config.rms_norm_eps;
+    Ok(CausalLm { dimensions, epsilon, frequencies, embed_tokens, layers, norm, lm_head })
 }
 
-impl Layer {
-    fn build(builder: &Builder<'_>, index: usize, d: &Dimensions) -> Result<Self> {
-        let path = |name: &str| format!("model.layers.{index}.{name}");
-        let (query, key) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
-        Ok(Self {
-            input_norm: builder.tensor(&path("input_layernorm.weight"), &[d.hidden])?,
-            q: builder.linear(&path("self_attn.q_proj"), d.hidden, query)?,
-            k: builder.linear(&path("self_attn.k_proj"), d.hidden, key)?,
-            v: builder.linear(&path("self_attn.v_proj"), d.hidden, key)?,
-            o: builder.linear(&path("self_attn.o_proj"), query, d.hidden)?,
-            post_attention_norm: builder.tensor(&path("post_attention_layernorm.weight"), &[d.hidden])?,
-            gate: builder.linear(&path("mlp.gate_proj"), d.hidden, d.intermediate)?,
-            up: builder.linear(&path("mlp.up_proj"), d.hidden, d.intermediate)?,
-            down: builder.linear(&path("mlp.down_proj"), d.intermediate, d.hidden)?,
-        })
-    }
-}
-
-impl CausalLm for Llama {
-    fn dimensions(&self) -> &Dimensions {
-        &self.dimensions
-    }
-
-    fn embed(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        self.embed_tokens.embedding(ids)
-    }
-
-    fn layer(&self, index: usize, hidden: &Tensor, context: &ForwardContext<'_>) -> candle_core::Result<Tensor> {
-        let layer = &self.layers[index];
-        let Dimensions { heads, kv_heads, head_dim, .. } = self.dimensions;
-
-        let x = rms_norm(hidden, &layer.input_norm, self.epsilon)?;
-        let q = rope(&layer.q.forward(&x, context)?, &context.rope)?;
-        let k = rope(&layer.k.forward(&x, context)?, &context.rope)?;
-        let v = layer.v.forward(&x, context)?;
-        let (k, v) = match context.cache {
-            Some(cache) => cache.append(index, &k, &v)?,
-            None => (k, v),
-        };
-        let shape = AttentionShape { heads, kv_heads, head_dim };
-        let attention = causal_attention(&q, &k, &v, shape, &context.segments)?;
-        let hidden = (hidden + layer.o.forward(&attention, context)?)?;
-
-        let x = rms_norm(&hidden, &layer.post_attention_norm, self.epsilon)?;
-        let inner = swiglu(&layer.gate.forward(&x, context)?, &layer.up.forward(&x, context)?)?;
-        hidden + layer.down.forward(&inner, context)?
-    }
-
-    fn final_norm(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        rms_norm(hidden, &self.norm, self.epsilon)
-    }
-
-    fn lm_head(&self) -> &FrozenWeight {
-        &self.lm_head
-    }
-
-    fn rope(&self, position_ids: &[u32]) -> RopeTable {
-        RopeTable::new(position_ids, &self.frequencies, 1.0)
-    }
+fn layer(builder: &Builder<'_>, index: usize, config: &Config) -> Result<DecoderLayer> {
+    let d = config.dimensions();
+    let path = |name: &str| format!("model.layers.{index}.{name}");
+    let (query, key) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+    Ok(DecoderLayer {
+        index,
+        shape: d.attention(),
+        epsilon: config.rms_norm_eps,
+        input_norm: builder.tensor(&path("input_layernorm.weight"), &[d.hidden])?,
+        qkv: [
+            builder.linear(&path("self_attn.q_proj"), d.hidden, query)?,
+            builder.linear(&path("self_attn.k_proj"), d.hidden, key)?,
+            builder.linear(&path("self_attn.v_proj"), d.hidden, key)?,
+        ],
+        o: builder.linear(&path("self_attn.o_proj"), query, d.hidden)?,
+        post_attention_norm: builder.tensor(&path("post_attention_layernorm.weight"), &[d.hidden])?,
+        gate_up: [
+            builder.linear(&path("mlp.gate_proj"), d.hidden, d.intermediate)?,
+            builder.linear(&path("mlp.up_proj"), d.hidden, d.intermediate)?,
+        ],
+        down: builder.linear(&path("mlp.down_proj"), d.intermediate, d.hidden)?,
+    })
 }

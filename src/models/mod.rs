@@ -1,43 +1,60 @@
 //! Causal language models, by layer.
 //!
-//! A model says what its layers compute. It knows nothing of training, of recomputing activations, or of where its weights
-//! came from. One file and one line of `REGISTRY` add an architecture; the file is named as Hugging Face's `model_type`.
+//! An architecture says how its weights are named and which layers they make. It knows nothing of training, of recomputing
+//! activations, or of where its weights came from. One file and one line of `REGISTRY` add one; the file is named as Hugging
+//! Face's `model_type`.
 
 mod generate;
 mod llama;
+mod tape;
 
 pub use generate::{Generator, Sampling};
+pub use tape::TapeContext;
 
 use crate::error::{Error, Result};
-use crate::nn::{AdapterParams, BuildReport, Builder, ForwardContext, LoraConfig, QuantizationConfig};
-use crate::ops::{FrozenWeight, RopeTable};
+use crate::nn::{AdapterParams, BuildReport, Builder, DecoderLayer, LoraConfig, QuantizationConfig};
+use crate::ops::{AttentionShape, FrozenWeight, RopeTable};
 use crate::weights::Base;
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-/// A decoder that is run layer by layer, which lets training compute activations again without the model knowing.
-pub trait CausalLm: Send + Sync {
-    /// Sizes, for estimates.
-    fn dimensions(&self) -> &Dimensions;
-    /// `[b, t]` token ids to `[b, t, d]`, without a gradient.
+/// A decoder, layer by layer: whoever runs it decides which activations are kept.
+#[derive(Debug)]
+pub struct CausalLm {
+    /// Sizes.
+    pub dimensions: Dimensions,
+    /// What the last normalization adds to the mean square.
+    pub epsilon: f64,
+    /// Of the rotary positions, in radians per token.
+    pub frequencies: Vec<f32>,
+    /// `[vocabulary, d]`
+    pub embed_tokens: FrozenWeight,
+    /// The layers.
+    pub layers: Vec<DecoderLayer>,
+    /// The normalization before the head, `[d]`.
+    pub norm: Tensor,
+    /// `[vocabulary, d]`
+    pub lm_head: FrozenWeight,
+}
+
+impl CausalLm {
+    /// Rotations for tokens at these positions.
+    pub fn rope(&self, position_ids: &[u32]) -> RopeTable {
+        RopeTable::new(position_ids, &self.frequencies, 1.0)
+    }
+
+    /// Embeddings of tokens, `[n, d]`, on the CPU.
     ///
     /// # Errors
     /// When an id is outside of the vocabulary.
-    fn embed(&self, ids: &Tensor) -> candle_core::Result<Tensor>;
-    /// Layer `index` on `[b, t, d]`.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    fn layer(&self, index: usize, hidden: &Tensor, context: &ForwardContext<'_>) -> candle_core::Result<Tensor>;
-    /// The normalization before the head.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    fn final_norm(&self, hidden: &Tensor) -> candle_core::Result<Tensor>;
-    /// The head, `[vocabulary, d]`.
-    fn lm_head(&self) -> &FrozenWeight;
-    /// Rotations for tokens at these positions.
-    fn rope(&self, position_ids: &[u32]) -> RopeTable;
+    pub fn embed(&self, ids: &[u32], out: &mut [f32]) -> candle_core::Result<()> {
+        let rows = out.par_chunks_exact_mut(self.dimensions.hidden).zip(ids);
+        rows.with_min_len(16).try_for_each(|(out, &id)| {
+            let id = id as usize;
+            self.embed_tokens.dequantize_rows(id..id + 1, out)
+        })
+    }
 }
 
 /// The sizes of a model.
@@ -61,8 +78,15 @@ pub struct Dimensions {
     pub max_positions: usize,
 }
 
+impl Dimensions {
+    /// The heads of a layer.
+    pub const fn attention(&self) -> AttentionShape {
+        AttentionShape { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+}
+
 /// Builds an architecture from `config.json` and a base's tensors.
-type Build = fn(&Map<String, Value>, &Builder<'_>) -> Result<Box<dyn CausalLm>>;
+type Build = fn(&Map<String, Value>, &Builder<'_>) -> Result<CausalLm>;
 
 /// The architectures: `model_type`, and what builds it.
 const REGISTRY: &[(&str, Build)] = &[("llama", llama::build)];
@@ -70,7 +94,7 @@ const REGISTRY: &[(&str, Build)] = &[("llama", llama::build)];
 /// A model, its adapter's variables, and what building it has found out.
 pub struct Model {
     /// The layers.
-    pub lm: Box<dyn CausalLm>,
+    pub lm: CausalLm,
     /// The adapter.
     pub params: AdapterParams,
     /// Sizes, types and remarks.

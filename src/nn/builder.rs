@@ -165,10 +165,11 @@ impl<'a> Builder<'a> {
         let a: Vec<f32> = (0..lora.r * inputs).map(|_| (rng.uniform().mul_add(2.0, -1.0) * bound) as f32).collect();
         let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), self.device)?)?;
         let b = Var::zeros((outputs, lora.r), DType::F32, self.device)?;
+        let names = ["lora_A", "lora_B"].map(|part| peft_name(path, part));
         let mut state = self.state.borrow_mut();
-        state.params.insert(peft_name(path, "lora_A"), a.clone());
-        state.params.insert(peft_name(path, "lora_B"), b.clone());
-        Ok(LoraAdapter { a, b, scale: lora.scale(), dropout: lora.lora_dropout, key: name_key(path) })
+        state.params.insert(names[0].clone(), a.clone());
+        state.params.insert(names[1].clone(), b.clone());
+        Ok(LoraAdapter { a, b, scale: lora.scale(), dropout: lora.lora_dropout, key: name_key(path), names })
     }
 
     /// Ends the building: the adapter's variables and the report.

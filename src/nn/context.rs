@@ -1,48 +1,65 @@
 //! What a layer is told about a batch besides its hidden states.
 
-use crate::ops::RopeTable;
-use candle_core::{Result, Tensor};
+use crate::ops::element::Element;
+use crate::ops::{Buffer, Pool, RopeTable, Sequence};
 use std::cell::RefCell;
-use std::sync::Arc;
 
-/// What a layer is told about a batch besides its hidden states.
+/// What a layer is told about a batch besides its hidden states. `E` is the type of its products.
 #[derive(Debug)]
-pub struct ForwardContext<'a> {
+pub struct ForwardContext<'a, E: Element> {
     /// Rotations for the tokens of the batch.
     pub rope: RopeTable,
-    /// `[b, keys]`: tokens see their own segment only.
-    pub segments: Arc<[u32]>,
+    /// Which tokens attend to which; they lie one sequence after the other.
+    pub sequences: Vec<Sequence>,
     /// In training under dropout: a key for each token.
-    pub dropout_keys: Option<Arc<[u64]>>,
+    pub dropout_keys: Option<&'a [u64]>,
     /// Whether adapters take part; without them the layer is the base's.
     pub adapter: bool,
     /// In generation: the keys and values of the tokens before.
-    pub cache: Option<&'a KvCache>,
+    pub cache: Option<&'a KvCache<E>>,
+    /// Where buffers come from.
+    pub pool: &'a Pool,
+    /// Tokens of this batch.
+    pub tokens: usize,
+    /// The most tokens that a batch of this run has: what buffers have room for.
+    pub capacity: usize,
 }
 
-/// Keys and values of the tokens so far, by layer.
+impl<E: Element> ForwardContext<'_, E> {
+    /// A buffer of `[tokens, columns]`.
+    pub fn take<T: Element>(&self, columns: usize) -> Buffer<T> {
+        self.pool.take(self.tokens, columns, self.capacity)
+    }
+}
+
+/// Keys and values of the tokens so far, by layer: `[tokens, kv·d]` each.
 #[derive(Debug)]
-pub struct KvCache {
-    layers: RefCell<Vec<Option<(Tensor, Tensor)>>>,
+pub struct KvCache<E> {
+    layers: RefCell<Vec<[Vec<E>; 2]>>,
 }
 
-impl KvCache {
+impl<E: Element> KvCache<E> {
     /// An empty cache for so many layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: RefCell::new(vec![None; layers]) }
+        Self { layers: RefCell::new((0..layers).map(|_| [Vec::new(), Vec::new()]).collect()) }
     }
 
-    /// Appends `k` and `v` (`[b, t, kv·d]`) to a layer's, and gives all so far.
-    ///
-    /// # Errors
-    /// When shapes do not fit what is held.
-    pub fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Appends the keys and values of some tokens (rows of `width`, from `stride` to `stride`) to a layer's, and calls `f`
+    /// with all so far.
+    pub fn append<R>(
+        &self,
+        layer: usize,
+        [keys, values]: [&[E]; 2],
+        (width, stride): (usize, usize),
+        f: impl FnOnce(&[E], &[E]) -> R,
+    ) -> R {
         let mut layers = self.layers.borrow_mut();
-        let joined = match layers[layer].take() {
-            Some((before_k, before_v)) => (Tensor::cat(&[&before_k, k], 1)?, Tensor::cat(&[&before_v, v], 1)?),
-            None => (k.clone(), v.clone()),
-        };
-        layers[layer] = Some(joined.clone());
-        Ok(joined)
+        let [all_keys, all_values] = &mut layers[layer];
+        for (all, new) in [(&mut *all_keys, keys), (&mut *all_values, values)] {
+            for row in new.chunks(stride) {
+                all.extend_from_slice(&row[..width]);
+            }
+        }
+        f(all_keys, all_values)
     }
 }

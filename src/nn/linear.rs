@@ -1,7 +1,9 @@
-//! A frozen linear layer, with an adapter or without.
+//! A frozen linear layer, with an adapter or without, and groups of them.
 
 use super::context::ForwardContext;
-use crate::ops::{Dropout, FrozenWeight, LoraScale, frozen_matmul, lora_linear};
+use super::gradients::Gradients;
+use crate::ops::element::Element;
+use crate::ops::{Buffer, Dropout, FrozenWeight, Group, Module, SavedInput, Update, UpdateGradient, numbers};
 use candle_core::{Result, Tensor, Var};
 
 /// The trainable part of a layer: `scale · B(A(dropout(x)))`.
@@ -17,6 +19,8 @@ pub struct LoraAdapter {
     pub dropout: f64,
     /// The layer's key for dropout masks.
     pub key: u64,
+    /// PEFT's names of `a` and `b`.
+    pub names: [String; 2],
 }
 
 /// `y = x·Wᵀ + bias + scale·B(A(dropout(x)))`: frozen `W` and bias, and the adapter where the layer is a target.
@@ -30,26 +34,117 @@ pub struct Linear {
     pub adapter: Option<LoraAdapter>,
 }
 
-impl Linear {
-    /// For `x: [.., in]`, `[.., out]`.
+/// Linear layers that share an input, as one: their outputs lie side by side.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearGroup<'a>(pub &'a [Linear]);
+
+impl LinearGroup<'_> {
+    /// Outputs of all layers.
+    pub fn outputs(&self) -> usize {
+        self.0.iter().map(|linear| linear.weight.rows()).sum()
+    }
+
+    /// `D(x)·Aᵀ` of the adapters, for the other passes.
     ///
     /// # Errors
-    /// When shapes do not fit.
-    pub fn forward(&self, x: &Tensor, context: &ForwardContext<'_>) -> Result<Tensor> {
-        let y = match self.adapter.as_ref().filter(|_| context.adapter) {
-            None => frozen_matmul(x, &self.weight)?,
-            Some(adapter) => {
-                let dropout = context.dropout_keys.as_ref().filter(|_| adapter.dropout > 0.0).map(|keys| Dropout {
-                    probability: adapter.dropout as f32,
-                    row_keys: keys.clone(),
-                    layer_key: adapter.key,
-                });
-                lora_linear(x, &self.weight, &adapter.a, &adapter.b, LoraScale(adapter.scale as f32), dropout)?
+    /// When a tensor is not on the CPU.
+    pub fn down<E: Element>(&self, x: &[E], context: &ForwardContext<'_, E>) -> Result<Buffer<E>> {
+        self.with(context, |group| Ok(group.down(x)))
+    }
+
+    /// The outputs for `x: [m, in]`.
+    ///
+    /// # Errors
+    /// When a tensor is not on the CPU.
+    pub fn forward<E: Element>(&self, saved: SavedInput<'_, E>, context: &ForwardContext<'_, E>) -> Result<Buffer<E>> {
+        self.with(context, |group| {
+            let mut y = context.take(self.outputs());
+            group.forward(saved, &mut y)?;
+            Ok(y)
+        })
+    }
+
+    /// Adds the outputs to `y`.
+    ///
+    /// # Errors
+    /// When a tensor is not on the CPU.
+    pub fn forward_add<E: Element>(
+        &self,
+        saved: SavedInput<'_, E>,
+        y: &mut [f32],
+        context: &ForwardContext<'_, E>,
+    ) -> Result<()> {
+        self.with(context, |group| group.forward_add(saved, y))
+    }
+
+    /// The gradient of the input for `dy`, if wanted; the adapters' gradients are added to `gradients`.
+    ///
+    /// # Errors
+    /// When a tensor is not on the CPU.
+    pub fn backward<E: Element>(
+        &self,
+        saved: SavedInput<'_, E>,
+        dy: &[E],
+        wanted: bool,
+        context: &ForwardContext<'_, E>,
+        gradients: &mut Gradients,
+    ) -> Result<Option<Buffer<f32>>> {
+        self.with(context, |group| {
+            let mut taken: Vec<Option<[Vec<f32>; 2]>> = self
+                .0
+                .iter()
+                .map(|linear| {
+                    let adapter = linear.adapter.as_ref().filter(|_| context.adapter)?;
+                    let [a, b] = &adapter.names;
+                    Some([gradients.take(a, adapter.a.elem_count()), gradients.take(b, adapter.b.elem_count())])
+                })
+                .collect();
+            let mut dx = wanted.then(|| context.take::<f32>(group.inputs()));
+            let mut updates: Vec<_> =
+                taken.iter_mut().map(|pair| pair.as_mut().map(|[a, b]| UpdateGradient { a, b })).collect();
+            group.backward(saved, dy, dx.as_deref_mut(), &mut updates)?;
+            for (linear, taken) in self.0.iter().zip(taken) {
+                if let (Some(adapter), Some([a, b])) = (&linear.adapter, taken) {
+                    gradients.put(&adapter.names[0], a);
+                    gradients.put(&adapter.names[1], b);
+                }
             }
-        };
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+            Ok(dx)
+        })
+    }
+
+    fn with<E: Element, R>(
+        &self,
+        context: &ForwardContext<'_, E>,
+        f: impl FnOnce(&Group<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let mut held = Vec::with_capacity(self.0.len());
+        for linear in self.0 {
+            let bias = linear.bias.as_ref().map(numbers).transpose()?;
+            let adapter = match linear.adapter.as_ref().filter(|_| context.adapter) {
+                Some(adapter) => Some((adapter, numbers(&adapter.a)?, numbers(&adapter.b)?)),
+                None => None,
+            };
+            held.push((linear, bias, adapter));
         }
+        let modules: Vec<Module<'_>> = held
+            .iter()
+            .map(|(linear, bias, adapter)| Module {
+                weight: &linear.weight,
+                bias: bias.as_deref(),
+                update: adapter.as_ref().map(|(adapter, a, b)| Update {
+                    a,
+                    b,
+                    rank: a.len() / linear.weight.columns(),
+                    scale: adapter.scale as f32,
+                    dropout: context.dropout_keys.filter(|_| adapter.dropout > 0.0).map(|row_keys| Dropout {
+                        probability: adapter.dropout as f32,
+                        row_keys,
+                        layer_key: adapter.key,
+                    }),
+                }),
+            })
+            .collect();
+        f(&Group { modules: &modules, pool: context.pool, capacity: context.capacity })
     }
 }

@@ -5,6 +5,8 @@
 
 mod builder;
 mod context;
+mod decoder_layer;
+mod gradients;
 mod linear;
 mod lora_config;
 mod params;
@@ -13,7 +15,9 @@ mod rope_frequencies;
 
 pub use builder::{BuildReport, Builder};
 pub use context::{ForwardContext, KvCache};
-pub use linear::{Linear, LoraAdapter};
+pub use decoder_layer::{Activations, DecoderLayer};
+pub use gradients::Gradients;
+pub use linear::{Linear, LinearGroup, LoraAdapter};
 pub use lora_config::{LoraConfig, TargetKeyword, TargetModules};
 pub use params::{AdapterParams, peft_name};
 pub use quantization::{QuantizationConfig, QuantizationType, fallback_of};

@@ -1,17 +1,27 @@
-//! Causal attention with grouped queries, in blocks of queries: never `[heads, t, t]` whole.
+//! Causal attention with grouped queries, in blocks with an online softmax: never `[heads, t, t]`, nor a row of it, whole.
 //!
-//! Tokens attend within their segment only, so that several samples may share a row. Keys and values are read where they
-//! are, never repeated for the query heads that share them. The backward pass computes the probabilities again.
+//! Sequences lie one after the other, without padding; tokens attend within their own. Keys and values are packed once for
+//! the query heads that share them, never repeated. The forward pass leaves each row's log-sum-exp, from which the backward
+//! pass ([`backward`]) computes the probabilities again. Source: arXiv 2205.14135 (online softmax), 2307.08691 (backward).
 
-use super::composed;
-use super::cpu::{contiguous, with_slice};
-use super::gemm::{Matrix, MatrixMut, Threads, gemm};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+mod backward;
+
+pub use backward::{AttentionOutput, attention_backward};
+
+use super::element::{Element, convert};
+use super::gemm::pack::{Shape, pack_rows, pack_transposed};
+use super::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
+use super::pool::{Buffer, Pool};
+use super::simd::{Level, exp, vectorized};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::ops::Range;
 
-/// Queries in a block: scores of `64 × t` numbers stay in the cache.
-const BLOCK: usize = 64;
+/// Tiles of keys in a block of the forward pass.
+const BLOCK_TILES: usize = 4;
+/// Keys in a block of the forward pass.
+const BLOCK_KEYS: usize = BLOCK_TILES * TILE_COLUMNS;
+/// Queries of a task.
+const BLOCK_QUERIES: usize = 64;
 
 /// The heads of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,288 +30,335 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Key and value heads; `heads` is a multiple of it.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head, even.
     pub head_dim: usize,
 }
 
-pub(super) struct CausalAttention {
-    shape: AttentionShape,
-    /// `[b, keys]`
-    segments: Arc<[u32]>,
-    batch: usize,
-    queries: usize,
-    keys: usize,
+/// Tokens that attend to each other: rows of the queries, and rows of the keys and values. The last query sees all keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Rows of the queries.
+    pub queries: Range<usize>,
+    /// Rows of the keys and values; at least as many.
+    pub keys: Range<usize>,
 }
 
-/// `softmax(q·kᵀ/√d + mask)·v` for each head: `q: [b, t, heads·d]`, `k`, `v`: `[b, keys, kv_heads·d]`, `f32`, with
-/// `keys ≥ t`; the queries are the last `t` tokens. `segments: [b, keys]`: a query sees the keys up to itself that are of its
-/// own segment.
-///
-/// With `P` the probabilities and `dP = dO·Vᵀ`: `dS = P∘(dP - rowsum(P∘dP))`, `dQ = dS·K/√d`, `dK = dSᵀ·Q/√d`, `dV = Pᵀ·dO`.
-///
-/// # Errors
-/// When shapes do not fit each other.
-pub fn causal_attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    shape: AttentionShape,
-    segments: &Arc<[u32]>,
-) -> Result<Tensor> {
-    let (batch, queries, width) = q.dims3()?;
-    let (_, keys, kv_width) = k.dims3()?;
-    let AttentionShape { heads, kv_heads, head_dim } = shape;
-    let fits = width == heads * head_dim
-        && kv_width == kv_heads * head_dim
-        && k.dims() == v.dims()
-        && k.dim(0)? == batch
-        && kv_heads > 0
-        && heads % kv_heads == 0
-        && keys >= queries
-        && segments.len() == batch * keys;
-    if !fits {
-        bail!("attention: q {:?}, k {:?}, v {:?} do not fit {shape:?}", q.shape(), k.shape(), v.shape());
+impl Sequence {
+    /// How many keys query `i` (from 0) sees.
+    fn seen(&self, i: usize) -> usize {
+        self.keys.len() - self.queries.len() + i + 1
     }
-    let op = CausalAttention::new(shape, segments, (batch, queries, keys));
-    if !q.device().is_cpu() {
-        return composed::attention(q, k, v, &op.mask(q.device())?, shape);
+}
+
+/// Rows of numbers, of which heads are some columns.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a, E> {
+    /// The numbers from the first column of the first head on.
+    pub data: &'a [E],
+    /// From row to row.
+    pub stride: usize,
+}
+
+impl<'a, E> Heads<'a, E> {
+    /// From a row and a head on.
+    fn at(&self, row: usize, head: usize, head_dim: usize) -> &'a [E] {
+        &self.data[row * self.stride + head * head_dim..]
     }
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
-/// Buffers of one thread.
-struct Scratch {
-    probabilities: Vec<f32>,
-    gradients: Vec<f32>,
+/// Queries, keys and values.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a, E> {
+    /// The heads.
+    pub shape: AttentionShape,
+    /// `[m, heads·d]`
+    pub q: Heads<'a, E>,
+    /// `[keys, kv_heads·d]`
+    pub k: Heads<'a, E>,
+    /// `[keys, kv_heads·d]`
+    pub v: Heads<'a, E>,
+    /// Which rows attend to which.
+    pub sequences: &'a [Sequence],
 }
 
-impl CausalAttention {
-    pub(super) fn new(
-        shape: AttentionShape,
-        segments: &Arc<[u32]>,
-        (batch, queries, keys): (usize, usize, usize),
+/// A right side for each sequence and head of keys, one after the other.
+struct Packs<E: Element> {
+    data: Buffer<E>,
+    offsets: Vec<usize>,
+    size: fn(usize, usize) -> Shape,
+}
+
+impl<E: Element> Packs<E> {
+    /// Packs with `pack(rows of a head, keys, out)`; `size` gives the shape from keys and width.
+    fn new(
+        attention: &Attention<'_, E>,
+        source: Heads<'_, E>,
+        size: fn(usize, usize) -> Shape,
+        pack: impl Fn(&[E], usize, Shape, &mut [E]) + Sync,
+        pool: &Pool,
     ) -> Self {
-        Self { shape, segments: segments.clone(), batch, queries, keys }
+        let AttentionShape { kv_heads, head_dim, .. } = attention.shape;
+        let mut offsets = vec![0];
+        for sequence in attention.sequences {
+            for _ in 0..kv_heads {
+                offsets.push(offsets[offsets.len() - 1] + size(sequence.keys.len(), head_dim).len());
+            }
+        }
+        let total = offsets[offsets.len() - 1];
+        let mut data = pool.take::<E>(total, 1, total.next_power_of_two());
+        let mut rest = &mut data[..];
+        let mut tasks = Vec::with_capacity(offsets.len());
+        for (i, pair) in offsets.windows(2).enumerate() {
+            let (out, tail) = rest.split_at_mut(pair[1] - pair[0]);
+            rest = tail;
+            tasks.push((&attention.sequences[i / kv_heads], i % kv_heads, out));
+        }
+        tasks.into_par_iter().for_each(|(sequence, head, out)| {
+            let keys = sequence.keys.len();
+            pack(source.at(sequence.keys.start, head, head_dim), keys, size(keys, head_dim), out);
+        });
+        Self { data, offsets, size }
     }
 
-    pub(super) fn mask(&self, device: &candle_core::Device) -> Result<Tensor> {
-        let mut mask = vec![f32::NEG_INFINITY; self.batch * self.queries * self.keys];
-        for (row, mask) in mask.chunks_exact_mut(self.keys).enumerate() {
-            let (b, i) = (row / self.queries, row % self.queries);
-            for (j, mask) in mask.iter_mut().enumerate() {
-                if self.sees(b, i, j) {
-                    *mask = 0.0;
+    /// `[d, keys]`, for products with rows of heads.
+    fn transposed(attention: &Attention<'_, E>, source: Heads<'_, E>, pool: &Pool) -> Self {
+        let size = |keys, head_dim| Shape::new::<E>(head_dim, keys);
+        Self::new(
+            attention,
+            source,
+            size,
+            |rows, keys, shape, out| {
+                for tile in 0..shape.tiles() {
+                    let (columns, vectors) = shape.tile(tile);
+                    let from = tile * TILE_COLUMNS * source.stride;
+                    debug_assert!(tile * TILE_COLUMNS < keys);
+                    let out = &mut out[shape.offset(tile)..];
+                    pack_transposed(&rows[from..], source.stride, columns, shape.depth, vectors * LANES, out);
                 }
-            }
-        }
-        Tensor::from_vec(mask, (self.batch, 1, self.queries, self.keys), device)
+            },
+            pool,
+        )
     }
 
-    /// Where query `i` stands among the keys.
-    const fn position(&self, i: usize) -> usize {
-        self.keys - self.queries + i
-    }
-
-    fn sees(&self, b: usize, i: usize, j: usize) -> bool {
-        let segments = &self.segments[b * self.keys..(b + 1) * self.keys];
-        j <= self.position(i) && segments[j] == segments[self.position(i)]
-    }
-
-    const fn width(&self) -> usize {
-        self.shape.heads * self.shape.head_dim
-    }
-
-    const fn kv_width(&self) -> usize {
-        self.shape.kv_heads * self.shape.head_dim
-    }
-
-    fn scratch(&self, backward: bool) -> Scratch {
-        let size = BLOCK.min(self.queries) * self.keys;
-        Scratch { probabilities: vec![0f32; size], gradients: vec![0f32; if backward { size } else { 0 }] }
-    }
-
-    fn queries_of<'a>(&self, q: &'a [f32], b: usize, head: usize, first: usize, count: usize) -> Matrix<'a> {
-        let start = (b * self.queries + first) * self.width() + head * self.shape.head_dim;
-        Matrix::strided(&q[start..], count, self.shape.head_dim, self.width())
-    }
-
-    fn keys_of<'a>(&self, k: &'a [f32], b: usize, kv_head: usize, count: usize) -> Matrix<'a> {
-        let start = b * self.keys * self.kv_width() + kv_head * self.shape.head_dim;
-        Matrix::strided(&k[start..], count, self.shape.head_dim, self.kv_width())
-    }
-
-    /// The blocks of queries: first query, how many, and how many keys the last of them sees.
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-        (0..self.queries).step_by(BLOCK).map(|first| {
-            let count = BLOCK.min(self.queries - first);
-            (first, count, self.position(first + count - 1) + 1)
-        })
-    }
-
-    /// Probabilities of a block, `[count, seen]`, in `scratch`.
-    fn probabilities(
-        &self,
-        q: Matrix<'_>,
-        k: Matrix<'_>,
-        b: usize,
-        (first, count, seen): (usize, usize, usize),
-        out: &mut [f32],
-    ) {
-        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
-        gemm(MatrixMut::dense(out, count, seen), q, k.t(), scale, false, Threads::One);
-        let segments = &self.segments[b * self.keys..(b + 1) * self.keys];
-        for (i, row) in out.chunks_exact_mut(seen).take(count).enumerate() {
-            let position = self.position(first + i);
-            let segment = segments[position];
-            for (score, &other) in row[..=position].iter_mut().zip(segments) {
-                if other != segment {
-                    *score = f32::NEG_INFINITY;
+    /// `[keys, d]`, for products with rows of probabilities.
+    fn rows(attention: &Attention<'_, E>, source: Heads<'_, E>, pool: &Pool) -> Self {
+        let size = |keys, head_dim| Shape::new::<E>(keys, head_dim);
+        Self::new(
+            attention,
+            source,
+            size,
+            |rows, keys, shape, out| {
+                for tile in 0..shape.tiles() {
+                    let (columns, vectors) = shape.tile(tile);
+                    let out = &mut out[shape.offset(tile)..];
+                    pack_rows(&rows[tile * TILE_COLUMNS..], source.stride, keys, columns, vectors * LANES, out);
                 }
-            }
-            row[position + 1..].fill(f32::NEG_INFINITY);
-            let max = row[..=position].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0f32;
-            for score in &mut *row {
-                *score = (*score - max).exp();
-                sum += *score;
-            }
-            let inverse = 1.0 / sum;
-            for p in row.iter_mut() {
-                *p *= inverse;
-            }
-        }
+            },
+            pool,
+        )
     }
 
-    fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let AttentionShape { heads, kv_heads, head_dim } = self.shape;
-        let panels: Vec<Vec<f32>> = (0..self.batch * heads)
-            .into_par_iter()
-            .map_init(
-                || self.scratch(false),
-                |scratch, task| {
-                    let (b, head) = (task / heads, task % heads);
-                    let kv_head = head / (heads / kv_heads);
-                    let mut out = vec![0f32; self.queries * head_dim];
-                    for (first, count, seen) in self.blocks() {
-                        let p = &mut scratch.probabilities[..count * seen];
-                        let keys = self.keys_of(k, b, kv_head, seen);
-                        self.probabilities(self.queries_of(q, b, head, first, count), keys, b, (first, count, seen), p);
-                        let dst = MatrixMut::dense(&mut out[first * head_dim..], count, head_dim);
-                        let values = self.keys_of(v, b, kv_head, seen);
-                        gemm(dst, Matrix::dense(p, count, seen), values, 1.0, false, Threads::One);
-                    }
-                    out
-                },
-            )
-            .collect();
-        interleave(&panels, heads, self.queries, head_dim)
-    }
-
-    /// Gradients of one key head and the query heads that share it: `dq` of each of them, `dk`, `dv`.
-    fn backward_group(&self, inputs: [&[f32]; 4], b: usize, kv_head: usize, scratch: &mut Scratch) -> [Vec<f32>; 3] {
-        let [q, k, v, dout] = inputs;
-        let head_dim = self.shape.head_dim;
-        let group = self.shape.heads / self.shape.kv_heads;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let panel = self.queries * head_dim;
-        let mut dq = vec![0f32; group * panel];
-        let (mut dk, mut dv) = (vec![0f32; self.keys * head_dim], vec![0f32; self.keys * head_dim]);
-        for member in 0..group {
-            let head = kv_head * group + member;
-            for (first, count, seen) in self.blocks() {
-                let q = self.queries_of(q, b, head, first, count);
-                let (k, v) = (self.keys_of(k, b, kv_head, seen), self.keys_of(v, b, kv_head, seen));
-                let dout = self.queries_of(dout, b, head, first, count);
-                let p = &mut scratch.probabilities[..count * seen];
-                let ds = &mut scratch.gradients[..count * seen];
-                self.probabilities(q, k, b, (first, count, seen), p);
-                gemm(MatrixMut::dense(ds, count, seen), dout, v.t(), 1.0, false, Threads::One);
-                let p_matrix = Matrix::dense(p, count, seen);
-                gemm(MatrixMut::dense(&mut dv, seen, head_dim), p_matrix.t(), dout, 1.0, true, Threads::One);
-                for (ds, p) in ds.chunks_exact_mut(seen).zip(p.chunks_exact(seen)) {
-                    let mean = super::cpu::sum_of_products(ds, p);
-                    for (ds, p) in ds.iter_mut().zip(p) {
-                        *ds = p * (*ds - mean);
-                    }
-                }
-                let ds = Matrix::dense(ds, count, seen);
-                let dq = MatrixMut::dense(&mut dq[member * panel + first * head_dim..], count, head_dim);
-                gemm(dq, ds, k, scale, false, Threads::One);
-                gemm(MatrixMut::dense(&mut dk, seen, head_dim), ds.t(), q, scale, true, Threads::One);
-            }
-        }
-        [dq, dk, dv]
-    }
-
-    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], dout: &[f32]) -> [Vec<f32>; 3] {
-        let AttentionShape { heads, kv_heads, head_dim } = self.shape;
-        let groups: Vec<[Vec<f32>; 3]> = (0..self.batch * kv_heads)
-            .into_par_iter()
-            .map_init(
-                || self.scratch(true),
-                |scratch, task| self.backward_group([q, k, v, dout], task / kv_heads, task % kv_heads, scratch),
-            )
-            .collect();
-        let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-        for [q, k, v] in groups {
-            dq.extend(q.chunks_exact(self.queries * head_dim).map(<[f32]>::to_vec));
-            dk.push(k);
-            dv.push(v);
-        }
-        [
-            interleave(&dq, heads, self.queries, head_dim),
-            interleave(&dk, kv_heads, self.keys, head_dim),
-            interleave(&dv, kv_heads, self.keys, head_dim),
-        ]
+    /// The pack of a sequence and a head of keys.
+    fn get(&self, attention: &Attention<'_, E>, sequence: usize, kv_head: usize) -> (&[E], Shape) {
+        let i = sequence * attention.shape.kv_heads + kv_head;
+        let keys = attention.sequences[sequence].keys.len();
+        (&self.data[self.offsets[i]..self.offsets[i + 1]], (self.size)(keys, attention.shape.head_dim))
     }
 }
 
-/// From a panel `[t, d]` for each head of each row to `[b, t, heads·d]`.
-fn interleave(panels: &[Vec<f32>], heads: usize, tokens: usize, head_dim: usize) -> Vec<f32> {
-    let mut out = vec![0f32; panels.len() * tokens * head_dim];
-    out.par_chunks_mut(heads * head_dim).enumerate().with_min_len(16).for_each(|(row, out)| {
-        let (b, t) = (row / tokens, row % tokens);
-        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            out.copy_from_slice(&panels[b * heads + head][t * head_dim..(t + 1) * head_dim]);
+/// `softmax(q·kᵀ/√d + causal mask)·v` for each head, to `out: [m, heads·d]`; each row's log-sum-exp of scaled scores goes to
+/// `log_sums: [m, heads]`.
+///
+/// # Panics
+/// When shapes do not fit their slices: a bug of the caller.
+pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_sums: &mut [f32], pool: &Pool) {
+    let AttentionShape { heads, kv_heads, head_dim } = attention.shape;
+    let keys = Packs::transposed(attention, attention.k, pool);
+    let values = Packs::rows(attention, attention.v, pool);
+    let mut tasks = Vec::new();
+    let (mut out, mut log_sums) = (out, log_sums);
+    for (index, sequence) in attention.sequences.iter().enumerate() {
+        for first in (0..sequence.queries.len()).step_by(BLOCK_QUERIES) {
+            let count = (sequence.queries.len() - first).min(BLOCK_QUERIES);
+            let (rows, rest) = out.split_at_mut(count * heads * head_dim);
+            let (sums, rest_sums) = log_sums.split_at_mut(count * heads);
+            (out, log_sums) = (rest, rest_sums);
+            tasks.push((index, first, rows, sums));
+        }
+    }
+    // The last queries see the most keys: those tasks go first.
+    tasks.sort_by_key(|(index, first, ..)| std::cmp::Reverse(attention.sequences[*index].seen(*first)));
+    tasks.into_par_iter().with_max_len(1).for_each(|(index, first, out, log_sums)| {
+        let mut state = vec![ZERO; head_dim.div_ceil(TILE_COLUMNS)];
+        for head in 0..heads {
+            let kv_head = head / (heads / kv_heads);
+            let block = QueryBlock {
+                attention,
+                sequence: index,
+                head,
+                keys: keys.get(attention, index, kv_head),
+                values: values.get(attention, index, kv_head),
+            };
+            let count = log_sums.len() / heads;
+            for row in (0..count).step_by(TILE_ROWS) {
+                let rows = (count - row).min(TILE_ROWS);
+                let sums = block.run(first + row, rows, &mut state);
+                for i in 0..rows {
+                    log_sums[(row + i) * heads + head] = sums[i];
+                    let out = &mut out[((row + i) * heads + head) * head_dim..][..head_dim];
+                    for (out, state) in out.chunks_mut(TILE_COLUMNS).zip(&state) {
+                        convert(&state[i][..out.len()], out);
+                    }
+                }
+            }
         }
     });
-    out
 }
 
-impl CustomOp3 for CausalAttention {
-    fn name(&self) -> &'static str {
-        "causal_attention"
+/// Some queries of one head.
+struct QueryBlock<'a, E: Element> {
+    attention: &'a Attention<'a, E>,
+    sequence: usize,
+    head: usize,
+    keys: (&'a [E], Shape),
+    values: (&'a [E], Shape),
+}
+
+impl<E: Element> QueryBlock<'_, E> {
+    /// Up to 8 queries from `first` of the sequence: the outputs in `state`, and the log-sum-exps.
+    fn run(&self, first: usize, rows: usize, state: &mut [Sums]) -> [f32; TILE_ROWS] {
+        let level = Level::detect();
+        let AttentionShape { head_dim, .. } = self.attention.shape;
+        let sequence = &self.attention.sequences[self.sequence];
+        let q = self.attention.q.at(sequence.queries.start + first, self.head, head_dim);
+        let lhs = Lhs { data: q, stride: self.attention.q.stride };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let mut running = Running::default();
+        let mut sums = ZERO;
+        let mut scores = [[0f32; BLOCK_KEYS]; TILE_ROWS];
+        let mut probabilities = [[E::default(); BLOCK_KEYS]; TILE_ROWS];
+        state.fill(ZERO);
+        let last = sequence.seen(first + rows - 1);
+        for start in (0..last).step_by(BLOCK_KEYS) {
+            let count = (last - start).min(BLOCK_KEYS);
+            for tile in 0..count.div_ceil(TILE_COLUMNS) {
+                let term = Term { lhs, rhs: self.keys.0, shape: self.keys.1 };
+                let place = Place { row: 0, rows, tile: start / TILE_COLUMNS + tile };
+                E::accumulate(level, &[term], place, true, &mut sums);
+                for (scores, sums) in scores.iter_mut().zip(&sums) {
+                    scores[tile * TILE_COLUMNS..][..TILE_COLUMNS].copy_from_slice(sums);
+                }
+            }
+            let mut seen = [0; TILE_ROWS];
+            for (i, seen) in seen.iter_mut().enumerate().take(rows) {
+                *seen = sequence.seen(first + i).saturating_sub(start).min(count);
+            }
+            running.block(&scores, &seen, scale, rows, state, &mut probabilities);
+            let (values, shape) = self.values;
+            let depth = count.next_multiple_of(E::GROUP);
+            for (tile, state) in state.iter_mut().enumerate() {
+                let (columns, vectors) = shape.tile(tile);
+                let term = Term {
+                    lhs: Lhs { data: probabilities.as_flattened(), stride: BLOCK_KEYS },
+                    rhs: &values[shape.offset(tile) + start * vectors * LANES..],
+                    shape: Shape { depth, columns },
+                };
+                E::accumulate(level, &[term], Place { row: 0, rows, tile: 0 }, false, state);
+            }
+        }
+        running.finish(rows, state)
+    }
+}
+
+/// The online softmax of up to 8 rows.
+struct Running {
+    max: [f32; TILE_ROWS],
+    sum: [f32; TILE_ROWS],
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { max: [f32::NEG_INFINITY; TILE_ROWS], sum: [0.0; TILE_ROWS] }
+    }
+}
+
+impl Running {
+    /// Takes a block of raw scores, of which row `i` sees the first `seen[i]`: writes the probabilities relative to the
+    /// maximum so far, and scales down what was gathered under an earlier one.
+    fn block<E: Element>(
+        &mut self,
+        scores: &[[f32; BLOCK_KEYS]; TILE_ROWS],
+        seen: &[usize; TILE_ROWS],
+        scale: f32,
+        rows: usize,
+        state: &mut [Sums],
+        probabilities: &mut [[E; BLOCK_KEYS]; TILE_ROWS],
+    ) {
+        for i in 0..rows {
+            let (max, sum) = softmax_row(&scores[i][..seen[i]], scale, self.max[i], &mut probabilities[i]);
+            if max > self.max[i] {
+                let factor = exp(self.max[i] - max);
+                self.sum[i] *= factor;
+                for state in state.iter_mut() {
+                    state[i].iter_mut().for_each(|x| *x *= factor);
+                }
+                self.max[i] = max;
+            }
+            self.sum[i] += sum;
+        }
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(contiguous(s1, l1)?, contiguous(s2, l2)?, contiguous(s3, l3)?);
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    /// Divides by the sums; gives the log-sum-exps.
+    fn finish(&self, rows: usize, state: &mut [Sums]) -> [f32; TILE_ROWS] {
+        let mut log_sums = [0f32; TILE_ROWS];
+        for i in 0..rows {
+            let inverse = 1.0 / self.sum[i];
+            for state in state.iter_mut() {
+                state[i].iter_mut().for_each(|x| *x *= inverse);
+            }
+            log_sums[i] = self.max[i] + self.sum[i].ln();
+        }
+        log_sums
     }
+}
 
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dq, dk, dv] = with_slice(q, |q| {
-            with_slice(k, |k| with_slice(v, |v| with_slice(grad, |dout| Ok(self.backward(q, k, v, dout)))))
-        })?;
-        let device = q.device();
-        Ok((
-            Some(Tensor::from_vec(dq, q.shape(), device)?),
-            Some(Tensor::from_vec(dk, k.shape(), device)?),
-            Some(Tensor::from_vec(dv, v.shape(), device)?),
-        ))
+vectorized! {
+    /// `out[j] = exp(scale·scores[j] - max)`, zero beyond; gives the maximum (at least `floor`) and the sum.
+    fn softmax_row<E: Element>(scores: &[f32], scale: f32, floor: f32, out: &mut [E; BLOCK_KEYS]) -> (f32, f32) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, tail) = scores.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane = if *x > *lane { *x } else { *lane };
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(tail) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+        let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a }) * scale;
+        let max = if largest > floor { largest } else { floor };
+        if scores.is_empty() {
+            out.fill(E::default());
+            return (max, 0.0);
+        }
+        let mut sums = [0f32; LANES];
+        let (out_chunks, _) = out.as_chunks_mut::<LANES>();
+        let filled = chunks.len();
+        for (chunk, out) in chunks.iter().zip(&mut *out_chunks) {
+            for ((x, out), sum) in chunk.iter().zip(out).zip(&mut sums) {
+                let p = exp(*x * scale - max);
+                *sum += p;
+                *out = E::from_f32(p);
+            }
+        }
+        for out in &mut out_chunks[filled..] {
+            out.fill(E::default());
+        }
+        for ((x, out), sum) in tail.iter().zip(out[filled * LANES..].iter_mut()).zip(&mut sums) {
+            let p = exp(*x * scale - max);
+            *sum += p;
+            *out = E::from_f32(p);
+        }
+        (max, sums.iter().sum())
     }
 }

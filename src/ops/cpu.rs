@@ -1,30 +1,38 @@
 //! Access to the numbers of a CPU tensor, for the kernels of this floor.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use candle_core::{Result, Storage, Tensor, bail};
+use std::ops::{Deref, Range};
 
-/// The `f32` numbers of a contiguous storage, as a custom operation is given them.
-pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+/// The numbers of a tensor, held against writing as long as this lives.
+struct Numbers<S> {
+    storage: S,
+    range: Range<usize>,
+}
+
+/// The `f32` numbers of a contiguous tensor on the CPU, held against writing as long as they are.
+///
+/// # Errors
+/// When the tensor is on another device, of another type, or has gaps.
+pub fn numbers(tensor: &Tensor) -> Result<impl Deref<Target = [f32]>> {
+    let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("expected a contiguous tensor, got strides {:?}", layout.stride());
     };
-    Ok(&storage.as_slice::<f32>()?[start..end])
-}
-
-/// Runs `f` on the `f32` numbers of a CPU tensor, in row-major order.
-pub(super) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
-        Storage::Cpu(storage) => f(contiguous(storage, layout)?),
+        Storage::Cpu(numbers) => numbers.as_slice::<f32>().map(|_| ())?,
         _ => bail!("expected a tensor on the CPU"),
     }
+    Ok(Numbers { storage, range: start..end })
 }
 
-/// The product of all dimensions but the last, and the last.
-pub(super) fn rows_and_columns(dims: &[usize]) -> Result<(usize, usize)> {
-    match dims.split_last() {
-        Some((&columns, rows)) => Ok((rows.iter().product(), columns)),
-        None => bail!("expected at least one dimension"),
+impl<S: Deref<Target = Storage>> Deref for Numbers<S> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(numbers) => numbers.as_slice::<f32>().map_or(&[], |numbers| &numbers[self.range.clone()]),
+            _ => &[],
+        }
     }
 }
 

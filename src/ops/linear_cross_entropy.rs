@@ -1,18 +1,32 @@
-//! The head and the cross-entropy as one operation, which never holds `[tokens, vocabulary]` whole.
+//! The head and the loss as one operation: `[tokens, vocabulary]` is never whole.
 //!
-//! The objectives weight each token's loss by a number that is known only when all log-probabilities of its sample are, and
-//! that carries no gradient. The gradient of `w·ce` with respect to a hidden state is `w` times the gradient of `ce`: so one
-//! pass gives the log-probabilities and the unweighted gradient `[tokens, d]`, and weighting it later is a product by row.
-//! No second pass through the head is needed.
+//! One pass gives the log-probabilities of the targets *and* the gradient of each token's cross-entropy: an objective's
+//! weights carry no gradient, so they are row-wise factors of `[tokens, d]` that can be known later. What is kept of a
+//! chunk's logits is `exp(logit - reference)` in the compute type, which rounds by a share of the probability, not of the
+//! logit; log-probabilities come from `f32` sums alone.
 
-use super::cpu::with_slice;
-use super::frozen_matmul::FrozenWeight;
-use super::gemm::{Matrix, MatrixMut, Threads, gemm};
-use candle_core::{Result, Tensor, bail};
+use super::element::Element;
+use super::frozen_weight::{DEPTH_BLOCK, FrozenWeight};
+use super::gemm::pack::Shape;
+use super::gemm::{LANES, Lhs, Place, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add, multiply, store};
+use super::linear::PANEL;
+use super::pool::{Buffer, Pool};
+use super::simd::{Level, exp, vectorized};
+use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-/// Tokens whose logits are held at a time.
-const CHUNK: usize = 256;
+/// Numbers of a packed panel of the forward pass: small, for each task passes all of it.
+const FORWARD_PANEL: usize = PANEL / 4;
+
+/// Tokens of a task of the forward pass.
+const TASK_ROWS: usize = 4 * TILE_ROWS;
+
+/// The most bytes that a chunk of tokens × vocabulary takes, and the most tokens in it.
+const CHUNK_BYTES: usize = 64 << 20;
+const CHUNK_TOKENS: usize = 512;
+
+/// How far a logit may lie above a row's reference before the row is scaled anew: `e⁴⁰` is far from the type's end.
+const HEADROOM: f32 = 40.0;
 
 /// What one pass through the head gives for `n` supervised tokens.
 #[derive(Debug)]
@@ -22,117 +36,215 @@ pub struct HeadPass {
     /// Whether the target has the largest logit.
     pub top1: Vec<bool>,
     /// `∂(-log p(target)) / ∂hidden`, `[n, d]`: to be multiplied by each token's weight.
-    pub gradient: Option<Tensor>,
+    pub gradient: Option<Buffer<f32>>,
 }
 
-/// For `hidden: [n, d]` (`f32`), the head `W: [vocabulary, d]` and a target for each row: `log softmax(hidden·Wᵀ)[target]`,
-/// and under `with_gradient` the gradient `(softmax - onehot)·W` of its negative.
+/// Tokens whose exponentials are held at a time.
+pub fn chunk_tokens<E: Element>(vocabulary: usize) -> usize {
+    (CHUNK_BYTES / (vocabulary.max(1) * size_of::<E>()) / TILE_ROWS * TILE_ROWS).clamp(TILE_ROWS, CHUNK_TOKENS)
+}
+
+/// For `hidden: [n, d]`, the head `W: [vocabulary, d]` and a target for each row: `log softmax(hidden·Wᵀ)[target]`, and under
+/// `with_gradient` the gradient `(softmax - onehot)·W` of its negative.
 ///
 /// # Errors
 /// When shapes do not fit, or a target is not below the vocabulary's size.
-pub fn linear_cross_entropy(
-    hidden: &Tensor,
+pub fn linear_cross_entropy<E: Element>(
+    hidden: &[E],
     head: &FrozenWeight,
     targets: &[u32],
     with_gradient: bool,
+    pool: &Pool,
 ) -> Result<HeadPass> {
-    let (n, d) = hidden.dims2()?;
-    if n != targets.len() || d != head.columns() {
-        bail!(
-            "head: {:?} does not fit {} targets and a head of {} inputs",
-            hidden.shape(),
-            targets.len(),
-            head.columns()
-        );
+    let (n, d, vocabulary) = (targets.len(), head.columns(), head.rows());
+    if hidden.len() != n * d {
+        bail!("head: {} numbers do not fit {n} targets and a head of {d} inputs", hidden.len());
     }
-    if let Some(target) = targets.iter().find(|&&target| target as usize >= head.rows()) {
-        bail!("head: the target {target} is outside of the vocabulary of {}", head.rows());
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
+        bail!("head: the target {target} is outside of the vocabulary of {vocabulary}");
     }
-    let hidden = hidden.detach();
-    if !hidden.device().is_cpu() {
-        return composed(&hidden, head, targets, with_gradient);
-    }
-    let device = hidden.device();
-    with_slice(&hidden, |hidden| {
-        let mut pass =
-            HeadPass { log_probabilities: Vec::with_capacity(n), top1: Vec::with_capacity(n), gradient: None };
-        let mut gradient = vec![0f32; if with_gradient { n * d } else { 0 }];
-        let mut logits = vec![0f32; CHUNK.min(n) * head.rows()];
-        for (i, (hidden, targets)) in hidden.chunks(CHUNK * d).zip(targets.chunks(CHUNK)).enumerate() {
-            let logits = &mut logits[..targets.len() * head.rows()];
-            project(hidden, head, logits)?;
-            for (log_probability, top1) in to_gradient(logits, targets, head.rows()) {
-                pass.log_probabilities.push(log_probability);
-                pass.top1.push(top1);
-            }
-            if with_gradient {
-                head.backward_into(logits, targets.len(), &mut gradient[i * CHUNK * d..][..targets.len() * d])?;
-            }
+    let chunk = chunk_tokens::<E>(vocabulary);
+    let mut pass = HeadPass { log_probabilities: Vec::with_capacity(n), top1: Vec::with_capacity(n), gradient: None };
+    let mut gradient = with_gradient.then(|| pool.take::<f32>(n, d, n.next_multiple_of(chunk)));
+    let stride = vocabulary.next_multiple_of(LANES);
+    let mut exponentials = pool.take::<E>(n.min(chunk), stride, chunk);
+    for (i, (hidden, targets)) in hidden.chunks(chunk * d).zip(targets.chunks(chunk)).enumerate() {
+        let exponentials = &mut exponentials[..targets.len() * stride];
+        let rows = forward(hidden, head, targets, exponentials, pool)?;
+        for row in &rows {
+            pass.log_probabilities.push(f64::from(row.target_logit - row.reference) - row.sum.ln());
+            pass.top1.push(row.target_logit >= row.max);
         }
-        if with_gradient {
-            pass.gradient = Some(Tensor::from_vec(gradient, (n, d), device)?);
-        }
-        Ok(pass)
-    })
-}
-
-fn project(hidden: &[f32], head: &FrozenWeight, logits: &mut [f32]) -> Result<()> {
-    let (d, vocabulary) = (head.columns(), head.rows());
-    let m = hidden.len() / d;
-    head.for_each_panel(|range, panel| {
-        let dst = MatrixMut::strided(&mut logits[range.start..], m, range.len(), vocabulary);
-        gemm(dst, Matrix::dense(hidden, m, d), Matrix::dense(panel, range.len(), d).t(), 1.0, false, Threads::All);
-        Ok(())
-    })
-}
-
-/// Turns rows of logits into rows of `softmax - onehot`; gives each target's log-probability and whether it is on top.
-fn to_gradient(logits: &mut [f32], targets: &[u32], vocabulary: usize) -> Vec<(f64, bool)> {
-    logits
-        .par_chunks_mut(vocabulary)
-        .zip(targets)
-        .map(|(row, &target)| {
-            let target = target as usize;
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let logit = row[target];
-            let mut sum = 0f64;
-            for part in row.chunks_mut(1024) {
-                let mut part_sum = 0f32;
-                for x in part {
-                    *x = (*x - max).exp();
-                    part_sum += *x;
-                }
-                sum += f64::from(part_sum);
-            }
-            let inverse = (1.0 / sum) as f32;
-            for p in row.iter_mut() {
-                *p *= inverse;
-            }
-            row[target] -= 1.0;
-            (f64::from(logit - max) - sum.ln(), logit >= max)
-        })
-        .collect()
-}
-
-pub(super) fn composed(hidden: &Tensor, head: &FrozenWeight, targets: &[u32], with_gradient: bool) -> Result<HeadPass> {
-    let weight = head.dequantize(hidden.device())?;
-    let mut pass = HeadPass { log_probabilities: Vec::new(), top1: Vec::new(), gradient: None };
-    let mut gradients = Vec::new();
-    for (i, targets) in targets.chunks(CHUNK).enumerate() {
-        let logits = hidden.narrow(0, i * CHUNK, targets.len())?.matmul(&weight.t()?)?;
-        let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
-        let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
-        let picked = log_probabilities.gather(&index, 1)?;
-        pass.log_probabilities.extend(picked.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from));
-        let best = logits.argmax(1)?.to_vec1::<u32>()?;
-        pass.top1.extend(best.iter().zip(targets).map(|(best, target)| best == target));
-        if with_gradient {
-            let minus_one = Tensor::ones_like(&picked)?.neg()?;
-            gradients.push(log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?.matmul(&weight)?);
+        if let Some(gradient) = &mut gradient {
+            let out = &mut gradient[i * chunk * d..][..targets.len() * d];
+            backward(exponentials, head, &rows, targets, out, pool)?;
         }
     }
-    if with_gradient && !gradients.is_empty() {
-        pass.gradient = Some(Tensor::cat(&gradients, 0)?);
-    }
+    pass.gradient = gradient;
     Ok(pass)
+}
+
+/// What is known of a token's logits so far.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    /// What exponentials are relative to: the largest logit of the first panel, unless later ones lie far above.
+    reference: f32,
+    /// The largest logit.
+    max: f32,
+    /// `Σ exp(logit - reference)`
+    sum: f64,
+    target_logit: f32,
+}
+
+/// The exponentials of a chunk, `[n, vocabulary padded]`, panel by panel of the vocabulary.
+fn forward<E: Element>(
+    hidden: &[E],
+    head: &FrozenWeight,
+    targets: &[u32],
+    exponentials: &mut [E],
+    pool: &Pool,
+) -> Result<Vec<Row>> {
+    let (d, vocabulary) = (head.columns(), head.rows());
+    let stride = exponentials.len() / targets.len();
+    let panel_rows = (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS;
+    let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).len(), 1);
+    let mut rows = vec![Row { reference: 0.0, max: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
+    for start in (0..vocabulary).step_by(panel_rows) {
+        let range = start..(start + panel_rows).min(vocabulary);
+        let shape = Shape::new::<E>(d, range.len());
+        head.pack_transposed(range.clone(), &mut packed, pool)?;
+        let tasks = exponentials.par_chunks_mut(TASK_ROWS * stride).zip(rows.par_chunks_mut(TASK_ROWS));
+        let tasks = tasks.zip(hidden.par_chunks(TASK_ROWS * d)).zip(targets.par_chunks(TASK_ROWS));
+        tasks.for_each(|(((exponentials, rows), hidden), targets)| {
+            let mut logits = pool.take::<f32>(TASK_ROWS, panel_rows, TASK_ROWS);
+            let term = Term { lhs: Lhs { data: hidden, stride: d }, rhs: &packed, shape };
+            panel_logits(term, rows.len(), &mut logits, panel_rows);
+            for (i, (row, &target)) in rows.iter_mut().zip(targets).enumerate() {
+                let logits = &logits[i * panel_rows..][..range.len()];
+                if let Some(logit) = (target as usize).checked_sub(start).and_then(|at| logits.get(at)) {
+                    row.target_logit = *logit;
+                }
+                row.take(logits, start, &mut exponentials[i * stride..][..stride]);
+            }
+        });
+    }
+    Ok(rows)
+}
+
+/// The logits of some tokens and a panel, a tile at a time: it serves all of them from the cache.
+fn panel_logits<E: Element>(term: Term<'_, E>, rows: usize, logits: &mut [f32], stride: usize) {
+    let (level, mut sums) = (Level::detect(), ZERO);
+    for tile in 0..term.shape.tiles() {
+        let (columns, _) = term.shape.tile(tile);
+        for row in (0..rows).step_by(TILE_ROWS) {
+            let place = Place { row, rows: (rows - row).min(TILE_ROWS), tile };
+            E::accumulate(level, &[term], place, true, &mut sums);
+            store(&mut logits[row * stride + tile * TILE_COLUMNS..], stride, &sums[..place.rows], columns);
+        }
+    }
+}
+
+impl Row {
+    /// Takes the logits of a panel; writes their exponentials to `out[start..]`.
+    fn take<E: Element>(&mut self, logits: &[f32], start: usize, out: &mut [E]) {
+        let max = largest(logits);
+        if start == 0 {
+            self.reference = max;
+        } else if max > self.reference + HEADROOM {
+            let factor = exp(self.reference - max);
+            scale(&mut out[..start], factor);
+            self.sum *= f64::from(factor);
+            self.reference = max;
+        }
+        self.max = if max > self.max { max } else { self.max };
+        self.sum += f64::from(exponentials(logits, self.reference, &mut out[start..start + logits.len()]));
+        // The padding is read as depth; what an earlier batch left there could be anything.
+        out[start + logits.len()..].iter_mut().take(LANES).for_each(|x| *x = E::default());
+    }
+}
+
+/// `out = softmax·W - W[target]`.
+fn backward<E: Element>(
+    exponentials: &[E],
+    head: &FrozenWeight,
+    rows: &[Row],
+    targets: &[u32],
+    out: &mut [f32],
+    pool: &Pool,
+) -> Result<()> {
+    let (n, d, vocabulary) = (rows.len(), head.columns(), head.rows());
+    let stride = exponentials.len() / n;
+    let block = Shape::new::<E>(DEPTH_BLOCK, d);
+    let panel_rows = (PANEL / d / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
+    let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.len(), 1);
+    for start in (0..vocabulary).step_by(panel_rows) {
+        let range = start..(start + panel_rows).min(vocabulary);
+        head.pack_rows(range.clone(), &mut packed, pool)?;
+        let blocks = range.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.len()));
+        let terms: Vec<_> = blocks
+            .map(|(first, rhs)| Term {
+                lhs: Lhs { data: &exponentials[first..], stride },
+                rhs,
+                shape: Shape::new::<E>((range.end - first).min(DEPTH_BLOCK), d),
+            })
+            .collect();
+        if start == 0 {
+            multiply(&terms, (n, d), out, d, store::<f32>);
+        } else {
+            multiply(&terms, (n, d), out, d, add);
+        }
+    }
+    out.par_chunks_mut(d).zip(rows).zip(targets).with_min_len(8).try_for_each_init(
+        || vec![0f32; d],
+        |weight, ((out, row), &target)| {
+            let target = target as usize;
+            head.dequantize_rows(target..target + 1, weight)?;
+            let factor = (1.0 / row.sum) as f32;
+            out.iter_mut().zip(&*weight).for_each(|(out, weight)| *out = *out * factor - weight);
+            Ok(())
+        },
+    )
+}
+
+vectorized! {
+    fn largest(x: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, tail) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane = if *x > *lane { *x } else { *lane };
+            }
+        }
+        lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    }
+}
+
+vectorized! {
+    fn scale<E: Element>(x: &mut [E], factor: f32) {
+        for x in x {
+            *x = E::from_f32(x.to_f32() * factor);
+        }
+    }
+}
+
+vectorized! {
+    /// `out = exp(logits - reference)`; gives the sum before rounding.
+    fn exponentials<E: Element>(logits: &[f32], reference: f32, out: &mut [E]) -> f32 {
+        let mut sums = [0f32; LANES];
+        let ((chunks, tail), (out_chunks, out_tail)) = (logits.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+        for (chunk, out) in chunks.iter().zip(out_chunks) {
+            for lane in 0..LANES {
+                let e = exp(chunk[lane] - reference);
+                sums[lane] += e;
+                out[lane] = E::from_f32(e);
+            }
+        }
+        let mut sum: f32 = sums.iter().sum();
+        for (x, out) in tail.iter().zip(out_tail) {
+            let e = exp(*x - reference);
+            sum += e;
+            *out = E::from_f32(e);
+        }
+        sum
+    }
 }

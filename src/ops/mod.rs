@@ -1,28 +1,41 @@
-//! Differentiable operations with hand-written gradients: the floor on which every model stands.
+//! The arithmetic of a training step, forward and backward by hand: the floor on which every model stands.
 //!
-//! candle's own fused operations (`QMatMul`, `rms_norm`, `softmax_last_dim`, `rope`) return no gradient, silently. Here
-//! everything either has a gradient, or refuses. On the CPU each operation is one fused kernel on `f32`; on another device
-//! it is composed of candle's differentiable operations, and a test holds the two against each other.
+//! candle's own fused operations (`QMatMul`, `rms_norm`, `softmax_last_dim`, `rope`) return no gradient, silently, and its
+//! graph keeps every intermediate. Here each operation is a function on rows of numbers with its backward beside it, in `f32`
+//! or `bf16` with `f32` sums ([`Element`]), on memory that goes round ([`Pool`]). [`composed`] holds the same operations out of
+//! candle's differentiable ones: for other devices, and as what the kernels are tested against.
 //!
 //! It does not own layers or parameters: `nn` does.
 
-pub mod attention;
-mod composed;
-mod cpu;
-pub mod frozen_matmul;
-pub mod gemm;
-pub mod linear_cross_entropy;
-pub mod lora;
-pub mod rms_norm;
-pub mod rope;
-pub mod seed_gradient;
-pub mod swiglu;
+// Code is compiled for a wider instruction set only where it is inlined into the function that asks for the set.
+#![expect(clippy::inline_always, reason = "what is not inlined is compiled for the narrowest machine")]
 
-pub use attention::{AttentionShape, causal_attention};
-pub use frozen_matmul::{FrozenWeight, frozen_matmul};
-pub use linear_cross_entropy::{HeadPass, linear_cross_entropy};
-pub use lora::{Dropout, LoraScale, lora_linear};
-pub use rms_norm::rms_norm;
-pub use rope::{RopeTable, rope};
-pub use seed_gradient::seed_gradient;
-pub use swiglu::swiglu;
+pub mod attention;
+pub mod composed;
+mod compute;
+mod cpu;
+pub mod dequantize;
+mod dropout;
+pub mod element;
+mod frozen_weight;
+pub mod gemm;
+mod linear;
+mod linear_cross_entropy;
+mod pool;
+mod rms_norm;
+mod rope;
+pub mod simd;
+mod swiglu;
+
+pub use attention::{AttentionShape, Sequence};
+pub use compute::{Compute, ComputeConfig};
+pub use cpu::numbers;
+pub use dropout::Dropout;
+pub use element::Element;
+pub use frozen_weight::FrozenWeight;
+pub use linear::{Group, Module, SavedInput, Update, UpdateGradient};
+pub use linear_cross_entropy::{HeadPass, chunk_tokens, linear_cross_entropy};
+pub use pool::{Buffer, Pool};
+pub use rms_norm::{rms_norm, rms_norm_backward};
+pub use rope::RopeTable;
+pub use swiglu::{swiglu, swiglu_backward};

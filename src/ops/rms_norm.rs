@@ -1,78 +1,73 @@
-//! Root mean square normalization (arXiv 1910.07467).
+//! Root-mean-square normalization (arXiv 1910.07467).
 
-use super::composed;
-use super::cpu::{contiguous, rows_and_columns, sum_of_products, with_slice};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use super::element::Element;
+use super::gemm::LANES;
+use super::simd::vectorized;
 use rayon::prelude::*;
-use std::sync::Arc;
 
-struct RmsNorm {
-    weight: Arc<[f32]>,
-    epsilon: f32,
+/// `y = x / √(mean(x²) + ε) · w` for each row of `x: [m, d]`.
+pub fn rms_norm<E: Element>(x: &[f32], weight: &[f32], epsilon: f64, y: &mut [E]) {
+    let d = weight.len();
+    y.par_chunks_mut(d).zip(x.par_chunks(d)).with_min_len(16).for_each(|(y, x)| {
+        let scale = inverse_root(x, epsilon);
+        normalize(x, weight, scale, y);
+    });
 }
 
-/// `y = x / √(mean(x²) + ε) · w` over the last dimension of `x: [.., d]`, `f32`. The frozen `weight: [d]` gets no gradient.
-///
-/// With `n = 1/√(mean(x²) + ε)` and `g = dy·w`, the gradient is `dx = n·g - x·n³·mean(g·x)`.
-///
-/// # Errors
-/// When the widths differ, or the types are not `f32`.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return composed::rms_norm(x, &weight.detach(), epsilon);
-    }
-    let (_, columns) = rows_and_columns(x.dims())?;
-    if weight.dims() != [columns] {
-        candle_core::bail!("rms_norm: a weight of {:?} does not fit {:?}", weight.shape(), x.shape());
-    }
-    let weight = with_slice(weight, |weight| Ok(weight.into()))?;
-    x.contiguous()?.apply_op1(RmsNorm { weight, epsilon: epsilon as f32 })
+/// `dx += ∂L/∂x` for `dy = ∂L/∂y`: with `g = dy∘w`, `s = 1/√(mean(x²) + ε)`: `s·g - x·s³·mean(g∘x)`. The weight is frozen.
+pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f64, dy: &[f32], dx: &mut [f32]) {
+    let d = weight.len();
+    dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).with_min_len(16).for_each(|((dx, x), dy)| {
+        let scale = inverse_root(x, epsilon);
+        let mean = sum_of_three(x, weight, dy) / d as f32;
+        pull(x, weight, dy, scale, scale * scale * scale * mean, dx);
+    });
 }
 
-impl RmsNorm {
-    fn inverse_norm(&self, x: &[f32]) -> f32 {
-        1.0 / (sum_of_products(x, x) / x.len() as f32 + self.epsilon).sqrt()
-    }
+fn inverse_root(x: &[f32], epsilon: f64) -> f32 {
+    (1.0 / (f64::from(sum_of_squares(x)) / x.len() as f64 + epsilon).sqrt()) as f32
 }
 
-impl CustomOp1 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = contiguous(storage, layout)?;
-        let columns = self.weight.len();
-        let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(columns).zip(x.par_chunks(columns)).with_min_len(16).for_each(|(out, x)| {
-            let inverse = self.inverse_norm(x);
-            for ((out, x), w) in out.iter_mut().zip(x).zip(&*self.weight) {
-                *out = x * inverse * w;
+vectorized! {
+    fn sum_of_squares(x: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let (chunks, tail) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += x * x;
             }
-        });
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        }
+        lanes.iter().sum::<f32>() + tail.iter().map(|x| x * x).sum::<f32>()
     }
+}
 
-    fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let columns = self.weight.len();
-        let dx = with_slice(x, |x| {
-            with_slice(grad, |dy| {
-                let mut dx = vec![0f32; x.len()];
-                let rows = dx.par_chunks_mut(columns).zip(x.par_chunks(columns)).zip(dy.par_chunks(columns));
-                rows.with_min_len(16).for_each(|((dx, x), dy)| {
-                    let inverse = self.inverse_norm(x);
-                    for ((g, dy), w) in dx.iter_mut().zip(dy).zip(&*self.weight) {
-                        *g = dy * w;
-                    }
-                    let mean = sum_of_products(dx, x) / columns as f32;
-                    let pull = inverse * inverse * inverse * mean;
-                    for (g, x) in dx.iter_mut().zip(x) {
-                        *g = *g * inverse - x * pull;
-                    }
-                });
-                Ok(dx)
-            })
-        })?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+vectorized! {
+    fn sum_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let ((a, a_tail), (b, b_tail), (c, c_tail)) =
+            (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+        for ((a, b), c) in a.iter().zip(b).zip(c) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * b[lane] * c[lane];
+            }
+        }
+        let tail: f32 = a_tail.iter().zip(b_tail).zip(c_tail).map(|((a, b), c)| a * b * c).sum();
+        lanes.iter().sum::<f32>() + tail
+    }
+}
+
+vectorized! {
+    fn normalize<E: Element>(x: &[f32], weight: &[f32], scale: f32, y: &mut [E]) {
+        for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+            *y = E::from_f32(x * scale * weight);
+        }
+    }
+}
+
+vectorized! {
+    fn pull(x: &[f32], weight: &[f32], dy: &[f32], scale: f32, along: f32, dx: &mut [f32]) {
+        for (((dx, x), weight), dy) in dx.iter_mut().zip(x).zip(weight).zip(dy) {
+            *dx += dy * weight * scale - x * along;
+        }
     }
 }

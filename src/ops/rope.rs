@@ -1,8 +1,8 @@
 //! Rotary position embeddings (arXiv 2104.09864), in the order of Hugging Face: the halves of a head are rotated.
 
-use super::composed;
-use super::cpu::{contiguous, with_slice};
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
+use super::element::Element;
+use super::simd::vectorized;
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -27,64 +27,45 @@ impl RopeTable {
         }
     }
 
-    pub(super) fn tensors(&self, b: usize, t: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+    /// Cosines and sines, `[b, t, head_dim / 2]`.
+    ///
+    /// # Errors
+    /// When the table is for another number of tokens.
+    pub fn tensors(&self, b: usize, t: usize, device: &Device) -> Result<(Tensor, Tensor)> {
         let shape = (b, t, self.half);
         Ok((Tensor::from_slice(&self.cos, shape, device)?, Tensor::from_slice(&self.sin, shape, device)?))
     }
-}
 
-struct Rope(RopeTable);
-
-/// Rotates each head of `x: [b, t, heads·d]`, `f32`: `(x₁, x₂) -> (x₁·cos - x₂·sin, x₂·cos + x₁·sin)` for the halves of a
-/// head. The gradient is the rotation by the opposite angle.
-///
-/// # Errors
-/// When the table is for another number of tokens, or the width no multiple of the head's.
-pub fn rope(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
-    let (b, t, width) = x.dims3()?;
-    if table.cos.len() != b * t * table.half || width % (2 * table.half) != 0 {
-        bail!("rope: a table of {} tokens does not fit {:?}", table.cos.len() / table.half.max(1), x.shape());
-    }
-    if !x.device().is_cpu() {
-        let (cos, sin) = table.tensors(b, t, x.device())?;
-        return composed::rope(x, &cos, &sin, 2 * table.half);
-    }
-    x.contiguous()?.apply_op1(Rope(table.clone()))
-}
-
-impl Rope {
-    fn rotate(&self, x: &[f32], width: usize, direction: f32) -> Vec<f32> {
-        let half = self.0.half;
-        let mut out = vec![0f32; x.len()];
-        let tables = self.0.cos.par_chunks(half).zip(self.0.sin.par_chunks(half));
-        let rows = out.par_chunks_mut(width).zip(x.par_chunks(width)).zip(tables);
-        rows.with_min_len(16).for_each(|((out, x), (cos, sin))| {
-            for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                let ((out1, out2), (x1, x2)) = (out.split_at_mut(half), x.split_at(half));
-                for i in 0..half {
-                    let sin = sin[i] * direction;
-                    out1[i] = x1[i] * cos[i] - x2[i] * sin;
-                    out2[i] = x2[i] * cos[i] + x1[i] * sin;
-                }
-            }
+    /// Rotates the first `width` numbers of each row of `x` in place: `(x₁, x₂) -> (x₁·cos - x₂·sin, x₂·cos + x₁·sin)` for
+    /// the halves of each head. Row `i` is token `i` of the table; rows lie `stride` apart.
+    pub fn rotate<E: Element>(&self, x: &mut [E], stride: usize, width: usize) {
+        x.par_chunks_mut(stride).enumerate().with_min_len(16).for_each(|(token, row)| {
+            let (cos, sin) = self.of(token);
+            rotate_row(&mut row[..width], cos, sin, 1.0);
         });
-        out
+    }
+
+    /// Rotates the heads of one token by the opposite angles: the gradient.
+    pub fn rotate_back(&self, token: usize, row: &mut [f32]) {
+        let (cos, sin) = self.of(token);
+        rotate_row(row, cos, sin, -1.0);
+    }
+
+    fn of(&self, token: usize) -> (&[f32], &[f32]) {
+        let range = token * self.half..(token + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
     }
 }
 
-impl CustomOp1 for Rope {
-    fn name(&self) -> &'static str {
-        "rope"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, _, width) = layout.shape().dims3()?;
-        Ok((CpuStorage::F32(self.rotate(contiguous(storage, layout)?, width, 1.0)), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, _, width) = x.dims3()?;
-        let dx = with_slice(grad, |dy| Ok(self.rotate(dy, width, -1.0)))?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+vectorized! {
+    fn rotate_row<E: Element>(row: &mut [E], cos: &[f32], sin: &[f32], direction: f32) {
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (first, second) = head.split_at_mut(cos.len());
+            for (((x1, x2), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                let (a, b, sin) = (x1.to_f32(), x2.to_f32(), sin * direction);
+                *x1 = E::from_f32(a * cos - b * sin);
+                *x2 = E::from_f32(b * cos + a * sin);
+            }
+        }
     }
 }

@@ -1,75 +1,44 @@
-//! The gated activation of Llama's MLP (arXiv 2002.05202).
+//! The gate of an MLP: `silu(gate) · up` (arXiv 2002.05202).
 
-use super::composed;
-use super::cpu::{contiguous, with_slice};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use super::element::Element;
+use super::simd::{sigmoid, vectorized};
 use rayon::prelude::*;
 
-/// Numbers that a thread takes at a time.
-const CHUNK: usize = 1 << 14;
-
-struct SwiGlu;
-
-/// `y = silu(gate) · up`, elementwise, `f32`, with `silu(x) = x·σ(x)`.
-///
-/// `dup = dy·silu(gate)`, `dgate = dy·up·σ(gate)·(1 + gate·(1 - σ(gate)))`.
-///
-/// # Errors
-/// When the shapes differ.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if !gate.device().is_cpu() {
-        return composed::swiglu(gate, up);
-    }
-    if gate.shape() != up.shape() {
-        candle_core::bail!("swiglu: {:?} and {:?} differ", gate.shape(), up.shape());
-    }
-    gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
+/// `y = silu(gate)∘up`, `silu(x) = x / (1 + e⁻ˣ)`, for rows `[gate, up]` of `gate_up: [m, 2·width]`; `y: [m, width]`.
+pub fn swiglu<E: Element>(gate_up: &[E], width: usize, y: &mut [E]) {
+    y.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(8).for_each(|(y, gate_up)| {
+        let (gate, up) = gate_up.split_at(width);
+        row(gate, up, y);
+    });
 }
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+/// The gradients of gate and up, side by side as they lie, for `dy: [m, width]`: with `σ = 1/(1 + e⁻ᵍ)`,
+/// `dg = dy·up·σ·(1 + g·(1 - σ))` and `du = dy·g·σ`.
+pub fn swiglu_backward<E: Element>(gate_up: &[E], width: usize, dy: &[f32], d_gate_up: &mut [E]) {
+    let rows = d_gate_up.par_chunks_mut(2 * width).zip(gate_up.par_chunks(2 * width)).zip(dy.par_chunks(width));
+    rows.with_min_len(8).for_each(|((d_gate_up, gate_up), dy)| {
+        let (gate, up) = gate_up.split_at(width);
+        let (d_gate, d_up) = d_gate_up.split_at_mut(width);
+        row_backward(gate, up, dy, d_gate, d_up);
+    });
 }
 
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let mut out = vec![0f32; gate.len()];
-        out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(
-            |((out, gate), up)| {
-                for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate * sigmoid(gate) * up;
-                }
-            },
-        );
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
-    }
-
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let shape = gate.shape();
-        let (dgate, dup) =
-            with_slice(gate, |gate| with_slice(up, |up| with_slice(grad, |dy| Ok(backward(gate, up, dy)))))?;
-        let device = grad.device();
-        Ok((Some(Tensor::from_vec(dgate, shape, device)?), Some(Tensor::from_vec(dup, shape, device)?)))
+vectorized! {
+    fn row<E: Element>(gate: &[E], up: &[E], y: &mut [E]) {
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            let gate = gate.to_f32();
+            *y = E::from_f32(gate * sigmoid(gate) * up.to_f32());
+        }
     }
 }
 
-fn backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mut dgate, mut dup) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
-    dgate
-        .par_chunks_mut(CHUNK)
-        .zip(dup.par_chunks_mut(CHUNK))
-        .zip(gate.par_chunks(CHUNK))
-        .zip(up.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
-        .for_each(|(((dgate, dup), gate), (up, dy))| {
-            for i in 0..gate.len() {
-                let sigmoid = sigmoid(gate[i]);
-                dup[i] = dy[i] * gate[i] * sigmoid;
-                dgate[i] = dy[i] * up[i] * sigmoid * (1.0 + gate[i] * (1.0 - sigmoid));
-            }
-        });
-    (dgate, dup)
+vectorized! {
+    fn row_backward<E: Element>(gate: &[E], up: &[E], dy: &[f32], d_gate: &mut [E], d_up: &mut [E]) {
+        for ((((gate, up), dy), d_gate), d_up) in gate.iter().zip(up).zip(dy).zip(d_gate).zip(d_up) {
+            let (gate, up) = (gate.to_f32(), up.to_f32());
+            let s = sigmoid(gate);
+            *d_gate = E::from_f32(dy * up * s * (1.0 + gate * (1.0 - s)));
+            *d_up = E::from_f32(dy * gate * s);
+        }
+    }
 }

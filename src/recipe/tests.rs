@@ -72,6 +72,7 @@ fn the_resolved_recipe_loads_again_to_the_same() {
         "training.max_steps=7",
         "data.validation=v.jsonl",
         "device=cuda:1",
+        "compute=bf16",
         "output_dir=/tmp/a b",
         "quantization.type=q4_k",
     ])

@@ -77,13 +77,13 @@ pub fn generate(
     model.params.assign(&bundle.tensors, &request.adapter.join("adapter_model.safetensors"))?;
 
     let encoder = encoder(&base, now())?;
-    let prompt = encode_prompt(request, &encoder, model.lm.dimensions().max_positions)?;
+    let prompt = encode_prompt(request, &encoder, model.lm.dimensions.max_positions)?;
 
     let start = Instant::now();
     let ends = ends(&base, &encoder);
     let mut stream = encoder.stream(true);
     let (mut text, mut tokens, mut failed) = (String::new(), 0, None);
-    let mut generator = Generator::new(&*model.lm, &device, !request.base_only, request.sampling);
+    let mut generator = Generator::new(&model.lm, &device, !request.base_only, request.sampling);
     let finished_by_eos = generator.run(&prompt, request.max_tokens, &ends, |token| {
         tokens += 1;
         match stream.push(token) {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::fs;
 use crate::models::Model;
 use crate::objectives;
+use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::backward::Engine;
 use crate::train::{Event, FitSummary, Observer, Schedule, Settings, Trainer, total_steps};
@@ -53,12 +54,16 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let out = OutputFolder::open(recipe, options)?;
 
     let objective = objectives::build(&recipe.objective);
+    let pool = Pool::default();
     let engine = Engine {
-        lm: &*model.lm,
+        lm: &model.lm,
         params: &model.params,
         objective: &*objective,
         checkpointing: recipe.training.gradient_checkpointing,
+        compute: prepared.compute,
         device: &prepared.device,
+        pool: &pool,
+        capacity: prepared.most_tokens(recipe),
     };
     let identity = prepared.identity(recipe)?;
     let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
@@ -72,7 +77,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
         files = write_adapter(recipe, &model, &fit, &out)?;
-        sample = prepared.sample(&*model.lm, observer);
+        sample = prepared.sample(&model.lm, observer);
     }
     Ok(summary(recipe, &prepared, &model, fit, (files, sample, start)))
 }

@@ -7,6 +7,8 @@ use crate::device::available_memory;
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
+use crate::ops::Compute;
+use crate::ops::simd::Level;
 use crate::recipe::Recipe;
 use crate::train::{Event, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
@@ -21,6 +23,7 @@ pub(super) struct Prepared {
     pub encoder: Encoder,
     pub dataset: Dataset,
     pub device: Device,
+    pub compute: Compute,
     dimensions: Dimensions,
     weights_bytes: u64,
     adapter_parameters: usize,
@@ -63,7 +66,7 @@ impl Prepared {
         let device = recipe.device.open()?;
         let base = open_base(&recipe.base, options.offline, observer)?;
         let plan = models::load(&base, recipe.quantization, Some(&recipe.lora), recipe.training.seed, &device, true)?;
-        let dimensions = *plan.lm.dimensions();
+        let dimensions = plan.lm.dimensions;
         if recipe.data.max_seq_len > dimensions.max_positions {
             return Err(Error::invalid(format!(
                 "data.max_seq_len: {} is over the {} positions that the base was made for",
@@ -81,6 +84,7 @@ impl Prepared {
             base,
             encoder,
             dataset,
+            compute: recipe.compute.resolve(&device),
             device,
             dimensions,
             weights_bytes: plan.report.bytes,
@@ -125,17 +129,34 @@ impl Prepared {
     }
 
     pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
-        let rows = self.dataset.train.iter().chain(&self.dataset.validation);
-        let longest = rows.map(Sequence::len).max().unwrap_or(1);
-        let most = self.dataset.train.len().max(self.dataset.validation.len());
-        let shape = (recipe.training.micro_batch_size.min(most), longest);
-        let checkpointing = recipe.training.gradient_checkpointing;
-        MemoryEstimate::new(self.weights_bytes, self.adapter_parameters, &self.dimensions, shape, checkpointing)
+        MemoryEstimate::new(
+            self.weights_bytes,
+            (self.adapter_parameters, recipe.lora.r),
+            &self.dimensions,
+            self.most_tokens(recipe),
+            recipe.training.gradient_checkpointing,
+            self.compute,
+        )
+    }
+
+    /// The most tokens of a micro-batch.
+    pub(super) fn most_tokens(&self, recipe: &Recipe) -> usize {
+        let most = |rows: &[Sequence]| {
+            let mut lengths: Vec<usize> = rows.iter().map(Sequence::len).collect();
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            lengths.iter().take(recipe.training.micro_batch_size).sum::<usize>()
+        };
+        most(&self.dataset.train).max(most(&self.dataset.validation))
     }
 
     pub(super) fn device_name(&self) -> String {
         match &self.device {
-            Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
+            Device::Cpu => format!(
+                "cpu, {} threads, {} ({})",
+                rayon::current_num_threads(),
+                self.compute.name(),
+                Level::detect().name()
+            ),
             other => format!("{other:?}"),
         }
     }
@@ -187,13 +208,13 @@ impl Prepared {
     }
 
     /// What base and adapter write for a row of the data. That they cannot does not spoil a run that is done.
-    pub(super) fn sample(&self, lm: &dyn CausalLm, observer: &mut dyn Observer) -> Option<Sample> {
+    pub(super) fn sample(&self, lm: &CausalLm, observer: &mut dyn Observer) -> Option<Sample> {
         let sample = self.write_sample(lm, self.sample_row()?);
         sample.map_err(|error| observer.event(&Event::Note(format!("no sample could be written: {error}")))).ok()
     }
 
     /// What base and adapter write where the row's first answer stands.
-    fn write_sample(&self, lm: &dyn CausalLm, row: &Sequence) -> Result<Sample> {
+    fn write_sample(&self, lm: &CausalLm, row: &Sequence) -> Result<Sample> {
         // Where nothing stands before the answer, its first token is the prompt: a model continues something.
         let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0).max(1);
         let length = row.labels[answer..].iter().take_while(|&&label| label != IGNORED).count();

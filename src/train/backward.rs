@@ -1,24 +1,22 @@
-//! One micro-batch forward and backward, layer by layer.
+//! One micro-batch forward and backward: loss and gradients.
 //!
-//! Each layer is a graph of its own, from a variable that holds its input. The backward pass starts from the gradient of the
-//! layer's output and pulls it through to the input. Under [`GradientCheckpointing::Layer`] the forward pass drops the graph
-//! and the backward pass builds it again from the same input, with the same operations: no bit of the result changes.
+//! On the CPU with operations of our own ([`cpu`]), on another device with candle's graph ([`tape`]); the objective and the
+//! accounts are the same.
+
+mod cpu;
+mod tape;
 
 use super::GradientCheckpointing;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::models::CausalLm;
-use crate::nn::{AdapterParams, ForwardContext};
+use crate::nn::{AdapterParams, Gradients};
 use crate::objectives::{LabelLogProbs, Objective, Observations};
-use crate::ops::{HeadPass, linear_cross_entropy, seed_gradient};
+use crate::ops::{Compute, Pool};
 use crate::rng;
-use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor};
+use half::bf16;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-
-/// Sums of gradients by tensor name, over the micro-batches of a step; not yet divided by the step's denominator.
-pub type Gradients = BTreeMap<String, Tensor>;
 
 /// What a micro-batch adds to its step.
 #[derive(Debug, Clone, Default)]
@@ -53,23 +51,21 @@ impl Loss {
 #[derive(Clone, Copy)]
 pub struct Engine<'a> {
     /// The model.
-    pub lm: &'a dyn CausalLm,
+    pub lm: &'a CausalLm,
     /// Its adapter.
     pub params: &'a AdapterParams,
     /// What is minimised.
     pub objective: &'a dyn Objective,
     /// Which activations are kept.
     pub checkpointing: GradientCheckpointing,
+    /// The type of products and activations.
+    pub compute: Compute,
     /// Where it runs.
     pub device: &'a Device,
-}
-
-/// What is kept of a layer between the forward and the backward pass.
-enum Kept {
-    /// Its input only.
-    Input(Tensor),
-    /// Its input and its output, with the graph in between.
-    Graph(Var, Tensor),
+    /// Where buffers come from.
+    pub pool: &'a Pool,
+    /// The most tokens of a micro-batch, if it is known: what buffers have room for.
+    pub capacity: usize,
 }
 
 /// The gradients of one optimizer step.
@@ -78,8 +74,8 @@ pub struct StepGradients {
     pub loss: Loss,
     /// What loss and gradients are divided by.
     pub denominator: f64,
-    /// Sums of gradients, not yet divided.
-    pub gradients: Gradients,
+    /// Sums of gradients by tensor name, not yet divided.
+    pub gradients: BTreeMap<String, Tensor>,
 }
 
 impl Engine<'_> {
@@ -87,14 +83,40 @@ impl Engine<'_> {
     /// `dropout_keys` has the keys of each micro-batch's tokens where dropout is on.
     ///
     /// # Errors
-    /// As [`Self::accumulate`].
-    pub fn step(&self, batches: &[Batch], dropout_keys: impl Fn(usize) -> Option<Arc<[u64]>>) -> Result<StepGradients> {
-        let (mut loss, mut gradients) = (Loss::default(), Gradients::new());
+    /// When shapes do not fit, or an adapter tensor gets no gradient.
+    pub fn step(
+        &self,
+        batches: &[Batch],
+        dropout_keys: impl Fn(usize) -> Option<Vec<u64>> + Send,
+    ) -> Result<StepGradients> {
+        // From within the pool: a thread outside would hand each small task over, and sleep.
+        rayon::scope(|_| self.step_within(batches, dropout_keys))
+    }
+
+    fn step_within(
+        &self,
+        batches: &[Batch],
+        dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
+    ) -> Result<StepGradients> {
+        let (mut loss, mut gradients) = (Loss::default(), Gradients::default());
         for (i, batch) in batches.iter().enumerate() {
-            loss.join(self.accumulate(batch, dropout_keys(i), &mut gradients)?);
+            loss.join(self.accumulate(batch, dropout_keys(i).as_deref(), &mut gradients)?);
+        }
+        if loss.supervised > 0 && gradients.len() != self.params.len() {
+            let (got, all) = (gradients.len(), self.params.len());
+            return Err(Error::invalid(format!("internal: {got} of {all} adapter tensors got a gradient")));
         }
         let samples = batches.iter().map(Batch::samples).sum();
         let denominator = self.objective.denominator(samples, loss.supervised);
+        let tensors = gradients.into_sums().filter_map(|(name, sum)| {
+            let shape = self.params.get(&name)?.shape().clone();
+            Some(
+                Tensor::from_vec(sum, shape, &Device::Cpu)
+                    .and_then(|sum| sum.to_device(self.device))
+                    .map(|sum| (name, sum)),
+            )
+        });
+        let gradients = tensors.collect::<candle_core::Result<_>>()?;
         Ok(StepGradients { loss, denominator, gradients })
     }
 
@@ -103,162 +125,78 @@ impl Engine<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn evaluate(&self, batch: &Batch) -> Result<Loss> {
-        let context = self.context(batch, None);
-        let mut hidden = self.embed(batch)?;
-        for index in 0..self.lm.dimensions().layers {
-            hidden = self.lm.layer(index, &hidden, &context)?.detach();
-        }
-        let (_, _, loss) = self.head(batch, &self.lm.final_norm(&hidden)?, false)?;
-        Ok(loss)
+        rayon::scope(|_| match self.compute {
+            _ if !self.device.is_cpu() => self.evaluate_tape(batch),
+            Compute::F32 => self.evaluate_cpu::<f32>(batch),
+            Compute::Bf16 => self.evaluate_cpu::<bf16>(batch),
+        })
     }
 
-    /// The loss of a batch; its gradients are added to `gradients`. `dropout_keys` has a key for each token where dropout is
-    /// on.
-    ///
-    /// # Errors
-    /// When shapes do not fit, or an adapter tensor gets no gradient.
-    pub fn accumulate(
-        &self,
-        batch: &Batch,
-        dropout_keys: Option<Arc<[u64]>>,
-        gradients: &mut Gradients,
-    ) -> Result<Loss> {
-        let context = self.context(batch, dropout_keys);
-        let mut layers = Vec::with_capacity(self.lm.dimensions().layers);
-        let mut hidden = self.embed(batch)?;
-        for index in 0..self.lm.dimensions().layers {
-            let (kept, output) = self.forward_layer(index, hidden, &context)?;
-            layers.push(kept);
-            hidden = output;
-        }
-
-        let input = Var::from_tensor(&hidden)?;
-        let normalized = self.lm.final_norm(&input)?;
-        let (positions, pass, loss) = self.head(batch, &normalized, true)?;
-        let Some(pulled) = pass else {
-            return Ok(loss); // Nothing is supervised: no gradient.
-        };
-        let (rows, width) = (batch.rows * batch.width, self.lm.dimensions().hidden);
-        let positions = Tensor::new(positions.as_slice(), self.device)?;
-        let spread = Tensor::zeros((rows, width), DType::F32, self.device)?.index_add(&positions, &pulled, 0)?;
-        let mut gradient = pull(&normalized, &spread.reshape(normalized.shape())?, &input)?.1;
-
-        let mut seen = 0;
-        for (index, kept) in layers.into_iter().enumerate().rev() {
-            let (input, output) = match kept {
-                Kept::Graph(input, output) => (input, output),
-                Kept::Input(input) => self.graph(index, &input, &context)?,
-            };
-            let (mut store, pulled) = pull(&output, &gradient, &input)?;
-            gradient = pulled;
-            seen += self.collect(&mut store, gradients)?;
-        }
-        if seen != self.params.len() {
-            return Err(Error::invalid(format!(
-                "internal: {seen} of {} adapter tensors got a gradient",
-                self.params.len()
-            )));
-        }
-        Ok(loss)
-    }
-
-    fn context(&self, batch: &Batch, dropout_keys: Option<Arc<[u64]>>) -> ForwardContext<'static> {
-        ForwardContext {
-            rope: self.lm.rope(&batch.position_ids),
-            segments: batch.segment_ids.clone().into(),
-            dropout_keys,
-            adapter: true,
-            cache: None,
+    fn accumulate(&self, batch: &Batch, dropout_keys: Option<&[u64]>, gradients: &mut Gradients) -> Result<Loss> {
+        match self.compute {
+            _ if !self.device.is_cpu() => self.accumulate_tape(batch, dropout_keys, gradients),
+            Compute::F32 => self.accumulate_cpu::<f32>(batch, dropout_keys, gradients),
+            Compute::Bf16 => self.accumulate_cpu::<bf16>(batch, dropout_keys, gradients),
         }
     }
 
-    fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        let ids = Tensor::from_slice(&batch.input_ids, (batch.rows, batch.width), self.device)?;
-        Ok(self.lm.embed(&ids)?)
-    }
-
-    fn graph(&self, index: usize, input: &Tensor, context: &ForwardContext<'_>) -> Result<(Var, Tensor)> {
-        let input = Var::from_tensor(input)?;
-        let output = self.lm.layer(index, &input, context)?;
-        Ok((input, output))
-    }
-
-    fn forward_layer(&self, index: usize, input: Tensor, context: &ForwardContext<'_>) -> Result<(Kept, Tensor)> {
+    /// How many of the last layers keep their activations.
+    fn kept_layers(&self, _batch: &Batch) -> usize {
         match self.checkpointing {
-            GradientCheckpointing::None => {
-                let (input, output) = self.graph(index, &input, context)?;
-                let detached = output.detach();
-                Ok((Kept::Graph(input, output), detached))
-            }
-            GradientCheckpointing::Layer => {
-                let output = self.lm.layer(index, &input, context)?.detach();
-                Ok((Kept::Input(input), output))
-            }
+            GradientCheckpointing::None => self.lm.layers.len(),
+            GradientCheckpointing::Layer => 0,
         }
     }
+}
 
-    /// Positions of the targets, the weighted gradient there, and the loss.
-    fn head(&self, batch: &Batch, normalized: &Tensor, train: bool) -> Result<(Vec<u32>, Option<Tensor>, Loss)> {
+/// The supervised predictions of a batch.
+struct Head {
+    /// Flat indices of the hidden states that predict, ascending.
+    places: Vec<usize>,
+    labels: Vec<u32>,
+    /// Predictions of each sample.
+    lengths: Vec<usize>,
+    tokens: usize,
+}
+
+impl Head {
+    fn of(batch: &Batch) -> Self {
         let targets = batch.supervised_targets();
-        let positions: Vec<u32> = targets.iter().map(|target| target.position as u32).collect();
-        let mut loss = Loss { tokens: batch.tokens(), supervised: targets.len(), ..Loss::default() };
-        if targets.is_empty() {
-            return Ok((positions, None, loss));
-        }
-        let labels: Vec<u32> = targets.iter().map(|target| target.label).collect();
         let mut lengths = vec![0; batch.samples()];
         for target in &targets {
             lengths[target.sample] += 1;
         }
-
-        let flat = normalized.detach().reshape((batch.rows * batch.width, ()))?;
-        let hidden = flat.index_select(&Tensor::new(positions.as_slice(), self.device)?, 0)?;
-        let HeadPass { log_probabilities, top1, gradient } =
-            linear_cross_entropy(&hidden, self.lm.lm_head(), &labels, train)?;
-
-        let labels = LabelLogProbs { log_probabilities: &log_probabilities, lengths: &lengths };
-        let weighted = self.objective.weigh(&labels);
-        loss.sum = -weighted.weights.iter().zip(&log_probabilities).map(|(w, log_p)| w * log_p).sum::<f64>();
-        loss.cross_entropy = -log_probabilities.iter().sum::<f64>();
-        loss.top1 = top1.iter().filter(|&&top| top).count();
-        loss.observations = weighted.observations;
-        let pulled = match gradient {
-            Some(gradient) => {
-                let weights: Vec<f32> = weighted.weights.iter().map(|&w| w as f32).collect();
-                let weights = Tensor::from_vec(weights, (targets.len(), 1), self.device)?;
-                Some(gradient.broadcast_mul(&weights)?)
-            }
-            None => None,
-        };
-        Ok((positions, pulled, loss))
-    }
-
-    /// Moves the gradients of adapter tensors from `store` to `gradients`, and counts them.
-    fn collect(&self, store: &mut GradStore, gradients: &mut Gradients) -> Result<usize> {
-        let mut count = 0;
-        for (name, variable) in self.params.iter() {
-            let Some(gradient) = store.remove(variable) else { continue };
-            count += 1;
-            let sum = match gradients.get(name) {
-                Some(sum) => (sum + gradient)?,
-                None => gradient,
-            };
-            gradients.insert(name.to_owned(), sum.detach());
+        Self {
+            places: targets.iter().map(|target| target.position).collect(),
+            labels: targets.iter().map(|target| target.label).collect(),
+            lengths,
+            tokens: batch.tokens(),
         }
-        Ok(count)
     }
-}
 
-/// Pulls `gradient` from `output` back to `input`: all gradients on the way, and that of the input.
-fn pull(output: &Tensor, gradient: &Tensor, input: &Var) -> Result<(GradStore, Tensor)> {
-    let mut store = seed_gradient(output, gradient)?.backward()?;
-    let gradient = store.remove(input).ok_or_else(|| Error::invalid("internal: a layer's input got no gradient"))?;
-    Ok((store, gradient.detach()))
+    /// The loss where nothing is supervised.
+    fn nothing(&self) -> Loss {
+        Loss { tokens: self.tokens, ..Loss::default() }
+    }
+
+    /// The objective's loss, and its weight for each prediction.
+    fn loss(&self, objective: &dyn Objective, log_probabilities: &[f64], top1: &[bool]) -> (Loss, Vec<f64>) {
+        let weighted = objective.weigh(&LabelLogProbs { log_probabilities, lengths: &self.lengths });
+        let loss = Loss {
+            sum: -weighted.weights.iter().zip(log_probabilities).map(|(w, log_p)| w * log_p).sum::<f64>(),
+            cross_entropy: -log_probabilities.iter().sum::<f64>(),
+            supervised: self.labels.len(),
+            top1: top1.iter().filter(|&&top| top).count(),
+            tokens: self.tokens,
+            observations: weighted.observations,
+        };
+        (loss, weighted.weights)
+    }
 }
 
 /// A key for each token of a batch: of the seed, the sample's place in the run, and the token's place in the sample. Padding
 /// gets one too, and does not matter.
-pub fn dropout_keys(batch: &Batch, seed: u64, samples: &[u64]) -> Arc<[u64]> {
+pub fn dropout_keys(batch: &Batch, seed: u64, samples: &[u64]) -> Vec<u64> {
     let label = rng::name_key("dropout");
     let tokens = batch.position_ids.iter().enumerate();
     tokens.map(|(i, &position)| rng::key(seed, &[label, samples[i / batch.width], u64::from(position)])).collect()

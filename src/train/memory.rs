@@ -2,6 +2,9 @@
 
 use super::GradientCheckpointing;
 use crate::models::Dimensions;
+use crate::nn::DecoderLayer;
+use crate::ops::{Compute, chunk_tokens};
+use half::bf16;
 use serde::Serialize;
 
 /// Bytes by purpose.
@@ -13,7 +16,7 @@ pub struct MemoryEstimate {
     pub adapter_and_optimizer: u64,
     /// What the layers keep for the backward pass, and the work of one layer.
     pub activations: u64,
-    /// The head: logits of a chunk, and a panel of dequantized weights.
+    /// The head: exponentials of a chunk, and panels of packed weights.
     pub head: u64,
     /// All of it, and the program itself.
     pub total: u64,
@@ -22,36 +25,48 @@ pub struct MemoryEstimate {
 /// What the program takes without a model: code, tokenizer, threads.
 const PROGRAM: u64 = 48 << 20;
 
+/// Numbers of the packed panels that are alive at a time.
+const PANELS: u64 = 2 << 20;
+
 impl MemoryEstimate {
-    /// An estimate for micro-batches of `rows × width` tokens.
+    /// An estimate for micro-batches of so many tokens, padding not counted: it never enters.
     ///
-    /// `weights + adapter·(1 + 1 + 2) + layer inputs + kept activations + one layer's work + head`, all but the weights in
-    /// `f32`. A layer's graph keeps, for each token: input, two normalized inputs, queries twice (before and after
-    /// rotation), keys twice, values, attention, the state between, gate, up, and their product.
+    /// `weights + adapter·(1 + 1 + 2) + layer inputs + kept activations + one layer's work + head`. A layer keeps its input
+    /// (`f32`), and what [`DecoderLayer::activation_bytes`] counts.
     pub fn new(
         weights: u64,
-        adapter_parameters: usize,
+        (adapter_parameters, r): (usize, usize),
         d: &Dimensions,
-        (rows, width): (usize, usize),
+        tokens: usize,
         checkpointing: GradientCheckpointing,
+        compute: Compute,
     ) -> Self {
-        let tokens = (rows * width) as u64;
-        let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
+        let (each, chunk) = match compute {
+            Compute::F32 => (Self::layer::<f32>(d, r), chunk_tokens::<f32>(d.vocabulary)),
+            Compute::Bf16 => (Self::layer::<bf16>(d, r), chunk_tokens::<bf16>(d.vocabulary)),
+        };
+        let (tokens, bytes) = (tokens as u64, compute.bytes() as u64);
         let (hidden, inner) = (d.hidden as u64, d.intermediate as u64);
-        let graph = 4 * tokens * (6 * hidden + 3 * query + 5 * key + 3 * inner);
-        // While a layer is pulled through, gradients of about as many numbers are alive.
-        let work = graph + 4 * tokens * (2 * hidden + 2 * inner);
-        let inputs = 4 * tokens * hidden * d.layers as u64;
-        let activations = work
-            + match checkpointing {
-                GradientCheckpointing::None => graph * d.layers as u64,
-                GradientCheckpointing::Layer => inputs,
-            };
-        let logits = 4 * tokens.min(256) * d.vocabulary as u64;
-        let largest = 4 * hidden * (d.vocabulary as u64).max(inner);
-        let head = logits + largest.min(16 << 20) + 4 * tokens * hidden * 3;
-        let adapter_and_optimizer = 4 * 5 * adapter_parameters as u64;
+        let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
+        let layers = d.layers as u64;
+        let kept = match checkpointing {
+            GradientCheckpointing::None => layers,
+            GradientCheckpointing::Layer => 1,
+        };
+        // Backward through an MLP: the product within, its gradient in f32, gate's and up's, their packed input; and through
+        // attention: gradients of queries, keys and values in f32 for each head, and packed keys and values.
+        let mlp = (4 * bytes + 4) * inner + (2 * bytes + 8) * hidden;
+        let attention = (12 + 4 * bytes) * query + 4 * bytes * key + (2 * bytes + 8) * hidden;
+        let work = tokens * mlp.max(attention);
+        let activations = tokens * (4 * hidden * (layers + 2) + kept * each) + work;
+        let rows = tokens.min(chunk as u64);
+        let head = bytes * (rows * d.vocabulary as u64 + PANELS) + tokens * hidden * (bytes + 12);
+        let adapter_and_optimizer = 4 * 4 * adapter_parameters as u64;
         let total = PROGRAM + weights + adapter_and_optimizer + activations + head;
         Self { weights, adapter_and_optimizer, activations, head, total }
+    }
+
+    fn layer<E: crate::ops::Element>(d: &Dimensions, r: usize) -> u64 {
+        DecoderLayer::activation_bytes::<E>(d.hidden, d.attention(), d.intermediate, r) as u64
     }
 }

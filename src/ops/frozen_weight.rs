@@ -1,19 +1,15 @@
-//! Products with a frozen, quantized weight.
+//! A frozen, quantized matrix, and how it is dequantized into the layout that products read.
 //!
-//! Autograd of a plain `matmul` also computes the gradient of the frozen weight: a third of the arithmetic, for nothing.
-//! Here the backward pass is `dX = dY·W` alone. The weight is dequantized panel by panel, so that no dense copy of a large
-//! one is ever whole in memory, and the arithmetic is `f32` throughout (candle's own quantized product rounds the
-//! activations to 8 bits).
+//! No dense copy of a large weight is ever whole in memory: it is packed panel by panel. It does not own the products
+//! ([`super::linear`], [`super::linear_cross_entropy`]).
 
-use super::composed;
-use super::cpu::{contiguous, rows_and_columns, with_slice};
-use super::gemm::{Matrix, MatrixMut, Threads, gemm};
-use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8_1,
-    BlockQ8K,
-};
-use candle_core::quantized::{GgmlDType, GgmlType, QStorage, QTensor};
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use super::dequantize::dequantize;
+use super::element::Element;
+use super::gemm::pack::{Shape, pack_rows, pack_transposed};
+use super::gemm::{LANES, TILE_COLUMNS};
+use super::pool::Pool;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,8 +17,17 @@ use std::sync::Arc;
 /// Numbers of a dequantized panel at most: 16 MiB of `f32`.
 const PANEL: usize = 4 << 20;
 
+/// Depth that is dequantized at a time for a transposed pack: 48 rows of it stay in the nearest cache, and whole blocks fill it.
+const DEPTH_PART: usize = 256;
+
+/// Rows that are dequantized at a time for a pack of rows.
+const ROWS_PART: usize = 8;
+
+/// Rows (depth) that [`FrozenWeight::pack_rows`] packs by themselves.
+pub(super) const DEPTH_BLOCK: usize = 256;
+
 /// Batches of at most so many rows go row by row through the weight, which never leaves the cache dequantized.
-const FEW_ROWS: usize = 4;
+pub(super) const FEW_ROWS: usize = 4;
 
 /// A frozen matrix `[out, in]`, held in the type that it is stored in.
 #[derive(Debug, Clone)]
@@ -124,23 +129,17 @@ impl FrozenWeight {
             bail!("rows {range:?} of a weight of {} do not fit {} numbers", self.rows, out.len());
         }
         let bytes = &data[range.start * row_bytes..range.end * row_bytes];
-        match dtype {
-            GgmlDType::F32 => to_float::<f32>(bytes, out),
-            GgmlDType::F16 => to_float::<half::f16>(bytes, out),
-            GgmlDType::BF16 => to_float::<half::bf16>(bytes, out),
-            GgmlDType::Q4_0 => to_float::<BlockQ4_0>(bytes, out),
-            GgmlDType::Q4_1 => to_float::<BlockQ4_1>(bytes, out),
-            GgmlDType::Q5_0 => to_float::<BlockQ5_0>(bytes, out),
-            GgmlDType::Q5_1 => to_float::<BlockQ5_1>(bytes, out),
-            GgmlDType::Q8_0 => to_float::<BlockQ8_0>(bytes, out),
-            GgmlDType::Q8_1 => to_float::<BlockQ8_1>(bytes, out),
-            GgmlDType::Q2K => to_float::<BlockQ2K>(bytes, out),
-            GgmlDType::Q3K => to_float::<BlockQ3K>(bytes, out),
-            GgmlDType::Q4K => to_float::<BlockQ4K>(bytes, out),
-            GgmlDType::Q5K => to_float::<BlockQ5K>(bytes, out),
-            GgmlDType::Q6K => to_float::<BlockQ6K>(bytes, out),
-            GgmlDType::Q8K => to_float::<BlockQ8K>(bytes, out),
-        }
+        dequantize(dtype, bytes, out);
+        Ok(())
+    }
+
+    /// Writes a stretch of one row in `f32` to `out`; it starts and ends at a multiple of 256, or at the row's end.
+    fn dequantize_part(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let dtype = self.dtype();
+        let bytes_of = |numbers: usize| numbers / dtype.block_size() * dtype.type_size();
+        let data = self.tensor.data()?;
+        let first = row * bytes_of(self.columns) + bytes_of(columns.start);
+        dequantize(dtype, &data[first..first + bytes_of(columns.len())], out);
         Ok(())
     }
 
@@ -164,21 +163,8 @@ impl FrozenWeight {
         Ok(())
     }
 
-    /// `out[m, rows] = x[m, in] · Wᵀ`, overwriting `out`.
-    pub(super) fn forward_into(&self, x: &[f32], m: usize, out: &mut [f32]) -> Result<()> {
-        let (n, k) = (self.rows, self.columns);
-        if m <= FEW_ROWS {
-            return self.forward_few_rows(x, m, out);
-        }
-        self.for_each_panel(|range, panel| {
-            let dst = MatrixMut::strided(&mut out[range.start..], m, range.len(), n);
-            gemm(dst, Matrix::dense(x, m, k), Matrix::dense(panel, range.len(), k).t(), 1.0, false, Threads::All);
-            Ok(())
-        })
-    }
-
     /// A row of the weight at a time, dequantized into the cache: what token-by-token generation needs.
-    fn forward_few_rows(&self, x: &[f32], m: usize, out: &mut [f32]) -> Result<()> {
+    pub(super) fn forward_few_rows(&self, x: &[f32], m: usize, out: &mut [f32]) -> Result<()> {
         let (n, k) = (self.rows, self.columns);
         let slice_rows = n.div_ceil(8 * rayon::current_num_threads()).max(1);
         let parts = (0..n.div_ceil(slice_rows))
@@ -202,79 +188,55 @@ impl FrozenWeight {
         Ok(())
     }
 
-    /// `dx[m, in] = dy[m, rows] · W`, overwriting `dx`.
-    pub(super) fn backward_into(&self, dy: &[f32], m: usize, dx: &mut [f32]) -> Result<()> {
-        let (n, k) = (self.rows, self.columns);
-        self.for_each_panel(|range, panel| {
-            let lhs = Matrix::strided(&dy[range.start..], m, range.len(), n);
-            let rhs = Matrix::dense(panel, range.len(), k);
-            gemm(MatrixMut::dense(dx, m, k), lhs, rhs, 1.0, range.start > 0, Threads::All);
+    /// Packs rows (outputs) as a transposed right side, for `x · Wᵀ`: `[in, rows]` in tiles of columns. All threads work on it.
+    ///
+    /// # Errors
+    /// When the weight is on another device.
+    pub fn pack_transposed<E: Element>(&self, rows: Range<usize>, packed: &mut [E], pool: &Pool) -> Result<()> {
+        let shape = Shape::new::<E>(self.columns, rows.len());
+        let tiles = packed[..shape.len()].par_chunks_mut(TILE_COLUMNS * shape.depth);
+        tiles.enumerate().try_for_each(|(tile, out)| {
+            let (columns, vectors) = shape.tile(tile);
+            let width = vectors * LANES;
+            let mut part = pool.take::<f32>(columns, DEPTH_PART, TILE_COLUMNS);
+            for depth in (0..self.columns).step_by(DEPTH_PART) {
+                let range = depth..(depth + DEPTH_PART).min(self.columns);
+                let length = range.len();
+                for (j, part) in part.chunks_exact_mut(DEPTH_PART).enumerate() {
+                    self.dequantize_part(rows.start + tile * TILE_COLUMNS + j, range.clone(), &mut part[..length])?;
+                }
+                pack_transposed(&part, DEPTH_PART, columns, length, width, &mut out[depth * width..]);
+            }
             Ok(())
         })
     }
-}
 
-fn to_float<T: GgmlType>(bytes: &[u8], out: &mut [f32]) {
-    let blocks = bytes.len() / size_of::<T>();
-    assert!(bytes.as_ptr().cast::<T>().is_aligned() && blocks * T::BLCK_SIZE == out.len(), "blocks do not fit");
-    // SAFETY: `bytes` is the storage of a Vec<T> inside a QTensor, cut at block borders; alignment and length are checked
-    // above, and every bit pattern is a valid block (integers and half floats).
-    #[expect(unsafe_code, reason = "candle hands out the blocks of a tensor as bytes only")]
-    let blocks = unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<T>(), blocks) };
-    T::to_float(blocks, out);
-}
-
-struct FrozenMatmul(FrozenWeight);
-
-/// `y = x · Wᵀ` for `x: [.., in]`, `f32`; the gradient is `dx = dy · W`. `W` gets none.
-///
-/// # Errors
-/// When the last dimension of `x` is not the weight's, or `x` is not `f32`.
-pub fn frozen_matmul(x: &Tensor, weight: &FrozenWeight) -> Result<Tensor> {
-    check_input(x, weight)?;
-    if !x.device().is_cpu() {
-        return composed::linear(x, &weight.dequantize(x.device())?);
-    }
-    x.contiguous()?.apply_op1(FrozenMatmul(weight.clone()))
-}
-
-pub(super) fn check_input(x: &Tensor, weight: &FrozenWeight) -> Result<()> {
-    let (_, columns) = rows_and_columns(x.dims())?;
-    if columns != weight.columns || x.dtype() != DType::F32 {
-        bail!("a weight of {} inputs was given {:?} of {:?}", weight.columns, x.shape(), x.dtype());
-    }
-    Ok(())
-}
-
-/// The dimensions of `x` with the last one replaced.
-pub(super) fn with_last_dim(dims: &[usize], last: usize) -> Shape {
-    let mut dims = dims.to_vec();
-    if let Some(dim) = dims.last_mut() {
-        *dim = last;
-    }
-    Shape::from(dims)
-}
-
-impl CustomOp1 for FrozenMatmul {
-    fn name(&self) -> &'static str {
-        "frozen_matmul"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = contiguous(storage, layout)?;
-        let (m, _) = rows_and_columns(layout.dims())?;
-        let mut out = vec![0f32; m * self.0.rows];
-        self.0.forward_into(x, m, &mut out)?;
-        Ok((CpuStorage::F32(out), with_last_dim(layout.dims(), self.0.rows)))
-    }
-
-    fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (m, k) = rows_and_columns(x.dims())?;
-        let dx = with_slice(grad, |dy| {
-            let mut dx = vec![0f32; m * k];
-            self.0.backward_into(dy, m, &mut dx)?;
-            Ok(dx)
-        })?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    /// Packs rows (outputs) as a right side, for `dy · W`: `[rows, in]`, whose depth are the rows, in blocks of
+    /// [`DEPTH_BLOCK`] rows, each of them packed by itself. All threads work on it.
+    ///
+    /// # Errors
+    /// When the weight is on another device.
+    pub fn pack_rows<E: Element>(&self, rows: Range<usize>, packed: &mut [E], pool: &Pool) -> Result<()> {
+        let block = Shape::new::<E>(DEPTH_BLOCK, self.columns);
+        packed.par_chunks_mut(block.len()).take(rows.len().div_ceil(DEPTH_BLOCK)).enumerate().try_for_each(
+            |(i, out)| {
+                let first = rows.start + i * DEPTH_BLOCK;
+                let depth = (rows.end - first).min(DEPTH_BLOCK);
+                let shape = Shape::new::<E>(depth, self.columns);
+                let mut part = pool.take::<f32>(ROWS_PART, self.columns, ROWS_PART);
+                for row in (0..depth).step_by(ROWS_PART) {
+                    let count = (depth - row).min(ROWS_PART);
+                    let part = &mut part[..count * self.columns];
+                    self.dequantize_rows(first + row..first + row + count, part)?;
+                    for tile in 0..shape.tiles() {
+                        let (columns, vectors) = shape.tile(tile);
+                        let width = vectors * LANES;
+                        let out = &mut out[shape.offset(tile) + row * width..];
+                        pack_rows(&part[tile * TILE_COLUMNS..], self.columns, count, columns, width, out);
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 }

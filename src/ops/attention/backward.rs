@@ -1,0 +1,312 @@
+//! The backward pass of attention: each task is one head of one sequence.
+
+use super::{Attention, AttentionShape, Heads, Packs};
+use crate::ops::element::{Element, convert};
+use crate::ops::gemm::pack::{Shape, transpose};
+use crate::ops::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
+use crate::ops::pool::Pool;
+use crate::ops::rope::RopeTable;
+use crate::ops::simd::{Level, exp, vectorized};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Queries that meet a tile of keys at a time: the depth of the products for keys and values.
+const BLOCK: usize = 64;
+
+/// What the forward pass has left, and the gradient of its output.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionOutput<'a, E> {
+    /// `[m, heads·d]`
+    pub out: &'a [E],
+    /// `[m, heads]`
+    pub log_sums: &'a [f32],
+    /// The gradient of `out`.
+    pub gradient: &'a [E],
+}
+
+/// The gradients of queries, keys and values, side by side in `dqkv: [m, (heads + 2·kv_heads)·d]`. Queries and keys are
+/// rotated back if there is a table.
+///
+/// With `P` the probabilities and `dP = dO·Vᵀ`: `dS = P∘(dP - rowsum(dO∘O))`, `dQ = dS·K/√d`, `dK = dSᵀ·Q/√d`, `dV = Pᵀ·dO`.
+///
+/// # Panics
+/// When shapes do not fit their slices: a bug of the caller; or when queries and keys are not of the same rows.
+pub fn attention_backward<E: Element>(
+    attention: &Attention<'_, E>,
+    output: AttentionOutput<'_, E>,
+    rope: Option<&RopeTable>,
+    dqkv: &mut [E],
+    pool: &Pool,
+) {
+    let AttentionShape { heads, kv_heads, head_dim } = attention.shape;
+    let m = output.log_sums.len() / heads;
+    assert!(attention.sequences.iter().all(|s| s.queries == s.keys), "attention: a backward pass with a cache");
+    let packs = BackwardPacks {
+        keys: Packs::transposed(attention, attention.k, pool),
+        key_rows: Packs::rows(attention, attention.k, pool),
+        values: Packs::transposed(attention, attention.v, pool),
+    };
+    let capacity = m.next_multiple_of(BLOCK);
+    let mut gradients = [(); 3].map(|()| pool.take::<f32>(m, heads * head_dim, capacity));
+    let mut tasks = Vec::new();
+    {
+        let [dq, dk, dv] = &mut gradients;
+        let (mut dq, mut dk, mut dv) = (&mut dq[..], &mut dk[..], &mut dv[..]);
+        for head in 0..heads {
+            for (index, sequence) in attention.sequences.iter().enumerate() {
+                let size = sequence.queries.len() * head_dim;
+                let (q, rest_q) = dq.split_at_mut(size);
+                let (k, rest_k) = dk.split_at_mut(size);
+                let (v, rest_v) = dv.split_at_mut(size);
+                (dq, dk, dv) = (rest_q, rest_k, rest_v);
+                tasks.push((Task { attention, output, packs: &packs, head, index }, [q, k, v]));
+            }
+        }
+    }
+    tasks.sort_by_key(|(task, _)| std::cmp::Reverse(attention.sequences[task.index].queries.len()));
+    tasks.into_par_iter().with_max_len(1).for_each(|(task, out)| task.run(out, pool));
+    let [dq, dk, dv] = &gradients;
+    let group = heads / kv_heads;
+    let width = (heads + 2 * kv_heads) * head_dim;
+    dqkv.par_chunks_mut(width).enumerate().with_min_len(16).for_each_init(
+        || vec![0f32; width],
+        |row, (token, out)| {
+            row.fill(0.0);
+            let place = |head: usize| (head * m + token) * head_dim;
+            for head in 0..heads {
+                let from = place(head)..place(head) + head_dim;
+                row[head * head_dim..][..head_dim].copy_from_slice(&dq[from.clone()]);
+                for (part, source) in [(heads, dk), (heads + kv_heads, dv)] {
+                    let to = &mut row[(part + head / group) * head_dim..][..head_dim];
+                    to.iter_mut().zip(&source[from.clone()]).for_each(|(to, x)| *to += x);
+                }
+            }
+            if let Some(rope) = rope {
+                rope.rotate_back(token, &mut row[..(heads + kv_heads) * head_dim]);
+            }
+            convert(row, out);
+        },
+    );
+}
+
+struct BackwardPacks<E: Element> {
+    keys: Packs<E>,
+    key_rows: Packs<E>,
+    values: Packs<E>,
+}
+
+#[derive(Clone, Copy)]
+struct Task<'a, E: Element> {
+    attention: &'a Attention<'a, E>,
+    output: AttentionOutput<'a, E>,
+    packs: &'a BackwardPacks<E>,
+    head: usize,
+    index: usize,
+}
+
+/// Probabilities of a block of queries and a tile of keys, and the gradients of their scores.
+struct Block<E> {
+    /// Packed as a right side: `[queries / GROUP, 48, GROUP]`.
+    probabilities: Vec<E>,
+    /// In the same layout.
+    scores_packed: Vec<E>,
+    /// `[queries, 48]`
+    scores: Vec<E>,
+}
+
+impl<E: Element> Task<'_, E> {
+    fn run(&self, [dq, dk, dv]: [&mut [f32]; 3], pool: &Pool) {
+        let AttentionShape { heads, kv_heads, head_dim } = self.attention.shape;
+        let sequence = &self.attention.sequences[self.index];
+        let (t, start) = (sequence.queries.len(), sequence.queries.start);
+        let kv_head = self.head / (heads / kv_heads);
+        let padded = t.next_multiple_of(BLOCK);
+        let gradient = Heads { data: self.output.gradient, stride: heads * head_dim };
+        // Queries and output gradients with the tokens as their depth, padded with zeros.
+        let [qt, dot] = [self.attention.q, gradient].map(|source| {
+            let mut out = pool.take::<E>(head_dim, padded, head_dim);
+            let rows = source.at(start, self.head, head_dim);
+            transpose(rows, source.stride, (t, head_dim), &mut out, padded);
+            for out in out.chunks_exact_mut(padded) {
+                out[t..].fill(E::default());
+            }
+            out
+        });
+        let means = self.means(t, start);
+        dq.fill(0.0);
+        let mut block = Block {
+            probabilities: vec![E::default(); BLOCK * TILE_COLUMNS],
+            scores_packed: vec![E::default(); BLOCK * TILE_COLUMNS],
+            scores: vec![E::default(); BLOCK * TILE_COLUMNS],
+        };
+        let level = Level::detect();
+        let row_tiles = head_dim.div_ceil(TILE_ROWS);
+        let mut sums = vec![ZERO; 2 * row_tiles];
+        for tile in 0..t.div_ceil(TILE_COLUMNS) {
+            sums.fill(ZERO);
+            let first_key = tile * TILE_COLUMNS;
+            // Queries before the tile's first key see nothing of it.
+            for first in (first_key / BLOCK * BLOCK..t).step_by(BLOCK) {
+                let count = (t - first).min(BLOCK);
+                // Rows above the diagonal, whole tiles of them, see nothing either.
+                let above = first_key.saturating_sub(first) / TILE_ROWS * TILE_ROWS;
+                let depth = count.next_multiple_of(TILE_ROWS) - above;
+                self.scores(kv_head, tile, (first, above..count), &means, &mut block);
+                self.add_queries(kv_head, tile, (first, above..count), &block, dq);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let (source, packed, row) = if row < row_tiles {
+                        (&qt, &block.scores_packed, row)
+                    } else {
+                        (&dot, &block.probabilities, row - row_tiles)
+                    };
+                    let term = Term {
+                        lhs: Lhs { data: &source[row * TILE_ROWS * padded + first + above..], stride: padded },
+                        rhs: &packed[above * TILE_COLUMNS..],
+                        shape: Shape { depth, columns: TILE_COLUMNS },
+                    };
+                    let place = Place { row: 0, rows: (head_dim - row * TILE_ROWS).min(TILE_ROWS), tile: 0 };
+                    E::accumulate(level, &[term], place, false, sums);
+                }
+            }
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let keys = (t - first_key).min(TILE_COLUMNS);
+            spread(&sums[..row_tiles], scale, keys, head_dim, &mut dk[first_key * head_dim..]);
+            spread(&sums[row_tiles..], 1.0, keys, head_dim, &mut dv[first_key * head_dim..]);
+        }
+    }
+
+    /// `rowsum(dO∘O)` for each token.
+    fn means(&self, t: usize, start: usize) -> Vec<f32> {
+        let AttentionShape { heads, head_dim, .. } = self.attention.shape;
+        let at = |token: usize| ((start + token) * heads + self.head) * head_dim;
+        (0..t)
+            .map(|i| dot(&self.output.out[at(i)..at(i) + head_dim], &self.output.gradient[at(i)..at(i) + head_dim]))
+            .collect()
+    }
+
+    /// Probabilities and score gradients of queries, `within` the block from `first` on, and a tile of keys.
+    fn scores(
+        &self,
+        kv_head: usize,
+        tile: usize,
+        (first, within): (usize, Range<usize>),
+        means: &[f32],
+        block: &mut Block<E>,
+    ) {
+        let level = Level::detect();
+        let AttentionShape { heads, head_dim, .. } = self.attention.shape;
+        let start = self.attention.sequences[self.index].queries.start;
+        let keys = self.packs.keys.get(self.attention, self.index, kv_head);
+        let values = self.packs.values.get(self.attention, self.index, kv_head);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (mut raw, mut pulled) = (ZERO, ZERO);
+        let (mut p, mut ds) = ([[E::default(); TILE_COLUMNS]; TILE_ROWS], [[E::default(); TILE_COLUMNS]; TILE_ROWS]);
+        for row in within.clone().step_by(TILE_ROWS) {
+            let rows = (within.end - row).min(TILE_ROWS);
+            let token = start + first + row;
+            let q = Lhs { data: self.attention.q.at(token, self.head, head_dim), stride: self.attention.q.stride };
+            let gradient = &self.output.gradient[(token * heads + self.head) * head_dim..];
+            let gradient = Lhs { data: gradient, stride: heads * head_dim };
+            let place = Place { row: 0, rows, tile };
+            E::accumulate(level, &[Term { lhs: q, rhs: keys.0, shape: keys.1 }], place, true, &mut raw);
+            E::accumulate(level, &[Term { lhs: gradient, rhs: values.0, shape: values.1 }], place, true, &mut pulled);
+            if rows < TILE_ROWS {
+                p[rows..].fill([E::default(); TILE_COLUMNS]);
+                ds[rows..].fill([E::default(); TILE_COLUMNS]);
+            }
+            for i in 0..rows {
+                let query = first + row + i;
+                let log_sum = self.output.log_sums[(token + i) * heads + self.head];
+                // Beyond the diagonal nothing is seen.
+                let seen = (query + 1).saturating_sub(tile * TILE_COLUMNS).min(TILE_COLUMNS);
+                score_row(&raw[i], &pulled[i], scale, log_sum, means[query], seen, &mut p[i], &mut ds[i]);
+            }
+            block.scores[row * TILE_COLUMNS..][..rows * TILE_COLUMNS].copy_from_slice(ds[..rows].as_flattened());
+            for (rows, packed) in [(&p, &mut block.probabilities), (&ds, &mut block.scores_packed)] {
+                interleave(rows, &mut packed[row * TILE_COLUMNS..][..TILE_ROWS * TILE_COLUMNS]);
+            }
+        }
+    }
+
+    /// `dq += dS·K/√d`
+    fn add_queries(
+        &self,
+        kv_head: usize,
+        tile: usize,
+        (first, within): (usize, Range<usize>),
+        block: &Block<E>,
+        dq: &mut [f32],
+    ) {
+        let head_dim = self.attention.shape.head_dim;
+        let (keys, shape) = self.packs.key_rows.get(self.attention, self.index, kv_head);
+        let first_key = tile * TILE_COLUMNS;
+        let depth = (shape.depth - first_key).min(TILE_COLUMNS);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let level = Level::detect();
+        let mut sums = ZERO;
+        for column in 0..shape.tiles() {
+            let (columns, vectors) = shape.tile(column);
+            let rhs = &keys[shape.offset(column) + first_key * vectors * LANES..];
+            for row in within.clone().step_by(TILE_ROWS) {
+                let rows = (within.end - row).min(TILE_ROWS);
+                let lhs = Lhs { data: &block.scores[row * TILE_COLUMNS..], stride: TILE_COLUMNS };
+                let term = Term { lhs, rhs, shape: Shape { depth, columns } };
+                E::accumulate(level, &[term], Place { row: 0, rows, tile: 0 }, true, &mut sums);
+                for (i, sums) in sums.iter().enumerate().take(rows) {
+                    let out = &mut dq[(first + row + i) * head_dim + column * TILE_COLUMNS..][..columns];
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += scale * sum);
+                }
+            }
+        }
+    }
+}
+
+/// Writes tiles of `[d, 48 keys]` as rows `[keys, d]`.
+fn spread(sums: &[Sums], scale: f32, keys: usize, head_dim: usize, out: &mut [f32]) {
+    for (key, out) in out.chunks_exact_mut(head_dim).take(keys).enumerate() {
+        for (out, sums) in out.iter_mut().zip(sums.as_flattened()) {
+            *out = sums[key] * scale;
+        }
+    }
+}
+
+vectorized! {
+    /// `p = exp(scale·raw - log_sum)` for the keys that are seen and zero for the others, `ds = p·(pulled - mean)`.
+    fn score_row<E: Element>(raw: &[f32; TILE_COLUMNS], pulled: &[f32; TILE_COLUMNS], scale: f32, log_sum: f32, mean: f32,
+        seen: usize, p: &mut [E; TILE_COLUMNS], ds: &mut [E; TILE_COLUMNS]) {
+        for j in 0..TILE_COLUMNS {
+            let probability = if j < seen { exp(raw[j] * scale - log_sum) } else { 0.0 };
+            p[j] = E::from_f32(probability);
+            ds[j] = E::from_f32(if j < seen { probability * (pulled[j] - mean) } else { 0.0 });
+        }
+    }
+}
+
+vectorized! {
+    /// Packs 8 rows of 48: `[8 / GROUP, 48, GROUP]`.
+    fn interleave<E: Element>(rows: &[[E; TILE_COLUMNS]; TILE_ROWS], out: &mut [E]) {
+        if E::GROUP == 1 {
+            out.copy_from_slice(rows.as_flattened());
+            return;
+        }
+        for (pair, out) in rows.chunks_exact(2).zip(out.chunks_exact_mut(2 * TILE_COLUMNS)) {
+            for (j, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                *out = [pair[0][j], pair[1][j]];
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane].to_f32() * b[lane].to_f32();
+            }
+        }
+        let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a.to_f32() * b.to_f32()).sum();
+        lanes.iter().sum::<f32>() + tail
+    }
+}

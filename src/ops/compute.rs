@@ -1,0 +1,56 @@
+//! The recipe's `compute`: the type of products and activations.
+
+use super::simd::Level;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+/// The recipe's `compute`. Adapter, optimizer, residual stream and all sums are `f32` either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeConfig {
+    /// The fastest that the machine does natively: `bf16` where the CPU multiplies it (AVX-512 BF16), else `f32`.
+    #[default]
+    Auto,
+    /// `f32` throughout.
+    F32,
+    /// Factors of products are rounded to `bf16`, as PyTorch's autocast does.
+    Bf16,
+}
+
+/// The type of products and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compute {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl ComputeConfig {
+    /// What it comes to on a device. Only the CPU has kernels of `bf16`.
+    pub fn resolve(self, device: &Device) -> Compute {
+        match self {
+            Self::Auto if device.is_cpu() && Level::detect() == Level::Avx512Bf16 => Compute::Bf16,
+            Self::Bf16 if device.is_cpu() => Compute::Bf16,
+            _ => Compute::F32,
+        }
+    }
+}
+
+impl Compute {
+    /// Its name in a recipe.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of a number.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}

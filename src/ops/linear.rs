@@ -1,0 +1,441 @@
+//! Products with frozen, quantized weights and their low-rank updates: the bulk of a step's arithmetic.
+//!
+//! Autograd of a plain `matmul` also computes the gradient of the frozen weight: a third of the arithmetic, for nothing.
+//! Here it is `dX = dY·W` alone. The update rides along: its rank is a little more depth of the same product. Modules that
+//! share an input (queries, keys and values; gate and up) are one group: their inputs' gradients are one sum, and what is
+//! done to the input is done once.
+
+use super::dropout::Dropout;
+use super::element::{Element, convert};
+use super::frozen_weight::{DEPTH_BLOCK, FEW_ROWS, FrozenWeight};
+use super::gemm::pack::{Shape, pack_rows, pack_transposed, transpose};
+use super::gemm::{LANES, Lhs, TILE_COLUMNS, Term, add, contract_tokens, multiply, store};
+use super::pool::{Buffer, Pool};
+use candle_core::Result;
+use std::ops::Range;
+
+/// Numbers of a packed panel: 2 MiB of `bf16`, near what a core's cache holds.
+pub(super) const PANEL: usize = 1 << 20;
+
+/// A frozen matrix `W: [out, in]`, and its update.
+#[derive(Debug, Clone, Copy)]
+pub struct Module<'a> {
+    /// The matrix.
+    pub weight: &'a FrozenWeight,
+    /// The frozen bias, `[out]`.
+    pub bias: Option<&'a [f32]>,
+    /// The adapter of a target module.
+    pub update: Option<Update<'a>>,
+}
+
+/// `scale · B(A(dropout(x)))`, PEFT's names: `A: [r, in]`, `B: [out, r]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Update<'a> {
+    /// `[r, in]`
+    pub a: &'a [f32],
+    /// `[out, r]`
+    pub b: &'a [f32],
+    /// `r`
+    pub rank: usize,
+    /// `lora_alpha / r`, or over `√r`.
+    pub scale: f32,
+    /// In training where inputs are dropped.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+/// Gradients of a module's update: sums are added to them.
+#[derive(Debug)]
+pub struct UpdateGradient<'a> {
+    /// `[r, in]`
+    pub a: &'a mut [f32],
+    /// `[out, r]`
+    pub b: &'a mut [f32],
+}
+
+/// Modules with one input.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    /// Their outputs lie side by side, in this order.
+    pub modules: &'a [Module<'a>],
+    /// Where buffers come from.
+    pub pool: &'a Pool,
+    /// Tokens that buffers have room for.
+    pub capacity: usize,
+}
+
+/// A group's input and what its forward pass leaves for the backward pass.
+#[derive(Debug, Clone, Copy)]
+pub struct SavedInput<'a, E> {
+    /// The input, `[m, in]`.
+    pub x: &'a [E],
+    /// `D(x)·Aᵀ` of each update, side by side, ranks padded to the type's group; `[m, ranks]`.
+    pub down: &'a [E],
+}
+
+impl<'a> Group<'a> {
+    /// Inputs of the modules.
+    pub fn inputs(&self) -> usize {
+        self.modules[0].weight.columns()
+    }
+
+    /// Outputs of all modules.
+    pub fn outputs(&self) -> usize {
+        self.modules.iter().map(|module| module.weight.rows()).sum()
+    }
+
+    /// Each update with its module's place, its first output, and the first of its padded ranks.
+    fn updates<E: Element>(&self) -> impl Iterator<Item = (usize, Update<'a>, usize, usize)> {
+        let (mut output, mut rank) = (0, 0);
+        self.modules.iter().enumerate().filter_map(move |(i, module)| {
+            let place = (output, rank);
+            output += module.weight.rows();
+            let update = module.update?;
+            rank += update.rank.next_multiple_of(E::GROUP);
+            Some((i, update, place.0, place.1))
+        })
+    }
+
+    /// Padded ranks of all updates.
+    fn ranks<E: Element>(&self) -> usize {
+        self.updates::<E>().map(|(_, update, _, _)| update.rank.next_multiple_of(E::GROUP)).sum()
+    }
+
+    /// `D(x)·Aᵀ` of each update.
+    ///
+    /// # Panics
+    /// When shapes do not fit: a bug of the caller.
+    pub fn down<E: Element>(&self, x: &[E]) -> Buffer<E> {
+        let (k, ranks) = (self.inputs(), self.ranks::<E>());
+        let m = x.len() / k;
+        let mut down = self.pool.take::<E>(m, ranks, self.capacity);
+        for (_, update, _, first) in self.updates::<E>() {
+            let padded = update.rank.next_multiple_of(E::GROUP);
+            let shape = Shape::new::<E>(k, padded);
+            let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+            for tile in 0..shape.tiles() {
+                let (columns, vectors) = shape.tile(tile);
+                let start = tile * TILE_COLUMNS;
+                let real = columns.min(update.rank - start);
+                pack_transposed(&update.a[start * k..], k, real, k, vectors * LANES, &mut packed[shape.offset(tile)..]);
+            }
+            let dropped = update.dropout.map(|dropout| {
+                let mut dropped = self.pool.take::<E>(m, k, self.capacity);
+                dropout.apply(x, &mut dropped, k);
+                dropped
+            });
+            let lhs = Lhs { data: dropped.as_deref().unwrap_or(x), stride: k };
+            let term = Term { lhs, rhs: &packed, shape };
+            multiply(&[term], (m, padded), &mut down[first..], ranks, store::<E>);
+        }
+        down
+    }
+
+    /// `y = x·Wᵀ + bias + scale·down·Bᵀ` for `x: [m, in]`, the modules side by side in `y: [m, outputs]`.
+    ///
+    /// # Errors
+    /// When a weight is on another device.
+    pub fn forward<E: Element, O: Element>(&self, saved: SavedInput<'_, E>, y: &mut [O]) -> Result<()> {
+        if saved.x.len() <= FEW_ROWS * self.inputs() {
+            return self.few_rows(saved, |i, sum| y[i] = O::from_f32(sum));
+        }
+        self.each_panel(saved, |module, first, panel, terms, m| {
+            let out = &mut y[first + panel.start..];
+            multiply(terms, (m, panel.len()), out, self.outputs(), store::<O>);
+            if let Some(bias) = module.bias {
+                let bias = &bias[panel.clone()];
+                for row in y[first + panel.start..].chunks_mut(self.outputs()) {
+                    for (y, bias) in row.iter_mut().zip(bias) {
+                        *y = O::from_f32(y.to_f32() + bias);
+                    }
+                }
+            }
+        })
+    }
+
+    /// `y += x·Wᵀ + scale·down·Bᵀ`, for what is added to the residual stream.
+    ///
+    /// # Errors
+    /// When a weight is on another device.
+    pub fn forward_add<E: Element>(&self, saved: SavedInput<'_, E>, y: &mut [f32]) -> Result<()> {
+        if saved.x.len() <= FEW_ROWS * self.inputs() {
+            return self.few_rows(saved, |i, sum| y[i] += sum);
+        }
+        self.each_panel(saved, |module, first, panel, terms, m| {
+            multiply(terms, (m, panel.len()), &mut y[first + panel.start..], self.outputs(), add);
+            if let Some(bias) = module.bias {
+                for row in y[first + panel.start..].chunks_mut(self.outputs()) {
+                    row.iter_mut().zip(&bias[panel.clone()]).for_each(|(y, bias)| *y += bias);
+                }
+            }
+        })
+    }
+
+    /// A few rows, as in token-by-token generation: calls `f` with each index of `[m, outputs]` and what stands there.
+    fn few_rows<E: Element>(&self, saved: SavedInput<'_, E>, mut f: impl FnMut(usize, f32)) -> Result<()> {
+        let (k, ranks, n) = (self.inputs(), self.ranks::<E>(), self.outputs());
+        let m = saved.x.len() / k;
+        let mut x = self.pool.take::<f32>(m, k, m);
+        convert(saved.x, &mut x);
+        let (mut output, mut rank) = (0, 0);
+        for module in self.modules {
+            let rows = module.weight.rows();
+            let mut y = self.pool.take::<f32>(m, rows, m);
+            module.weight.forward_few_rows(&x, m, &mut y)?;
+            for (i, y) in y.chunks_exact(rows).enumerate() {
+                for (j, y) in y.iter().enumerate() {
+                    let update = module.update.map_or(0.0, |update| {
+                        let down = &saved.down[i * ranks + rank..][..update.rank];
+                        let b = &update.b[j * update.rank..][..update.rank];
+                        update.scale * down.iter().zip(b).map(|(down, b)| down.to_f32() * b).sum::<f32>()
+                    });
+                    f(i * n + output + j, y + update + module.bias.map_or(0.0, |bias| bias[j]));
+                }
+            }
+            output += rows;
+            rank += module.update.map_or(0, |update| update.rank.next_multiple_of(E::GROUP));
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with each panel of each module: the module, its first output, its rows in the panel, and the product's terms.
+    fn each_panel<E: Element>(
+        &self,
+        saved: SavedInput<'_, E>,
+        mut f: impl FnMut(&Module<'_>, usize, Range<usize>, &[Term<'_, E>], usize),
+    ) -> Result<()> {
+        let (k, ranks) = (self.inputs(), self.ranks::<E>());
+        let m = saved.x.len() / k;
+        let panel_rows = (PANEL / k / TILE_COLUMNS).max(1) * TILE_COLUMNS;
+        let mut packed = self.pool.take::<E>(1, Shape::new::<E>(k, panel_rows).len(), 1);
+        let (mut output, mut rank) = (0, 0);
+        for module in self.modules {
+            let n = module.weight.rows();
+            for start in (0..n).step_by(panel_rows) {
+                let rows = start..(start + panel_rows).min(n);
+                let shape = Shape::new::<E>(k, rows.len());
+                module.weight.pack_transposed(rows.clone(), &mut packed, self.pool)?;
+                let base = Term { lhs: Lhs { data: saved.x, stride: k }, rhs: &packed, shape };
+                match module.update {
+                    Some(update) => {
+                        let shape = Shape::new::<E>(update.rank, rows.len());
+                        let b = self.packed_b::<E>(&update, rows.clone(), shape);
+                        let lhs = Lhs { data: &saved.down[rank..], stride: ranks };
+                        f(module, output, rows, &[base, Term { lhs, rhs: &b, shape }], m);
+                    }
+                    None => f(module, output, rows, &[base], m),
+                }
+            }
+            output += n;
+            rank += module.update.map_or(0, |update| update.rank.next_multiple_of(E::GROUP));
+        }
+        Ok(())
+    }
+
+    /// `scale·Bᵀ` for some outputs, packed: `[r, rows]`.
+    fn packed_b<E: Element>(&self, update: &Update<'_>, rows: Range<usize>, shape: Shape) -> Buffer<E> {
+        let mut scaled = self.pool.take::<f32>(rows.len(), update.rank, rows.len());
+        for (scaled, b) in scaled.iter_mut().zip(&update.b[rows.start * update.rank..]) {
+            *scaled = b * update.scale;
+        }
+        let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+        for tile in 0..shape.tiles() {
+            let (columns, vectors) = shape.tile(tile);
+            let b = &scaled[tile * TILE_COLUMNS * update.rank..];
+            let out = &mut packed[shape.offset(tile)..];
+            pack_transposed(b, update.rank, columns, update.rank, vectors * LANES, out);
+        }
+        packed
+    }
+
+    /// The backward pass for `dy: [m, outputs]`: with `v = scale·dy·B`, `dx = dy·W + D(v·A)` is written to `dx: [m, in]` if
+    /// wanted, and `dA = vᵀ·D(x)`, `dB = scale·dyᵀ·down` are added to the gradient of each update (`gradients[i]` for
+    /// module `i`).
+    ///
+    /// # Errors
+    /// When a weight is on another device.
+    pub fn backward<E: Element>(
+        &self,
+        saved: SavedInput<'_, E>,
+        dy: &[E],
+        dx: Option<&mut [f32]>,
+        gradients: &mut [Option<UpdateGradient<'_>>],
+    ) -> Result<()> {
+        let v = self.pull_up(dy);
+        if let Some(dx) = dx {
+            self.input_gradient(dy, &v, dx)?;
+        }
+        if !v.is_empty() {
+            self.gradients_of_a(saved.x, &v, gradients);
+            self.gradients_of_b(saved.down, dy, gradients);
+        }
+        Ok(())
+    }
+
+    /// `scale·dy·B` of each update, side by side.
+    fn pull_up<E: Element>(&self, dy: &[E]) -> Buffer<E> {
+        let (n, ranks) = (self.outputs(), self.ranks::<E>());
+        let m = dy.len() / n;
+        let mut v = self.pool.take::<E>(m, ranks, self.capacity);
+        for (i, update, output, first) in self.updates::<E>() {
+            let rows = self.modules[i].weight.rows();
+            let padded = update.rank.next_multiple_of(E::GROUP);
+            let mut scaled = self.pool.take::<f32>(rows, update.rank, rows);
+            scaled.iter_mut().zip(update.b).for_each(|(scaled, b)| *scaled = b * update.scale);
+            let shape = Shape::new::<E>(rows, padded);
+            let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+            for tile in 0..shape.tiles() {
+                let (columns, vectors) = shape.tile(tile);
+                let start = tile * TILE_COLUMNS;
+                let real = columns.min(update.rank - start);
+                let out = &mut packed[shape.offset(tile)..];
+                pack_rows(&scaled[start..], update.rank, rows, real, vectors * LANES, out);
+            }
+            let term = Term { lhs: Lhs { data: &dy[output..], stride: n }, rhs: &packed, shape };
+            multiply(&[term], (m, padded), &mut v[first..], ranks, store::<E>);
+        }
+        v
+    }
+
+    /// `dx = Σ dy·W + D(v·A)` over the modules.
+    fn input_gradient<E: Element>(&self, dy: &[E], v: &[E], dx: &mut [f32]) -> Result<()> {
+        let (n, k, ranks) = (self.outputs(), self.inputs(), self.ranks::<E>());
+        let m = dy.len() / n;
+        let block = Shape::new::<E>(DEPTH_BLOCK, k);
+        let panel_rows = (PANEL / k / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
+        let mut packed = self.pool.take::<E>(panel_rows / DEPTH_BLOCK, block.len(), 1);
+        let (mut output, mut rank, mut written) = (0, 0, false);
+        for module in self.modules {
+            let all = module.weight.rows();
+            for start in (0..all).step_by(panel_rows) {
+                let rows = start..(start + panel_rows).min(all);
+                module.weight.pack_rows(rows.clone(), &mut packed, self.pool)?;
+                let blocks = rows.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.len()));
+                let mut terms: Vec<_> = blocks
+                    .map(|(row, rhs)| Term {
+                        lhs: Lhs { data: &dy[output + row..], stride: n },
+                        rhs,
+                        shape: Shape::new::<E>((rows.end - row).min(DEPTH_BLOCK), k),
+                    })
+                    .collect();
+                // The update is a little more depth of the module's last panel; under dropout it goes its own way.
+                let update = module.update.filter(|update| rows.end == all && update.dropout.is_none());
+                let a = update.map(|update| self.packed_a::<E>(&update));
+                terms.extend(a.iter().zip(update).map(|(rhs, update)| Term {
+                    lhs: Lhs { data: &v[rank..], stride: ranks },
+                    rhs,
+                    shape: Shape::new::<E>(update.rank, k),
+                }));
+                if written {
+                    multiply(&terms, (m, k), dx, k, add);
+                } else {
+                    multiply(&terms, (m, k), dx, k, store::<f32>);
+                }
+                written = true;
+            }
+            output += all;
+            rank += module.update.map_or(0, |update| update.rank.next_multiple_of(E::GROUP));
+        }
+        for (_, update, _, first) in self.updates::<E>() {
+            let Some(dropout) = update.dropout else { continue };
+            let a = self.packed_a::<E>(&update);
+            let lhs = Lhs { data: &v[first..], stride: ranks };
+            let term = Term { lhs, rhs: &a, shape: Shape::new::<E>(update.rank, k) };
+            let mut pulled = self.pool.take::<f32>(m, k, self.capacity);
+            multiply(&[term], (m, k), &mut pulled, k, store::<f32>);
+            dropout.apply_add(&pulled, dx, k);
+        }
+        Ok(())
+    }
+
+    /// `A`, packed: `[r, in]`.
+    fn packed_a<E: Element>(&self, update: &Update<'_>) -> Buffer<E> {
+        let k = self.inputs();
+        let shape = Shape::new::<E>(update.rank, k);
+        let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+        for tile in 0..shape.tiles() {
+            let (columns, vectors) = shape.tile(tile);
+            let out = &mut packed[shape.offset(tile)..];
+            pack_rows(&update.a[tile * TILE_COLUMNS..], k, update.rank, columns, vectors * LANES, out);
+        }
+        packed
+    }
+
+    /// `dA += vᵀ·D(x)`: one pass over `x` for all updates, or one for each where inputs are dropped.
+    fn gradients_of_a<E: Element>(&self, x: &[E], v: &[E], gradients: &mut [Option<UpdateGradient<'_>>]) {
+        let (k, ranks) = (self.inputs(), self.ranks::<E>());
+        let m = x.len() / k;
+        let vt = self.transposed(v, ranks, m);
+        let updates: Vec<_> = self.updates::<E>().collect();
+        let shared = updates.iter().all(|(_, update, _, _)| update.dropout.is_none());
+        if shared {
+            self.contract(&vt, ranks, (x, k), k, m, |row, column, sums| {
+                let Some((i, update, _, first)) = updates.iter().rev().find(|(_, _, _, first)| *first <= row) else {
+                    return;
+                };
+                if let Some(gradient) = gradients[*i].as_mut().filter(|_| row - first < update.rank) {
+                    let out = &mut gradient.a[(row - first) * k + column..][..sums.len()];
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                }
+            });
+            return;
+        }
+        let mut dropped = self.pool.take::<E>(m, k, self.capacity);
+        for (i, update, _, first) in updates {
+            let Some(gradient) = gradients[i].as_mut() else { continue };
+            match update.dropout {
+                Some(dropout) => dropout.apply(x, &mut dropped, k),
+                None => dropped.copy_from_slice(x),
+            }
+            let depth = m.next_multiple_of(E::GROUP);
+            self.contract(&vt[first * depth..], update.rank, (&dropped, k), k, m, |row, column, sums| {
+                let out = &mut gradient.a[row * k + column..][..sums.len()];
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+            });
+        }
+    }
+
+    /// `dB += scale·dyᵀ·down`, computed as its transpose.
+    fn gradients_of_b<E: Element>(&self, down: &[E], dy: &[E], gradients: &mut [Option<UpdateGradient<'_>>]) {
+        let (n, ranks) = (self.outputs(), self.ranks::<E>());
+        let m = dy.len() / n;
+        let downt = self.transposed(down, ranks, m);
+        let depth = m.next_multiple_of(E::GROUP);
+        for (i, update, output, first) in self.updates::<E>() {
+            let Some(gradient) = gradients[i].as_mut() else { continue };
+            let columns = self.modules[i].weight.rows();
+            self.contract(&downt[first * depth..], update.rank, (&dy[output..], n), columns, m, |row, column, sums| {
+                for (b, sum) in gradient.b[column * update.rank..].chunks_exact_mut(update.rank).zip(sums) {
+                    b[row] += update.scale * sum;
+                }
+            });
+        }
+    }
+
+    fn contract<E: Element>(
+        &self,
+        lhs: &[E],
+        r: usize,
+        rows: (&[E], usize),
+        columns: usize,
+        m: usize,
+        sink: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let shape = Shape::new::<E>(m, columns);
+        let padded = columns.next_multiple_of(TILE_COLUMNS);
+        let mut packed = self.pool.take::<E>(m + 1, padded, self.capacity + 1);
+        let mut results = self.pool.take::<f32>(r, padded, r);
+        let lhs = Lhs { data: lhs, stride: shape.depth };
+        contract_tokens(lhs, r, rows, shape, m, &mut packed, &mut results, sink);
+    }
+
+    /// `[m, columns]` to `[columns, m]`, `m` padded with zeros to whole groups.
+    fn transposed<E: Element>(&self, x: &[E], columns: usize, m: usize) -> Buffer<E> {
+        let depth = m.next_multiple_of(E::GROUP);
+        let mut out = self.pool.take::<E>(depth, columns, self.capacity + 1);
+        transpose(x, columns, (m, columns), &mut out, depth);
+        for out in out.chunks_exact_mut(depth) {
+            out[m..].fill(E::default());
+        }
+        out
+    }
+}

@@ -1,0 +1,111 @@
+//! Memory for activations that goes round: a buffer returns to its pool when it is dropped, and the next step takes it again.
+//!
+//! Fresh memory costs more than the arithmetic of a small operation: the system hands out zeroed pages one by one.
+
+use super::element::Element;
+use half::bf16;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Free vectors of one type.
+#[derive(Debug)]
+pub struct Shelf<E>(Mutex<Vec<Vec<E>>>);
+
+impl<E> Default for Shelf<E> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<E> Shelf<E> {
+    fn with<R>(&self, f: impl FnOnce(&mut Vec<Vec<E>>) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Free vectors of both types, and an account of what was allocated.
+#[derive(Debug, Default)]
+pub struct Shelves {
+    pub(super) f32: Shelf<f32>,
+    pub(super) bf16: Shelf<bf16>,
+    allocations: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// A pool of buffers; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Pool(Arc<Shelves>);
+
+impl Pool {
+    /// A buffer of `rows × columns` numbers with room for `capacity_rows` (at least `rows`) rows: batches of differing length
+    /// then share their buffers. Its content is not defined: what the last user left.
+    pub fn take<E: Element>(&self, rows: usize, columns: usize, capacity_rows: usize) -> Buffer<E> {
+        let (len, wanted) = (rows * columns, rows.max(capacity_rows) * columns);
+        let found = E::shelf(&self.0).with(|free| {
+            let fits = |vector: &Vec<E>| (len.max(wanted / 2)..=wanted.max(64) * 2).contains(&vector.len());
+            let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].len());
+            best.map(|best| free.swap_remove(best))
+        });
+        let data = found.unwrap_or_else(|| {
+            self.0.allocations.fetch_add(1, Ordering::Relaxed);
+            self.0.bytes.fetch_add((wanted * size_of::<E>()) as u64, Ordering::Relaxed);
+            E::zeros(wanted)
+        });
+        Buffer { data, len, pool: self.clone() }
+    }
+
+    /// How many buffers were ever allocated, and their bytes: both stand still once the largest batch has passed.
+    pub fn allocated(&self) -> (u64, u64) {
+        (self.0.allocations.load(Ordering::Relaxed), self.0.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// Numbers that return to their pool when they are dropped.
+#[derive(Debug)]
+pub struct Buffer<E: Element> {
+    data: Vec<E>,
+    len: usize,
+    pool: Pool,
+}
+
+impl<E: Element> Deref for Buffer<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        &self.data[..self.len]
+    }
+}
+
+impl<E: Element> DerefMut for Buffer<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        &mut self.data[..self.len]
+    }
+}
+
+impl<E: Element> Drop for Buffer<E> {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        E::shelf(&self.pool.0).with(|free| free.push(data));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_buffer_is_taken_again() {
+        let pool = Pool::default();
+        for rows in [7, 10, 3, 9] {
+            let mut a = pool.take::<f32>(rows, 64, 10);
+            let b = pool.take::<bf16>(rows, 64, 10);
+            assert_eq!((a.len(), b.len()), (rows * 64, rows * 64));
+            a.fill(1.0);
+        }
+        assert_eq!(pool.allocated(), (2, 10 * 64 * 6));
+        let small = pool.take::<f32>(10, 4, 10);
+        assert_eq!(small.len(), 40);
+        assert_eq!(pool.allocated().0, 3, "a buffer much too large is left for those who need it");
+    }
+}

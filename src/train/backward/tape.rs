@@ -1,0 +1,104 @@
+//! A micro-batch on another device, with candle's graph: one graph a layer, so that it can be dropped and built again.
+
+use super::{Engine, Head, Loss};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::models::TapeContext;
+use crate::nn::Gradients;
+use crate::ops::composed;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+
+impl Engine<'_> {
+    /// The loss of a batch, without gradients and without dropout.
+    pub(super) fn evaluate_tape(&self, batch: &Batch) -> Result<Loss> {
+        let context = self.tape_context(batch, None)?;
+        let mut hidden = self.tape_embed(batch)?;
+        for index in 0..self.lm.layers.len() {
+            hidden = self.lm.tape_layer(index, &hidden, &context)?.detach();
+        }
+        Ok(self.tape_head(batch, &self.lm.tape_norm(&hidden)?)?.0)
+    }
+
+    /// The loss of a batch; its gradients are added to `gradients`.
+    pub(super) fn accumulate_tape(
+        &self,
+        batch: &Batch,
+        dropout_keys: Option<&[u64]>,
+        gradients: &mut Gradients,
+    ) -> Result<Loss> {
+        let context = self.tape_context(batch, dropout_keys)?;
+        let mut inputs = Vec::with_capacity(self.lm.layers.len());
+        let mut hidden = self.tape_embed(batch)?;
+        for index in 0..self.lm.layers.len() {
+            let output = self.lm.tape_layer(index, &hidden, &context)?.detach();
+            inputs.push(std::mem::replace(&mut hidden, output));
+        }
+        let input = Var::from_tensor(&hidden)?;
+        let normalized = self.lm.tape_norm(&input)?;
+        let (loss, Some(pulled)) = self.tape_head(batch, &normalized.detach())? else {
+            return Err(Error::invalid("internal: the head gave no gradient"));
+        };
+        if loss.supervised == 0 {
+            return Ok(loss);
+        }
+        let mut gradient = pull(&normalized, &pulled, &input)?.1;
+        for (index, input) in inputs.iter().enumerate().rev() {
+            let input = Var::from_tensor(input)?;
+            let output = self.lm.tape_layer(index, &input, &context)?;
+            let (mut store, pulled) = pull(&output, &gradient, &input)?;
+            gradient = pulled;
+            self.collect(&mut store, gradients)?;
+        }
+        Ok(loss)
+    }
+
+    fn tape_context<'a>(&self, batch: &Batch, dropout_keys: Option<&'a [u64]>) -> Result<TapeContext<'a>> {
+        let shape = (batch.rows, batch.width);
+        let (positions, segments) = (&batch.position_ids, &batch.segment_ids);
+        Ok(TapeContext::new(self.lm, shape, positions, segments, dropout_keys, true, self.device)?)
+    }
+
+    fn tape_embed(&self, batch: &Batch) -> Result<Tensor> {
+        let ids = Tensor::from_slice(&batch.input_ids, (batch.rows, batch.width), self.device)?;
+        Ok(self.lm.tape_embed(&ids)?)
+    }
+
+    /// The loss, and the weighted gradient of `normalized` where anything is supervised.
+    fn tape_head(&self, batch: &Batch, normalized: &Tensor) -> Result<(Loss, Option<Tensor>)> {
+        let head = Head::of(batch);
+        if head.labels.is_empty() {
+            return Ok((head.nothing(), Some(normalized.zeros_like()?)));
+        }
+        let rows = batch.rows * batch.width;
+        let places: Vec<u32> = head.places.iter().map(|&place| place as u32).collect();
+        let places = Tensor::new(places.as_slice(), self.device)?;
+        let hidden = normalized.reshape((rows, ()))?.index_select(&places, 0)?;
+        let (log_probabilities, top1, gradient) = composed::head(&hidden, &self.lm.lm_head, &head.labels)?;
+        let (loss, weights) = head.loss(self.objective, &log_probabilities, &top1);
+        let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
+        let weights = Tensor::from_vec(weights, (head.labels.len(), 1), self.device)?;
+        let weighted = gradient.broadcast_mul(&weights)?;
+        let spread = Tensor::zeros((rows, self.lm.dimensions.hidden), DType::F32, self.device)?;
+        let spread = spread.index_add(&places, &weighted, 0)?.reshape(normalized.shape())?;
+        Ok((loss, Some(spread)))
+    }
+
+    fn collect(&self, store: &mut GradStore, gradients: &mut Gradients) -> Result<()> {
+        for (name, variable) in self.params.iter() {
+            let Some(gradient) = store.remove(variable) else { continue };
+            let gradient = gradient.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+            let mut sum = gradients.take(name, gradient.len());
+            sum.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
+            gradients.put(name, sum);
+        }
+        Ok(())
+    }
+}
+
+/// Pulls `gradient` from `output` back to `input`: all gradients on the way, and that of the input.
+fn pull(output: &Tensor, gradient: &Tensor, input: &Var) -> Result<(GradStore, Tensor)> {
+    let mut store = (output * gradient.detach())?.sum_all()?.backward()?;
+    let gradient = store.remove(input).ok_or_else(|| Error::invalid("internal: a layer's input got no gradient"))?;
+    Ok((store, gradient.detach()))
+}
