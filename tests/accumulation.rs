@@ -1,11 +1,11 @@
 //! A step does not depend on how it is cut, on padding, on packing, or on whether activations are computed again.
 
-use crate::support::{ALL_LINEAR, TINY, batch, lora, relative_distance, rows};
-use candle_core::Device;
+use crate::support::{ALL_LINEAR, TINY, batch, engine, lora, relative_distance, rows};
 use equipoise::data::{Batch, Sequence};
 use equipoise::models::Model;
 use equipoise::nn::{LoraConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind, TokenWeighting};
+use equipoise::ops::{Compute, Pool};
 use equipoise::train::GradientCheckpointing;
 use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
 
@@ -23,8 +23,8 @@ fn step(
     checkpointing: GradientCheckpointing,
 ) -> StepGradients {
     let objective = objectives::build(config);
-    let engine =
-        Engine { lm: &*model.lm, params: &model.params, objective: &*objective, checkpointing, device: &Device::Cpu };
+    let pool = Pool::default();
+    let engine = Engine { checkpointing, ..engine(model, &*objective, &pool) };
     engine.step(batches, |_| None).unwrap()
 }
 
@@ -36,6 +36,17 @@ fn assert_same(what: &str, a: &StepGradients, b: &StepGradients) {
         let (a, b) = ((gradient / a.denominator).unwrap(), (&b.gradients[name] / b.denominator).unwrap());
         let distance = relative_distance(&a, &b);
         assert!(distance < 1e-5, "{what}: {name} is {distance} apart");
+    }
+}
+
+fn assert_same_bits(a: &StepGradients, b: &StepGradients) {
+    assert_eq!(a.loss.sum.to_bits(), b.loss.sum.to_bits());
+    assert_eq!(a.gradients.len(), b.gradients.len());
+    for (name, gradient) in &a.gradients {
+        let bits = |t: &candle_core::Tensor| -> Vec<u32> {
+            t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+        };
+        assert_eq!(bits(gradient), bits(&b.gradients[name]), "{name}");
     }
 }
 
@@ -134,18 +145,18 @@ fn computing_activations_again_changes_no_bit() {
     let keys = dropout_keys(&rows, 1, &places);
     for config in kinds() {
         let objective = objectives::build(&config);
-        let run = |checkpointing| {
-            let (lm, params) = (&*model.lm, &model.params);
-            let engine = Engine { lm, params, objective: &*objective, checkpointing, device: &Device::Cpu };
-            engine.step(std::slice::from_ref(&rows), |_| Some(keys.clone())).unwrap()
-        };
-        let (kept, again) = (run(GradientCheckpointing::None), run(GradientCheckpointing::Layer));
-        assert_eq!(kept.loss.sum.to_bits(), again.loss.sum.to_bits());
-        for (name, gradient) in &kept.gradients {
-            let bits = |t: &candle_core::Tensor| -> Vec<u32> {
-                t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+        for compute in [Compute::F32, Compute::Bf16] {
+            let pool = Pool::default();
+            let run = |checkpointing| {
+                let engine = Engine { checkpointing, compute, ..engine(&model, &*objective, &pool) };
+                engine.step(std::slice::from_ref(&rows), |_| Some(keys.clone())).unwrap()
             };
-            assert_eq!(bits(gradient), bits(&again.gradients[name]), "{name}");
+            // Twice each: the second time on memory that others have left their numbers in.
+            let kept = run(GradientCheckpointing::None);
+            for checkpointing in [GradientCheckpointing::Layer, GradientCheckpointing::None, GradientCheckpointing::Layer]
+            {
+                assert_same_bits(&kept, &run(checkpointing));
+            }
         }
     }
 }
@@ -155,9 +166,8 @@ fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
     let lora = LoraConfig { lora_dropout: 0.3, ..lora(4, &ALL_LINEAR) };
     let (model, rows) = (TINY.model(QuantizationType::Q8_0, &lora), eight_rows());
     let objective = objectives::build(&ObjectiveConfig::default());
-    let checkpointing = GradientCheckpointing::None;
-    let (lm, params) = (&*model.lm, &model.params);
-    let engine = Engine { lm, params, objective: &*objective, checkpointing, device: &Device::Cpu };
+    let pool = Pool::default();
+    let engine = engine(&model, &*objective, &pool);
     let cut = |size: usize| {
         let batches: Vec<Batch> = rows.chunks(size).map(batch).collect();
         let keys = |i: usize| {
@@ -167,6 +177,6 @@ fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
         engine.step(&batches, keys).unwrap()
     };
     assert_same("dropout", &cut(3), &cut(8));
-    let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)], checkpointing);
+    let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)], GradientCheckpointing::None);
     assert_ne!(without.loss.sum, cut(8).loss.sum, "something was dropped");
 }

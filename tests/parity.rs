@@ -1,15 +1,15 @@
 //! Whole models against numbers of other implementations: transformers and PEFT. The scripts that made them are in
 //! `tests/parity`.
 
-use crate::support::{floats, golden, json, relative_distance, shared, tensors};
+use crate::support::{engine, floats, golden, json, relative_distance, shared, tensors};
 use candle_core::{DType, Device, Tensor};
 use equipoise::adapter::AdapterBundle;
 use equipoise::data::{Batch, Sequence};
 use equipoise::models::{self, Generator, Model, Sampling};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
-use equipoise::train::backward::Engine;
-use equipoise::train::{AdamW, GradientCheckpointing, TrainingConfig, global_norm};
+use equipoise::ops::Pool;
+use equipoise::train::{AdamW, TrainingConfig, global_norm};
 use equipoise::weights::Base;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn ids(value: &serde_json::Value) -> Vec<u32> {
 }
 
 fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
-    let mut generator = Generator::new(&*model.lm, &Device::Cpu, true, Sampling::default());
+    let mut generator = Generator::new(&model.lm, &Device::Cpu, true, Sampling::default());
     let mut tokens = Vec::new();
     let mut take = |token| {
         tokens.push(token);
@@ -36,7 +36,7 @@ fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
 }
 
 fn last_logits(model: &Model, prompt: &[u32]) -> Vec<f32> {
-    Generator::new(&*model.lm, &Device::Cpu, true, Sampling::default()).feed(prompt).unwrap()
+    Generator::new(&model.lm, &Device::Cpu, true, Sampling::default()).feed(prompt).unwrap()
 }
 
 fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
@@ -116,13 +116,8 @@ fn ten_steps(name: &str, kind: ObjectiveKind) {
     let expected = json(&folder.join(format!("{name}.json")));
     let config = ObjectiveConfig { kind, group_size: 64, ..ObjectiveConfig::default() };
     let objective = objectives::build(&config);
-    let engine = Engine {
-        lm: &*model.lm,
-        params: &model.params,
-        objective: &*objective,
-        checkpointing: GradientCheckpointing::None,
-        device: &Device::Cpu,
-    };
+    let pool = Pool::default();
+    let engine = engine(&model, &*objective, &pool);
     let mut adamw = AdamW::new(&TrainingConfig::default(), &model.params).unwrap();
     let batches = tensors(&folder.join("batches.safetensors"));
     for (step, golden) in expected["steps"].as_array().unwrap().iter().enumerate() {

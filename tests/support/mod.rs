@@ -7,7 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use equipoise::data::{Batch, IGNORED, Sequence};
 use equipoise::models::{self, Model};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType, TargetModules};
+use equipoise::objectives::Objective;
+use equipoise::ops::{Compute, Pool};
 use equipoise::rng::Rng;
+use equipoise::train::GradientCheckpointing;
+use equipoise::train::backward::Engine;
 use equipoise::weights::Base;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -143,6 +147,20 @@ pub fn rows(lengths: &[usize], vocabulary: usize) -> Vec<Sequence> {
 
 pub fn batch(rows: &[Sequence]) -> Batch {
     Batch::collate(&rows.iter().collect::<Vec<_>>(), 0)
+}
+
+/// A model on the CPU in `f32`, whatever the machine does fastest, with all activations kept.
+pub fn engine<'a>(model: &'a Model, objective: &'a dyn Objective, pool: &'a Pool) -> Engine<'a> {
+    Engine {
+        lm: &model.lm,
+        params: &model.params,
+        objective,
+        checkpointing: GradientCheckpointing::None,
+        compute: Compute::F32,
+        device: &Device::Cpu,
+        pool,
+        capacity: 0,
+    }
 }
 
 /// `‖a - b‖ / ‖b‖`
