@@ -1,20 +1,15 @@
 //! A step does not depend on how it is cut, on padding, on packing, or on whether activations are computed again.
 
-use crate::support::{ALL_LINEAR, TINY, batch, engine, lora, relative_distance, rows};
-use equipoise::data::{Batch, Sequence};
+use crate::support::{
+    ALL_LINEAR, TINY, batch, eight_rows, engine, lora, objective_kinds, pack, pad, relative_distance,
+};
+use equipoise::data::Batch;
 use equipoise::models::Model;
 use equipoise::nn::{LoraConfig, QuantizationType};
-use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind, TokenWeighting};
+use equipoise::objectives::{self, ObjectiveConfig};
 use equipoise::ops::{Compute, Pool};
 use equipoise::train::GradientCheckpointing;
 use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
-
-fn kinds() -> Vec<ObjectiveConfig> {
-    let config = |kind| ObjectiveConfig { kind, group_size: 5, ..ObjectiveConfig::default() };
-    let mut kinds: Vec<_> = [ObjectiveKind::Sft, ObjectiveKind::Dft, ObjectiveKind::Bft].map(config).into();
-    kinds.push(ObjectiveConfig { token_weighting: TokenWeighting::GroupNormalized, ..config(ObjectiveKind::Bft) });
-    kinds
-}
 
 fn step(
     model: &Model,
@@ -54,17 +49,10 @@ fn model() -> Model {
     TINY.model(QuantizationType::Q8_0, &lora(4, &ALL_LINEAR))
 }
 
-/// Ragged rows; one has nothing supervised.
-fn eight_rows() -> Vec<Sequence> {
-    let mut rows = rows(&[7, 31, 12, 3, 25, 18, 9, 22], TINY.vocabulary);
-    rows[6].labels.fill(equipoise::data::IGNORED);
-    rows
-}
-
 #[test]
 fn micro_batches_of_eight_four_and_one_give_the_same_step() {
     let (model, rows) = (model(), eight_rows());
-    for config in kinds() {
+    for config in objective_kinds() {
         let cut = |size: usize| -> StepGradients {
             let batches: Vec<Batch> = rows.chunks(size).map(batch).collect();
             step(&model, &config, &batches, GradientCheckpointing::None)
@@ -80,7 +68,7 @@ fn micro_batches_of_eight_four_and_one_give_the_same_step() {
 fn padding_on_either_side_changes_nothing() {
     let (model, rows) = (model(), eight_rows());
     let rows = &rows[..2];
-    for config in kinds() {
+    for config in objective_kinds() {
         let tight: Vec<Batch> = rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
         let tight = step(&model, &config, &tight, GradientCheckpointing::None);
         for left in [0, 6] {
@@ -91,45 +79,11 @@ fn padding_on_either_side_changes_nothing() {
     }
 }
 
-fn pad(rows: &[Sequence], left: usize, width: usize) -> Batch {
-    let size = rows.len() * width;
-    let mut batch = Batch {
-        rows: rows.len(),
-        width,
-        input_ids: vec![1; size],
-        labels: vec![-100; size],
-        position_ids: vec![0; size],
-        segment_ids: vec![0; size],
-    };
-    for (i, row) in rows.iter().enumerate() {
-        place(&mut batch, i * width + left, row, 1);
-    }
-    batch
-}
-
-fn place(batch: &mut Batch, start: usize, row: &Sequence, segment: u32) {
-    for t in 0..row.len() {
-        batch.input_ids[start + t] = row.input_ids[t];
-        batch.labels[start + t] = row.labels[t];
-        batch.position_ids[start + t] = t as u32;
-        batch.segment_ids[start + t] = segment;
-    }
-}
-
 #[test]
 fn samples_packed_into_one_row_count_as_samples_of_their_own() {
     let (model, rows) = (model(), eight_rows());
-    let width: usize = rows.iter().map(Sequence::len).sum();
-    let mut packed = pad(&[], 0, width);
-    packed.rows = 1;
-    packed.input_ids = vec![0; width];
-    (packed.labels, packed.position_ids, packed.segment_ids) = (vec![-100; width], vec![0; width], vec![0; width]);
-    let mut start = 0;
-    for (i, row) in rows.iter().enumerate() {
-        place(&mut packed, start, row, i as u32 + 1);
-        start += row.len();
-    }
-    for config in kinds() {
+    let packed = pack(&rows);
+    for config in objective_kinds() {
         let apart = step(&model, &config, &[batch(&rows)], GradientCheckpointing::None);
         let packed = step(&model, &config, std::slice::from_ref(&packed), GradientCheckpointing::None);
         assert_same(&format!("{config:?}, packed"), &packed, &apart);
@@ -143,7 +97,7 @@ fn computing_activations_again_changes_no_bit() {
     let rows = batch(&eight_rows());
     let places: Vec<u64> = (0..8).collect();
     let keys = dropout_keys(&rows, 1, &places);
-    for config in kinds() {
+    for config in objective_kinds() {
         let objective = objectives::build(&config);
         for compute in [Compute::F32, Compute::Bf16] {
             let pool = Pool::default();
@@ -153,7 +107,8 @@ fn computing_activations_again_changes_no_bit() {
             };
             // Twice each: the second time on memory that others have left their numbers in.
             let kept = run(GradientCheckpointing::None);
-            for checkpointing in [GradientCheckpointing::Layer, GradientCheckpointing::None, GradientCheckpointing::Layer]
+            for checkpointing in
+                [GradientCheckpointing::Layer, GradientCheckpointing::None, GradientCheckpointing::Layer]
             {
                 assert_same_bits(&kept, &run(checkpointing));
             }
@@ -179,4 +134,31 @@ fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
     assert_same("dropout", &cut(3), &cut(8));
     let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)], GradientCheckpointing::None);
     assert_ne!(without.loss.sum, cut(8).loss.sum, "something was dropped");
+}
+
+/// A step's memory is that of the step before: nothing is allocated once the largest batch has passed.
+#[test]
+fn a_further_step_takes_no_new_buffers() {
+    let lora = LoraConfig { lora_dropout: 0.1, ..lora(4, &ALL_LINEAR) };
+    let (model, rows) = (TINY.model(QuantizationType::Q8_0, &lora), eight_rows());
+    let objective = objectives::build(&ObjectiveConfig::default());
+    // With more threads, how many buffers are in use at a time is a matter of timing.
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for compute in [Compute::F32, Compute::Bf16] {
+        for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Layer] {
+            let pool = Pool::default();
+            let engine = Engine { compute, checkpointing, ..engine(&model, &*objective, &pool) };
+            let batches: Vec<Batch> = rows.chunks(4).map(batch).collect();
+            let step = || {
+                let keys = |i: usize| Some(dropout_keys(&batches[i], 4, &[0, 1, 2, 3]));
+                one.install(|| engine.step(&batches, keys)).unwrap();
+                pool.allocated()
+            };
+            let warm = step();
+            assert!(warm.0 > 0);
+            for _ in 0..3 {
+                assert_eq!(step(), warm, "{compute:?}, {checkpointing:?}");
+            }
+        }
+    }
 }

@@ -12,4 +12,5 @@ mod parity;
 mod recipes;
 mod resume;
 mod support;
+mod tape;
 mod training;

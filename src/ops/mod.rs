@@ -26,6 +26,8 @@ mod rms_norm;
 mod rope;
 pub mod simd;
 mod swiglu;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{AttentionShape, Sequence};
 pub use compute::{Compute, ComputeConfig};

@@ -90,17 +90,40 @@ impl Engine<'_> {
         dropout_keys: impl Fn(usize) -> Option<Vec<u64>> + Send,
     ) -> Result<StepGradients> {
         // From within the pool: a thread outside would hand each small task over, and sleep.
-        rayon::scope(|_| self.step_within(batches, dropout_keys))
+        rayon::scope(|_| self.step_with(Self::accumulate, batches, dropout_keys))
     }
 
-    fn step_within(
+    /// [`Self::step`] on candle's graph, whatever the device: what the kernels are tested against.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    #[doc(hidden)]
+    pub fn step_on_tape(
         &self,
+        batches: &[Batch],
+        dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
+    ) -> Result<StepGradients> {
+        self.step_with(Self::accumulate_tape, batches, dropout_keys)
+    }
+
+    /// [`Self::evaluate`] on candle's graph, whatever the device.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    #[doc(hidden)]
+    pub fn evaluate_on_tape(&self, batch: &Batch) -> Result<Loss> {
+        self.evaluate_tape(batch)
+    }
+
+    fn step_with(
+        &self,
+        accumulate: impl Fn(&Self, &Batch, Option<&[u64]>, &mut Gradients) -> Result<Loss>,
         batches: &[Batch],
         dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
     ) -> Result<StepGradients> {
         let (mut loss, mut gradients) = (Loss::default(), Gradients::default());
         for (i, batch) in batches.iter().enumerate() {
-            loss.join(self.accumulate(batch, dropout_keys(i).as_deref(), &mut gradients)?);
+            loss.join(accumulate(self, batch, dropout_keys(i).as_deref(), &mut gradients)?);
         }
         if loss.supervised > 0 && gradients.len() != self.params.len() {
             let (got, all) = (gradients.len(), self.params.len());

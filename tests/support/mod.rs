@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use equipoise::data::{Batch, IGNORED, Sequence};
 use equipoise::models::{self, Model};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType, TargetModules};
-use equipoise::objectives::Objective;
+use equipoise::objectives::{Objective, ObjectiveConfig, ObjectiveKind, TokenWeighting};
 use equipoise::ops::{Compute, Pool};
 use equipoise::rng::Rng;
 use equipoise::train::GradientCheckpointing;
@@ -161,6 +161,62 @@ pub fn engine<'a>(model: &'a Model, objective: &'a dyn Objective, pool: &'a Pool
         pool,
         capacity: 0,
     }
+}
+
+/// Ragged rows; one has nothing supervised.
+pub fn eight_rows() -> Vec<Sequence> {
+    let mut rows = rows(&[7, 31, 12, 3, 25, 18, 9, 22], TINY.vocabulary);
+    rows[6].labels.fill(IGNORED);
+    rows
+}
+
+/// A batch of a width, the rows some tokens from its left edge.
+pub fn pad(rows: &[Sequence], left: usize, width: usize) -> Batch {
+    let size = rows.len() * width;
+    let mut batch = Batch {
+        rows: rows.len(),
+        width,
+        input_ids: vec![1; size],
+        labels: vec![-100; size],
+        position_ids: vec![0; size],
+        segment_ids: vec![0; size],
+    };
+    for (i, row) in rows.iter().enumerate() {
+        place(&mut batch, i * width + left, row, 1);
+    }
+    batch
+}
+
+fn place(batch: &mut Batch, start: usize, row: &Sequence, segment: u32) {
+    for t in 0..row.len() {
+        batch.input_ids[start + t] = row.input_ids[t];
+        batch.labels[start + t] = row.labels[t];
+        batch.position_ids[start + t] = t as u32;
+        batch.segment_ids[start + t] = segment;
+    }
+}
+
+/// All rows in one, each a segment of its own.
+pub fn pack(rows: &[Sequence]) -> Batch {
+    let width = rows.iter().map(Sequence::len).sum();
+    let mut batch = pad(&[], 0, width);
+    batch.rows = 1;
+    batch.input_ids = vec![0; width];
+    (batch.labels, batch.position_ids, batch.segment_ids) = (vec![-100; width], vec![0; width], vec![0; width]);
+    let mut start = 0;
+    for (i, row) in rows.iter().enumerate() {
+        place(&mut batch, start, row, i as u32 + 1);
+        start += row.len();
+    }
+    batch
+}
+
+/// All objectives, one of them twice.
+pub fn objective_kinds() -> Vec<ObjectiveConfig> {
+    let config = |kind| ObjectiveConfig { kind, group_size: 5, ..ObjectiveConfig::default() };
+    let mut kinds: Vec<_> = [ObjectiveKind::Sft, ObjectiveKind::Dft, ObjectiveKind::Bft].map(config).into();
+    kinds.push(ObjectiveConfig { token_weighting: TokenWeighting::GroupNormalized, ..config(ObjectiveKind::Bft) });
+    kinds
 }
 
 /// `‖a - b‖ / ‖b‖`
