@@ -215,7 +215,8 @@ unsafe fn tile_f32<const ROWS: usize, const VECTORS: usize>(
 /// The same sums without intrinsics, two rows at a time: what the registers of AVX2 hold.
 fn plain<E: Element>(level: Level, terms: &[Term<'_, E>], place: Place, fresh: bool, sums: &mut Sums) {
     if fresh {
-        *sums = ZERO;
+        let columns = terms.first().map_or(1, |term| term.shape.tile(place.tile).1) * LANES;
+        sums[..place.rows].iter_mut().for_each(|sums| sums[..columns].fill(0.0));
     }
     for term in terms {
         let (lhs, rhs, groups) = at(term, place);
