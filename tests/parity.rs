@@ -1,14 +1,14 @@
 //! Whole models against numbers of other implementations: transformers and PEFT. The scripts that made them are in
 //! `tests/parity`.
 
-use crate::support::{engine, floats, golden, json, relative_distance, shared, tensors};
+use crate::support::{ALL_LINEAR, TINY, engine, floats, golden, json, lora, relative_distance, shared, tensors};
 use candle_core::{DType, Device, Tensor};
 use equipoise::adapter::AdapterBundle;
 use equipoise::data::{Batch, Sequence};
-use equipoise::models::{self, Generator, Model, Sampling};
+use equipoise::models::{self, Generator, Model, Sampling, TapeContext};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
-use equipoise::ops::Pool;
+use equipoise::ops::{Pool, composed};
 use equipoise::train::{AdamW, TrainingConfig, global_norm};
 use equipoise::weights::Base;
 use std::collections::BTreeMap;
@@ -90,6 +90,41 @@ fn llama3_rope_scaling_gives_the_logits_of_transformers() {
     let prompt = ids(&expected["input_ids"]);
     let difference = largest_difference(&last_logits(&model, &prompt), &floats(&expected["last_logits"]));
     assert!(difference < 1e-4, "a logit is off by {difference}");
+}
+
+/// The cache, many tokens and few, and candle's graph: the same logits.
+#[test]
+fn a_text_fed_in_pieces_gives_the_logits_of_all_at_once() {
+    let model = TINY.model(QuantizationType::Q8_0, &lora(3, &ALL_LINEAR));
+    let prompt: Vec<u32> = (0..40).map(|i| i * 37 % TINY.vocabulary as u32).collect();
+    for adapter in [true, false] {
+        let on_tape = logits_on_tape(&model, &prompt, adapter);
+        for pieces in [&[40][..], &[1; 40], &[30, 4, 5, 1], &[2, 38]] {
+            let mut generator = Generator::new(&model.lm, &Device::Cpu, adapter, Sampling::default());
+            let (mut rest, mut logits) = (&prompt[..], Vec::new());
+            for &piece in pieces {
+                let (now, later) = rest.split_at(piece);
+                logits = generator.feed(now).unwrap();
+                rest = later;
+            }
+            let difference = largest_difference(&logits, &on_tape);
+            assert!(difference < 1e-4, "{pieces:?}: a logit is off by {difference}");
+        }
+    }
+}
+
+fn logits_on_tape(model: &Model, prompt: &[u32], adapter: bool) -> Vec<f64> {
+    let (lm, n) = (&model.lm, prompt.len());
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let context = TapeContext::new(lm, (1, n), &positions, &vec![1; n], None, adapter, &Device::Cpu).unwrap();
+    let ids = Tensor::new(prompt, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let mut hidden = lm.tape_embed(&ids).unwrap();
+    for index in 0..lm.dimensions.layers {
+        hidden = lm.tape_layer(index, &hidden, &context).unwrap();
+    }
+    let last = lm.tape_norm(&hidden).unwrap().get(0).unwrap().narrow(0, n - 1, 1).unwrap();
+    let logits = composed::linear(&last, &lm.lm_head).unwrap().flatten_all().unwrap();
+    logits.to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
 fn compare_with_transformers(model: &Model, path: &Path) {

@@ -11,12 +11,19 @@ const STEPS: &str = "training.max_steps=9";
 #[test]
 fn two_runs_and_the_ways_to_compute_one_end_in_the_same_bytes() {
     let place = Workplace::new();
-    place.train(&[]);
-    place.train(&["output_dir=again"]);
-    place.assert_same("out", "again");
-    // Recomputing activations changes memory and time, no bit.
-    place.train(&["output_dir=layer", "training.gradient_checkpointing=layer"]);
-    place.assert_same("out", "layer");
+    for compute in ["f32", "bf16"] {
+        let train = |out: &str, more: &[&str]| {
+            let (compute, out) = (format!("compute={compute}"), format!("output_dir={out}-{compute}"));
+            place.train(&[&[compute.as_str(), out.as_str()], more].concat());
+        };
+        train("once", &[]);
+        train("again", &[]);
+        place.assert_same(&format!("once-{compute}"), &format!("again-{compute}"));
+        // Recomputing activations changes memory and time, no bit.
+        train("layer", &["training.gradient_checkpointing=layer"]);
+        place.assert_same(&format!("once-{compute}"), &format!("layer-{compute}"));
+    }
+    assert!(place.adapter("once-f32") != place.adapter("once-bf16"), "they are two types");
 }
 
 #[test]
@@ -97,12 +104,14 @@ fn a_run_killed_within_a_checkpoint_goes_on_to_the_same_bytes() {
 #[test]
 fn another_recipe_or_other_data_do_not_go_on() {
     let place = Workplace::new();
+    place.write("trial.yaml", std::fs::read_to_string(place.path("trial.yaml")).unwrap() + "compute: f32\n");
     place.train(&[]);
     let seed = ["training.seed=7", "training.learning_rate=0.02", "--resume"];
     let differ =
         ["another recipe", "training.seed: 7 (was 42)", "training.learning_rate: 0.02 (was 0.01)", "output_dir"];
     place.refused(&seed).says(2, &differ);
     place.refused(&seed[..2]).says(2, &differ);
+    place.refused(&["compute=bf16", "--resume"]).says(2, &["another recipe", r#"compute: \"bf16\" (was \"f32\")"#]);
 
     let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
     let fewer: String = rows.split_inclusive('\n').skip(1).collect();

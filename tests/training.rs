@@ -8,6 +8,7 @@ fn a_run_that_gets_worse_stops_early_keeps_its_best_and_ends_with_it() {
     let place = Workplace::new();
     // A rate so high that the second step spoils what the first has learnt.
     place.train(&[
+        "compute=f32",
         "objective.type=sft",
         "training.learning_rate=0.05",
         "training.lr_scheduler=constant",
@@ -50,17 +51,62 @@ fn each_objective_lowers_its_own_loss() {
         let place = Workplace::new();
         place.train(&[
             &format!("objective.type={objective}"),
+            "compute=f32",
             "lora.lora_dropout=0",
             "training.learning_rate=0.003",
             "training.max_steps=16",
             "training.eval_steps=0",
             "training.save_steps=0",
         ]);
-        let steps = place.metrics("out");
-        let losses: Vec<f64> =
-            steps.iter().filter(|line| line["type"] == "step").map(|line| line["loss"].as_f64().unwrap()).collect();
+        let losses = losses(&place, "out");
         assert_eq!(losses.len(), 16);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         assert!(mean(&losses[10..]) < 0.95 * mean(&losses[..6]), "{objective}: {losses:?}");
     }
+}
+
+/// The losses of a run's steps.
+fn losses(place: &Workplace, out: &str) -> Vec<f64> {
+    let metrics = place.metrics(out);
+    metrics.iter().filter(|line| line["type"] == "step").map(|line| line["loss"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn bf16_learns_what_f32_learns() {
+    let place = Workplace::new();
+    for compute in ["f32", "bf16"] {
+        let (compute, out) = (format!("compute={compute}"), format!("output_dir={compute}"));
+        place.train(&[
+            &compute,
+            &out,
+            "training.learning_rate=0.003",
+            "training.max_steps=12",
+            "training.eval_steps=0",
+        ]);
+    }
+    let (exact, rounded) = (losses(&place, "f32"), losses(&place, "bf16"));
+    assert_eq!((exact.len(), rounded.len()), (12, 12));
+    assert_ne!(exact, rounded, "they are two types");
+    for (a, b) in rounded.iter().zip(&exact) {
+        assert!((a / b - 1.0).abs() < 2e-2, "{rounded:?} are far from {exact:?}");
+    }
+}
+
+/// `auto` is one of the two, and a report says which.
+#[test]
+fn the_type_that_a_run_computes_in_is_said() {
+    let place = Workplace::new();
+    let said = |compute: &str| {
+        let compute = format!("compute={compute}");
+        let output = place.command(&["check", "trial.yaml", "--json", "--set", &compute]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        report["device"].as_str().unwrap().to_owned()
+    };
+    let (exact, rounded) = (said("f32"), said("bf16"));
+    assert!(exact.starts_with("cpu, ") && exact.contains(" f32 ("), "{exact}");
+    assert!(rounded.starts_with("cpu, ") && rounded.contains(" bf16 ("), "{rounded}");
+    assert!([exact, rounded].contains(&said("auto")));
+    place.refused(&["compute=fp8"]).says(2, &["compute", "fp8", "bf16"]);
 }

@@ -86,7 +86,6 @@ fn against_slope(
     let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * step);
     let got: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * d).sum();
     let apart = (got / slope - 1.0).abs();
-    record("slope", apart);
     assert!(apart < SLOPE, "{name} says {got}, the slope is {slope}");
 }
 
@@ -100,15 +99,7 @@ fn close(what: &str, a: &[f32], b: &[f32], limit: f64) {
     assert_eq!(a.len(), b.len(), "{what}");
     let difference: Vec<f32> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let apart = norm(&difference) / norm(b).max(1e-30);
-    record(if limit <= 1e-4 { "f32" } else { "bf16" }, apart);
     assert!(apart < limit, "{what}: {apart} apart");
-}
-
-/// For whoever sets a limit: `cargo test ops::tests -- --nocapture` tells how near it is.
-fn record(_kind: &str, _apart: f64) {
-    if std::env::var_os("EQUIPOISE_APART").is_some() {
-        println!("{_kind} {_apart:e}");
-    }
 }
 
 /// Uniform in `[-1, 1)`.

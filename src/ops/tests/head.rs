@@ -93,7 +93,7 @@ fn logits_of_any_size_keep_the_loss_finite_and_right() {
         let head = Head { weight, targets: vec![0, 4999, 7, 4600, 4499, 4500, 1, 2, 3] };
         let hidden = random(n * d, 2);
         let tensor = Tensor::from_slice(&hidden, n * d, &Device::Cpu).unwrap();
-        let expected = head.composed(&[tensor.clone()]).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let expected = head.composed(std::slice::from_ref(&tensor)).flatten_all().unwrap().to_vec1::<f32>().unwrap();
         close("the loss of large logits", &head.forward::<f32>(std::slice::from_ref(&hidden)), &expected, COMPOSED);
         let rows = tensor.reshape((n, d)).unwrap();
         let (_, _, gradient) = composed::head(&rows, &head.weight, &head.targets).unwrap();

@@ -124,7 +124,9 @@ impl Operation for Linear {
             // Added to what is there, it is the same.
             let mut added = vec![1.0; y.len()];
             group.forward_add(saved, &mut added).unwrap();
-            added.iter_mut().for_each(|y| *y -= 1.0);
+            for y in &mut added {
+                *y -= 1.0;
+            }
             let y = widened(&y);
             close("forward_add", &added, &y, if E::GROUP == 1 { 1e-5 } else { 1e-2 });
             y
