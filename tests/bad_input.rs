@@ -98,6 +98,7 @@ fn bases_whose_files_do_not_fit() {
     config("num_hidden_layers", json!(8), &["model.layers.7", "missing"]);
     config("num_key_value_heads", json!(3), &["num_attention_heads: expected a multiple", "got 4"]);
     config("head_dim", json!(31), &["head_dim: expected an even number, got 31"]);
+    config("intermediate_size", json!(201), &["intermediate_size: expected an even number, got 201"]);
     config("rms_norm_eps", json!(-1.0), &["rms_norm_eps: expected a number above 0, got -1"]);
     config("rope_theta", json!("big"), &["rope_theta: expected a number above 0", "big"]);
     config("rope_scaling", json!(7), &["rope_scaling: expected an object, got 7"]);
