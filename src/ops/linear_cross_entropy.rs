@@ -11,7 +11,7 @@ use super::gemm::pack::Shape;
 use super::gemm::{LANES, Lhs, Place, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add, multiply, store};
 use super::linear::PANEL;
 use super::pool::{Buffer, Pool};
-use super::simd::{Level, exp, vectorized};
+use super::simd::{Level, exp, sum_lanes, vectorized};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
@@ -151,7 +151,7 @@ impl Row {
         if start == 0 {
             self.reference = max;
         } else if max > self.reference + HEADROOM {
-            let factor = exp(self.reference - max);
+            let factor = exp::<false>(self.reference - max);
             scale(&mut out[..start], factor);
             self.sum *= f64::from(factor);
             self.reference = max;
@@ -234,14 +234,14 @@ vectorized! {
         let ((chunks, tail), (out_chunks, out_tail)) = (logits.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
         for (chunk, out) in chunks.iter().zip(out_chunks) {
             for lane in 0..LANES {
-                let e = exp(chunk[lane] - reference);
+                let e = exp::<FMA>(chunk[lane] - reference);
                 sums[lane] += e;
                 out[lane] = E::from_f32(e);
             }
         }
-        let mut sum: f32 = sums.iter().sum();
+        let mut sum = sum_lanes(sums);
         for (x, out) in tail.iter().zip(out_tail) {
-            let e = exp(*x - reference);
+            let e = exp::<FMA>(*x - reference);
             sum += e;
             *out = E::from_f32(e);
         }
