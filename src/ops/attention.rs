@@ -101,7 +101,7 @@ impl<E: Element> Packs<E> {
         let mut offsets = vec![0];
         for sequence in attention.sequences {
             for _ in 0..kv_heads {
-                offsets.push(offsets[offsets.len() - 1] + size(sequence.keys.len(), head_dim).len());
+                offsets.push(offsets[offsets.len() - 1] + size(sequence.keys.len(), head_dim).numbers());
             }
         }
         let total = offsets[offsets.len() - 1];

@@ -107,7 +107,7 @@ fn forward<E: Element>(
     let (d, vocabulary) = (head.columns(), head.rows());
     let stride = exponentials.len() / targets.len();
     let panel_rows = (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS;
-    let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).len(), 1);
+    let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
     let mut rows = vec![Row { reference: 0.0, max: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);
@@ -176,11 +176,11 @@ fn backward<E: Element>(
     let stride = exponentials.len() / n;
     let block = Shape::new::<E>(DEPTH_BLOCK, d);
     let panel_rows = (PANEL / d / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
-    let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.len(), 1);
+    let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);
         head.pack_rows(range.clone(), &mut packed, pool)?;
-        let blocks = range.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.len()));
+        let blocks = range.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.numbers()));
         let terms: Vec<_> = blocks
             .map(|(first, rhs)| Term {
                 lhs: Lhs { data: &exponentials[first..], stride },

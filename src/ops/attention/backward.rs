@@ -206,19 +206,11 @@ impl<E: Element> Task<'_, E> {
             }
             for i in 0..rows {
                 let query = first + row + i;
-                let log_sum = self.output.log_sums[(token + i) * heads + self.head];
+                let place = (token + i) * heads + self.head;
                 // Beyond the diagonal nothing is seen.
                 let seen = (query + 1).saturating_sub(tile * TILE_COLUMNS).min(TILE_COLUMNS);
-                score_row(
-                    &raw[i],
-                    &pulled[i],
-                    scale,
-                    log_sum,
-                    self.means[(token + i) * heads + self.head],
-                    seen,
-                    &mut p[i],
-                    &mut ds[i],
-                );
+                let query = Query { scale, log_sum: self.output.log_sums[place], mean: self.means[place], seen };
+                score_row(query, &raw[i], &pulled[i], &mut p[i], &mut ds[i]);
             }
             block.scores[row * TILE_COLUMNS..][..rows * TILE_COLUMNS].copy_from_slice(ds[..rows].as_flattened());
             for (rows, packed) in [(&p, &mut block.probabilities), (&ds, &mut block.scores_packed)] {
@@ -263,18 +255,32 @@ impl<E: Element> Task<'_, E> {
 /// Writes tiles of `[d, 48 keys]` as rows `[keys, d]`.
 fn spread(sums: &mut [Sums], scale: f32, keys: usize, head_dim: usize, out: &mut [f32]) {
     let rows = sums.as_flattened_mut().as_flattened_mut();
-    rows.iter_mut().for_each(|x| *x *= scale);
+    for x in rows.iter_mut() {
+        *x *= scale;
+    }
     transpose(rows, TILE_COLUMNS, (head_dim, keys), out, head_dim);
+}
+
+/// What a row's probabilities are made of besides its scores.
+#[derive(Clone, Copy)]
+struct Query {
+    scale: f32,
+    log_sum: f32,
+    /// `rowsum(dO∘O)`
+    mean: f32,
+    /// Keys of the tile that the query sees.
+    seen: usize,
 }
 
 vectorized! {
     /// `p = exp(scale·raw - log_sum)` for the keys that are seen and zero for the others, `ds = p·(pulled - mean)`.
-    fn score_row<E: Element>(raw: &[f32; TILE_COLUMNS], pulled: &[f32; TILE_COLUMNS], scale: f32, log_sum: f32, mean: f32,
-        seen: usize, p: &mut [E; TILE_COLUMNS], ds: &mut [E; TILE_COLUMNS]) {
+    fn score_row<E: Element>(query: Query, raw: &[f32; TILE_COLUMNS], pulled: &[f32; TILE_COLUMNS],
+        p: &mut [E; TILE_COLUMNS], ds: &mut [E; TILE_COLUMNS]) {
         for j in 0..TILE_COLUMNS {
-            let probability = if j < seen { exp::<FMA>(raw[j] * scale - log_sum) } else { 0.0 };
+            let probability = exp::<FMA>(raw[j] * query.scale - query.log_sum);
+            let probability = if j < query.seen { probability } else { 0.0 };
             p[j] = E::from_f32(probability);
-            ds[j] = E::from_f32(if j < seen { probability * (pulled[j] - mean) } else { 0.0 });
+            ds[j] = E::from_f32(if j < query.seen { probability * (pulled[j] - query.mean) } else { 0.0 });
         }
     }
 }

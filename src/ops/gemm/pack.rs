@@ -40,7 +40,7 @@ impl Shape {
     }
 
     /// Numbers in all, padding included.
-    pub const fn len(self) -> usize {
+    pub const fn numbers(self) -> usize {
         self.depth * self.columns.next_multiple_of(LANES)
     }
 }
