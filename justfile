@@ -31,6 +31,10 @@ ci:
 quickstart:
     cargo run --release -- train recipes/quickstart.yaml
 
+# Each operation of a step by itself.
+bench *ARGS:
+    cargo bench --bench ops -- {{ ARGS }}
+
 # The CUDA build, checked without a GPU. Needs a CUDA toolkit: nvcc in PATH or in $CUDA_HOME/bin.
 check-cuda:
     PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" cargo check --release --features cuda

@@ -179,7 +179,7 @@ impl Recipe {
 
     /// The keys whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an unset key
     /// shows as `null`. `name` and `output_dir` do not count: they decide where the result goes, not what it is; nor does
-    /// `training.gradient_checkpointing`, which changes no bit of it.
+    /// `training.gradient_checkpointing` with `training.max_memory_mb`, which change no bit of it.
     pub fn differences(&self, earlier: &Self) -> Vec<String> {
         let (now, before) = (self.result_values(), earlier.result_values());
         let mut keys: Vec<&String> = now.iter().chain(&before).map(|(key, _)| key).collect();
@@ -210,7 +210,7 @@ impl Recipe {
         // A path that is not Unicode cannot be in a recipe, whose text is UTF-8.
         let root = serde_yaml::to_value(self.to_file()).unwrap_or(Value::Null);
         flatten("", &root, &mut values);
-        let free = ["name", "output_dir", "training.gradient_checkpointing"];
+        let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb"];
         values.retain(|(key, _)| !free.contains(&key.as_str()));
         values
     }

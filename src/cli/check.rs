@@ -70,6 +70,15 @@ fn render(report: &CheckReport, colors: bool) -> String {
         let _ = writeln!(parts, "{:>9}  {name}", bytes(size));
     }
     let _ = write!(parts, "{:>9}  in all, estimated", bytes(memory.total));
+    let _ = write!(
+        parts,
+        "\n{}",
+        match report.kept_layers {
+            kept if kept == report.layers => "activations of all layers are kept".to_owned(),
+            0 => "activations are computed again, a layer at a time".to_owned(),
+            kept => format!("activations of {kept} of {} layers are kept, the others computed again", report.layers),
+        }
+    );
     table.row("memory", parts);
     table.row("device", printable(&report.device));
     let mut text = table.render();
@@ -161,6 +170,8 @@ mod tests {
                 head: 96 << 20,
                 total: 615 << 20,
             },
+            kept_layers: 12,
+            layers: 30,
             device: "cpu".into(),
             warnings: vec!["data.max_seq_len is above what the model was trained for".into()],
         };

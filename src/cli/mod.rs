@@ -14,6 +14,7 @@ use crate::device::DeviceConfig;
 use crate::error::Result;
 use crate::recipe::Recipe;
 use clap::{ArgAction, Args, Parser, Subcommand};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +28,9 @@ struct Cli {
     /// Say more on stderr; twice for still more (`EQUIPOISE_LOG` takes a filter such as `equipoise=debug`).
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+    /// Threads to compute with; by default one for each core.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -83,6 +87,10 @@ pub fn main() -> u8 {
         }
     };
     log_to_stderr(cli.verbose);
+    if let Some(threads) = cli.threads {
+        // It fails only where a pool was made before, in a process that runs several commands.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+    }
     let (outcome, json) = match &cli.command {
         Command::Train(args) => (train::run(args), args.recipe.json),
         Command::Check(args) => (check::run(args), args.recipe.json),

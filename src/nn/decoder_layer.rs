@@ -231,7 +231,7 @@ impl DecoderLayer {
         match context.cache {
             None => of(keys, values, stride),
             Some(cache) => {
-                cache.append(self.index, [keys, values], (width, stride), |keys, values| of(keys, values, width))
+                cache.append(self.index, [keys, values], (width, stride), |keys, values| of(keys, values, width));
             }
         }
     }

@@ -12,7 +12,7 @@ use super::element::{Element, convert};
 use super::gemm::pack::{Shape, pack_rows, pack_transposed};
 use super::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
 use super::pool::{Buffer, Pool};
-use super::simd::{Level, exp, vectorized};
+use super::simd::{Level, exp, sum_lanes, vectorized};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -101,7 +101,7 @@ impl<E: Element> Packs<E> {
         let mut offsets = vec![0];
         for sequence in attention.sequences {
             for _ in 0..kv_heads {
-                offsets.push(offsets[offsets.len() - 1] + size(sequence.keys.len(), head_dim).len());
+                offsets.push(offsets[offsets.len() - 1] + size(sequence.keys.len(), head_dim).numbers());
             }
         }
         let total = offsets[offsets.len() - 1];
@@ -190,6 +190,7 @@ pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_su
     tasks.sort_by_key(|(index, first, ..)| std::cmp::Reverse(attention.sequences[*index].seen(*first)));
     tasks.into_par_iter().with_max_len(1).for_each(|(index, first, out, log_sums)| {
         let mut state = vec![ZERO; head_dim.div_ceil(TILE_COLUMNS)];
+        let mut scratch = Scratch::default();
         for head in 0..heads {
             let kv_head = head / (heads / kv_heads);
             let block = QueryBlock {
@@ -202,7 +203,7 @@ pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_su
             let count = log_sums.len() / heads;
             for row in (0..count).step_by(TILE_ROWS) {
                 let rows = (count - row).min(TILE_ROWS);
-                let sums = block.run(first + row, rows, &mut state);
+                let sums = block.run(first + row, rows, &mut state, &mut scratch);
                 for i in 0..rows {
                     log_sums[(row + i) * heads + head] = sums[i];
                     let out = &mut out[((row + i) * heads + head) * head_dim..][..head_dim];
@@ -213,6 +214,23 @@ pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_su
             }
         }
     });
+}
+
+/// What a task writes and reads for each 8 queries.
+struct Scratch<E> {
+    sums: Sums,
+    scores: [[f32; BLOCK_KEYS]; TILE_ROWS],
+    probabilities: [[E; BLOCK_KEYS]; TILE_ROWS],
+}
+
+impl<E: Element> Default for Scratch<E> {
+    fn default() -> Self {
+        Self {
+            sums: ZERO,
+            scores: [[0f32; BLOCK_KEYS]; TILE_ROWS],
+            probabilities: [[E::default(); BLOCK_KEYS]; TILE_ROWS],
+        }
+    }
 }
 
 /// Some queries of one head.
@@ -226,7 +244,7 @@ struct QueryBlock<'a, E: Element> {
 
 impl<E: Element> QueryBlock<'_, E> {
     /// Up to 8 queries from `first` of the sequence: the outputs in `state`, and the log-sum-exps.
-    fn run(&self, first: usize, rows: usize, state: &mut [Sums]) -> [f32; TILE_ROWS] {
+    fn run(&self, first: usize, rows: usize, state: &mut [Sums], scratch: &mut Scratch<E>) -> [f32; TILE_ROWS] {
         let level = Level::detect();
         let AttentionShape { head_dim, .. } = self.attention.shape;
         let sequence = &self.attention.sequences[self.sequence];
@@ -234,9 +252,7 @@ impl<E: Element> QueryBlock<'_, E> {
         let lhs = Lhs { data: q, stride: self.attention.q.stride };
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut running = Running::default();
-        let mut sums = ZERO;
-        let mut scores = [[0f32; BLOCK_KEYS]; TILE_ROWS];
-        let mut probabilities = [[E::default(); BLOCK_KEYS]; TILE_ROWS];
+        let Scratch { sums, scores, probabilities } = scratch;
         state.fill(ZERO);
         let last = sequence.seen(first + rows - 1);
         for start in (0..last).step_by(BLOCK_KEYS) {
@@ -244,8 +260,8 @@ impl<E: Element> QueryBlock<'_, E> {
             for tile in 0..count.div_ceil(TILE_COLUMNS) {
                 let term = Term { lhs, rhs: self.keys.0, shape: self.keys.1 };
                 let place = Place { row: 0, rows, tile: start / TILE_COLUMNS + tile };
-                E::accumulate(level, &[term], place, true, &mut sums);
-                for (scores, sums) in scores.iter_mut().zip(&sums) {
+                E::accumulate(level, &[term], place, true, sums);
+                for (scores, sums) in scores.iter_mut().zip(&*sums) {
                     scores[tile * TILE_COLUMNS..][..TILE_COLUMNS].copy_from_slice(sums);
                 }
             }
@@ -253,7 +269,7 @@ impl<E: Element> QueryBlock<'_, E> {
             for (i, seen) in seen.iter_mut().enumerate().take(rows) {
                 *seen = sequence.seen(first + i).saturating_sub(start).min(count);
             }
-            running.block(&scores, &seen, scale, rows, state, &mut probabilities);
+            running.block(scores, &seen, scale, rows, state, probabilities);
             let (values, shape) = self.values;
             let depth = count.next_multiple_of(E::GROUP);
             for (tile, state) in state.iter_mut().enumerate() {
@@ -297,7 +313,7 @@ impl Running {
         for i in 0..rows {
             let (max, sum) = softmax_row(&scores[i][..seen[i]], scale, self.max[i], &mut probabilities[i]);
             if max > self.max[i] {
-                let factor = exp(self.max[i] - max);
+                let factor = exp::<false>(self.max[i] - max);
                 self.sum[i] *= factor;
                 for state in state.iter_mut() {
                     state[i].iter_mut().for_each(|x| *x *= factor);
@@ -346,7 +362,7 @@ vectorized! {
         let filled = chunks.len();
         for (chunk, out) in chunks.iter().zip(&mut *out_chunks) {
             for ((x, out), sum) in chunk.iter().zip(out).zip(&mut sums) {
-                let p = exp(*x * scale - max);
+                let p = exp::<FMA>(*x * scale - max);
                 *sum += p;
                 *out = E::from_f32(p);
             }
@@ -355,10 +371,10 @@ vectorized! {
             out.fill(E::default());
         }
         for ((x, out), sum) in tail.iter().zip(out[filled * LANES..].iter_mut()).zip(&mut sums) {
-            let p = exp(*x * scale - max);
+            let p = exp::<FMA>(*x * scale - max);
             *sum += p;
             *out = E::from_f32(p);
         }
-        (max, sums.iter().sum())
+        (max, sum_lanes(sums))
     }
 }

@@ -12,7 +12,10 @@ pub trait Element: Kernels + Copy + Default + Send + Sync + std::fmt::Debug + 's
     fn to_f32(self) -> f32;
     /// Groups as words of 32 bits: one `f32`, or a pair of `bf16`, the first in the lower half.
     fn to_words(numbers: &[Self; 2 * LANES], words: &mut [u32; LANES]);
-    /// The reverse; `numbers` holds 16 groups.
+    /// Words of two rows: for `bf16` each a number of both, the first in the lower half; for `f32`, whose groups are single,
+    /// those of the first.
+    fn pair_words(first: &[Self; LANES], second: &[Self; LANES], words: &mut [u32; LANES]);
+    /// The reverse of [`Self::to_words`]; `numbers` holds 16 groups.
     fn from_words(words: &[u32; LANES], numbers: &mut [Self]);
     /// So many zeros, without touching their memory.
     fn zeros(count: usize) -> Vec<Self>;
@@ -35,6 +38,13 @@ impl Element for f32 {
     #[inline(always)]
     fn to_words(numbers: &[Self; 2 * LANES], words: &mut [u32; LANES]) {
         for (word, number) in words.iter_mut().zip(numbers) {
+            *word = number.to_bits();
+        }
+    }
+
+    #[inline(always)]
+    fn pair_words(first: &[Self; LANES], _second: &[Self; LANES], words: &mut [u32; LANES]) {
+        for (word, number) in words.iter_mut().zip(first) {
             *word = number.to_bits();
         }
     }
@@ -73,6 +83,13 @@ impl Element for bf16 {
     fn to_words(numbers: &[Self; 2 * LANES], words: &mut [u32; LANES]) {
         for (word, pair) in words.iter_mut().zip(numbers.as_chunks::<2>().0) {
             *word = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
+        }
+    }
+
+    #[inline(always)]
+    fn pair_words(first: &[Self; LANES], second: &[Self; LANES], words: &mut [u32; LANES]) {
+        for (word, (first, second)) in words.iter_mut().zip(first.iter().zip(second)) {
+            *word = u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16;
         }
     }
 

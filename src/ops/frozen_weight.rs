@@ -194,7 +194,7 @@ impl FrozenWeight {
     /// When the weight is on another device.
     pub fn pack_transposed<E: Element>(&self, rows: Range<usize>, packed: &mut [E], pool: &Pool) -> Result<()> {
         let shape = Shape::new::<E>(self.columns, rows.len());
-        let tiles = packed[..shape.len()].par_chunks_mut(TILE_COLUMNS * shape.depth);
+        let tiles = packed[..shape.numbers()].par_chunks_mut(TILE_COLUMNS * shape.depth);
         tiles.enumerate().try_for_each(|(tile, out)| {
             let (columns, vectors) = shape.tile(tile);
             let width = vectors * LANES;
@@ -218,7 +218,7 @@ impl FrozenWeight {
     /// When the weight is on another device.
     pub fn pack_rows<E: Element>(&self, rows: Range<usize>, packed: &mut [E], pool: &Pool) -> Result<()> {
         let block = Shape::new::<E>(DEPTH_BLOCK, self.columns);
-        packed.par_chunks_mut(block.len()).take(rows.len().div_ceil(DEPTH_BLOCK)).enumerate().try_for_each(
+        packed.par_chunks_mut(block.numbers()).take(rows.len().div_ceil(DEPTH_BLOCK)).enumerate().try_for_each(
             |(i, out)| {
                 let first = rows.start + i * DEPTH_BLOCK;
                 let depth = (rows.end - first).min(DEPTH_BLOCK);

@@ -111,7 +111,7 @@ impl<'a> Group<'a> {
         for (_, update, _, first) in self.updates::<E>() {
             let padded = update.rank.next_multiple_of(E::GROUP);
             let shape = Shape::new::<E>(k, padded);
-            let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+            let mut packed = self.pool.take::<E>(1, shape.numbers(), 1);
             for tile in 0..shape.tiles() {
                 let (columns, vectors) = shape.tile(tile);
                 let start = tile * TILE_COLUMNS;
@@ -206,7 +206,7 @@ impl<'a> Group<'a> {
         let (k, ranks) = (self.inputs(), self.ranks::<E>());
         let m = saved.x.len() / k;
         let panel_rows = (PANEL / k / TILE_COLUMNS).max(1) * TILE_COLUMNS;
-        let mut packed = self.pool.take::<E>(1, Shape::new::<E>(k, panel_rows).len(), 1);
+        let mut packed = self.pool.take::<E>(1, Shape::new::<E>(k, panel_rows).numbers(), 1);
         let (mut output, mut rank) = (0, 0);
         for module in self.modules {
             let n = module.weight.rows();
@@ -237,7 +237,7 @@ impl<'a> Group<'a> {
         for (scaled, b) in scaled.iter_mut().zip(&update.b[rows.start * update.rank..]) {
             *scaled = b * update.scale;
         }
-        let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+        let mut packed = self.pool.take::<E>(1, shape.numbers(), 1);
         for tile in 0..shape.tiles() {
             let (columns, vectors) = shape.tile(tile);
             let b = &scaled[tile * TILE_COLUMNS * update.rank..];
@@ -282,7 +282,7 @@ impl<'a> Group<'a> {
             let mut scaled = self.pool.take::<f32>(rows, update.rank, rows);
             scaled.iter_mut().zip(update.b).for_each(|(scaled, b)| *scaled = b * update.scale);
             let shape = Shape::new::<E>(rows, padded);
-            let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+            let mut packed = self.pool.take::<E>(1, shape.numbers(), 1);
             for tile in 0..shape.tiles() {
                 let (columns, vectors) = shape.tile(tile);
                 let start = tile * TILE_COLUMNS;
@@ -302,14 +302,14 @@ impl<'a> Group<'a> {
         let m = dy.len() / n;
         let block = Shape::new::<E>(DEPTH_BLOCK, k);
         let panel_rows = (PANEL / k / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
-        let mut packed = self.pool.take::<E>(panel_rows / DEPTH_BLOCK, block.len(), 1);
+        let mut packed = self.pool.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
         let (mut output, mut rank, mut written) = (0, 0, false);
         for module in self.modules {
             let all = module.weight.rows();
             for start in (0..all).step_by(panel_rows) {
                 let rows = start..(start + panel_rows).min(all);
                 module.weight.pack_rows(rows.clone(), &mut packed, self.pool)?;
-                let blocks = rows.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.len()));
+                let blocks = rows.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.numbers()));
                 let mut terms: Vec<_> = blocks
                     .map(|(row, rhs)| Term {
                         lhs: Lhs { data: &dy[output + row..], stride: n },
@@ -351,7 +351,7 @@ impl<'a> Group<'a> {
     fn packed_a<E: Element>(&self, update: &Update<'_>) -> Buffer<E> {
         let k = self.inputs();
         let shape = Shape::new::<E>(update.rank, k);
-        let mut packed = self.pool.take::<E>(1, shape.len(), 1);
+        let mut packed = self.pool.take::<E>(1, shape.numbers(), 1);
         for tile in 0..shape.tiles() {
             let (columns, vectors) = shape.tile(tile);
             let out = &mut packed[shape.offset(tile)..];
@@ -420,12 +420,11 @@ impl<'a> Group<'a> {
         m: usize,
         sink: impl FnMut(usize, usize, &[f32]),
     ) {
-        let shape = Shape::new::<E>(m, columns);
         let padded = columns.next_multiple_of(TILE_COLUMNS);
         let mut packed = self.pool.take::<E>(m + 1, padded, self.capacity + 1);
         let mut results = self.pool.take::<f32>(r, padded, r);
-        let lhs = Lhs { data: lhs, stride: shape.depth };
-        contract_tokens(lhs, r, rows, shape, m, &mut packed, &mut results, sink);
+        let lhs = Lhs { data: lhs, stride: m.next_multiple_of(E::GROUP) };
+        contract_tokens((lhs, r), rows, (m, columns), (&mut packed, &mut results), sink);
     }
 
     /// `[m, columns]` to `[columns, m]`, `m` padded with zeros to whole groups.

@@ -11,7 +11,7 @@ use super::gemm::pack::Shape;
 use super::gemm::{LANES, Lhs, Place, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add, multiply, store};
 use super::linear::PANEL;
 use super::pool::{Buffer, Pool};
-use super::simd::{Level, exp, vectorized};
+use super::simd::{Level, exp, sum_lanes, vectorized};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
@@ -107,7 +107,7 @@ fn forward<E: Element>(
     let (d, vocabulary) = (head.columns(), head.rows());
     let stride = exponentials.len() / targets.len();
     let panel_rows = (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS;
-    let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).len(), 1);
+    let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
     let mut rows = vec![Row { reference: 0.0, max: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);
@@ -151,7 +151,7 @@ impl Row {
         if start == 0 {
             self.reference = max;
         } else if max > self.reference + HEADROOM {
-            let factor = exp(self.reference - max);
+            let factor = exp::<false>(self.reference - max);
             scale(&mut out[..start], factor);
             self.sum *= f64::from(factor);
             self.reference = max;
@@ -176,11 +176,11 @@ fn backward<E: Element>(
     let stride = exponentials.len() / n;
     let block = Shape::new::<E>(DEPTH_BLOCK, d);
     let panel_rows = (PANEL / d / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
-    let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.len(), 1);
+    let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);
         head.pack_rows(range.clone(), &mut packed, pool)?;
-        let blocks = range.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.len()));
+        let blocks = range.clone().step_by(DEPTH_BLOCK).zip(packed.chunks(block.numbers()));
         let terms: Vec<_> = blocks
             .map(|(first, rhs)| Term {
                 lhs: Lhs { data: &exponentials[first..], stride },
@@ -234,14 +234,14 @@ vectorized! {
         let ((chunks, tail), (out_chunks, out_tail)) = (logits.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
         for (chunk, out) in chunks.iter().zip(out_chunks) {
             for lane in 0..LANES {
-                let e = exp(chunk[lane] - reference);
+                let e = exp::<FMA>(chunk[lane] - reference);
                 sums[lane] += e;
                 out[lane] = E::from_f32(e);
             }
         }
-        let mut sum: f32 = sums.iter().sum();
+        let mut sum = sum_lanes(sums);
         for (x, out) in tail.iter().zip(out_tail) {
-            let e = exp(*x - reference);
+            let e = exp::<FMA>(*x - reference);
             sum += e;
             *out = E::from_f32(e);
         }

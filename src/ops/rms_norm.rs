@@ -2,7 +2,7 @@
 
 use super::element::Element;
 use super::gemm::LANES;
-use super::simd::vectorized;
+use super::simd::{sum_lanes, vectorized};
 use rayon::prelude::*;
 
 /// `y = x / √(mean(x²) + ε) · w` for each row of `x: [m, d]`.
@@ -37,7 +37,7 @@ vectorized! {
                 *lane += x * x;
             }
         }
-        lanes.iter().sum::<f32>() + tail.iter().map(|x| x * x).sum::<f32>()
+        sum_lanes(lanes) + tail.iter().map(|x| x * x).sum::<f32>()
     }
 }
 
@@ -52,7 +52,7 @@ vectorized! {
             }
         }
         let tail: f32 = a_tail.iter().zip(b_tail).zip(c_tail).map(|((a, b), c)| a * b * c).sum();
-        lanes.iter().sum::<f32>() + tail
+        sum_lanes(lanes) + tail
     }
 }
 

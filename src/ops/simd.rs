@@ -53,74 +53,90 @@ impl Level {
 
 /// Defines a function whose body is compiled for each [`Level`]; a call runs the one for this machine.
 ///
-/// The body is plain Rust that the compiler vectorizes: loops over slices whose lengths it can see are equal.
+/// The body is plain Rust that the compiler vectorizes: loops over slices whose lengths it can see are equal. It knows the
+/// constant `FMA`: whether products and sums may be fused ([`multiply_add`]).
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident: $bound:path),*>)? ($($arg:ident: $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name $(<$($t: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$($t: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$($($t: $bound,)*)? const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512 $(<$($t: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$($t),*>)? ($($arg),*) }
+            fn avx512 $(<$($t: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body::<$($($t,)*)? true>($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$($t: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$($t),*>)? ($($arg),*) }
+            fn avx2 $(<$($t: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body::<$($($t,)*)? true>($($arg),*) }
 
-            #[cfg(target_arch = "x86_64")]
             match $crate::ops::simd::Level::detect() {
                 // SAFETY: the machine has these instructions, as `detect` found.
+                #[cfg(target_arch = "x86_64")]
                 #[expect(unsafe_code, reason = "calls a function of an instruction set that was detected")]
-                $crate::ops::simd::Level::Avx512 | $crate::ops::simd::Level::Avx512Bf16 => return unsafe { avx512 $(::<$($t),*>)? ($($arg),*) },
+                $crate::ops::simd::Level::Avx512 | $crate::ops::simd::Level::Avx512Bf16 => unsafe {
+                    avx512 $(::<$($t),*>)? ($($arg),*)
+                },
                 // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
                 #[expect(unsafe_code, reason = "calls a function of an instruction set that was detected")]
-                $crate::ops::simd::Level::Avx2 => return unsafe { avx2 $(::<$($t),*>)? ($($arg),*) },
-                $crate::ops::simd::Level::Portable => {}
+                $crate::ops::simd::Level::Avx2 => unsafe { avx2 $(::<$($t),*>)? ($($arg),*) },
+                _ => body::<$($($t,)*)? false>($($arg),*),
             }
-            body $(::<$($t),*>)? ($($arg),*)
         }
     };
 }
 pub(crate) use vectorized;
 
-/// `eˣ`, within 2 units in the last place for `-87 < x < 88`; 0 below, and infinite above. Branch-free, so that loops of it
-/// are vectorized.
-///
-/// `x = n·ln 2 + f` with `|f| ≤ ln 2 / 2`; `e^f` by its Taylor polynomial of degree 7, scaled by `2ⁿ`.
+/// `a·b + c`, in one rounding where the instruction set has that: elsewhere it would be a call of a library.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    // NaN passes through the polynomial.
-    let clamped = if x < -87.3 { -87.3 } else { x };
-    let clamped = if clamped > 88.7 { 88.7 } else { clamped };
-    // Adding and taking away 1.5·2²³ rounds to the nearest integer.
+pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `eˣ`, within 2 units in the last place for `-87 ≤ x ≤ 88`; at most 2e-38 below, and infinite above. Branch-free, so that
+/// loops of it are vectorized.
+///
+/// `x = n·ln 2 + f` with `|f| ≤ ln 2 / 2`; `e^f` by a polynomial of degree 6 (Taylor's, its last coefficient adjusted to
+/// the interval), whose exponent is raised by `n`.
+#[inline(always)]
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+    // Adding 1.5·2²³ rounds to the nearest integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    // NaN passes: it is neither below nor above.
+    let x = if x < -87.3 { -87.3 } else { x };
+    let x = if x > 89.0 { 89.0 } else { x };
+    let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     // ln 2 in two parts, the first exact in few bits.
-    let f = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.0 / 5040.0;
-    let p = p * f + 1.0 / 720.0;
-    let p = p * f + 1.0 / 120.0;
-    let p = p * f + 1.0 / 24.0;
-    let p = p * f + 1.0 / 6.0;
-    let p = p * f + 0.5;
-    let p = p * f + 1.0;
-    let p = p * f + 1.0;
-    // 2ⁿ in two factors: n reaches 128.
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
-    let half = exponent >> 1;
-    let power = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
-    let value = p * power(half) * power(exponent - half);
-    if x < -87.3 { 0.0 } else { value }
+    let f = multiply_add::<FMA>(n, -0.693_359_4, x);
+    let f = multiply_add::<FMA>(n, 2.121_944_4e-4, f);
+    let p = 1.0 / 700.0;
+    let p = multiply_add::<FMA>(p, f, 1.0 / 120.0);
+    let p = multiply_add::<FMA>(p, f, 1.0 / 24.0);
+    let p = multiply_add::<FMA>(p, f, 1.0 / 6.0);
+    let p = multiply_add::<FMA>(p, f, 0.5);
+    let p = multiply_add::<FMA>(p, f, 1.0);
+    let p = multiply_add::<FMA>(p, f, 1.0);
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 /// `1 / (1 + e⁻ˣ)`
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<FMA>(-x))
+}
+
+/// The sum of 16 lanes, halves upon halves: a fixed order that takes four steps.
+#[inline(always)]
+pub(crate) fn sum_lanes(mut lanes: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -130,16 +146,18 @@ mod tests {
     #[test]
     fn exp_is_close_over_its_range() {
         let mut worst = 0f64;
-        for i in -870_000..880_000 {
+        for i in -870_000..885_000 {
             let x = i as f32 * 1e-4;
-            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            worst = worst.max((got - expected).abs() / expected);
+            let expected = f64::from(x).exp();
+            for got in [exp::<true>(x), exp::<false>(x)] {
+                worst = worst.max((f64::from(got) - expected).abs() / expected);
+            }
         }
         assert!(worst < 2.5e-7, "relative error {worst}");
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(-90.0), 0.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert!(exp(f32::NAN).is_nan());
-        assert!(sigmoid(40.0) == 1.0 && sigmoid(-100.0) < 1e-38);
+        assert_eq!(exp::<true>(0.0), 1.0);
+        assert!(exp::<true>(f32::NEG_INFINITY) < 2e-38);
+        assert_eq!(exp::<true>(f32::INFINITY), f32::INFINITY);
+        assert!(exp::<true>(f32::NAN).is_nan());
+        assert!(sigmoid::<true>(40.0) == 1.0 && sigmoid::<true>(-100.0) < 1e-37);
     }
 }

@@ -27,7 +27,7 @@ vectorized! {
     fn row<E: Element>(gate: &[E], up: &[E], y: &mut [E]) {
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
             let gate = gate.to_f32();
-            *y = E::from_f32(gate * sigmoid(gate) * up.to_f32());
+            *y = E::from_f32(gate * sigmoid::<FMA>(gate) * up.to_f32());
         }
     }
 }
@@ -36,7 +36,7 @@ vectorized! {
     fn row_backward<E: Element>(gate: &[E], up: &[E], dy: &[f32], d_gate: &mut [E], d_up: &mut [E]) {
         for ((((gate, up), dy), d_gate), d_up) in gate.iter().zip(up).zip(dy).zip(d_gate).zip(d_up) {
             let (gate, up) = (gate.to_f32(), up.to_f32());
-            let s = sigmoid(gate);
+            let s = sigmoid::<FMA>(gate);
             *d_gate = E::from_f32(dy * up * s * (1.0 + gate * (1.0 - s)));
             *d_up = E::from_f32(dy * gate * s);
         }

@@ -50,10 +50,11 @@ const TABLE: &[(&str, Answer)] = &[
          gptq llm_int8_threshold quantizer",
         No("the frozen weights are held in a GGML type: `quantization.type`, for instance `q8_0` or `q4_k`"),
     ),
+    ("dtype torch_dtype precision mixed_precision compute_dtype", Ours("compute")),
+    ("bf16 bfloat16 pure_bf16 bf16_full_eval", IfTrue("compute", "bf16")),
     (
-        "bf16 fp16 tf32 float16 bfloat16 dtype torch_dtype precision mixed_precision fp16_full_eval bf16_full_eval pure_bf16 \
-         upcast_layernorm",
-        No("precision is no switch: `quantization.type` says how the frozen weights are held, `none` for as stored"),
+        "fp16 tf32 float16 fp16_full_eval upcast_layernorm",
+        No("`compute` takes `auto`, `f32` or `bf16`; `quantization.type` says how the frozen weights are held"),
     ),
     // LoRA.
     ("lora_r lora_rank rank lora_dim r_lora lora_attn_rank", Ours("lora.r")),
@@ -279,6 +280,9 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("objective.token_weighting", "no off false null", "none"),
     ("objective.sample_weighting", "no off false null", "none"),
     ("device", "gpu cuda0 gpu0", "cuda"),
+    ("compute", "bfloat16 torch.bfloat16 fp16 float16 16 bf16-mixed mixed", "bf16"),
+    ("compute", "float32 torch.float32 fp32 float 32 no full", "f32"),
+    ("training.gradient_checkpointing", "budget memory", "auto"),
 ];
 
 /// Our word for someone else's `word`, where there is one.

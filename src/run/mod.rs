@@ -59,7 +59,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         lm: &model.lm,
         params: &model.params,
         objective: &*objective,
-        checkpointing: recipe.training.gradient_checkpointing,
+        kept_layers: prepared.kept_layers,
         compute: prepared.compute,
         device: &prepared.device,
         pool: &pool,
@@ -172,6 +172,8 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         steps,
         warmup_steps: Schedule::new(&recipe.training, steps).warmup_steps(),
         memory: prepared.memory(recipe),
+        kept_layers: prepared.kept_layers,
+        layers: prepared.layers(),
         device: prepared.device_name(),
         warnings,
     })

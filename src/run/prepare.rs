@@ -10,7 +10,7 @@ use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
 use crate::ops::Compute;
 use crate::ops::simd::Level;
 use crate::recipe::Recipe;
-use crate::train::{Event, Identity, MemoryEstimate, Observer};
+use crate::train::{Event, GradientCheckpointing, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
 use candle_core::Device;
 
@@ -24,6 +24,8 @@ pub(super) struct Prepared {
     pub dataset: Dataset,
     pub device: Device,
     pub compute: Compute,
+    /// Of how many layers the activations are kept.
+    pub kept_layers: usize,
     dimensions: Dimensions,
     weights_bytes: u64,
     adapter_parameters: usize,
@@ -80,17 +82,19 @@ impl Prepared {
             observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
         })?;
         tracing::info!(train = dataset.train.len(), validation = dataset.validation.len(), "tokenized");
-        let prepared = Self {
+        let mut prepared = Self {
             base,
             encoder,
             dataset,
             compute: recipe.compute.resolve(&device),
+            kept_layers: 0,
             device,
             dimensions,
             weights_bytes: plan.report.bytes,
             adapter_parameters: plan.report.adapter_parameters,
         };
         prepared.check_vocabulary()?;
+        prepared.kept_layers = prepared.layers_to_keep(recipe);
         Ok(prepared)
     }
 
@@ -129,12 +133,34 @@ impl Prepared {
     }
 
     pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
+        self.memory_with(recipe, self.kept_layers)
+    }
+
+    pub(super) const fn layers(&self) -> usize {
+        self.dimensions.layers
+    }
+
+    fn layers_to_keep(&self, recipe: &Recipe) -> usize {
+        let layers = self.dimensions.layers;
+        let training = &recipe.training;
+        match training.gradient_checkpointing {
+            GradientCheckpointing::None => layers,
+            GradientCheckpointing::Layer => 0,
+            GradientCheckpointing::Auto => {
+                let free = || available_memory().map_or(u64::MAX, |free| free / 5 * 4);
+                let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes << 20);
+                MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
+            }
+        }
+    }
+
+    fn memory_with(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
         MemoryEstimate::new(
             self.weights_bytes,
             (self.adapter_parameters, recipe.lora.r),
             &self.dimensions,
             self.most_tokens(recipe),
-            recipe.training.gradient_checkpointing,
+            kept_layers,
             self.compute,
         )
     }
@@ -167,7 +193,7 @@ impl Prepared {
             recipe: recipe.hash(),
             base: self.base.fingerprint()?,
             data: self.dataset.fingerprint(),
-            device: if self.device.is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+            device: format!("{}, {}", if self.device.is_cpu() { "cpu" } else { "cuda" }, self.compute.name()),
         })
     }
 
@@ -182,6 +208,13 @@ impl Prepared {
         }
         if self.dataset.validation.is_empty() {
             warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
+        }
+        let limit = recipe.training.max_memory_mb.filter(|limit| memory.total > limit << 20);
+        if let Some(limit) = limit.filter(|_| recipe.training.gradient_checkpointing == GradientCheckpointing::Auto) {
+            warnings.push(format!(
+                "the run may need {} MB with no activation kept, and `training.max_memory_mb` is {limit}",
+                memory.total >> 20
+            ));
         }
         if let Some(available) =
             available_memory().filter(|&available| self.device.is_cpu() && memory.total > available)

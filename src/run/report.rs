@@ -79,6 +79,10 @@ pub struct CheckReport {
     pub warmup_steps: usize,
     /// Estimated memory, in bytes.
     pub memory: MemoryEstimate,
+    /// Of how many layers the activations are kept for the backward pass; the others are computed again.
+    pub kept_layers: usize,
+    /// How many layers there are.
+    pub layers: usize,
     /// The device.
     pub device: String,
     /// What is odd, but no error.

@@ -6,7 +6,6 @@
 mod cpu;
 mod tape;
 
-use super::GradientCheckpointing;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::models::CausalLm;
@@ -56,8 +55,8 @@ pub struct Engine<'a> {
     pub params: &'a AdapterParams,
     /// What is minimised.
     pub objective: &'a dyn Objective,
-    /// Which activations are kept.
-    pub checkpointing: GradientCheckpointing,
+    /// Of how many of the last layers the activations are kept; those of the others are computed again.
+    pub kept_layers: usize,
     /// The type of products and activations.
     pub compute: Compute,
     /// Where it runs.
@@ -160,14 +159,6 @@ impl Engine<'_> {
             _ if !self.device.is_cpu() => self.accumulate_tape(batch, dropout_keys, gradients),
             Compute::F32 => self.accumulate_cpu::<f32>(batch, dropout_keys, gradients),
             Compute::Bf16 => self.accumulate_cpu::<bf16>(batch, dropout_keys, gradients),
-        }
-    }
-
-    /// How many of the last layers keep their activations.
-    fn kept_layers(&self, _batch: &Batch) -> usize {
-        match self.checkpointing {
-            GradientCheckpointing::None => self.lm.layers.len(),
-            GradientCheckpointing::Layer => 0,
         }
     }
 }

@@ -52,6 +52,9 @@ pub struct TrainingConfig {
     pub load_best_model_at_end: bool,
     /// Which activations are kept for the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
+    /// What `gradient_checkpointing: auto` may fill, in MiB; by default four fifths of the memory that is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory_mb: Option<u64>,
     /// Steps in a row with a non-finite loss or gradient after which the run stops.
     pub max_skipped_steps: usize,
     /// Decides initialisation, order of the rows, and dropout.
@@ -74,6 +77,8 @@ pub enum LrScheduler {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientCheckpointing {
+    /// Those of as many layers as memory has room for; the others are computed again.
+    Auto,
     /// All activations are kept.
     None,
     /// Only the input of each layer is kept; the rest is computed again, one layer at a time.
@@ -101,7 +106,8 @@ impl Default for TrainingConfig {
             save_total_limit: 2,
             early_stopping_patience: 0,
             load_best_model_at_end: true,
-            gradient_checkpointing: GradientCheckpointing::None,
+            gradient_checkpointing: GradientCheckpointing::Auto,
+            max_memory_mb: None,
             max_skipped_steps: 5,
             seed: 42,
         }
@@ -120,6 +126,7 @@ impl TrainingConfig {
             ("save_total_limit", self.save_total_limit),
             ("max_skipped_steps", self.max_skipped_steps),
             ("max_steps", self.max_steps.unwrap_or(1)),
+            ("max_memory_mb", self.max_memory_mb.unwrap_or(1) as usize),
         ];
         for (key, value) in at_least_one {
             if value == 0 {

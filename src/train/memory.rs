@@ -1,6 +1,5 @@
 //! How much memory a run will take, before it takes it.
 
-use super::GradientCheckpointing;
 use crate::models::Dimensions;
 use crate::nn::DecoderLayer;
 use crate::ops::{Compute, chunk_tokens};
@@ -32,13 +31,13 @@ impl MemoryEstimate {
     /// An estimate for micro-batches of so many tokens, padding not counted: it never enters.
     ///
     /// `weights + adapter·(1 + 1 + 2) + layer inputs + kept activations + one layer's work + head`. A layer keeps its input
-    /// (`f32`), and what [`DecoderLayer::activation_bytes`] counts.
+    /// (`f32`), and of the last `kept_layers` layers what [`DecoderLayer::activation_bytes`] counts.
     pub fn new(
         weights: u64,
         (adapter_parameters, r): (usize, usize),
         d: &Dimensions,
         tokens: usize,
-        checkpointing: GradientCheckpointing,
+        kept_layers: usize,
         compute: Compute,
     ) -> Self {
         let (each, chunk) = match compute {
@@ -49,10 +48,8 @@ impl MemoryEstimate {
         let (hidden, inner) = (d.hidden as u64, d.intermediate as u64);
         let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
         let layers = d.layers as u64;
-        let kept = match checkpointing {
-            GradientCheckpointing::None => layers,
-            GradientCheckpointing::Layer => 1,
-        };
+        // Of the layers that are computed again, one at a time is whole.
+        let kept = (kept_layers as u64 + 1).min(layers);
         // Backward through an MLP: the product within, its gradient in f32, gate's and up's, their packed input; and through
         // attention: gradients of queries, keys and values in f32 for each head, and packed keys and values.
         let mlp = (4 * bytes + 4) * inner + (2 * bytes + 8) * hidden;
@@ -64,6 +61,11 @@ impl MemoryEstimate {
         let adapter_and_optimizer = 4 * 4 * adapter_parameters as u64;
         let total = PROGRAM + weights + adapter_and_optimizer + activations + head;
         Self { weights, adapter_and_optimizer, activations, head, total }
+    }
+
+    /// The most layers whose activations can be kept within `limit` bytes; `estimate` takes their number.
+    pub fn layers_within(layers: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
+        (0..=layers).rev().find(|&kept| estimate(kept).total <= limit).unwrap_or(0)
     }
 
     fn layer<E: crate::ops::Element>(d: &Dimensions, r: usize) -> u64 {

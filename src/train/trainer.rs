@@ -8,7 +8,8 @@ use super::{AdamW, Event, Observer, Schedule, TrainingConfig};
 use crate::data::{Batch, Dataset, Sequence, epoch_order};
 use crate::device::process_memory;
 use crate::error::{Error, Result};
-use candle_core::Tensor;
+use crate::ops::numbers;
+use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -95,7 +96,7 @@ impl<'a> Trainer<'a> {
             identity,
         };
         Ok(Self {
-            optimizer: AdamW::new(config, engine.params)?,
+            optimizer: AdamW::new(config, engine.params),
             schedule: Schedule::new(config, total_steps),
             engine,
             config,
@@ -124,7 +125,7 @@ impl<'a> Trainer<'a> {
             ("the recipe", &saved.recipe, &now.recipe),
             ("the base model's files", &saved.base, &now.base),
             ("the tokenized data", &saved.data, &now.data),
-            ("the kind of device", &saved.device, &now.device),
+            ("the kind of device or of its arithmetic", &saved.device, &now.device),
         ] {
             if saved != now {
                 return Err(Error::file(&folder, format!("{what} changed since this checkpoint was written"))
@@ -216,7 +217,7 @@ impl<'a> Trainer<'a> {
             let places: Vec<u64> = micro[i].iter().map(|(place, _)| *place).collect();
             self.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
         };
-        let StepGradients { loss, denominator, mut gradients } = self.engine.step(&batches, keys)?;
+        let StepGradients { loss, denominator, gradients } = self.engine.step(&batches, keys)?;
         let grad_norm = global_norm(gradients.values())? / denominator;
         let learning_rate = self.schedule.rate(step);
 
@@ -228,10 +229,7 @@ impl<'a> Trainer<'a> {
         self.state.skipped_in_a_row = 0;
         if loss.supervised > 0 {
             let factor = clip_factor(grad_norm, self.config.max_grad_norm) / denominator;
-            for gradient in gradients.values_mut() {
-                *gradient = (&*gradient * factor)?;
-            }
-            self.optimizer.update(self.engine.params, &gradients, learning_rate)?;
+            self.optimizer.update(self.engine.params, &gradients, factor, learning_rate)?;
         }
         self.state.updates = self.optimizer.updates();
 
@@ -359,7 +357,7 @@ impl<'a> Trainer<'a> {
     fn save(&self, observer: &mut dyn Observer) -> Result<()> {
         let checkpoint = Checkpoint {
             adapter: self.engine.params.to_tensors()?,
-            optimizer: self.optimizer.state(),
+            optimizer: self.optimizer.state()?,
             state: self.state.clone(),
         };
         let path = checkpoint.save(self.out)?;
@@ -396,14 +394,15 @@ fn collate(rows: &[(u64, &Sequence)], pad_id: u32) -> Batch {
     Batch::collate(&sequences, pad_id)
 }
 
-/// `√Σ g²` over all tensors: in `f32` within a tensor, in `f64` over them.
+/// `√Σ g²` over all tensors, in `f64`.
 ///
 /// # Errors
 /// When the device refuses.
 pub fn global_norm<'t>(gradients: impl Iterator<Item = &'t Tensor>) -> Result<f64> {
     let mut sum = 0.0;
     for gradient in gradients {
-        sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let gradient = gradient.to_device(&Device::Cpu)?;
+        sum += numbers(&gradient)?.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
     }
     Ok(sum.sqrt())
 }

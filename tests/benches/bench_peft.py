@@ -25,7 +25,7 @@ import setup_peer
 from counting import Counts, StepWork, write_batches
 from setup_peer import ROOT
 
-COMPUTE_KEY = "training.compute"
+COMPUTE_KEY = "compute"
 """The recipe's key for the type that is computed in."""
 
 SHARED = ROOT / ".." / "shared"
@@ -51,6 +51,8 @@ class Mode:
     """The type whose GEMM peak it is held against."""
     setting: str = ""
     objective: str = "sft"
+    budget: int = 0
+    """With recompute on: MiB that `gradient_checkpointing: auto` may fill, in place of `layer`."""
 
 
 MODES = (
@@ -58,6 +60,7 @@ MODES = (
     Mode("peer-f32", "peer", "f32", "f32"),
     Mode("equipoise-bf16", "equipoise", "bf16", "bf16"),
     Mode("peer-bf16", "peer", "bf16", "bf16"),
+    Mode("equipoise-auto", "equipoise", "bf16", "bf16", budget=800),
     Mode("equipoise-bft", "equipoise", "bf16", "bf16", objective="bft"),
     Mode("peer-autocast", "peer", "bf16", "autocast"),
     Mode("peer-bf16-all", "peer", "bf16", "bf16-all"),
@@ -126,7 +129,7 @@ class Bench:
     def sweep_mode(self) -> Mode:
         """Equipoise's mode that the sweep measures: the last that trains under sft."""
         modes = NO_KEY_MODES if self.args.no_compute_key else MODES
-        return [mode for mode in modes if mode.side == "equipoise" and mode.objective == "sft"][-1]
+        return [mode for mode in modes if mode.side == "equipoise" and mode.objective == "sft" and not mode.budget][-1]
 
     def train(self, mode: Mode, data: Data, recompute: bool) -> measuring.Run:
         """One run in a fresh process, checked for having done the steps that it should."""
@@ -160,6 +163,9 @@ class Bench:
             "training.max_steps": self.args.steps,
             "training.gradient_checkpointing": "layer" if recompute else "none",
         }
+        if mode.budget:
+            settings["training.gradient_checkpointing"] = "auto"
+            settings["training.max_memory_mb"] = mode.budget
         if mode.setting:
             settings[COMPUTE_KEY] = mode.setting
         command = [str(self.equipoise), "train", str(self.path("", "recipe.yaml")), "--json", "--offline", "--overwrite"]
@@ -272,7 +278,7 @@ def measure(bench: Bench, data: Data, recompute: bool, modes: list[Mode], rounds
             say(
                 f"{data.kind} {data.batch}x{data.length} recompute {'on' if recompute else 'off'} "
                 f"round {number}: {mode.name} {middle:.0f} tokens/s, {one.peak_rss / 2**30:.2f} GiB, "
-                f"first step {one.first_step:.1f} s, loss {one.steps[0].loss:.4f}, others' share {one.disturbed}"
+                f"{one.before_steps:.1f} s before the first step, loss {one.steps[0].loss:.4f}, others' share {one.disturbed}"
             )
     result["remarks"] = remarks(result)
     return result
@@ -318,7 +324,9 @@ def compare(bench: Bench) -> None:
     for one in data:
         for recompute in bench.args.recompute:
             key = f"{one.kind} {one.batch}x{one.length} recompute {'on' if recompute else 'off'}"
-            save(bench, "peft", key, measure(bench, one, recompute, bench.modes(), bench.args.rounds))
+            # What a budget decides is recompute.
+            modes = [mode for mode in bench.modes() if recompute or not mode.budget]
+            save(bench, "peft", key, measure(bench, one, recompute, modes, bench.args.rounds))
 
 
 def sweep(bench: Bench) -> None:

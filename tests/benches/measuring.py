@@ -41,9 +41,9 @@ class Run:
     """The share of the machine's time that others' programs took meanwhile; None where the system does not tell."""
 
     @property
-    def first_step(self) -> float:
-        """Seconds from the start of the process to the end of its first step."""
-        return self.steps[0].arrived
+    def before_steps(self) -> float:
+        """Seconds from the start of the process to the start of its first step."""
+        return self.steps[0].arrived - self.steps[0].seconds
 
     def counted(self) -> list[Step]:
         """The steps that are counted: all but the first."""

@@ -6,7 +6,7 @@ use crate::ops::gemm::pack::{Shape, transpose};
 use crate::ops::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
 use crate::ops::pool::Pool;
 use crate::ops::rope::RopeTable;
-use crate::ops::simd::{Level, exp, vectorized};
+use crate::ops::simd::{Level, exp, sum_lanes, vectorized};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -46,6 +46,11 @@ pub fn attention_backward<E: Element>(
         key_rows: Packs::rows(attention, attention.k, pool),
         values: Packs::transposed(attention, attention.v, pool),
     };
+    let mut means = pool.take::<f32>(m, heads, m.next_multiple_of(BLOCK));
+    let rows = output.out.par_chunks(heads * head_dim).zip(output.gradient.par_chunks(heads * head_dim));
+    means.par_chunks_mut(heads).zip(rows).with_min_len(16).for_each(|(means, (out, gradient))| {
+        dots(out, gradient, head_dim, means);
+    });
     let capacity = m.next_multiple_of(BLOCK);
     let mut gradients = [(); 3].map(|()| pool.take::<f32>(m, heads * head_dim, capacity));
     let mut tasks = Vec::new();
@@ -59,7 +64,7 @@ pub fn attention_backward<E: Element>(
                 let (k, rest_k) = dk.split_at_mut(size);
                 let (v, rest_v) = dv.split_at_mut(size);
                 (dq, dk, dv) = (rest_q, rest_k, rest_v);
-                tasks.push((Task { attention, output, packs: &packs, head, index }, [q, k, v]));
+                tasks.push((Task { attention, output, packs: &packs, means: &means, head, index }, [q, k, v]));
             }
         }
     }
@@ -100,6 +105,8 @@ struct Task<'a, E: Element> {
     attention: &'a Attention<'a, E>,
     output: AttentionOutput<'a, E>,
     packs: &'a BackwardPacks<E>,
+    /// `rowsum(dO∘O)`, `[m, heads]`.
+    means: &'a [f32],
     head: usize,
     index: usize,
 }
@@ -132,7 +139,6 @@ impl<E: Element> Task<'_, E> {
             }
             out
         });
-        let means = self.means(t, start);
         dq.fill(0.0);
         let mut block = Block {
             probabilities: vec![E::default(); BLOCK * TILE_COLUMNS],
@@ -151,7 +157,7 @@ impl<E: Element> Task<'_, E> {
                 // Rows above the diagonal, whole tiles of them, see nothing either.
                 let above = first_key.saturating_sub(first) / TILE_ROWS * TILE_ROWS;
                 let depth = count.next_multiple_of(TILE_ROWS) - above;
-                self.scores(kv_head, tile, (first, above..count), &means, &mut block);
+                self.scores(kv_head, tile, (first, above..count), &mut block);
                 self.add_queries(kv_head, tile, (first, above..count), &block, dq);
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let (source, packed, row) = if row < row_tiles {
@@ -170,29 +176,13 @@ impl<E: Element> Task<'_, E> {
             }
             let scale = 1.0 / (head_dim as f32).sqrt();
             let keys = (t - first_key).min(TILE_COLUMNS);
-            spread(&sums[..row_tiles], scale, keys, head_dim, &mut dk[first_key * head_dim..]);
-            spread(&sums[row_tiles..], 1.0, keys, head_dim, &mut dv[first_key * head_dim..]);
+            spread(&mut sums[..row_tiles], scale, keys, head_dim, &mut dk[first_key * head_dim..]);
+            spread(&mut sums[row_tiles..], 1.0, keys, head_dim, &mut dv[first_key * head_dim..]);
         }
     }
 
-    /// `rowsum(dO∘O)` for each token.
-    fn means(&self, t: usize, start: usize) -> Vec<f32> {
-        let AttentionShape { heads, head_dim, .. } = self.attention.shape;
-        let at = |token: usize| ((start + token) * heads + self.head) * head_dim;
-        (0..t)
-            .map(|i| dot(&self.output.out[at(i)..at(i) + head_dim], &self.output.gradient[at(i)..at(i) + head_dim]))
-            .collect()
-    }
-
     /// Probabilities and score gradients of queries, `within` the block from `first` on, and a tile of keys.
-    fn scores(
-        &self,
-        kv_head: usize,
-        tile: usize,
-        (first, within): (usize, Range<usize>),
-        means: &[f32],
-        block: &mut Block<E>,
-    ) {
+    fn scores(&self, kv_head: usize, tile: usize, (first, within): (usize, Range<usize>), block: &mut Block<E>) {
         let level = Level::detect();
         let AttentionShape { heads, head_dim, .. } = self.attention.shape;
         let start = self.attention.sequences[self.index].queries.start;
@@ -216,10 +206,11 @@ impl<E: Element> Task<'_, E> {
             }
             for i in 0..rows {
                 let query = first + row + i;
-                let log_sum = self.output.log_sums[(token + i) * heads + self.head];
+                let place = (token + i) * heads + self.head;
                 // Beyond the diagonal nothing is seen.
                 let seen = (query + 1).saturating_sub(tile * TILE_COLUMNS).min(TILE_COLUMNS);
-                score_row(&raw[i], &pulled[i], scale, log_sum, means[query], seen, &mut p[i], &mut ds[i]);
+                let query = Query { scale, log_sum: self.output.log_sums[place], mean: self.means[place], seen };
+                score_row(query, &raw[i], &pulled[i], &mut p[i], &mut ds[i]);
             }
             block.scores[row * TILE_COLUMNS..][..rows * TILE_COLUMNS].copy_from_slice(ds[..rows].as_flattened());
             for (rows, packed) in [(&p, &mut block.probabilities), (&ds, &mut block.scores_packed)] {
@@ -262,22 +253,34 @@ impl<E: Element> Task<'_, E> {
 }
 
 /// Writes tiles of `[d, 48 keys]` as rows `[keys, d]`.
-fn spread(sums: &[Sums], scale: f32, keys: usize, head_dim: usize, out: &mut [f32]) {
-    for (key, out) in out.chunks_exact_mut(head_dim).take(keys).enumerate() {
-        for (out, sums) in out.iter_mut().zip(sums.as_flattened()) {
-            *out = sums[key] * scale;
-        }
+fn spread(sums: &mut [Sums], scale: f32, keys: usize, head_dim: usize, out: &mut [f32]) {
+    let rows = sums.as_flattened_mut().as_flattened_mut();
+    for x in rows.iter_mut() {
+        *x *= scale;
     }
+    transpose(rows, TILE_COLUMNS, (head_dim, keys), out, head_dim);
+}
+
+/// What a row's probabilities are made of besides its scores.
+#[derive(Clone, Copy)]
+struct Query {
+    scale: f32,
+    log_sum: f32,
+    /// `rowsum(dO∘O)`
+    mean: f32,
+    /// Keys of the tile that the query sees.
+    seen: usize,
 }
 
 vectorized! {
     /// `p = exp(scale·raw - log_sum)` for the keys that are seen and zero for the others, `ds = p·(pulled - mean)`.
-    fn score_row<E: Element>(raw: &[f32; TILE_COLUMNS], pulled: &[f32; TILE_COLUMNS], scale: f32, log_sum: f32, mean: f32,
-        seen: usize, p: &mut [E; TILE_COLUMNS], ds: &mut [E; TILE_COLUMNS]) {
+    fn score_row<E: Element>(query: Query, raw: &[f32; TILE_COLUMNS], pulled: &[f32; TILE_COLUMNS],
+        p: &mut [E; TILE_COLUMNS], ds: &mut [E; TILE_COLUMNS]) {
         for j in 0..TILE_COLUMNS {
-            let probability = if j < seen { exp(raw[j] * scale - log_sum) } else { 0.0 };
+            let probability = exp::<FMA>(raw[j] * query.scale - query.log_sum);
+            let probability = if j < query.seen { probability } else { 0.0 };
             p[j] = E::from_f32(probability);
-            ds[j] = E::from_f32(if j < seen { probability * (pulled[j] - mean) } else { 0.0 });
+            ds[j] = E::from_f32(if j < query.seen { probability * (pulled[j] - query.mean) } else { 0.0 });
         }
     }
 }
@@ -298,15 +301,18 @@ vectorized! {
 }
 
 vectorized! {
-    fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
-        let mut lanes = [0f32; LANES];
-        let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-        for (a, b) in a.iter().zip(b) {
-            for lane in 0..LANES {
-                lanes[lane] += a[lane].to_f32() * b[lane].to_f32();
+    /// The dot product of each head of two rows.
+    fn dots<E: Element>(a: &[E], b: &[E], head_dim: usize, out: &mut [f32]) {
+        for ((a, b), out) in a.chunks_exact(head_dim).zip(b.chunks_exact(head_dim)).zip(out) {
+            let mut lanes = [0f32; LANES];
+            let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+            for (a, b) in a.iter().zip(b) {
+                for lane in 0..LANES {
+                    lanes[lane] += a[lane].to_f32() * b[lane].to_f32();
+                }
             }
+            let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a.to_f32() * b.to_f32()).sum();
+            *out = sum_lanes(lanes) + tail;
         }
-        let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a.to_f32() * b.to_f32()).sum();
-        lanes.iter().sum::<f32>() + tail
     }
 }

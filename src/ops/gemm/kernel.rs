@@ -253,7 +253,7 @@ impl<E: Element> PlainTile<'_, E> {
             tile: &PlainTile<'_, E>,
             sums: &mut [[f32; TILE_COLUMNS]],
         ) {
-            tile.body::<ROWS, VECTORS>(sums, |a, b, c| a.mul_add(b, c));
+            tile.body::<ROWS, VECTORS>(sums, f32::mul_add);
         }
         match level {
             // SAFETY: every level but the portable one has AVX2 and FMA.

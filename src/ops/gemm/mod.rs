@@ -94,24 +94,22 @@ super::simd::vectorized! {
     }
 }
 
-/// `lhs · rows`, where the depth is the tokens: `lhs: [r, depth]` as it lies (`depth` padded to whole groups with zeros), `rows:
-/// [tokens, columns]` that lie `stride` apart. `packed` has room for [`Shape::len`]. `sink(column, sums)` is called in order for
-/// each tile of the result with up to 8 rows from `row` on.
+/// `lhs · rows`, where the depth is the tokens: `lhs: [r, tokens]` as it lies (padded to whole groups with zeros), `rows:
+/// [tokens, columns]` that lie `stride` apart. `packed` has room for [`Shape::numbers`], `results` for `r` rows of whole
+/// tiles. `sink(row, column, sums)` is called for each row of each tile of the result.
 ///
 /// The tasks are tiles of columns: `r` is small, and a tile is packed and used up in the cache.
 pub fn contract_tokens<E: Element>(
-    lhs: Lhs<'_, E>,
-    r: usize,
+    (lhs, r): (Lhs<'_, E>, usize),
     (rows, stride): (&[E], usize),
-    shape: Shape,
-    tokens: usize,
-    packed: &mut [E],
-    results: &mut [f32],
+    (tokens, columns): (usize, usize),
+    (packed, results): (&mut [E], &mut [f32]),
     mut sink: impl FnMut(usize, usize, &[f32]),
 ) {
+    let shape = Shape::new::<E>(tokens, columns);
     let level = Level::detect();
     let tile_results = r * TILE_COLUMNS;
-    let tiles = packed[..shape.len()].par_chunks_mut(TILE_COLUMNS * shape.depth);
+    let tiles = packed[..shape.numbers()].par_chunks_mut(TILE_COLUMNS * shape.depth);
     tiles.zip(results.par_chunks_mut(tile_results)).enumerate().for_each(|(tile, (packed, results))| {
         let (columns, vectors) = shape.tile(tile);
         pack::pack_rows(&rows[tile * TILE_COLUMNS..], stride, tokens, columns, vectors * LANES, packed);

@@ -40,7 +40,7 @@ impl Shape {
     }
 
     /// Numbers in all, padding included.
-    pub const fn len(self) -> usize {
+    pub const fn numbers(self) -> usize {
         self.depth * self.columns.next_multiple_of(LANES)
     }
 }
@@ -56,17 +56,18 @@ pub fn pack_transposed<A: Element, B: Element>(
     out: &mut [B],
 ) {
     let block = LANES * B::GROUP;
+    let (mut words, mut turned) = ([[0; LANES]; LANES], [[0; LANES]; LANES]);
     for vector in 0..width / LANES {
         let first = vector * LANES;
         let count = columns.saturating_sub(first).min(LANES);
         for start in (0..depth).step_by(block) {
             let length = (depth - start).min(block);
             let from = if count == 0 { &[] } else { &rows[first * stride + start..] };
-            let words = block_words::<A, B>(from, stride, count, length);
-            let words = transposed_words(&words);
+            block_words::<A, B>(from, stride, count, length, &mut words);
+            transpose_words(&words, &mut turned);
             let groups = length.div_ceil(B::GROUP);
             let out = &mut out[(start / B::GROUP * width + first) * B::GROUP..];
-            write_words(&words[..groups], width * B::GROUP, out);
+            write_words(&turned[..groups], width * B::GROUP, out);
         }
     }
 }
@@ -76,8 +77,8 @@ type Words = [[u32; LANES]; LANES];
 
 super::super::simd::vectorized! {
     /// Up to 16 rows of up to 16 groups as words, zero beyond.
-    fn block_words<A: Element, B: Element>(rows: &[A], stride: usize, count: usize, length: usize) -> Words {
-        let mut words = [[0; LANES]; LANES];
+    fn block_words<A: Element, B: Element>(rows: &[A], stride: usize, count: usize, length: usize, words: &mut Words) {
+        // What is beyond the length stays zero.
         let mut numbers = [B::default(); 2 * LANES];
         for (j, words) in words.iter_mut().enumerate().take(count) {
             let row = &rows[j * stride..j * stride + length];
@@ -86,7 +87,7 @@ super::super::simd::vectorized! {
             }
             B::to_words(&numbers, words);
         }
-        words
+        words[count..].fill([0; LANES]);
     }
 }
 
@@ -100,20 +101,20 @@ super::super::simd::vectorized! {
 }
 
 /// Rows as columns.
-fn transposed_words(words: &Words) -> Words {
+fn transpose_words(words: &Words, out: &mut Words) {
     match Level::detect() {
         // SAFETY: both levels have AVX-512 F.
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "calls a function of an instruction set that was detected")]
-        Level::Avx512 | Level::Avx512Bf16 => unsafe { transposed_words_avx512(words) },
-        _ => std::array::from_fn(|i| std::array::from_fn(|j| words[j][i])),
+        Level::Avx512 | Level::Avx512Bf16 => unsafe { transpose_words_avx512(words, out) },
+        _ => *out = std::array::from_fn(|i| std::array::from_fn(|j| words[j][i])),
     }
 }
 
 /// Four rounds, each exchanging within pairs: words, double words, quarters, halves.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn transposed_words_avx512(words: &Words) -> Words {
+fn transpose_words_avx512(words: &Words, out: &mut Words) {
     use std::arch::x86_64::{
         __m512i, _mm512_loadu_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
         _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
@@ -132,7 +133,6 @@ fn transposed_words_avx512(words: &Words) -> Words {
         quads[4 * p + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
         quads[4 * p + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
     }
-    let mut out = [[0; LANES]; LANES];
     for c in 0..4 {
         let [p0, p1, p2, p3] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
         // Quarters (0, 2) and (1, 3) of two rows of four.
@@ -152,7 +152,6 @@ fn transposed_words_avx512(words: &Words) -> Words {
             }
         }
     }
-    out
 }
 
 /// `[rows, columns]` that lie `stride` apart to `[columns, rows]` that lie `out_stride` apart.
@@ -163,22 +162,59 @@ pub fn transpose<E: Element>(
     out: &mut [E],
     out_stride: usize,
 ) {
-    const SIDE: usize = 16;
-    for first_row in (0..rows).step_by(SIDE) {
-        for first_column in (0..columns).step_by(SIDE) {
-            let mut square = [[E::default(); SIDE]; SIDE];
-            let (height, width) = ((rows - first_row).min(SIDE), (columns - first_column).min(SIDE));
-            for (i, square) in square.iter_mut().enumerate().take(height) {
-                square[..width].copy_from_slice(&from[(first_row + i) * stride + first_column..][..width]);
-            }
-            for j in 0..width {
-                let out = &mut out[(first_column + j) * out_stride + first_row..][..height];
-                for (out, square) in out.iter_mut().zip(&square) {
-                    *out = square[j];
+    let side = LANES * E::GROUP;
+    let (mut words, mut turned) = ([[0; LANES]; LANES], [[0; LANES]; LANES]);
+    for row in (0..rows).step_by(side) {
+        for column in (0..columns).step_by(LANES) {
+            let (height, width) = ((rows - row).min(side), (columns - column).min(LANES));
+            grouped_words(&from[row * stride + column..], stride, height, width, &mut words);
+            transpose_words(&words, &mut turned);
+            for (j, words) in turned.iter().enumerate().take(width) {
+                let out = &mut out[(column + j) * out_stride + row..];
+                if height == side {
+                    E::from_words(words, &mut out[..side]);
+                } else {
+                    let mut numbers = [E::default(); 2 * LANES];
+                    E::from_words(words, &mut numbers[..side]);
+                    out[..height].copy_from_slice(&numbers[..height]);
                 }
             }
         }
     }
+}
+
+super::super::simd::vectorized! {
+    /// Rows in groups (pairs of `bf16`), side by side: word `c` of group `p` holds what rows of the group have in column `c`.
+    fn grouped_words<E: Element>(rows: &[E], stride: usize, height: usize, width: usize, words: &mut Words) {
+        if width == LANES && height == LANES * E::GROUP {
+            for (p, words) in words.iter_mut().enumerate() {
+                let row = |g: usize| rows[(p * E::GROUP + g) * stride..].first_chunk::<LANES>();
+                if let (Some(first), Some(second)) = (row(0), row(E::GROUP - 1)) {
+                    E::pair_words(first, second, words);
+                }
+            }
+            return;
+        }
+        for (p, words) in words.iter_mut().enumerate() {
+            let first = padded_row(rows, p * E::GROUP, stride, height, width);
+            let second = padded_row(rows, p * E::GROUP + E::GROUP - 1, stride, height, width);
+            E::pair_words(&first, &second, words);
+        }
+    }
+}
+
+/// 16 numbers of a row, zeros beyond the last row and column.
+#[inline(always)]
+fn padded_row<E: Element>(rows: &[E], row: usize, stride: usize, height: usize, width: usize) -> [E; LANES] {
+    let mut numbers = [E::default(); LANES];
+    if row < height {
+        let from = &rows[row * stride..][..width];
+        match from.first_chunk::<LANES>() {
+            Some(full) => numbers = *full,
+            None => numbers[..width].copy_from_slice(from),
+        }
+    }
+    numbers
 }
 
 super::super::simd::vectorized! {

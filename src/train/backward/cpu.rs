@@ -59,7 +59,7 @@ impl Engine<'_> {
         for layer in &self.lm.layers {
             hidden = layer.forward(&hidden, &context)?.0;
         }
-        Ok(self.head(batch, &tokens, &hidden, &context, None)?)
+        self.head(batch, &tokens, &hidden, &context, None)
     }
 
     /// The loss of a batch; its gradients are added to `gradients`.
@@ -73,7 +73,7 @@ impl Engine<'_> {
         let dropout_keys = dropout_keys.map(|keys| tokens.pick(keys));
         let context = self.context::<E>(batch, &tokens, dropout_keys.as_deref());
         let layers = &self.lm.layers;
-        let recomputed = layers.len() - self.kept_layers(batch);
+        let recomputed = layers.len().saturating_sub(self.kept_layers);
         let mut kept = Vec::with_capacity(layers.len());
         let mut hidden = self.embed(batch, &tokens, &context)?;
         for layer in layers {
@@ -152,7 +152,9 @@ impl Engine<'_> {
         let (loss, weights) = head.loss(self.objective, &pass.log_probabilities, &pass.top1);
         if let (Some(gradient), Some(mut pulled)) = (gradient, pass.gradient) {
             for (row, weight) in pulled.chunks_exact_mut(d).zip(weights) {
-                row.iter_mut().for_each(|x| *x *= weight as f32);
+                for x in row {
+                    *x *= weight as f32;
+                }
             }
             let mut through = self.pool.take::<f32>(n, d, context.capacity);
             through.fill(0.0);

@@ -1,0 +1,144 @@
+//! Each operation of a training step by itself, in the sizes of SmolLM2-135M: `cargo bench`, or `cargo bench -- attention`.
+//!
+//! `throughput` counts multiplications and additions of matrix products (or numbers, where there are none), so that a
+//! product's line reads in FLOP a second.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use equipoise::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
+use equipoise::ops::{
+    AttentionShape, Element, FrozenWeight, Group, Module, Pool, RopeTable, SavedInput, Sequence, Update,
+    UpdateGradient, linear_cross_entropy, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
+};
+use equipoise::rng::Rng;
+use half::bf16;
+use std::sync::Arc;
+
+/// Tokens of a batch: 4 × 256.
+const TOKENS: usize = 1024;
+const HIDDEN: usize = 576;
+const INTERMEDIATE: usize = 1536;
+const RANK: usize = 8;
+const SHAPE: AttentionShape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64 };
+
+fn random<E: Element>(count: usize, seed: u64) -> Vec<E> {
+    let mut rng = Rng::new(seed);
+    (0..count).map(|_| E::from_f32((rng.uniform() - 0.5) as f32)).collect()
+}
+
+fn weight(outputs: usize, inputs: usize, dtype: GgmlDType) -> FrozenWeight {
+    let dense = Tensor::from_vec(random::<f32>(outputs * inputs, 3), (outputs, inputs), &Device::Cpu).expect("a shape");
+    FrozenWeight::new(Arc::new(QTensor::quantize(&dense, dtype).expect("whole blocks"))).expect("a matrix")
+}
+
+/// Runs within the thread pool, as a step does.
+fn bench(c: &mut Criterion, name: &str, amount: usize, mut f: impl FnMut() + Send) {
+    let mut group = c.benchmark_group("ops");
+    group.sample_size(20).throughput(Throughput::Elements(amount as u64));
+    group.bench_function(name, |b| rayon::scope(|_| b.iter(&mut f)));
+    group.finish();
+}
+
+fn linear<E: Element>(c: &mut Criterion, name: &str, inputs: usize, outputs: &[usize]) {
+    let pool = Pool::default();
+    let weights: Vec<_> = outputs.iter().map(|&n| weight(n, inputs, GgmlDType::Q4_1)).collect();
+    let a = random::<f32>(RANK * inputs, 5);
+    let b: Vec<Vec<f32>> = outputs.iter().map(|&n| random(RANK * n, 6)).collect();
+    let modules: Vec<_> = weights
+        .iter()
+        .zip(&b)
+        .map(|(weight, b)| Module {
+            weight,
+            bias: None,
+            update: Some(Update { a: &a, b, rank: RANK, scale: 2.0, dropout: None }),
+        })
+        .collect();
+    let group = Group { modules: &modules, pool: &pool, capacity: TOKENS };
+    let (x, dy) = (random::<E>(TOKENS * inputs, 7), random::<E>(TOKENS * group.outputs(), 8));
+    let mut y = vec![E::default(); dy.len()];
+    let mut dx = vec![0f32; x.len()];
+    let mut gradients: Vec<[Vec<f32>; 2]> =
+        outputs.iter().map(|&n| [vec![0f32; RANK * inputs], vec![0f32; RANK * n]]).collect();
+    let flop = 2 * TOKENS * inputs * group.outputs();
+    bench(c, &format!("{name} forward"), flop, || {
+        let down = group.down(&x);
+        group.forward(SavedInput { x: &x, down: &down }, &mut y).expect("on the CPU");
+    });
+    let down = group.down(&x);
+    bench(c, &format!("{name} backward"), flop, || {
+        let mut gradients: Vec<_> = gradients.iter_mut().map(|[a, b]| Some(UpdateGradient { a, b })).collect();
+        group.backward(SavedInput { x: &x, down: &down }, &dy, Some(&mut dx), &mut gradients).expect("on the CPU");
+    });
+}
+
+fn elementwise<E: Element>(c: &mut Criterion, kind: &str) {
+    let (gate_up, mut inner) = (random::<E>(TOKENS * 2 * INTERMEDIATE, 1), vec![E::default(); TOKENS * INTERMEDIATE]);
+    let (d_inner, mut d_gate_up) = (random::<f32>(TOKENS * INTERMEDIATE, 2), gate_up.clone());
+    bench(c, &format!("{kind} swiglu forward"), inner.len(), || swiglu(&gate_up, INTERMEDIATE, &mut inner));
+    bench(c, &format!("{kind} swiglu backward"), d_inner.len(), || {
+        swiglu_backward(&gate_up, INTERMEDIATE, &d_inner, &mut d_gate_up);
+    });
+    let (x, norm, dy) =
+        (random::<f32>(TOKENS * HIDDEN, 3), random::<f32>(HIDDEN, 4), random::<f32>(TOKENS * HIDDEN, 5));
+    let (mut y, mut dx) = (vec![E::default(); x.len()], x.clone());
+    bench(c, &format!("{kind} rms_norm forward"), x.len(), || rms_norm(&x, &norm, 1e-5, &mut y));
+    bench(c, &format!("{kind} rms_norm backward"), x.len(), || rms_norm_backward(&x, &norm, 1e-5, &dy, &mut dx));
+    let rope = RopeTable::new(&(0..TOKENS as u32).collect::<Vec<_>>(), &[0.01; 32], 1.0);
+    let mut qkv = random::<E>(TOKENS * 960, 6);
+    bench(c, &format!("{kind} rope"), TOKENS * 768, || rope.rotate(&mut qkv, 960, 768));
+}
+
+fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize) {
+    let pool = Pool::default();
+    let AttentionShape { heads, kv_heads, head_dim } = SHAPE;
+    let stride = (heads + 2 * kv_heads) * head_dim;
+    let qkv = random::<E>(TOKENS * stride, 1);
+    let sequences: Vec<_> = (0..TOKENS / length)
+        .map(|i| i * length..(i + 1) * length)
+        .map(|rows| Sequence { queries: rows.clone(), keys: rows })
+        .collect();
+    let from = |column: usize| Heads { data: &qkv[column * head_dim..], stride };
+    let of = Attention { shape: SHAPE, q: from(0), k: from(heads), v: from(heads + kv_heads), sequences: &sequences };
+    let (mut out, mut log_sums) = (random::<E>(TOKENS * heads * head_dim, 2), vec![0f32; TOKENS * heads]);
+    // Half of the scores are masked.
+    let flop = 4 * TOKENS * length / 2 * heads * head_dim;
+    bench(c, &format!("{kind} attention forward t={length}"), flop, || attention(&of, &mut out, &mut log_sums, &pool));
+    let gradient = random::<E>(out.len(), 3);
+    let mut d_qkv = qkv.clone();
+    let output = AttentionOutput { out: &out, log_sums: &log_sums, gradient: &gradient };
+    bench(c, &format!("{kind} attention backward t={length}"), flop / 2 * 5, || {
+        attention_backward(&of, output, None, &mut d_qkv, &pool);
+    });
+}
+
+fn head<E: Element>(c: &mut Criterion, kind: &str) {
+    let pool = Pool::default();
+    let vocabulary = 49_152;
+    let weight = weight(vocabulary, HIDDEN, GgmlDType::Q8_0);
+    let hidden = random::<E>(TOKENS * HIDDEN, 1);
+    let targets: Vec<u32> = (0..TOKENS as u32).collect();
+    bench(c, &format!("{kind} linear_cross_entropy"), 4 * TOKENS * HIDDEN * vocabulary, || {
+        linear_cross_entropy(&hidden, &weight, &targets, true, &pool).expect("on the CPU");
+    });
+}
+
+fn all_of<E: Element>(c: &mut Criterion, kind: &str) {
+    linear::<E>(c, &format!("{kind} linear qkv"), HIDDEN, &[576, 192, 192]);
+    linear::<E>(c, &format!("{kind} linear o"), HIDDEN, &[HIDDEN]);
+    linear::<E>(c, &format!("{kind} linear gate_up"), HIDDEN, &[INTERMEDIATE; 2]);
+    linear::<E>(c, &format!("{kind} linear down"), INTERMEDIATE, &[HIDDEN]);
+    elementwise::<E>(c, kind);
+    for length in [256, 1024] {
+        attend::<E>(c, kind, length);
+    }
+    head::<E>(c, kind);
+}
+
+fn ops(c: &mut Criterion) {
+    all_of::<bf16>(c, "bf16");
+    all_of::<f32>(c, "f32");
+}
+
+criterion_group!(benches, ops);
+criterion_main!(benches);
