@@ -8,18 +8,13 @@ use equipoise::models::Model;
 use equipoise::nn::{LoraConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig};
 use equipoise::ops::{Compute, Pool};
+use equipoise::train::MemoryEstimate;
 use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
-use equipoise::train::{GradientCheckpointing, MemoryEstimate};
 
-fn step(
-    model: &Model,
-    config: &ObjectiveConfig,
-    batches: &[Batch],
-    checkpointing: GradientCheckpointing,
-) -> StepGradients {
+fn step(model: &Model, config: &ObjectiveConfig, batches: &[Batch]) -> StepGradients {
     let objective = objectives::build(config);
     let pool = Pool::default();
-    let engine = Engine { checkpointing, ..engine(model, &*objective, &pool) };
+    let engine = engine(model, &*objective, &pool);
     engine.step(batches, |_| None).unwrap()
 }
 
@@ -55,7 +50,7 @@ fn micro_batches_of_eight_four_and_one_give_the_same_step() {
     for config in objective_kinds() {
         let cut = |size: usize| -> StepGradients {
             let batches: Vec<Batch> = rows.chunks(size).map(batch).collect();
-            step(&model, &config, &batches, GradientCheckpointing::None)
+            step(&model, &config, &batches)
         };
         let whole = cut(8);
         for size in [4, 3, 1] {
@@ -70,10 +65,10 @@ fn padding_on_either_side_changes_nothing() {
     let rows = &rows[..2];
     for config in objective_kinds() {
         let tight: Vec<Batch> = rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
-        let tight = step(&model, &config, &tight, GradientCheckpointing::None);
+        let tight = step(&model, &config, &tight);
         for left in [0, 6] {
             let padded = pad(rows, left, 40);
-            let padded = step(&model, &config, &[padded], GradientCheckpointing::None);
+            let padded = step(&model, &config, &[padded]);
             assert_same(&format!("{config:?}, {left} on the left"), &padded, &tight);
         }
     }
@@ -84,8 +79,8 @@ fn samples_packed_into_one_row_count_as_samples_of_their_own() {
     let (model, rows) = (model(), eight_rows());
     let packed = pack(&rows);
     for config in objective_kinds() {
-        let apart = step(&model, &config, &[batch(&rows)], GradientCheckpointing::None);
-        let packed = step(&model, &config, std::slice::from_ref(&packed), GradientCheckpointing::None);
+        let apart = step(&model, &config, &[batch(&rows)]);
+        let packed = step(&model, &config, std::slice::from_ref(&packed));
         assert_same(&format!("{config:?}, packed"), &packed, &apart);
     }
 }
@@ -101,16 +96,14 @@ fn computing_activations_again_changes_no_bit() {
         let objective = objectives::build(&config);
         for compute in [Compute::F32, Compute::Bf16] {
             let pool = Pool::default();
-            let run = |checkpointing| {
-                let engine = Engine { checkpointing, compute, ..engine(&model, &*objective, &pool) };
+            let run = |kept_layers| {
+                let engine = Engine { kept_layers, compute, ..engine(&model, &*objective, &pool) };
                 engine.step(std::slice::from_ref(&rows), |_| Some(keys.clone())).unwrap()
             };
             // Twice each: the second time on memory that others have left their numbers in.
-            let kept = run(GradientCheckpointing::None);
-            for checkpointing in
-                [GradientCheckpointing::Layer, GradientCheckpointing::None, GradientCheckpointing::Layer]
-            {
-                assert_same_bits(&kept, &run(checkpointing));
+            let kept = run(2);
+            for kept_layers in [0, 1, 2, 0] {
+                assert_same_bits(&kept, &run(kept_layers));
             }
         }
     }
@@ -132,7 +125,7 @@ fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
         engine.step(&batches, keys).unwrap()
     };
     assert_same("dropout", &cut(3), &cut(8));
-    let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)], GradientCheckpointing::None);
+    let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)]);
     assert_ne!(without.loss.sum, cut(8).loss.sum, "something was dropped");
 }
 
@@ -147,15 +140,15 @@ fn further_steps_take_no_new_buffers() {
     // With more threads, how many buffers are in use at a time is a matter of timing.
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for compute in [Compute::F32, Compute::Bf16] {
-        for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Layer] {
+        for kept_layers in [2, 1, 0] {
             let pool = Pool::default();
-            let engine = Engine { compute, checkpointing, capacity, ..engine(&model, &*objective, &pool) };
+            let engine = Engine { compute, kept_layers, capacity, ..engine(&model, &*objective, &pool) };
             let step = |batches: &[Batch]| {
                 let keys = |i: usize| Some(dropout_keys(&batches[i], 4, &[0, 1, 2, 3]));
                 one.install(|| engine.step(batches, keys)).unwrap();
                 pool.allocated()
             };
-            let what = format!("{compute:?}, {checkpointing:?}");
+            let what = format!("{compute:?}, {kept_layers} layers kept");
             let first = step(&batches);
             assert!(first.0 > 0);
             // A buffer may have served a smaller need than its own: a few more are made, and then all needs are met.
@@ -182,17 +175,23 @@ fn the_estimate_of_memory_covers_what_a_step_takes() {
     let objective = objectives::build(&ObjectiveConfig::default());
     let rows = rows(&[256; 8], tiny.vocabulary);
     for compute in [Compute::F32, Compute::Bf16] {
-        for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Layer] {
+        for kept_layers in [4, 2, 0] {
             let pool = Pool::default();
-            let engine = Engine { compute, checkpointing, ..engine(&model, &*objective, &pool) };
+            let engine = Engine { compute, kept_layers, ..engine(&model, &*objective, &pool) };
             for _ in 0..2 {
                 engine.step(&[batch(&rows)], |_| None).unwrap();
             }
             let taken = pool.allocated().1;
-            let estimate = MemoryEstimate::new(0, (0, 8), &model.lm.dimensions, 8 * 256, checkpointing, compute);
+            let estimate = MemoryEstimate::new(0, (0, 8), &model.lm.dimensions, 8 * 256, kept_layers, compute);
             let said = estimate.activations + estimate.head;
-            assert!(taken < said + said / 4, "{compute:?}, {checkpointing:?}: {taken} bytes, {said} were estimated");
-            assert!(taken > said / 2, "{compute:?}, {checkpointing:?}: {taken} bytes only, {said} were estimated");
+            assert!(
+                taken < said + said / 4,
+                "{compute:?}, {kept_layers} layers kept: {taken} bytes, {said} were estimated"
+            );
+            assert!(
+                taken > said / 2,
+                "{compute:?}, {kept_layers} layers kept: {taken} bytes only, {said} were estimated"
+            );
         }
     }
 }

@@ -153,7 +153,7 @@ fn ten_steps(name: &str, kind: ObjectiveKind) {
     let objective = objectives::build(&config);
     let pool = Pool::default();
     let engine = engine(&model, &*objective, &pool);
-    let mut adamw = AdamW::new(&TrainingConfig::default(), &model.params).unwrap();
+    let mut adamw = AdamW::new(&TrainingConfig::default(), &model.params);
     let batches = tensors(&folder.join("batches.safetensors"));
     for (step, golden) in expected["steps"].as_array().unwrap().iter().enumerate() {
         let batch = peft_batch(&batches, step);
@@ -173,7 +173,7 @@ fn ten_steps(name: &str, kind: ObjectiveKind) {
                 assert!((norm / golden - 1.0).abs() < 2e-2, "{name}: gradient norm {norm} is not {golden}");
             }
         }
-        adamw.update(&model.params, &taken.gradients, 1e-4).unwrap();
+        adamw.update(&model.params, &taken.gradients, 1.0, 1e-4).unwrap();
     }
     let end: BTreeMap<String, Tensor> =
         tensors(&folder.join(format!("final_{name}.safetensors"))).into_iter().collect();

@@ -20,7 +20,9 @@ fn two_runs_and_the_ways_to_compute_one_end_in_the_same_bytes() {
         train("again", &[]);
         place.assert_same(&format!("once-{compute}"), &format!("again-{compute}"));
         // Recomputing activations changes memory and time, no bit.
+        train("none", &["training.gradient_checkpointing=none"]);
         train("layer", &["training.gradient_checkpointing=layer"]);
+        place.assert_same(&format!("none-{compute}"), &format!("layer-{compute}"));
         place.assert_same(&format!("once-{compute}"), &format!("layer-{compute}"));
     }
     assert!(place.adapter("once-f32") != place.adapter("once-bf16"), "they are two types");

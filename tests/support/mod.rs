@@ -10,7 +10,6 @@ use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType, TargetModu
 use equipoise::objectives::{Objective, ObjectiveConfig, ObjectiveKind, TokenWeighting};
 use equipoise::ops::{Compute, Pool};
 use equipoise::rng::Rng;
-use equipoise::train::GradientCheckpointing;
 use equipoise::train::backward::Engine;
 use equipoise::weights::Base;
 use std::collections::HashMap;
@@ -155,7 +154,7 @@ pub fn engine<'a>(model: &'a Model, objective: &'a dyn Objective, pool: &'a Pool
         lm: &model.lm,
         params: &model.params,
         objective,
-        checkpointing: GradientCheckpointing::None,
+        kept_layers: model.lm.layers.len(),
         compute: Compute::F32,
         device: &Device::Cpu,
         pool,

@@ -30,7 +30,7 @@ impl<E: Element> Sides<E> {
             lhs[..depth].copy_from_slice(&rounded::<E>(x));
         }
         let rhs = rounded::<E>(&random(depth * columns, seed + 100));
-        let mut packed = soiled::<E>(shape.len());
+        let mut packed = soiled::<E>(shape.numbers());
         for tile in 0..shape.tiles() {
             let (width, vectors) = shape.tile(tile);
             let from = &rhs[tile * TILE_COLUMNS..];
