@@ -32,6 +32,9 @@ struct Factors {
     gradient: f32,
     beta1: f32,
     beta2: f32,
+    /// `1 - beta`, rounded once: in `f32`, `1 - 0.999` is wrong in the fifth digit.
+    rest1: f32,
+    rest2: f32,
     /// `√(1 - β₂ᵗ)`
     correction: f32,
     epsilon: f32,
@@ -79,6 +82,8 @@ impl AdamW {
             gradient: factor as f32,
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
+            rest1: (1.0 - self.beta1) as f32,
+            rest2: (1.0 - self.beta2) as f32,
             correction: (1.0 - self.beta2.powi(self.updates as i32)).sqrt() as f32,
             epsilon: self.epsilon as f32,
             step: (learning_rate / (1.0 - self.beta1.powi(self.updates as i32))) as f32,
@@ -139,8 +144,8 @@ impl Moments {
         let moments = self.first.iter_mut().zip(&mut self.second);
         for ((value, gradient), (first, second)) in values.iter_mut().zip(gradient).zip(moments) {
             let gradient = gradient * f.gradient;
-            *first = *first * f.beta1 + gradient * (1.0 - f.beta1);
-            *second = *second * f.beta2 + gradient * gradient * (1.0 - f.beta2);
+            *first = *first * f.beta1 + gradient * f.rest1;
+            *second = *second * f.beta2 + gradient * gradient * f.rest2;
             *value = *value * f.kept - *first / (second.sqrt() / f.correction + f.epsilon) * f.step;
         }
     }
