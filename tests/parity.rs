@@ -8,10 +8,12 @@ use equipoise::data::{Batch, Sequence};
 use equipoise::models::{self, Generator, Model, Sampling, TapeContext};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
-use equipoise::ops::{Pool, composed};
+use equipoise::ops::simd::Level;
+use equipoise::ops::{Compute, Pool, composed};
+use equipoise::train::backward::Engine;
 use equipoise::train::{AdamW, TrainingConfig, global_norm};
 use equipoise::weights::Base;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 fn load(path: &Path, lora: Option<&LoraConfig>) -> Model {
@@ -183,17 +185,20 @@ fn ten_steps(name: &str, kind: ObjectiveKind) {
     }
 }
 
-fn peft_batch(batches: &std::collections::HashMap<String, Tensor>, step: usize) -> Batch {
-    let rows = |name: &str| batches[name].get(step).unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
-    let (input_ids, labels, mask) = (rows("input_ids"), rows("labels"), rows("attention_mask"));
-    let sequences: Vec<Sequence> = (0..input_ids.len())
-        .map(|b| {
-            let length = mask[b].iter().filter(|&&m| m == 1).count();
-            let input_ids = input_ids[b][..length].iter().map(|&id| id as u32).collect();
-            Sequence { input_ids, labels: labels[b][..length].to_vec() }
-        })
-        .collect();
+fn peft_batch(batches: &HashMap<String, Tensor>, step: usize) -> Batch {
+    let sequences: Vec<Sequence> =
+        (0..batches["input_ids"].dim(1).unwrap()).map(|row| peft_row(batches, step, row)).collect();
     Batch::collate(&sequences.iter().collect::<Vec<_>>(), 0)
+}
+
+fn peft_row(batches: &HashMap<String, Tensor>, step: usize, row: usize) -> Sequence {
+    let numbers = |name: &str| {
+        let row = batches[name].get(step).unwrap().get(row).unwrap();
+        row.to_dtype(DType::I64).unwrap().to_vec1::<i64>().unwrap()
+    };
+    let length = numbers("attention_mask").iter().filter(|&&mask| mask == 1).count();
+    let input_ids = numbers("input_ids")[..length].iter().map(|&id| id as u32).collect();
+    Sequence { input_ids, labels: numbers("labels")[..length].to_vec() }
 }
 
 #[test]
@@ -209,4 +214,37 @@ fn ten_dft_steps_match_peft() {
 #[test]
 fn ten_bft_steps_match_peft() {
     ten_steps("bft", ObjectiveKind::Bft);
+}
+
+/// The losses of fifty steps of one row each, real text on a real model.
+fn fifty_losses(compute: Compute) -> Option<Vec<f64>> {
+    let path = shared("models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf")?;
+    let batches = tensors(&shared("golden/peft-smollm2/batches.safetensors")?);
+    let config = LoraConfig { r: 8, lora_alpha: 16.0, ..LoraConfig::default() };
+    let model = load(&path, Some(&config));
+    let objective = objectives::build(&ObjectiveConfig { kind: ObjectiveKind::Sft, ..ObjectiveConfig::default() });
+    let pool = Pool::default();
+    let engine = Engine { compute, ..engine(&model, &*objective, &pool) };
+    let mut adamw = AdamW::new(&TrainingConfig::default(), &model.params);
+    let losses = (0..50).map(|step| {
+        let row = peft_row(&batches, step % 10, step / 10 % 4);
+        let taken = engine.step(&[Batch::collate(&[&row], 0)], |_| None).unwrap();
+        adamw.update(&model.params, &taken.gradients, 1.0 / taken.denominator, 2e-4).unwrap();
+        taken.loss.sum / taken.denominator
+    });
+    Some(losses.collect())
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
+fn fifty_steps_in_bf16_stay_within_a_hundredth_of_f32() {
+    if Level::detect() != Level::Avx512Bf16 {
+        eprintln!("skipped: bf16 takes minutes here; run it on a CPU with AVX-512 BF16 (see /proc/cpuinfo: avx512_bf16)");
+        return;
+    }
+    let (Some(exact), Some(rounded)) = (fifty_losses(Compute::F32), fifty_losses(Compute::Bf16)) else { return };
+    assert!(exact[40..].iter().sum::<f64>() < 0.9 * exact[..10].iter().sum::<f64>(), "it learns: {exact:?}");
+    for (step, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+        assert!((rounded / exact - 1.0).abs() < 1e-2, "step {step}: {rounded} in bf16 is not {exact}");
+    }
 }

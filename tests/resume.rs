@@ -24,6 +24,13 @@ fn two_runs_and_the_ways_to_compute_one_end_in_the_same_bytes() {
         train("layer", &["training.gradient_checkpointing=layer"]);
         place.assert_same(&format!("none-{compute}"), &format!("layer-{compute}"));
         place.assert_same(&format!("once-{compute}"), &format!("layer-{compute}"));
+        train("tight", &["training.max_memory_mb=1"]);
+        place.assert_same(&format!("once-{compute}"), &format!("tight-{compute}"));
+        // Nor does the number of threads.
+        train("alone", &["--threads", "1"]);
+        train("crowd", &["--threads", "5"]);
+        place.assert_same(&format!("once-{compute}"), &format!("alone-{compute}"));
+        place.assert_same(&format!("once-{compute}"), &format!("crowd-{compute}"));
     }
     assert!(place.adapter("once-f32") != place.adapter("once-bf16"), "they are two types");
 }

@@ -110,3 +110,32 @@ fn the_type_that_a_run_computes_in_is_said() {
     assert!([exact, rounded].contains(&said("auto")));
     place.refused(&["compute=fp8"]).says(2, &["compute", "fp8", "bf16"]);
 }
+
+/// Memory decides how many layers keep their activations, and what a run may take is believed.
+#[test]
+fn a_memory_budget_decides_what_is_kept() {
+    let place = Workplace::new();
+    let plan = |settings: &[&str]| {
+        let mut arguments = vec!["check", "trial.yaml", "--json"];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        let output = place.command(&arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let number = |value: &serde_json::Value| value.as_u64().unwrap();
+        (number(&report["kept_layers"]), number(&report["layers"]), number(&report["memory"]["total"]) >> 20, report)
+    };
+    let (all, layers, most, _) = plan(&["training.gradient_checkpointing=none"]);
+    let (none, _, least, _) = plan(&["training.gradient_checkpointing=layer"]);
+    assert_eq!((all, none), (layers, 0));
+    assert!(least < most, "recompute saves nothing by the estimate: {least} MiB of {most}");
+    assert_eq!(plan(&[]).0, layers, "this machine has room for a toy");
+    assert_eq!(plan(&[&format!("training.max_memory_mb={}", most + 1)]).0, layers);
+    let (kept, _, total, report) = plan(&["training.max_memory_mb=1"]);
+    assert_eq!((kept, total), (0, least));
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("training.max_memory_mb"), "it says that the budget is too small: {warnings}");
+    place.refused(&["training.max_memory_mb=0"]).says(2, &["training.max_memory_mb", "at least 1"]);
+}

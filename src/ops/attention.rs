@@ -9,7 +9,7 @@ mod backward;
 pub use backward::{AttentionOutput, attention_backward};
 
 use super::element::{Element, convert};
-use super::gemm::pack::{Shape, pack_rows, pack_transposed};
+use super::gemm::pack::{Shape, pack_all_rows, pack_all_transposed};
 use super::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
 use super::pool::{Buffer, Pool};
 use super::simd::{Level, exp, sum_lanes, vectorized};
@@ -123,39 +123,19 @@ impl<E: Element> Packs<E> {
     /// `[d, keys]`, for products with rows of heads.
     fn transposed(attention: &Attention<'_, E>, source: Heads<'_, E>, pool: &Pool) -> Self {
         let size = |keys, head_dim| Shape::new::<E>(head_dim, keys);
-        Self::new(
-            attention,
-            source,
-            size,
-            |rows, keys, shape, out| {
-                for tile in 0..shape.tiles() {
-                    let (columns, vectors) = shape.tile(tile);
-                    let from = tile * TILE_COLUMNS * source.stride;
-                    debug_assert!(tile * TILE_COLUMNS < keys);
-                    let out = &mut out[shape.offset(tile)..];
-                    pack_transposed(&rows[from..], source.stride, columns, shape.depth, vectors * LANES, out);
-                }
-            },
-            pool,
-        )
+        let pack = |rows: &[E], keys, shape: Shape, out: &mut [E]| {
+            pack_all_transposed(rows, source.stride, (keys, shape.depth), shape, out);
+        };
+        Self::new(attention, source, size, pack, pool)
     }
 
     /// `[keys, d]`, for products with rows of probabilities.
     fn rows(attention: &Attention<'_, E>, source: Heads<'_, E>, pool: &Pool) -> Self {
         let size = |keys, head_dim| Shape::new::<E>(keys, head_dim);
-        Self::new(
-            attention,
-            source,
-            size,
-            |rows, keys, shape, out| {
-                for tile in 0..shape.tiles() {
-                    let (columns, vectors) = shape.tile(tile);
-                    let out = &mut out[shape.offset(tile)..];
-                    pack_rows(&rows[tile * TILE_COLUMNS..], source.stride, keys, columns, vectors * LANES, out);
-                }
-            },
-            pool,
-        )
+        let pack = |rows: &[E], keys, shape: Shape, out: &mut [E]| {
+            pack_all_rows(rows, source.stride, (keys, shape.columns), shape, out);
+        };
+        Self::new(attention, source, size, pack, pool)
     }
 
     /// The pack of a sequence and a head of keys.

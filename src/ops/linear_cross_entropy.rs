@@ -65,7 +65,7 @@ pub fn linear_cross_entropy<E: Element>(
     }
     let chunk = chunk_tokens::<E>(vocabulary);
     let mut pass = HeadPass { log_probabilities: Vec::with_capacity(n), top1: Vec::with_capacity(n), gradient: None };
-    let mut gradient = with_gradient.then(|| pool.take::<f32>(n, d, n.next_multiple_of(chunk)));
+    let mut gradient = with_gradient.then(|| pool.take::<f32>(n, d, n.next_power_of_two()));
     let stride = vocabulary.next_multiple_of(LANES);
     let mut exponentials = pool.take::<E>(n.min(chunk), stride, chunk);
     for (i, (hidden, targets)) in hidden.chunks(chunk * d).zip(targets.chunks(chunk)).enumerate() {

@@ -39,7 +39,7 @@ pub struct Pool(Arc<Shelves>);
 
 impl Pool {
     /// A buffer of `rows × columns` numbers with room for `capacity_rows` (at least `rows`) rows: batches of differing length
-    /// then share their buffers. Its content is not defined: what the last user left.
+    /// then share their buffers, and room that nobody touches takes no memory. Its content is not defined: what the last user left.
     pub fn take<E: Element>(&self, rows: usize, columns: usize, capacity_rows: usize) -> Buffer<E> {
         let (len, wanted) = (rows * columns, rows.max(capacity_rows) * columns);
         let found = E::shelf(&self.0).with(|free| {

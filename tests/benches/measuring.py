@@ -39,6 +39,8 @@ class Run:
     """Seconds of all threads, user and system."""
     disturbed: float | None
     """The share of the machine's time that others' programs took meanwhile; None where the system does not tell."""
+    estimated: int | None = None
+    """Bytes that the program itself had expected to take."""
 
     @property
     def before_steps(self) -> float:
@@ -61,6 +63,7 @@ class Run:
             "wall": round(self.wall, 3),
             "cpu": round(self.cpu, 3),
             "disturbed": self.disturbed,
+            "estimated": self.estimated,
             "clock_ratio": round(self.clock_ratio(), 4) if len(self.steps) > 1 else None,
         }
 
@@ -131,6 +134,8 @@ def train(command: list[str], threads: int, log: Path) -> Run:
     for came, line in lines:
         if line["event"] == "step":
             result.steps.append(step_of(line, came))
+        elif line["event"] == "summary":
+            result.estimated = line.get("estimated_memory")
     if not result.steps:
         raise Failed(f"no step was told by: {' '.join(command)}")
     return result

@@ -45,6 +45,12 @@ def memory(mode: dict[str, Any]) -> float:
     return median([run["peak_rss"] for run in mode["runs"]])
 
 
+def memory_cell(mode: dict[str, Any]) -> str:
+    """What was measured, and what the program had expected if it told."""
+    expected = mode["runs"][0].get("estimated")
+    return f"{memory(mode) / GIB:.2f} GiB" + (f" (estimate {expected / GIB:.2f})" if expected else "")
+
+
 def first_step(mode: dict[str, Any]) -> float:
     """The median of the runs' times from the start of the process to the start of its first step."""
     return median([run["steps"][0]["arrived"] - run["steps"][0]["seconds"] for run in mode["runs"]])
@@ -84,7 +90,7 @@ def modes_table(result: dict[str, Any]) -> str:
             name,
             spread(rates(mode)),
             f"{median(rates(mode, 'supervised')):.0f}",
-            f"{memory(mode) / GIB:.2f} GiB",
+            memory_cell(mode),
             f"{first_step(mode):.2f} s",
             f"{mode['runs'][0]['steps'][0]['loss']:.4f}",
             f"{median(rate) / 1e9:.0f}" if rate else "–",
@@ -200,7 +206,7 @@ def sweep_row(result: dict[str, Any]) -> list[str]:
         *start,
         spread(rates(mode)),
         f"{median([step['seconds'] for step in steps]):.2f} s",
-        f"{memory(mode) / GIB:.3f} GiB",
+        memory_cell(mode),
         f"{sum(step['supervised'] for step in steps) / tokens:.1%}",
     ]
     if not result["flop"]:

@@ -46,13 +46,12 @@ pub fn attention_backward<E: Element>(
         key_rows: Packs::rows(attention, attention.k, pool),
         values: Packs::transposed(attention, attention.v, pool),
     };
-    let mut means = pool.take::<f32>(m, heads, m.next_multiple_of(BLOCK));
+    let mut means = pool.take::<f32>(m, heads, m.next_power_of_two());
     let rows = output.out.par_chunks(heads * head_dim).zip(output.gradient.par_chunks(heads * head_dim));
     means.par_chunks_mut(heads).zip(rows).with_min_len(16).for_each(|(means, (out, gradient))| {
         dots(out, gradient, head_dim, means);
     });
-    let capacity = m.next_multiple_of(BLOCK);
-    let mut gradients = [(); 3].map(|()| pool.take::<f32>(m, heads * head_dim, capacity));
+    let mut gradients = [(); 3].map(|()| pool.take::<f32>(m, heads * head_dim, m.next_power_of_two()));
     let mut tasks = Vec::new();
     {
         let [dq, dk, dv] = &mut gradients;
@@ -70,7 +69,18 @@ pub fn attention_backward<E: Element>(
     }
     tasks.sort_by_key(|(task, _)| std::cmp::Reverse(attention.sequences[task.index].queries.len()));
     tasks.into_par_iter().with_max_len(1).for_each(|(task, out)| task.run(out, pool));
-    let [dq, dk, dv] = &gradients;
+    gather(attention.shape, [&gradients[0], &gradients[1], &gradients[2]], rope, dqkv);
+}
+
+/// From gradients by head (`[heads, m, d]` each; of keys and values one for each query head) to rows of tokens: those of heads
+/// that share keys are added, queries and keys rotated back.
+fn gather<E: Element>(
+    AttentionShape { heads, kv_heads, head_dim }: AttentionShape,
+    [dq, dk, dv]: [&[f32]; 3],
+    rope: Option<&RopeTable>,
+    dqkv: &mut [E],
+) {
+    let m = dq.len() / (heads * head_dim);
     let group = heads / kv_heads;
     let width = (heads + 2 * kv_heads) * head_dim;
     dqkv.par_chunks_mut(width).enumerate().with_min_len(16).for_each_init(
@@ -131,7 +141,7 @@ impl<E: Element> Task<'_, E> {
         let gradient = Heads { data: self.output.gradient, stride: heads * head_dim };
         // Queries and output gradients with the tokens as their depth, padded with zeros.
         let [qt, dot] = [self.attention.q, gradient].map(|source| {
-            let mut out = pool.take::<E>(head_dim, padded, head_dim);
+            let mut out = pool.take::<E>(padded, head_dim, padded.next_power_of_two());
             let rows = source.at(start, self.head, head_dim);
             transpose(rows, source.stride, (t, head_dim), &mut out, padded);
             for out in out.chunks_exact_mut(padded) {

@@ -72,6 +72,40 @@ pub fn pack_transposed<A: Element, B: Element>(
     }
 }
 
+/// Packs all tiles of a transposed right side, as [`pack_transposed`] does one: rows `[columns, depth]`, which may be fewer
+/// than the shape's columns.
+pub fn pack_all_transposed<A: Element, B: Element>(
+    rows: &[A],
+    stride: usize,
+    (columns, depth): (usize, usize),
+    shape: Shape,
+    out: &mut [B],
+) {
+    for tile in 0..shape.tiles() {
+        let first = tile * TILE_COLUMNS;
+        let within = shape.tile(tile).0.min(columns - first);
+        let width = shape.tile(tile).1 * LANES;
+        pack_transposed(&rows[first * stride..], stride, within, depth, width, &mut out[shape.offset(tile)..]);
+    }
+}
+
+/// Packs all tiles of a right side as it stands, as [`pack_rows`] does one: rows `[depth, columns]`, which may be fewer than
+/// the shape's columns.
+pub fn pack_all_rows<A: Element, B: Element>(
+    rows: &[A],
+    stride: usize,
+    (depth, columns): (usize, usize),
+    shape: Shape,
+    out: &mut [B],
+) {
+    for tile in 0..shape.tiles() {
+        let first = tile * TILE_COLUMNS;
+        let within = shape.tile(tile).0.min(columns - first);
+        let width = shape.tile(tile).1 * LANES;
+        pack_rows(&rows[first..], stride, depth, within, width, &mut out[shape.offset(tile)..]);
+    }
+}
+
 /// A square of words: 16 columns by 16 groups of depth, or the other way round.
 type Words = [[u32; LANES]; LANES];
 
