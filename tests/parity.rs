@@ -236,10 +236,11 @@ fn fifty_losses(compute: Compute) -> Option<Vec<f64>> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
 fn fifty_steps_in_bf16_stay_within_a_hundredth_of_f32() {
     if Level::detect() != Level::Avx512Bf16 {
-        eprintln!("skipped: bf16 takes minutes here; run it on a CPU with AVX-512 BF16 (see /proc/cpuinfo: avx512_bf16)");
+        eprintln!(
+            "skipped: bf16 takes minutes here; run it on a CPU with AVX-512 BF16 (see /proc/cpuinfo: avx512_bf16)"
+        );
         return;
     }
     let (Some(exact), Some(rounded)) = (fifty_losses(Compute::F32), fifty_losses(Compute::Bf16)) else { return };

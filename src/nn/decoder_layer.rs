@@ -77,7 +77,7 @@ impl DecoderLayer {
         let down = LinearGroup(std::slice::from_ref(&self.down));
         let saved = SavedInput { x: &inner, down: &down.down(&inner, context)? };
         let mut y = context.take::<f32>(self.hidden());
-        y.copy_from_slice(&activations.middle);
+        convert_all(&activations.middle, &mut y);
         down.forward_add(saved, &mut y, context)?;
         Ok((y, activations))
     }
@@ -101,7 +101,7 @@ impl DecoderLayer {
         let o = LinearGroup(std::slice::from_ref(&self.o));
         let context_down = o.down(&attended, context)?;
         let mut middle = context.take::<f32>(self.hidden());
-        middle.copy_from_slice(x);
+        convert_all(x, &mut middle);
         o.forward_add(SavedInput { x: &attended, down: &context_down }, &mut middle, context)?;
 
         let normalized = self.normalized(&middle, &self.post_attention_norm, context)?;
@@ -237,7 +237,7 @@ impl DecoderLayer {
     }
 }
 
-/// Rounds to the compute type, all threads at once.
+/// Copies, rounding to the type that is wanted, all threads at once.
 fn convert_all<E: Element>(from: &[f32], to: &mut [E]) {
     to.par_chunks_mut(1 << 14).zip(from.par_chunks(1 << 14)).for_each(|(to, from)| convert(from, to));
 }

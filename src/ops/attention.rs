@@ -2,7 +2,7 @@
 //!
 //! Sequences lie one after the other, without padding; tokens attend within their own. Keys and values are packed once for
 //! the query heads that share them, never repeated. The forward pass leaves each row's log-sum-exp, from which the backward
-//! pass ([`backward`]) computes the probabilities again. Source: arXiv 2205.14135 (online softmax), 2307.08691 (backward).
+//! pass ([`attention_backward`]) computes the probabilities again. Source: arXiv 2205.14135 (online softmax), 2307.08691 (backward).
 
 mod backward;
 
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Tiles of keys in a block of the forward pass.
-const BLOCK_TILES: usize = 4;
+const BLOCK_TILES: usize = 6;
 /// Keys in a block of the forward pass.
 const BLOCK_KEYS: usize = BLOCK_TILES * TILE_COLUMNS;
 /// Queries of a task.
@@ -198,18 +198,13 @@ pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_su
 
 /// What a task writes and reads for each 8 queries.
 struct Scratch<E> {
-    sums: Sums,
-    scores: [[f32; BLOCK_KEYS]; TILE_ROWS],
+    scores: [Sums; BLOCK_TILES],
     probabilities: [[E; BLOCK_KEYS]; TILE_ROWS],
 }
 
 impl<E: Element> Default for Scratch<E> {
     fn default() -> Self {
-        Self {
-            sums: ZERO,
-            scores: [[0f32; BLOCK_KEYS]; TILE_ROWS],
-            probabilities: [[E::default(); BLOCK_KEYS]; TILE_ROWS],
-        }
+        Self { scores: [ZERO; BLOCK_TILES], probabilities: [[E::default(); BLOCK_KEYS]; TILE_ROWS] }
     }
 }
 
@@ -232,24 +227,22 @@ impl<E: Element> QueryBlock<'_, E> {
         let lhs = Lhs { data: q, stride: self.attention.q.stride };
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut running = Running::default();
-        let Scratch { sums, scores, probabilities } = scratch;
+        let Scratch { scores, probabilities } = scratch;
         state.fill(ZERO);
         let last = sequence.seen(first + rows - 1);
         for start in (0..last).step_by(BLOCK_KEYS) {
             let count = (last - start).min(BLOCK_KEYS);
-            for tile in 0..count.div_ceil(TILE_COLUMNS) {
+            let tiles = count.div_ceil(TILE_COLUMNS);
+            for (tile, sums) in scores.iter_mut().enumerate().take(tiles) {
                 let term = Term { lhs, rhs: self.keys.0, shape: self.keys.1 };
                 let place = Place { row: 0, rows, tile: start / TILE_COLUMNS + tile };
                 E::accumulate(level, &[term], place, true, sums);
-                for (scores, sums) in scores.iter_mut().zip(&*sums) {
-                    scores[tile * TILE_COLUMNS..][..TILE_COLUMNS].copy_from_slice(sums);
-                }
             }
             let mut seen = [0; TILE_ROWS];
             for (i, seen) in seen.iter_mut().enumerate().take(rows) {
                 *seen = sequence.seen(first + i).saturating_sub(start).min(count);
             }
-            running.block(scores, &seen, scale, rows, state, probabilities);
+            running.block(&scores[..tiles], &seen[..rows], scale, state, probabilities);
             let (values, shape) = self.values;
             let depth = count.next_multiple_of(E::GROUP);
             for (tile, state) in state.iter_mut().enumerate() {
@@ -283,15 +276,14 @@ impl Running {
     /// maximum so far, and scales down what was gathered under an earlier one.
     fn block<E: Element>(
         &mut self,
-        scores: &[[f32; BLOCK_KEYS]; TILE_ROWS],
-        seen: &[usize; TILE_ROWS],
+        scores: &[Sums],
+        seen: &[usize],
         scale: f32,
-        rows: usize,
         state: &mut [Sums],
         probabilities: &mut [[E; BLOCK_KEYS]; TILE_ROWS],
     ) {
-        for i in 0..rows {
-            let (max, sum) = softmax_row(&scores[i][..seen[i]], scale, self.max[i], &mut probabilities[i]);
+        for (i, (&seen, probabilities)) in seen.iter().zip(probabilities).enumerate() {
+            let (max, sum) = softmax_row(scores, i, seen, scale, self.max[i], probabilities);
             if max > self.max[i] {
                 let factor = exp::<false>(self.max[i] - max);
                 self.sum[i] *= factor;
@@ -319,42 +311,37 @@ impl Running {
 }
 
 vectorized! {
-    /// `out[j] = exp(scale·scores[j] - max)`, zero beyond; gives the maximum (at least `floor`) and the sum.
-    fn softmax_row<E: Element>(scores: &[f32], scale: f32, floor: f32, out: &mut [E; BLOCK_KEYS]) -> (f32, f32) {
+    /// Of row `i` of some tiles of scores: `out[j] = exp(scale·score[j] - max)` for the first `seen`, zero for the others of these
+    /// tiles; gives the maximum (at least `floor`) and the sum.
+    fn softmax_row<E: Element>(scores: &[Sums], i: usize, seen: usize, scale: f32, floor: f32, out: &mut [E; BLOCK_KEYS])
+        -> (f32, f32) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (chunks, tail) = scores.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane = if *x > *lane { *x } else { *lane };
+        for (tile, sums) in scores.iter().enumerate() {
+            let (row, _) = sums[i].as_chunks::<LANES>();
+            for (v, row) in row.iter().enumerate() {
+                let first = tile * TILE_COLUMNS + v * LANES;
+                for lane in 0..LANES {
+                    let x = if first + lane < seen { row[lane] } else { f32::NEG_INFINITY };
+                    lanes[lane] = if x > lanes[lane] { x } else { lanes[lane] };
+                }
             }
-        }
-        for (lane, x) in lanes.iter_mut().zip(tail) {
-            *lane = if *x > *lane { *x } else { *lane };
         }
         let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a }) * scale;
         let max = if largest > floor { largest } else { floor };
-        if scores.is_empty() {
-            out.fill(E::default());
-            return (max, 0.0);
-        }
-        let mut sums = [0f32; LANES];
-        let (out_chunks, _) = out.as_chunks_mut::<LANES>();
-        let filled = chunks.len();
-        for (chunk, out) in chunks.iter().zip(&mut *out_chunks) {
-            for ((x, out), sum) in chunk.iter().zip(out).zip(&mut sums) {
-                let p = exp::<FMA>(*x * scale - max);
-                *sum += p;
-                *out = E::from_f32(p);
+        let mut sums_of_lanes = [0f32; LANES];
+        let (out, _) = out.as_chunks_mut::<LANES>();
+        for (tile, (sums, out)) in scores.iter().zip(out.chunks_exact_mut(TILE_COLUMNS / LANES)).enumerate() {
+            let (row, _) = sums[i].as_chunks::<LANES>();
+            for (v, (row, out)) in row.iter().zip(out).enumerate() {
+                let first = tile * TILE_COLUMNS + v * LANES;
+                for lane in 0..LANES {
+                    let p = exp::<FMA>(row[lane] * scale - max);
+                    let p = if first + lane < seen { p } else { 0.0 };
+                    sums_of_lanes[lane] += p;
+                    out[lane] = E::from_f32(p);
+                }
             }
         }
-        for out in &mut out_chunks[filled..] {
-            out.fill(E::default());
-        }
-        for ((x, out), sum) in tail.iter().zip(out[filled * LANES..].iter_mut()).zip(&mut sums) {
-            let p = exp::<FMA>(*x * scale - max);
-            *sum += p;
-            *out = E::from_f32(p);
-        }
-        (max, sum_lanes(sums))
+        (max, sum_lanes(sums_of_lanes))
     }
 }

@@ -212,7 +212,7 @@ impl FrozenWeight {
     }
 
     /// Packs rows (outputs) as a right side, for `dy · W`: `[rows, in]`, whose depth are the rows, in blocks of
-    /// [`DEPTH_BLOCK`] rows, each of them packed by itself. All threads work on it.
+    /// 256 rows, each of them packed by itself. All threads work on it.
     ///
     /// # Errors
     /// When the weight is on another device.

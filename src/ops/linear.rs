@@ -102,7 +102,7 @@ impl<'a> Group<'a> {
         self.updates::<E>().map(|(_, update, _, _)| update.rank.next_multiple_of(E::GROUP)).sum()
     }
 
-    /// `D(x)·Aᵀ` of each update.
+    /// `D(x)·Aᵀ` of each update: one product for all, or one for each where inputs are dropped.
     ///
     /// # Panics
     /// When shapes do not fit: a bug of the caller.
@@ -110,21 +110,37 @@ impl<'a> Group<'a> {
         let (k, ranks) = (self.inputs(), self.ranks::<E>());
         let m = x.len() / k;
         let mut down = self.pool.take::<E>(m, ranks, self.capacity);
+        if self.updates::<E>().all(|(_, update, ..)| update.dropout.is_none()) {
+            let mut stacked = self.pool.take::<f32>(ranks, k, ranks);
+            stacked.fill(0.0);
+            for (_, update, _, first) in self.updates::<E>() {
+                stacked[first * k..][..update.a.len()].copy_from_slice(update.a);
+            }
+            self.down_into(x, &stacked, (ranks, 0), &mut down);
+            return down;
+        }
+        let mut dropped = self.pool.take::<E>(m, k, self.capacity);
         for (_, update, _, first) in self.updates::<E>() {
-            let padded = update.rank.next_multiple_of(E::GROUP);
-            let shape = Shape::new::<E>(k, padded);
-            let mut packed = self.pool.take::<E>(1, shape.numbers(), 1);
-            pack_all_transposed(update.a, k, (update.rank, k), shape, &mut packed);
-            let dropped = update.dropout.map(|dropout| {
-                let mut dropped = self.pool.take::<E>(m, k, self.capacity);
-                dropout.apply(x, &mut dropped, k);
-                dropped
-            });
-            let lhs = Lhs { data: dropped.as_deref().unwrap_or(x), stride: k };
-            let term = Term { lhs, rhs: &packed, shape };
-            multiply(&[term], (m, padded), &mut down[first..], ranks, store::<E>);
+            match update.dropout {
+                Some(dropout) => dropout.apply(x, &mut dropped, k),
+                None => dropped.copy_from_slice(x),
+            }
+            self.down_into(&dropped, update.a, (ranks, first), &mut down);
         }
         down
+    }
+
+    /// `x·Aᵀ` for `a: [r, in]` to the columns of `down: [m, ranks]` from `first` on.
+    fn down_into<E: Element>(&self, x: &[E], a: &[f32], (ranks, first): (usize, usize), down: &mut [E]) {
+        let k = self.inputs();
+        let (m, r) = (x.len() / k, a.len() / k);
+        let shape = Shape::new::<E>(k, r.next_multiple_of(E::GROUP));
+        let mut packed = self.pool.take::<E>(1, shape.numbers(), 1);
+        pack_all_transposed(a, k, (r, k), shape, &mut packed);
+        let term = Term { lhs: Lhs { data: x, stride: k }, rhs: &packed, shape };
+        if ranks > 0 {
+            multiply(&[term], (m, shape.columns), &mut down[first..], ranks, store::<E>);
+        }
     }
 
     /// `y = x·Wᵀ + bias + scale·down·Bᵀ` for `x: [m, in]`, the modules side by side in `y: [m, outputs]`.

@@ -43,7 +43,8 @@ impl Pool {
     pub fn take<E: Element>(&self, rows: usize, columns: usize, capacity_rows: usize) -> Buffer<E> {
         let (len, wanted) = (rows * columns, rows.max(capacity_rows) * columns);
         let found = E::shelf(&self.0).with(|free| {
-            let fits = |vector: &Vec<E>| (len.max(wanted / 2)..=wanted.max(64) * 2).contains(&vector.len());
+            // A buffer much larger than wanted would be missed by those who need it, and be held for nothing.
+            let fits = |vector: &Vec<E>| (len.max(wanted / 2)..=wanted + wanted / 4).contains(&vector.len());
             let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].len());
             best.map(|best| free.swap_remove(best))
         });

@@ -1,6 +1,6 @@
 //! One micro-batch forward and backward: loss and gradients.
 //!
-//! On the CPU with operations of our own ([`cpu`]), on another device with candle's graph ([`tape`]); the objective and the
+//! On the CPU with operations of our own (`cpu`), on another device with candle's graph (`tape`); the objective and the
 //! accounts are the same.
 
 mod cpu;

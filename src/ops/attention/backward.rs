@@ -3,7 +3,7 @@
 use super::{Attention, AttentionShape, Heads, Packs};
 use crate::ops::element::{Element, convert};
 use crate::ops::gemm::pack::{Shape, transpose};
-use crate::ops::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
+use crate::ops::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add};
 use crate::ops::pool::Pool;
 use crate::ops::rope::RopeTable;
 use crate::ops::simd::{Level, exp, sum_lanes, vectorized};
@@ -38,7 +38,7 @@ pub fn attention_backward<E: Element>(
     dqkv: &mut [E],
     pool: &Pool,
 ) {
-    let AttentionShape { heads, kv_heads, head_dim } = attention.shape;
+    let AttentionShape { heads, head_dim, .. } = attention.shape;
     let m = output.log_sums.len() / heads;
     assert!(attention.sequences.iter().all(|s| s.queries == s.keys), "attention: a backward pass with a cache");
     let packs = BackwardPacks {
@@ -73,7 +73,7 @@ pub fn attention_backward<E: Element>(
 }
 
 /// From gradients by head (`[heads, m, d]` each; of keys and values one for each query head) to rows of tokens: those of heads
-/// that share keys are added, queries and keys rotated back.
+/// that share keys are added, queries and keys scaled by `1/√d` and rotated back.
 fn gather<E: Element>(
     AttentionShape { heads, kv_heads, head_dim }: AttentionShape,
     [dq, dk, dv]: [&[f32]; 3],
@@ -81,6 +81,7 @@ fn gather<E: Element>(
     dqkv: &mut [E],
 ) {
     let m = dq.len() / (heads * head_dim);
+    let scale = 1.0 / (head_dim as f32).sqrt();
     let group = heads / kv_heads;
     let width = (heads + 2 * kv_heads) * head_dim;
     dqkv.par_chunks_mut(width).enumerate().with_min_len(16).for_each_init(
@@ -90,10 +91,11 @@ fn gather<E: Element>(
             let place = |head: usize| (head * m + token) * head_dim;
             for head in 0..heads {
                 let from = place(head)..place(head) + head_dim;
-                row[head * head_dim..][..head_dim].copy_from_slice(&dq[from.clone()]);
-                for (part, source) in [(heads, dk), (heads + kv_heads, dv)] {
-                    let to = &mut row[(part + head / group) * head_dim..][..head_dim];
-                    to.iter_mut().zip(&source[from.clone()]).for_each(|(to, x)| *to += x);
+                let shared = head / group;
+                for (part, source, scale) in
+                    [(head, dq, scale), (heads + shared, dk, scale), (heads + kv_heads + shared, dv, 1.0)]
+                {
+                    add_scaled(&source[from.clone()], scale, &mut row[part * head_dim..][..head_dim]);
                 }
             }
             if let Some(rope) = rope {
@@ -159,10 +161,10 @@ impl<E: Element> Task<'_, E> {
         let row_tiles = head_dim.div_ceil(TILE_ROWS);
         let mut sums = vec![ZERO; 2 * row_tiles];
         for tile in 0..t.div_ceil(TILE_COLUMNS) {
-            sums.fill(ZERO);
             let first_key = tile * TILE_COLUMNS;
             // Queries before the tile's first key see nothing of it.
-            for first in (first_key / BLOCK * BLOCK..t).step_by(BLOCK) {
+            let first_block = first_key / BLOCK * BLOCK;
+            for first in (first_block..t).step_by(BLOCK) {
                 let count = (t - first).min(BLOCK);
                 // Rows above the diagonal, whole tiles of them, see nothing either.
                 let above = first_key.saturating_sub(first) / TILE_ROWS * TILE_ROWS;
@@ -181,13 +183,12 @@ impl<E: Element> Task<'_, E> {
                         shape: Shape { depth, columns: TILE_COLUMNS },
                     };
                     let place = Place { row: 0, rows: (head_dim - row * TILE_ROWS).min(TILE_ROWS), tile: 0 };
-                    E::accumulate(level, &[term], place, false, sums);
+                    E::accumulate(level, &[term], place, first == first_block, sums);
                 }
             }
-            let scale = 1.0 / (head_dim as f32).sqrt();
             let keys = (t - first_key).min(TILE_COLUMNS);
-            spread(&mut sums[..row_tiles], scale, keys, head_dim, &mut dk[first_key * head_dim..]);
-            spread(&mut sums[row_tiles..], 1.0, keys, head_dim, &mut dv[first_key * head_dim..]);
+            spread(&sums[..row_tiles], keys, head_dim, &mut dk[first_key * head_dim..]);
+            spread(&sums[row_tiles..], keys, head_dim, &mut dv[first_key * head_dim..]);
         }
     }
 
@@ -200,7 +201,7 @@ impl<E: Element> Task<'_, E> {
         let values = self.packs.values.get(self.attention, self.index, kv_head);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let (mut raw, mut pulled) = (ZERO, ZERO);
-        let (mut p, mut ds) = ([[E::default(); TILE_COLUMNS]; TILE_ROWS], [[E::default(); TILE_COLUMNS]; TILE_ROWS]);
+        let mut p = [[E::default(); TILE_COLUMNS]; TILE_ROWS];
         for row in within.clone().step_by(TILE_ROWS) {
             let rows = (within.end - row).min(TILE_ROWS);
             let token = start + first + row;
@@ -210,6 +211,8 @@ impl<E: Element> Task<'_, E> {
             let place = Place { row: 0, rows, tile };
             E::accumulate(level, &[Term { lhs: q, rhs: keys.0, shape: keys.1 }], place, true, &mut raw);
             E::accumulate(level, &[Term { lhs: gradient, rhs: values.0, shape: values.1 }], place, true, &mut pulled);
+            let (ds, _) =
+                block.scores[row * TILE_COLUMNS..][..TILE_ROWS * TILE_COLUMNS].as_chunks_mut::<TILE_COLUMNS>();
             if rows < TILE_ROWS {
                 p[rows..].fill([E::default(); TILE_COLUMNS]);
                 ds[rows..].fill([E::default(); TILE_COLUMNS]);
@@ -222,14 +225,13 @@ impl<E: Element> Task<'_, E> {
                 let query = Query { scale, log_sum: self.output.log_sums[place], mean: self.means[place], seen };
                 score_row(query, &raw[i], &pulled[i], &mut p[i], &mut ds[i]);
             }
-            block.scores[row * TILE_COLUMNS..][..rows * TILE_COLUMNS].copy_from_slice(ds[..rows].as_flattened());
-            for (rows, packed) in [(&p, &mut block.probabilities), (&ds, &mut block.scores_packed)] {
-                interleave(rows, &mut packed[row * TILE_COLUMNS..][..TILE_ROWS * TILE_COLUMNS]);
-            }
+            let packed = row * TILE_COLUMNS..(row + TILE_ROWS) * TILE_COLUMNS;
+            interleave(&p, &mut block.probabilities[packed.clone()]);
+            interleave(ds, &mut block.scores_packed[packed]);
         }
     }
 
-    /// `dq += dS·K/√d`
+    /// `dq += dS·K`
     fn add_queries(
         &self,
         kv_head: usize,
@@ -242,7 +244,6 @@ impl<E: Element> Task<'_, E> {
         let (keys, shape) = self.packs.key_rows.get(self.attention, self.index, kv_head);
         let first_key = tile * TILE_COLUMNS;
         let depth = (shape.depth - first_key).min(TILE_COLUMNS);
-        let scale = 1.0 / (head_dim as f32).sqrt();
         let level = Level::detect();
         let mut sums = ZERO;
         for column in 0..shape.tiles() {
@@ -253,22 +254,16 @@ impl<E: Element> Task<'_, E> {
                 let lhs = Lhs { data: &block.scores[row * TILE_COLUMNS..], stride: TILE_COLUMNS };
                 let term = Term { lhs, rhs, shape: Shape { depth, columns } };
                 E::accumulate(level, &[term], Place { row: 0, rows, tile: 0 }, true, &mut sums);
-                for (i, sums) in sums.iter().enumerate().take(rows) {
-                    let out = &mut dq[(first + row + i) * head_dim + column * TILE_COLUMNS..][..columns];
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += scale * sum);
-                }
+                let out = &mut dq[(first + row) * head_dim + column * TILE_COLUMNS..];
+                add(out, head_dim, &sums[..rows], columns);
             }
         }
     }
 }
 
 /// Writes tiles of `[d, 48 keys]` as rows `[keys, d]`.
-fn spread(sums: &mut [Sums], scale: f32, keys: usize, head_dim: usize, out: &mut [f32]) {
-    let rows = sums.as_flattened_mut().as_flattened_mut();
-    for x in rows.iter_mut() {
-        *x *= scale;
-    }
-    transpose(rows, TILE_COLUMNS, (head_dim, keys), out, head_dim);
+fn spread(sums: &[Sums], keys: usize, head_dim: usize, out: &mut [f32]) {
+    transpose(sums.as_flattened().as_flattened(), TILE_COLUMNS, (head_dim, keys), out, head_dim);
 }
 
 /// What a row's probabilities are made of besides its scores.
@@ -297,7 +292,7 @@ vectorized! {
 
 vectorized! {
     /// Packs 8 rows of 48: `[8 / GROUP, 48, GROUP]`.
-    fn interleave<E: Element>(rows: &[[E; TILE_COLUMNS]; TILE_ROWS], out: &mut [E]) {
+    fn interleave<E: Element>(rows: &[[E; TILE_COLUMNS]], out: &mut [E]) {
         if E::GROUP == 1 {
             out.copy_from_slice(rows.as_flattened());
             return;
@@ -323,6 +318,15 @@ vectorized! {
             }
             let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a.to_f32() * b.to_f32()).sum();
             *out = sum_lanes(lanes) + tail;
+        }
+    }
+}
+
+vectorized! {
+    /// `to += scale·from`
+    fn add_scaled(from: &[f32], scale: f32, to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += *from * scale;
         }
     }
 }

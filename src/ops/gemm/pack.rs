@@ -89,7 +89,7 @@ pub fn pack_all_transposed<A: Element, B: Element>(
     }
 }
 
-/// Packs all tiles of a right side as it stands, as [`pack_rows`] does one: rows `[depth, columns]`, which may be fewer than
+/// Packs all tiles of a right side as it stands, as `pack_rows` does one: rows `[depth, columns]`, which may be fewer than
 /// the shape's columns.
 pub fn pack_all_rows<A: Element, B: Element>(
     rows: &[A],
