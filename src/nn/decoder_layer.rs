@@ -142,7 +142,8 @@ impl DecoderLayer {
         let inner_down = down.down(&inner, context)?;
         let saved = SavedInput { x: &inner, down: &inner_down };
         let dy = self.rounded(gradient, context);
-        let Some(d_inner) = down.backward(saved, &dy, true, context, gradients)? else { return Ok(()) };
+        let mut d_inner = context.take::<f32>(intermediate);
+        down.backward(saved, &dy, Some(&mut d_inner), context, gradients)?;
         drop((inner, inner_down, dy));
         let mut d_gate_up = context.take::<E>(2 * intermediate);
         swiglu_backward(&activations.gate_up, intermediate, &d_inner, &mut d_gate_up);
@@ -150,8 +151,8 @@ impl DecoderLayer {
 
         let normalized = self.normalized(&activations.middle, &self.post_attention_norm, context)?;
         let saved = SavedInput { x: &normalized, down: &activations.gate_up_down };
-        let pulled = LinearGroup(&self.gate_up).backward(saved, &d_gate_up, true, context, gradients)?;
-        let Some(pulled) = pulled else { return Ok(()) };
+        let mut pulled = context.take::<f32>(self.hidden());
+        LinearGroup(&self.gate_up).backward(saved, &d_gate_up, Some(&mut pulled), context, gradients)?;
         let weight = numbers(&self.post_attention_norm)?;
         rms_norm_backward(&activations.middle, &weight, self.epsilon, &pulled, gradient);
         Ok(())
@@ -166,13 +167,14 @@ impl DecoderLayer {
         context: &ForwardContext<'_, E>,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let AttentionShape { heads, .. } = self.shape;
+        let width = self.shape.heads * self.shape.head_dim;
         let o = LinearGroup(std::slice::from_ref(&self.o));
         let saved = SavedInput { x: &activations.context, down: &activations.context_down };
         let dy = self.rounded(gradient, context);
-        let Some(pulled) = o.backward(saved, &dy, true, context, gradients)? else { return Ok(()) };
+        let mut pulled = context.take::<f32>(width);
+        o.backward(saved, &dy, Some(&mut pulled), context, gradients)?;
         drop(dy);
-        let mut d_context = context.take::<E>(heads * self.shape.head_dim);
+        let mut d_context = context.take::<E>(width);
         convert_all(&pulled, &mut d_context);
         drop(pulled);
 
@@ -187,7 +189,9 @@ impl DecoderLayer {
 
         let normalized = self.normalized(x, &self.input_norm, context)?;
         let saved = SavedInput { x: &normalized, down: &activations.qkv_down };
-        if let Some(pulled) = qkv_group.backward(saved, &d_qkv, wanted, context, gradients)? {
+        let mut pulled = wanted.then(|| context.take::<f32>(self.hidden()));
+        qkv_group.backward(saved, &d_qkv, pulled.as_deref_mut(), context, gradients)?;
+        if let Some(pulled) = pulled {
             rms_norm_backward(x, &numbers(&self.input_norm)?, self.epsilon, &pulled, gradient);
         }
         Ok(())

@@ -77,7 +77,7 @@ impl LinearGroup<'_> {
         self.with(context, |group| group.forward_add(saved, y))
     }
 
-    /// The gradient of the input for `dy`, if wanted; the adapters' gradients are added to `gradients`.
+    /// Writes the gradient of the input for `dy` to `dx`, if given; the adapters' gradients are added to `gradients`.
     ///
     /// # Errors
     /// When a tensor is not on the CPU.
@@ -85,10 +85,10 @@ impl LinearGroup<'_> {
         &self,
         saved: SavedInput<'_, E>,
         dy: &[E],
-        wanted: bool,
+        dx: Option<&mut [f32]>,
         context: &ForwardContext<'_, E>,
         gradients: &mut Gradients,
-    ) -> Result<Option<Buffer<f32>>> {
+    ) -> Result<()> {
         self.with(context, |group| {
             let mut taken: Vec<Option<[Vec<f32>; 2]>> = self
                 .0
@@ -99,17 +99,16 @@ impl LinearGroup<'_> {
                     Some([gradients.take(a, adapter.a.elem_count()), gradients.take(b, adapter.b.elem_count())])
                 })
                 .collect();
-            let mut dx = wanted.then(|| context.take::<f32>(group.inputs()));
             let mut updates: Vec<_> =
                 taken.iter_mut().map(|pair| pair.as_mut().map(|[a, b]| UpdateGradient { a, b })).collect();
-            group.backward(saved, dy, dx.as_deref_mut(), &mut updates)?;
+            group.backward(saved, dy, dx, &mut updates)?;
             for (linear, taken) in self.0.iter().zip(taken) {
                 if let (Some(adapter), Some([a, b])) = (&linear.adapter, taken) {
                     gradients.put(&adapter.names[0], a);
                     gradients.put(&adapter.names[1], b);
                 }
             }
-            Ok(dx)
+            Ok(())
         })
     }
 

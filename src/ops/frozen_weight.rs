@@ -14,8 +14,8 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Numbers of a dequantized panel at most: 16 MiB of `f32`.
-const PANEL: usize = 4 << 20;
+/// Numbers that are looked at for being finite at a time, by each thread.
+const FINITE_PART: usize = 1 << 16;
 
 /// Depth that is dequantized at a time for a transposed pack: 48 rows of it stay in the nearest cache, and whole blocks fill it.
 const DEPTH_PART: usize = 256;
@@ -73,12 +73,14 @@ impl FrozenWeight {
     /// # Errors
     /// When the weight is on another device.
     pub fn is_finite(&self) -> Result<bool> {
-        let mut finite = true;
-        self.for_each_panel(|_, panel| {
-            finite &= panel.par_chunks(1 << 14).all(|part| part.iter().all(|x| x.is_finite()));
-            Ok(())
-        })?;
-        Ok(finite)
+        let slice_rows = (FINITE_PART / self.columns.max(1)).max(1);
+        let slices = (0..self.rows).into_par_iter().step_by(slice_rows).map(|first| {
+            let range = first..(first + slice_rows).min(self.rows);
+            let mut part = vec![0f32; range.len() * self.columns];
+            self.dequantize_rows(range, &mut part)?;
+            Ok(part.iter().all(|x| x.is_finite()))
+        });
+        slices.try_reduce(|| true, |a, b| Ok(a && b))
     }
 
     /// Outputs of the layer.
@@ -140,26 +142,6 @@ impl FrozenWeight {
         let data = self.tensor.data()?;
         let first = row * bytes_of(self.columns) + bytes_of(columns.start);
         dequantize(dtype, &data[first..first + bytes_of(columns.len())], out);
-        Ok(())
-    }
-
-    /// Calls `f` with each panel of rows in `f32`, dequantized by all threads.
-    ///
-    /// # Errors
-    /// What `f` returns.
-    pub fn for_each_panel(&self, mut f: impl FnMut(Range<usize>, &[f32]) -> Result<()>) -> Result<()> {
-        let panel_rows = (PANEL / self.columns.max(1)).clamp(1, self.rows.max(1));
-        let mut panel = vec![0f32; panel_rows * self.columns];
-        for start in (0..self.rows).step_by(panel_rows) {
-            let range = start..(start + panel_rows).min(self.rows);
-            let panel = &mut panel[..range.len() * self.columns];
-            let slice_rows = panel_rows.div_ceil(4 * rayon::current_num_threads()).max(1);
-            panel.par_chunks_mut(slice_rows * self.columns).enumerate().try_for_each(|(i, out)| {
-                let first = range.start + i * slice_rows;
-                self.dequantize_rows(first..first + out.len() / self.columns, out)
-            })?;
-            f(range, panel)?;
-        }
         Ok(())
     }
 

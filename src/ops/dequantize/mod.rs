@@ -94,16 +94,15 @@ fn half_to_f32(bits: u16) -> f32 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{GgmlDType, any_machine};
-    use std::arch::is_x86_feature_detected as has;
+    use crate::ops::simd::Level;
 
     /// Dequantizes and returns true, if this machine has AVX-512.
     pub(super) fn avx512(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) -> bool {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
         fn kernel(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
             any_machine(dtype, bytes, out);
         }
-        let available = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
-        if available && has!("avx2") && has!("fma") && has!("f16c") {
+        if Level::detect() >= Level::Avx512 {
             // SAFETY: the machine has every feature that the kernel is compiled for.
             #[expect(unsafe_code, reason = "only a check at run time tells that the features are there")]
             unsafe {
@@ -116,11 +115,11 @@ mod x86 {
 
     /// Dequantizes and returns true, if this machine has AVX2.
     pub(super) fn avx2(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) -> bool {
-        #[target_feature(enable = "avx2,fma,f16c")]
+        #[target_feature(enable = "avx2,fma")]
         fn kernel(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
             any_machine(dtype, bytes, out);
         }
-        if has!("avx2") && has!("fma") && has!("f16c") {
+        if Level::detect() >= Level::Avx2 {
             // SAFETY: the machine has every feature that the kernel is compiled for.
             #[expect(unsafe_code, reason = "only a check at run time tells that the features are there")]
             unsafe {

@@ -40,7 +40,7 @@ pub trait Kernels: Sized {
     /// are not touched.
     ///
     /// # Panics
-    /// When a term exceeds its slices: a bug of the caller.
+    /// When a term exceeds its slices, or the machine has not this level: a bug of the caller.
     fn accumulate(level: Level, terms: &[Term<'_, Self>], place: Place, fresh: bool, sums: &mut Sums);
 }
 
@@ -50,8 +50,8 @@ fn at<'a, E: Element>(term: &Term<'a, E>, place: Place) -> (&'a [E], &'a [E], us
     (&term.lhs.data[start..], &term.rhs[term.shape.offset(place.tile)..], term.shape.depth / E::GROUP)
 }
 
-/// Vectors of a tile's columns, if all terms hold what the tile reads.
-fn checked_vectors<E: Element>(terms: &[Term<'_, E>], place: Place) -> usize {
+/// Vectors of a tile's columns, if all terms hold what the tile reads, and the machine has the level's instructions.
+fn checked_vectors<E: Element>(level: Level, terms: &[Term<'_, E>], place: Place) -> usize {
     let vectors = terms.first().map_or(1, |term| term.shape.tile(place.tile).1);
     let fits = terms.iter().all(|term| {
         let (lhs, rhs, groups) = at(term, place);
@@ -62,6 +62,7 @@ fn checked_vectors<E: Element>(terms: &[Term<'_, E>], place: Place) -> usize {
     });
     let sizes = (1..=TILE_ROWS).contains(&place.rows) && (1..=TILE_COLUMNS / LANES).contains(&vectors);
     assert!(fits && sizes, "a tile exceeds its operands");
+    assert!(level <= Level::detect(), "this machine has no {}", level.name());
     vectors
 }
 
@@ -86,9 +87,9 @@ impl Kernels for f32 {
     const GROUP: usize = 1;
 
     fn accumulate(level: Level, terms: &[Term<'_, Self>], place: Place, fresh: bool, sums: &mut Sums) {
-        let vectors = checked_vectors(terms, place);
+        let vectors = checked_vectors(level, terms, place);
         match level {
-            // SAFETY: the level was detected, and the terms were checked.
+            // SAFETY: level and terms were checked.
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "intrinsics on pointers")]
             Level::Avx512 | Level::Avx512Bf16 => unsafe { by_size!(tile_f32, vectors, terms, place, fresh, sums) },
@@ -101,9 +102,9 @@ impl Kernels for bf16 {
     const GROUP: usize = 2;
 
     fn accumulate(level: Level, terms: &[Term<'_, Self>], place: Place, fresh: bool, sums: &mut Sums) {
-        let vectors = checked_vectors(terms, place);
+        let vectors = checked_vectors(level, terms, place);
         match level {
-            // SAFETY: the level was detected, and the terms were checked.
+            // SAFETY: level and terms were checked.
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "intrinsics on pointers")]
             Level::Avx512Bf16 => unsafe { by_size!(tile_bf16, vectors, terms, place, fresh, sums) },
@@ -127,8 +128,8 @@ unsafe fn tile_bf16<const ROWS: usize, const VECTORS: usize>(
         __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
         _mm512_setzero_si512, _mm512_storeu_ps,
     };
-    // SAFETY: `checked_vectors` holds the reads within the slices: row i of the left side ends at i·stride + 2·groups, the right side
-    // at groups·2·16·VECTORS. A pair of bf16 is read as one unaligned i32. The sums have 8 rows of 48.
+    // SAFETY: `checked_vectors` holds the reads within the slices: row i of the left side ends at i·stride + 2·groups, the
+    // right side at groups·2·16·VECTORS. A pair of bf16 is read as one unaligned i32. The sums have 8 rows of 48.
     unsafe {
         let mut c = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for (c, sums) in c.iter_mut().zip(sums.iter()).filter(|_| !fresh) {
