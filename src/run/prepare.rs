@@ -148,7 +148,7 @@ impl Prepared {
             GradientCheckpointing::Layer => 0,
             GradientCheckpointing::Auto => {
                 let free = || available_memory().map_or(u64::MAX, |free| free / 5 * 4);
-                let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes << 20);
+                let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes.saturating_mul(1 << 20));
                 MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
             }
         }
@@ -209,7 +209,7 @@ impl Prepared {
         if self.dataset.validation.is_empty() {
             warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
         }
-        let limit = recipe.training.max_memory_mb.filter(|limit| memory.total > limit << 20);
+        let limit = recipe.training.max_memory_mb.filter(|limit| memory.total > limit.saturating_mul(1 << 20));
         if let Some(limit) = limit.filter(|_| recipe.training.gradient_checkpointing == GradientCheckpointing::Auto) {
             warnings.push(format!(
                 "the run may need {} MB with no activation kept, and `training.max_memory_mb` is {limit}",
