@@ -2,30 +2,150 @@
 
 use super::formats::FormatName;
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The recipe's `data`: which rows are learnt, and how they become tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// A JSON Lines file.
-    pub train: PathBuf,
-    /// A JSON Lines file to validate on.
+    /// The rows to train on: a file, or one or several sources.
+    pub train: Sources,
+    /// The rows to validate on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<PathBuf>,
-    /// Without a validation file: the share of the rows that is held out for it, chosen by the seed.
+    pub validation: Option<Sources>,
+    /// Without validation rows: the share of the rows that is held out for it, chosen by the seed.
     #[serde(default)]
     pub validation_split: f64,
-    /// What the rows look like.
+    /// What the rows look like, where a source does not say.
     #[serde(default)]
     pub format: FormatName,
+    /// The format's field names, each with the name that the rows have for it, where a source does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
+    /// How a row becomes text, for the formats `template` and `multiple_choice`, where a source does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<RowTemplate>,
+    /// In place of the base's chat template: a name (`chatml`, `llama3`, …), or the path of a Jinja file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// Which of the assistant's turns are learnt.
+    #[serde(default)]
+    pub train_on_turns: TrainOnTurns,
     /// The most tokens of one row.
     #[serde(default = "default_max_seq_len")]
     pub max_seq_len: usize,
     /// What happens to rows with more.
     #[serde(default)]
     pub overlong: Overlong,
+    /// What happens to rows that cannot be read.
+    #[serde(default)]
+    pub on_bad_row: OnBadRow,
+    /// Whether several samples share a row of up to `max_seq_len` tokens.
+    #[serde(default)]
+    pub packing: bool,
+    /// Whether samples of like length share a step.
+    #[serde(default)]
+    pub group_by_length: bool,
+    /// Where tokenised rows are kept.
+    #[serde(default)]
+    pub cache: CacheConfig,
+}
+
+/// One or several sources of rows: in a recipe a path, a source, or a list of these.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sources(pub Vec<SourceConfig>);
+
+/// Where rows come from. In a recipe a path alone may stand for it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// A file, a folder, or a pattern such as `data/*.jsonl.gz`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// In place of `path`: a dataset on the Hugging Face Hub, `org/name` or `org/name@revision`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// Of a Hub dataset: which split; by default `train`, and `validation` or `test` under `data.validation`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// Of a Hub dataset: which of its configurations ("subset").
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<String>,
+    /// What its rows look like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<FormatName>,
+    /// The format's field names, each with the name that its rows have for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
+    /// How a row becomes text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<RowTemplate>,
+    /// How often its rows come in an epoch: 2 is twice, 0.5 is half of them, other ones in each epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// The most rows that are read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// How a row becomes text: minijinja templates over the row's fields. Either a conversation (`user`, `assistant`, and maybe
+/// `system`) or plain text (`prompt` and `completion`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowTemplate {
+    /// The system turn; left out where it renders to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// The user's turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The answer, which is learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assistant: Option<String>,
+    /// Plain text that is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Plain text that is learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion: Option<String>,
+}
+
+/// The recipe's `data.train_on_turns`: which of the assistant's turns are learnt, where a turn does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainOnTurns {
+    /// All of them.
+    #[default]
+    All,
+    /// The last one.
+    Last,
+}
+
+/// The recipe's `data.on_bad_row`: rows that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadRow {
+    /// An error that names the row.
+    #[default]
+    Error,
+    /// Left out, counted and reported.
+    Skip,
+}
+
+/// The recipe's `data.cache`: `auto`, `off`, or a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CacheConfig {
+    /// `$EQUIPOISE_CACHE`, else `equipoise` in `$XDG_CACHE_HOME` or `~/.cache`, for data that takes a while to tokenize.
+    #[default]
+    Auto,
+    /// Nowhere: tokens are made anew at each start and held in memory.
+    Off,
+    /// This folder, however small the data.
+    Folder(PathBuf),
 }
 
 const fn default_max_seq_len() -> usize {
@@ -62,6 +182,155 @@ impl DataConfig {
                 "data.validation_split: cannot stand beside `data.validation`; keep one of the two",
             ));
         }
+        if self.packing && self.group_by_length {
+            return Err(Error::invalid(
+                "data.group_by_length: cannot stand beside `data.packing`, which fills rows already; keep one of the two",
+            ));
+        }
+        self.train.validate("data.train")?;
+        self.validation.iter().try_for_each(|sources| sources.validate("data.validation"))?;
         Ok(())
+    }
+}
+
+impl Sources {
+    /// A single file.
+    pub fn file(path: impl Into<String>) -> Self {
+        Self(vec![SourceConfig::file(path)])
+    }
+
+    fn validate(&self, key: &str) -> Result<()> {
+        if self.0.is_empty() {
+            return Err(Error::invalid(format!("{key}: is empty")).with_help("give the path of a file"));
+        }
+        self.0.iter().try_for_each(|source| source.validate(key))
+    }
+}
+
+impl SourceConfig {
+    /// A single file.
+    pub fn file(path: impl Into<String>) -> Self {
+        Self { path: Some(path.into()), ..Self::default() }
+    }
+
+    fn validate(&self, key: &str) -> Result<()> {
+        let empty = |text: &Option<String>| text.as_ref().is_some_and(|text| text.trim().is_empty());
+        if empty(&self.path) || empty(&self.hub) {
+            return Err(Error::invalid(format!("{key}: is empty")).with_help("give the path of a file"));
+        }
+        match (&self.path, &self.hub) {
+            (None, None) => {
+                return Err(Error::invalid(format!("{key}: a source needs `path` or `hub`")));
+            }
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid(format!("{key}: a source has `path` or `hub`, not both")));
+            }
+            (Some(_), None) if self.split.is_some() || self.subset.is_some() => {
+                return Err(Error::invalid(format!("{key}: `split` and `subset` belong to a source with `hub`")));
+            }
+            _ => {}
+        }
+        if self.weight.is_some_and(|weight| !(weight > 0.0 && weight <= 1000.0)) {
+            return Err(Error::invalid(format!("{key}: `weight` must be above 0, and at most 1000")));
+        }
+        if self.limit == Some(0) {
+            return Err(Error::invalid(format!("{key}: `limit` must be at least 1")));
+        }
+        Ok(())
+    }
+
+    /// What the recipe calls it.
+    pub fn name(&self) -> &str {
+        self.path.as_deref().or(self.hub.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether nothing but the path is set.
+    fn is_plain(&self) -> bool {
+        *self == Self { path: self.path.clone(), ..Self::default() } && self.path.is_some()
+    }
+}
+
+impl<'de> Deserialize<'de> for Sources {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Written;
+
+        impl<'de> Visitor<'de> for Written {
+            type Value = Sources;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a path, a source (`path` or `hub`, with its own `format`, `weight` and so on), or a list of these")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> std::result::Result<Sources, E> {
+                Ok(Sources::file(path))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Sources, A::Error> {
+                SourceConfig::deserialize(MapAccessDeserializer::new(map)).map(|source| Sources(vec![source]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Sources, A::Error> {
+                let mut sources = Vec::new();
+                while let Some(mut one) = list.next_element::<Sources>()? {
+                    sources.append(&mut one.0);
+                }
+                Ok(Sources(sources))
+            }
+        }
+
+        deserializer.deserialize_any(Written)
+    }
+}
+
+impl Serialize for Sources {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let written = |source: &SourceConfig| match &source.path {
+            Some(path) if source.is_plain() => serde_json::json!(path),
+            _ => serde_json::json!(source),
+        };
+        match &self.0[..] {
+            [one] => written(one).serialize(serializer),
+            all => all.iter().map(written).collect::<Vec<_>>().serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CacheConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Written;
+
+        impl Visitor<'_> for Written {
+            type Value = CacheConfig;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`auto`, `off`, or a folder")
+            }
+
+            // YAML reads `off` as text, and people write `false` too.
+            fn visit_bool<E: serde::de::Error>(self, on: bool) -> std::result::Result<CacheConfig, E> {
+                Ok(if on { CacheConfig::Auto } else { CacheConfig::Off })
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<CacheConfig, E> {
+                match text {
+                    "auto" => Ok(CacheConfig::Auto),
+                    "off" => Ok(CacheConfig::Off),
+                    "" => Err(E::custom("is empty; `auto`, `off` or a folder is expected")),
+                    folder => Ok(CacheConfig::Folder(folder.into())),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(Written)
+    }
+}
+
+impl Serialize for CacheConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Off => serializer.serialize_str("off"),
+            Self::Folder(folder) => folder.serialize(serializer),
+        }
     }
 }

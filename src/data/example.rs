@@ -1,5 +1,7 @@
 //! One row's meaning, before it becomes tokens. It knows neither files nor tokenizers.
 
+use serde_json::{Map, Value};
+
 /// What a row of data teaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Example {
@@ -14,6 +16,8 @@ pub enum Example {
     Chat {
         /// The turns in order; at least one is the assistant's.
         messages: Vec<Message>,
+        /// The tools that the assistant may call, as the chat template takes them (`JSON` schemas); mostly none.
+        tools: Vec<Value>,
     },
 }
 
@@ -22,8 +26,13 @@ pub enum Example {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// What is said.
+    /// What is said. May be empty where `extra` holds calls of tools.
     pub content: String,
+    /// What else the chat template may ask for: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on, as the
+    /// row has it.
+    pub extra: Map<String, Value>,
+    /// Whether an assistant's turn is learnt; where nothing is said, the recipe decides.
+    pub train: Option<bool>,
 }
 
 /// Who speaks a turn.
@@ -37,6 +46,13 @@ pub enum Role {
     Assistant,
     /// Returns what a tool found.
     Tool,
+}
+
+impl Example {
+    /// A conversation without tools.
+    pub const fn chat(messages: Vec<Message>) -> Self {
+        Self::Chat { messages, tools: Vec::new() }
+    }
 }
 
 impl Role {
@@ -62,7 +78,7 @@ impl Role {
 impl Message {
     /// A turn.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
+        Self { role, content: content.into(), extra: Map::new(), train: None }
     }
 
     /// A user's turn.
