@@ -1,19 +1,25 @@
-//! Atomic writes: a file or a folder appears whole or not at all.
+//! Atomic writes: a file or a folder appears whole or not at all. And fingerprints: a file's contents in 32 bytes.
 //!
 //! Everything is written to a hidden sibling, flushed to the disk, and renamed. What a crash leaves behind starts with
 //! [`TEMPORARY_PREFIX`] and is swept by [`sweep`].
 
 use crate::error::{Error, Result};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How the names of unfinished files and folders begin.
 pub const TEMPORARY_PREFIX: &str = ".tmp-";
 
 fn temporary_sibling(path: &Path) -> PathBuf {
+    static WRITERS: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{TEMPORARY_PREFIX}{}-{name}", std::process::id()))
+    let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!("{TEMPORARY_PREFIX}{}-{writer}-{name}", std::process::id()))
 }
 
 fn parent(path: &Path) -> &Path {
@@ -118,6 +124,72 @@ pub fn sweep(folder: &Path) {
     }
 }
 
+/// Bytes that are hashed in one go, by one thread.
+const SEGMENT: usize = 4 << 20;
+
+/// A hash of bytes that come bit by bit: SHA-256 of the SHA-256 of each 4 MiB, so that all cores can hash a file.
+#[derive(Default)]
+pub struct Fingerprint {
+    segment: Sha256,
+    filled: usize,
+    segments: Sha256,
+}
+
+impl Fingerprint {
+    /// Takes more bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(SEGMENT - self.filled));
+            self.segment.update(now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == SEGMENT {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.segments.update(self.segment.finalize_reset());
+        self.filled = 0;
+    }
+
+    /// The hash.
+    pub fn finish(mut self) -> [u8; 32] {
+        if self.filled > 0 {
+            self.close();
+        }
+        self.segments.finalize().into()
+    }
+}
+
+/// The [`Fingerprint`] of a file's contents.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn fingerprint(path: &Path) -> Result<[u8; 32]> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let length = file.metadata().map_err(Error::io("read", path))?.len();
+    fingerprint_of(&file, path, length)
+}
+
+/// The [`Fingerprint`] of a file's first `length` bytes, computed on all cores.
+///
+/// # Errors
+/// When the file cannot be read, or is shorter; `path` is what the error names.
+pub fn fingerprint_of(file: &File, path: &Path, length: u64) -> Result<[u8; 32]> {
+    let segments = length.div_ceil(SEGMENT as u64);
+    let hash = |buffer: &mut Vec<u8>, segment: u64| -> Result<[u8; 32]> {
+        let begin = segment * SEGMENT as u64;
+        buffer.resize(SEGMENT.min((length - begin) as usize), 0);
+        file.read_exact_at(buffer, begin).map_err(Error::io("read", path))?;
+        Ok(Sha256::digest(&*buffer).into())
+    };
+    let hashes: Vec<[u8; 32]> = (0..segments).into_par_iter().map_init(Vec::new, hash).collect::<Result<_>>()?;
+    let all = hashes.iter().fold(Sha256::new(), |all, hash| all.chain_update(hash));
+    Ok(all.finalize().into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +222,27 @@ mod tests {
         let names: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["two"]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_fingerprint_is_that_of_the_contents_however_they_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        for length in [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT + 5] {
+            let mut bytes: Vec<u8> = (0..length).map(|i| (i * 31 % 251) as u8).collect();
+            let streamed = |bytes: &[u8], piece: usize| {
+                let mut hash = Fingerprint::default();
+                bytes.chunks(piece).for_each(|piece| hash.update(piece));
+                hash.finish()
+            };
+            fs::write(&path, &bytes).unwrap();
+            let whole = fingerprint(&path).unwrap();
+            assert_eq!(whole, streamed(&bytes, 1 << 30), "{length}");
+            assert_eq!(whole, streamed(&bytes, 1_000_003), "{length}");
+            if let Some(last) = bytes.last_mut() {
+                *last ^= 1;
+                assert_ne!(whole, streamed(&bytes, 1 << 30), "{length}");
+            }
+        }
     }
 }

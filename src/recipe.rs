@@ -129,9 +129,6 @@ impl Recipe {
         if file.base.model.trim().is_empty() {
             return Err(Error::invalid("base.model: is empty").with_help("give a Hub id, a folder, or a .gguf file"));
         }
-        if file.data.train.as_os_str().is_empty() {
-            return Err(Error::invalid("data.train: is empty").with_help("give the path of a JSON Lines file"));
-        }
         file.lora.validate()?;
         file.objective.validate()?;
         file.data.validate()?;
@@ -178,8 +175,8 @@ impl Recipe {
     }
 
     /// The keys whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an unset key
-    /// shows as `null`. `name` and `output_dir` do not count: they decide where the result goes, not what it is; nor does
-    /// `training.gradient_checkpointing` with `training.max_memory_mb`, which change no bit of it.
+    /// shows as `null`. `name` and `output_dir` do not count: they decide where the result goes, not what it is; nor do
+    /// `training.gradient_checkpointing` with `training.max_memory_mb` and `data.cache`, which change no bit of it.
     pub fn differences(&self, earlier: &Self) -> Vec<String> {
         let (now, before) = (self.result_values(), earlier.result_values());
         let mut keys: Vec<&String> = now.iter().chain(&before).map(|(key, _)| key).collect();
@@ -210,7 +207,7 @@ impl Recipe {
         // A path that is not Unicode cannot be in a recipe, whose text is UTF-8.
         let root = serde_yaml::to_value(self.to_file()).unwrap_or(Value::Null);
         flatten("", &root, &mut values);
-        let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb"];
+        let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb", "data.cache"];
         values.retain(|(key, _)| !free.contains(&key.as_str()));
         values
     }

@@ -92,10 +92,11 @@ fn render(report: &CheckReport, colors: bool) -> String {
 fn data_text(data: &DataReport) -> String {
     let share = 100.0 * data.supervised_tokens as f64 / data.tokens.max(1) as f64;
     let Lengths { min, p50, p90, max } = data.lengths;
+    let formats: Vec<&str> = data.sources.iter().map(|source| source.format.as_str()).collect();
     let mut text = format!(
         "{}\n{} rows: {} to train on, {} to validate on\n{} tokens to train on, {} of them learnt ({share:.0}%)\n\
          {min} to {max} tokens a row, half of them up to {p50}, 90% up to {p90}",
-        data.format,
+        distinct(&formats).join("\n"),
         data.rows,
         data.train_rows,
         data.validation_rows,
@@ -107,6 +108,17 @@ fn data_text(data: &DataReport) -> String {
         (dropped, cut) => write!(text, "\nover `data.max_seq_len`: {dropped} rows left out, {cut} cut"),
     };
     text
+}
+
+/// The texts without those that stood before.
+fn distinct<'a>(texts: &[&'a str]) -> Vec<&'a str> {
+    let mut distinct: Vec<&str> = Vec::new();
+    for text in texts {
+        if !distinct.contains(text) {
+            distinct.push(text);
+        }
+    }
+    distinct
 }
 
 /// The first row as the model sees it, with what is learnt marked.
@@ -128,6 +140,7 @@ fn preview(pieces: &[(String, bool)], colors: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::SourceReport;
     use crate::run::{AdapterReport, BaseReport};
     use crate::train::MemoryEstimate;
 
@@ -149,16 +162,18 @@ mod tests {
                 target_modules: vec!["q_proj".into(), "v_proj".into()],
             },
             data: DataReport {
-                format: "chat (told by the first row's field `messages`)".into(),
+                sources: vec![SourceReport {
+                    format: "chat (told by the first row's field `messages`)".into(),
+                    ..SourceReport::default()
+                }],
                 rows: 1000,
                 train_rows: 947,
                 validation_rows: 50,
                 tokens: 61_000,
                 supervised_tokens: 30_500,
                 dropped: 3,
-                truncated: 0,
                 lengths: Lengths { min: 12, p50: 61, p90: 140, max: 1800 },
-                eos_unsupervised_rows: 0,
+                ..DataReport::default()
             },
             preview: vec![("Define: autophagy\n".into(), false), ("A \u{1b}process.".into(), true)],
             steps: 200,

@@ -3,6 +3,7 @@
 //! stdout is data, stderr is for people. Exit codes: 0 done, 1 failed, 2 input that the user can mend, 130 interrupted.
 
 mod check;
+mod data;
 mod generate;
 mod interrupt;
 mod output;
@@ -41,6 +42,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Say what a recipe would do: model, adapter, data, steps and memory, without training.
     Check(check::CheckArgs),
+    /// Say what a recipe's data amounts to, and show rows as the model sees them.
+    Data(data::DataArgs),
     /// Write text with a trained adapter.
     Generate(generate::GenerateArgs),
 }
@@ -94,6 +97,7 @@ pub fn main() -> u8 {
     let (outcome, json) = match &cli.command {
         Command::Train(args) => (train::run(args), args.recipe.json),
         Command::Check(args) => (check::run(args), args.recipe.json),
+        Command::Data(args) => (data::run(args), args.recipe.json),
         Command::Generate(args) => (generate::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,7 +1,6 @@
 //! Rows of tokens as rectangles, and which logits predict which labels. It knows neither tensors nor objectives.
 
 use super::tokenize::{IGNORED, Sequence};
-use crate::rng::{Rng, key, name_key};
 
 /// Samples side by side: `rows × width`, row by row.
 ///
@@ -36,8 +35,16 @@ pub struct Target {
 impl Batch {
     /// One sample a row, padded on the right to the longest. No sample may be empty.
     pub fn collate(sequences: &[&Sequence], pad_id: u32) -> Self {
-        let rows = sequences.len();
-        let width = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
+        let rows: Vec<&[&Sequence]> = sequences.iter().map(std::slice::from_ref).collect();
+        Self::collate_packed(&rows, pad_id)
+    }
+
+    /// The samples of each pack in one row, one behind the other, padded on the right to the longest. Positions begin anew
+    /// with each sample. No sample may be empty.
+    pub fn collate_packed(packs: &[&[&Sequence]], pad_id: u32) -> Self {
+        let rows = packs.len();
+        let tokens = |pack: &&[&Sequence]| pack.iter().map(|sequence| sequence.len()).sum::<usize>();
+        let width = packs.iter().map(tokens).max().unwrap_or(0);
         let mut batch = Self {
             rows,
             width,
@@ -46,14 +53,18 @@ impl Batch {
             position_ids: vec![0; rows * width],
             segment_ids: vec![0; rows * width],
         };
-        for (row, sequence) in sequences.iter().enumerate() {
-            debug_assert!(!sequence.is_empty(), "an empty sample has no row to stand in");
-            let range = row * width..row * width + sequence.len();
-            batch.input_ids[range.clone()].copy_from_slice(&sequence.input_ids);
-            batch.labels[range.clone()].copy_from_slice(&sequence.labels);
-            batch.segment_ids[range.clone()].fill(1);
-            for (position, index) in range.enumerate() {
-                batch.position_ids[index] = position as u32;
+        for (row, pack) in packs.iter().enumerate() {
+            let mut begin = row * width;
+            for (sequence, segment) in pack.iter().zip(1..) {
+                debug_assert!(!sequence.is_empty(), "an empty sample has no row to stand in");
+                let range = begin..begin + sequence.len();
+                batch.input_ids[range.clone()].copy_from_slice(&sequence.input_ids);
+                batch.labels[range.clone()].copy_from_slice(&sequence.labels);
+                batch.segment_ids[range.clone()].fill(segment);
+                begin = range.end;
+                for (position, index) in range.enumerate() {
+                    batch.position_ids[index] = position as u32;
+                }
             }
         }
         batch
@@ -89,11 +100,6 @@ impl Batch {
         let segment = self.segment_ids[index];
         segment != 0 && (index.is_multiple_of(self.width) || self.segment_ids[index - 1] != segment)
     }
-}
-
-/// The order in which an epoch goes through `n` rows.
-pub fn epoch_order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    Rng::new(key(seed, &[name_key("epoch_order"), epoch])).permutation(n)
 }
 
 #[cfg(test)]
@@ -138,18 +144,19 @@ mod tests {
     }
 
     #[test]
-    fn nothing_collates_to_nothing() {
-        let batch = Batch::collate(&[], 0);
-        assert_eq!((batch.rows, batch.samples(), batch.supervised_targets().len()), (0, 0, 0));
+    fn samples_of_a_pack_stand_behind_one_another_and_count_from_0() {
+        let (a, b, c) = (sequence(&[1, 2], &[IGNORED, 2]), sequence(&[3], &[3]), sequence(&[4, 5], &[4, 5]));
+        let batch = Batch::collate_packed(&[&[&a, &b], &[&c]], 9);
+        assert_eq!(batch.input_ids, [1, 2, 3, 4, 5, 9]);
+        assert_eq!(batch.position_ids, [0, 1, 0, 0, 1, 0]);
+        assert_eq!(batch.segment_ids, [1, 1, 2, 1, 1, 0]);
+        assert_eq!((batch.samples(), batch.tokens()), (3, 5));
+        assert_eq!(batch.supervised_targets(), [target(0, 2, 0), target(3, 5, 2)]);
     }
 
     #[test]
-    fn each_epoch_has_its_own_order_that_seed_and_number_tell() {
-        assert_eq!(epoch_order(100, 1, 0), epoch_order(100, 1, 0));
-        assert_ne!(epoch_order(100, 1, 0), epoch_order(100, 1, 1));
-        assert_ne!(epoch_order(100, 1, 0), epoch_order(100, 2, 0));
-        let mut order = epoch_order(100, 1, 0);
-        order.sort_unstable();
-        assert_eq!(order, (0..100).collect::<Vec<_>>());
+    fn nothing_collates_to_nothing() {
+        let batch = Batch::collate(&[], 0);
+        assert_eq!((batch.rows, batch.samples(), batch.supervised_targets().len()), (0, 0, 0));
     }
 }

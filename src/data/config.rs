@@ -166,6 +166,26 @@ pub enum Overlong {
 }
 
 impl DataConfig {
+    /// These rows to train on, and the defaults.
+    pub fn new(train: Sources) -> Self {
+        Self {
+            train,
+            validation: None,
+            validation_split: 0.0,
+            format: FormatName::default(),
+            fields: BTreeMap::new(),
+            template: None,
+            chat_template: None,
+            train_on_turns: TrainOnTurns::default(),
+            max_seq_len: default_max_seq_len(),
+            overlong: Overlong::default(),
+            on_bad_row: OnBadRow::default(),
+            packing: false,
+            group_by_length: false,
+            cache: CacheConfig::default(),
+        }
+    }
+
     /// Checks the values.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 use super::*;
 use crate::data::testing::encoder;
-use crate::data::{FormatName, IGNORED};
-use std::path::PathBuf;
+use crate::data::{CacheConfig, IGNORED, OnBadRow, Overlong, Sources};
+use std::path::Path;
 
 struct Folder(tempfile::TempDir);
 
@@ -17,19 +17,38 @@ impl Folder {
     }
 
     fn config(&self, text: &str) -> DataConfig {
-        DataConfig {
-            train: self.write("train.jsonl", text),
-            validation: None,
-            validation_split: 0.0,
-            format: FormatName::Auto,
-            max_seq_len: 1024,
-            overlong: Overlong::Drop,
-        }
+        let path = self.write("train.jsonl", text);
+        DataConfig { cache: CacheConfig::Off, ..DataConfig::new(source(&path)) }
+    }
+
+    /// A configuration whose tokens are kept in the folder `cache`.
+    fn cached(&self, text: &str) -> DataConfig {
+        DataConfig { cache: CacheConfig::Folder(self.0.path().join("cache")), ..self.config(text) }
+    }
+
+    fn cache_files(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.0.path().join("cache")).unwrap();
+        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
     }
 }
 
+fn source(path: &Path) -> Sources {
+    Sources::file(path.to_str().unwrap())
+}
+
+fn load_with(config: &DataConfig, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<Dataset> {
+    let files = DataFiles::find(config, |_, _| unreachable!("no Hub here"))?;
+    Dataset::load(config, &files, &encoder(), seed, progress)
+}
+
 fn load(config: &DataConfig) -> Result<Dataset> {
-    Dataset::load(config, &encoder(), 42, &mut |_, _| {})
+    load_with(config, 42, &mut |_, _| {})
+}
+
+fn sequences(rows: &Rows) -> Vec<crate::data::Sequence> {
+    (0..rows.len()).map(|row| rows.get(row).unwrap()).collect()
 }
 
 fn rows(n: usize) -> String {
@@ -41,18 +60,21 @@ fn rows(n: usize) -> String {
 fn rows_keep_their_order_and_the_report_counts_them() {
     let folder = Folder::new();
     let mut config = folder.config(&(rows(5000) + "\n"));
-    config.validation = Some(folder.write("valid.jsonl", &rows(3)));
+    config.validation = Some(source(&folder.write("valid.jsonl", &rows(3))));
     let mut seen = Vec::new();
-    let dataset = Dataset::load(&config, &encoder(), 42, &mut |done, total| seen.push((done, total))).unwrap();
+    let dataset = load_with(&config, 42, &mut |done, total| seen.push((done, total))).unwrap();
     let encoder = encoder();
-    for (i, row) in dataset.train.iter().enumerate() {
+    for (i, row) in sequences(&dataset.train).iter().enumerate() {
         assert!(encoder.decode(&row.input_ids, true).unwrap().ends_with(&format!("it is {i}\n")));
     }
     let report = &dataset.report;
     assert_eq!((report.rows, report.train_rows, report.validation_rows, report.dropped), (5003, 5000, 3, 0));
-    assert!(report.format.starts_with("instruct (told by"), "{}", report.format);
+    assert_eq!((report.leaks, report.duplicates), (3, 0), "the rows to validate on are the first to train on");
+    assert!(report.leak_examples[0].ends_with("valid.jsonl:1 is ".to_owned().as_str()) || report.leak_examples[0].contains("train.jsonl:1"));
+    assert!(report.sources[0].format.starts_with("alpaca (told by"), "{}", report.sources[0].format);
     assert_eq!(report.eos_unsupervised_rows, 0);
-    let supervised = dataset.train.iter().flat_map(|row| &row.labels).filter(|&&label| label != IGNORED).count();
+    let supervised: usize =
+        sequences(&dataset.train).iter().flat_map(|row| &row.labels[1..]).filter(|&&label| label != IGNORED).count();
     assert_eq!(report.supervised_tokens, supervised);
     assert!(seen.last().is_some_and(|(done, total)| done == total));
     assert!(seen.is_sorted() && seen.iter().all(|(done, total)| done <= total), "{seen:?}");
@@ -96,7 +118,8 @@ fn long_rows_are_dropped_cut_or_refused() {
     config.overlong = Overlong::Truncate;
     let cut = load(&config).unwrap();
     assert_eq!((cut.report.dropped, cut.report.truncated, cut.train.len()), (1, 1, 2));
-    assert_eq!((cut.train[1].len(), cut.train[1].supervised()), (10, 5));
+    let row = cut.train.get(1).unwrap();
+    assert_eq!((row.len(), row.supervised()), (10, 5));
     assert_ne!(cut.fingerprint(), dropped.fingerprint());
     config.overlong = Overlong::Error;
     let error = load(&config).unwrap_err();
@@ -113,12 +136,13 @@ fn the_seed_alone_chooses_the_rows_that_are_held_out() {
     let folder = Folder::new();
     let mut config = folder.config(&rows(101));
     config.validation_split = 0.1;
-    let load = |seed| Dataset::load(&config, &encoder(), seed, &mut |_, _| {}).unwrap();
+    let load = |seed| load_with(&config, seed, &mut |_, _| {}).unwrap();
     let (one, again, other) = (load(1), load(1), load(2));
     assert_eq!((one.train.len(), one.validation.len()), (90, 11));
     assert_eq!(one.fingerprint(), again.fingerprint());
     assert_ne!(one.fingerprint(), other.fingerprint());
-    let mut all: Vec<_> = one.train.iter().chain(&one.validation).map(|row| row.input_ids.clone()).collect();
+    let both = [sequences(&one.train), sequences(&one.validation)].concat();
+    let mut all: Vec<_> = both.into_iter().map(|row| row.input_ids).collect();
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 101);
@@ -139,10 +163,106 @@ fn a_split_leaves_a_row_on_both_sides() {
 }
 
 #[test]
-fn a_format_holds_for_the_validation_file_too() {
+fn each_source_has_its_own_format_weight_and_limit() {
     let folder = Folder::new();
-    let mut config = folder.config(&rows(2));
-    config.validation = Some(folder.write("valid.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}"));
-    let error = load(&config).unwrap_err();
-    assert!(error.to_string().contains("valid.jsonl:1:1: `instruction` is missing"), "{error}");
+    let mut config = folder.config(&rows(10));
+    let other = folder.write("other.jsonl", &"{\"prompt\": \"a\", \"completion\": \"b\"}\n".repeat(6));
+    config.train.0.push(SourceConfig { weight: Some(2.0), limit: Some(4), ..SourceConfig::file(other.to_str().unwrap()) });
+    config.validation = Some(source(&folder.write("valid.jsonl", "{\"text\": \"c\"}")));
+    let dataset = load(&config).unwrap();
+    let formats: Vec<&str> = dataset.report.sources.iter().map(|source| source.format.split(' ').next().unwrap()).collect();
+    assert_eq!(formats, ["alpaca", "completion", "text"]);
+    let kept: Vec<_> = dataset.report.sources.iter().map(|source| (source.rows, source.kept, source.weight)).collect();
+    assert_eq!(kept, [(10, 10, 1.0), (4, 4, 2.0), (1, 1, 1.0)]);
+    assert_eq!(dataset.plan(&config, 1, 0).packs_per_epoch(), 10 + 2 * 4);
+    assert_eq!(dataset.report.duplicates, 3);
+    assert!(dataset.report.duplicate_examples[0].ends_with("other.jsonl:1 again"), "{:?}", dataset.report.duplicate_examples);
+}
+
+#[test]
+fn a_source_may_be_several_files_whose_rows_keep_the_order_of_names() {
+    let folder = Folder::new();
+    for (name, text) in [("b.jsonl", rows(2)), ("a.jsonl", "{\"instruction\": \"q\", \"output\": \"first\"}".into())] {
+        folder.write(name, &text);
+    }
+    let pattern = folder.0.path().join("?.jsonl");
+    let dataset = load(&DataConfig { cache: CacheConfig::Off, ..DataConfig::new(source(&pattern)) }).unwrap();
+    assert_eq!((dataset.train.len(), dataset.report.sources[0].files), (3, 2));
+    let first = encoder().decode(&dataset.train.get(0).unwrap().input_ids, true).unwrap();
+    assert!(first.contains("first"), "{first}");
+    assert_eq!([0, 1, 2].map(|row| (dataset.train.entry(row).file, dataset.train.entry(row).line)), [(0, 1), (1, 1), (1, 2)]);
+}
+
+#[test]
+fn bad_rows_may_be_skipped_and_are_counted_with_their_reasons() {
+    let folder = Folder::new();
+    let bad = ["{oops\n", "{\"instruction\": \"a\", \"output\": 7}\n", "{\"instruction\": \"a\", \"output\": \"\"}\n"];
+    let mut config = folder.config(&format!("{}{}{}{}", bad[0], rows(50), bad[1], bad[2]));
+    assert!(load(&config).is_err());
+    config.on_bad_row = OnBadRow::Skip;
+    let dataset = load(&config).unwrap();
+    assert_eq!((dataset.report.rows, dataset.train.len(), dataset.report.skipped), (53, 50, 3));
+    let examples = &dataset.report.skipped_examples;
+    assert!(examples[0].contains("train.jsonl:1:2: not valid JSON"), "{examples:?}");
+    assert!(examples[1].contains("train.jsonl:52:32: `output` must be text"), "{examples:?}");
+    let config = DataConfig { on_bad_row: OnBadRow::Skip, ..folder.config(&bad[0].repeat(3)) };
+    let error = load(&config).unwrap_err().to_string();
+    assert!(error.contains("none of the 3 rows can be read") && error.contains(":1:2:"), "{error}");
+}
+
+#[test]
+fn kept_tokens_are_taken_again_and_only_for_the_same() {
+    let folder = Folder::new();
+    let mut config = folder.cached(&rows(300));
+    let fresh = load(&DataConfig { cache: CacheConfig::Off, ..config.clone() }).unwrap();
+    let first = load(&config).unwrap();
+    let files = folder.cache_files();
+    assert_eq!((first.fingerprint(), files.len()), (fresh.fingerprint(), 1));
+    assert_eq!(sequences(&first.train), sequences(&fresh.train));
+    let written = std::fs::metadata(&files[0]).unwrap().modified().unwrap();
+    let again = load(&config).unwrap();
+    assert_eq!(again.report, first.report);
+    assert_eq!(std::fs::metadata(&files[0]).unwrap().modified().unwrap(), written, "not made anew");
+    // What does not change a row's tokens changes no file: who is held out, how often rows come, how they are packed.
+    config.validation_split = 0.1;
+    config.packing = true;
+    config.train.0[0].weight = Some(3.0);
+    load(&config).unwrap();
+    assert_eq!(folder.cache_files(), files);
+    // What does, does.
+    config.max_seq_len = 999;
+    load(&config).unwrap();
+    assert_eq!(folder.cache_files().len(), 2);
+    folder.write("train.jsonl", &rows(301));
+    assert_eq!(load(&config).unwrap().report.rows, 301);
+    assert_eq!(folder.cache_files().len(), 3);
+}
+
+#[test]
+fn damaged_tokens_are_made_anew_and_a_failure_leaves_none() {
+    let folder = Folder::new();
+    let config = folder.cached(&rows(300));
+    let whole = load(&config).unwrap();
+    let file = folder.cache_files().remove(0);
+    let bytes = std::fs::read(&file).unwrap();
+    for damage in [&bytes[..bytes.len() / 2], b"", b"something else"] {
+        std::fs::write(&file, damage).unwrap();
+        assert_eq!(load(&config).unwrap().fingerprint(), whole.fingerprint());
+        assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    }
+    folder.write("train.jsonl", &(rows(300) + "{oops"));
+    assert!(load(&config).is_err());
+    assert_eq!(folder.cache_files(), [file]);
+}
+
+#[test]
+fn two_runs_at_once_get_the_same_tokens() {
+    let folder = Folder::new();
+    let config = folder.cached(&rows(3000));
+    let fingerprints: Vec<String> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| load(&config).unwrap().fingerprint())).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    assert!(fingerprints.iter().all(|fingerprint| *fingerprint == fingerprints[0]));
+    assert_eq!(folder.cache_files().len(), 1);
 }

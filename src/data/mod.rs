@@ -1,28 +1,40 @@
-//! Data: from rows of JSON to batches of tokens.
+//! Data: from files to batches of tokens.
 //!
-//! row → [`Example`] (`formats`) → [`Sequence`] (`template`, `turns`, `tokenize`) → [`Dataset`] → [`Batch`]. It knows neither
-//! models nor objectives, and nothing of where the tokenizer comes from.
+//! file → row (`source`) → [`Example`] (`formats`) → [`Sequence`] (`template`, `turns`, `tokenize`) → `store` (`tokenized`,
+//! `cache`) → [`Dataset`] → [`Plan`] → [`Batch`]. It knows neither models nor objectives, and nothing of where the tokenizer
+//! comes from.
 
 mod batch;
+mod cache;
 mod config;
 mod dataset;
 mod example;
 pub mod formats;
-pub mod jsonl;
+mod plan;
 mod report;
+mod rows;
+pub mod source;
+mod store;
 mod stream;
 mod template;
 #[cfg(test)]
 mod testing;
 mod tokenize;
+mod tokenized;
 mod turns;
+mod words;
 
-pub use batch::{Batch, Target, epoch_order};
-pub use config::{DataConfig, Overlong};
-pub use dataset::Dataset;
+pub use batch::{Batch, Target};
+pub use config::{
+    CacheConfig, DataConfig, OnBadRow, Overlong, RowTemplate, SourceConfig, Sources, TrainOnTurns,
+};
+pub use dataset::{DataFiles, Dataset, Split};
 pub use example::{Example, Message, Role};
 pub use formats::FormatName;
-pub use report::{DataReport, Lengths, Preview};
+pub use plan::{Arrangement, Epoch, Plan};
+pub use report::{Bin, DataReport, Lengths, PackingReport, Preview, SourceReport};
+pub use rows::Rows;
+pub use store::Entry;
 pub use stream::TextStream;
 pub use template::ChatTemplate;
 pub use tokenize::{Encoder, IGNORED, Sequence};

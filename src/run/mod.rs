@@ -1,10 +1,13 @@
-//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), and text from what it made (`generate`).
+//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), and text from
+//! what it made (`generate`).
 
+mod data;
 mod generate;
 mod output;
 mod prepare;
 mod report;
 
+pub use data::{DataSummary, ShownRow, data};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 
@@ -67,7 +70,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     };
     let identity = prepared.identity(recipe)?;
     let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
-    let mut trainer = Trainer::new(engine, &recipe.training, &prepared.dataset, identity, settings, out.path())?;
+    let mut trainer = Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
         trainer.resume()?;
     }
@@ -145,7 +148,7 @@ fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<P
 pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport> {
     let prepared = Prepared::new(recipe, options, output::now(), observer)?;
     let model = prepared.load_model(recipe, observer)?;
-    let steps = total_steps(&recipe.training, prepared.dataset.train.len());
+    let steps = total_steps(&recipe.training, prepared.plan.packs_per_epoch());
     let parameters = model.params.parameters();
     let report = model.report;
     let mut warnings = prepared.warnings(recipe);

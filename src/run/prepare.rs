@@ -2,7 +2,9 @@
 
 use super::RunOptions;
 use super::report::Sample;
-use crate::data::{ChatTemplate, Dataset, Encoder, IGNORED, Sequence};
+use crate::data::{
+    chat_template_source, ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split,
+};
 use crate::device::available_memory;
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, FetchOptions};
@@ -22,6 +24,7 @@ pub(super) struct Prepared {
     pub base: Base,
     pub encoder: Encoder,
     pub dataset: Dataset,
+    pub plan: Plan,
     pub device: Device,
     pub compute: Compute,
     /// Of how many layers the activations are kept.
@@ -44,16 +47,51 @@ pub(super) fn open_base(config: &BaseConfig, offline: bool, observer: &mut dyn O
     Ok(base)
 }
 
-/// The base's tokenizer, template and special tokens. `now` is what templates take for today, in seconds since 1970.
-pub(super) fn encoder(base: &Base, now: u64) -> Result<Encoder> {
+/// The base's tokenizer and special tokens, with its chat template or the one that the recipe names. `now` is what templates
+/// take for today, in seconds since 1970.
+pub(super) fn encoder(base: &Base, data: Option<&DataConfig>, now: u64) -> Result<Encoder> {
     let special = base.special_tokens();
     let text = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
     let (bos, eos) = (text(&special.bos), text(&special.eos));
-    let template = match base.chat_template() {
+    let named = data.and_then(|data| data.chat_template.as_deref()).map(chat_template_source).transpose()?;
+    let template = match named.as_deref().or(base.chat_template()) {
         Some(source) => Some(ChatTemplate::at(source, bos.as_deref(), eos.as_deref(), now)?),
         None => None,
     };
-    Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)
+    let encoder = Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)?;
+    Ok(encoder.with_turns(data.map(|data| data.train_on_turns).unwrap_or_default()))
+}
+
+/// Reads and tokenizes the recipe's data.
+pub(super) fn dataset(
+    recipe: &Recipe,
+    encoder: &Encoder,
+    offline: bool,
+    observer: &mut dyn Observer,
+) -> Result<(Dataset, Plan)> {
+    let (data, training) = (&recipe.data, &recipe.training);
+    let options = FetchOptions::from_env(offline);
+    let files = DataFiles::find(data, |source, split| {
+        let splits: &[&str] = match split {
+            Split::Train => &["train"],
+            Split::Validation => &["validation", "valid", "val", "dev", "test"],
+        };
+        observer.event(&Event::Phase("finding the data".into()));
+        hub::fetch_dataset(source, splits, &options, &mut |progress| {
+            let what = format!("fetching {}", progress.file);
+            observer.event(&Event::Bytes { what, done: progress.done, total: progress.total });
+        })
+    })?;
+    observer.event(&Event::Phase("tokenizing".into()));
+    let mut dataset = Dataset::load(data, &files, encoder, training.seed, &mut |done, total| {
+        observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
+    })?;
+    let plan = dataset.plan(data, training.micro_batch_size * training.gradient_accumulation_steps, training.seed);
+    if data.packing {
+        dataset.report.add_packing(&plan, data.max_seq_len);
+    }
+    tracing::info!(train = dataset.train.len(), validation = dataset.validation.len(), "tokenized");
+    Ok((dataset, plan))
 }
 
 /// The tokens that end a generation.
@@ -67,8 +105,9 @@ impl Prepared {
     pub(super) fn new(recipe: &Recipe, options: &RunOptions, now: u64, observer: &mut dyn Observer) -> Result<Self> {
         let device = recipe.device.open()?;
         let base = open_base(&recipe.base, options.offline, observer)?;
-        let plan = models::load(&base, recipe.quantization, Some(&recipe.lora), recipe.training.seed, &device, true)?;
-        let dimensions = plan.lm.dimensions;
+        let lora = Some(&recipe.lora);
+        let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;
+        let dimensions = rehearsal.lm.dimensions;
         if recipe.data.max_seq_len > dimensions.max_positions {
             return Err(Error::invalid(format!(
                 "data.max_seq_len: {} is over the {} positions that the base was made for",
@@ -76,22 +115,19 @@ impl Prepared {
             ))
             .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
         }
-        let encoder = encoder(&base, now)?;
-        observer.event(&Event::Phase("tokenizing".into()));
-        let dataset = Dataset::load(&recipe.data, &encoder, recipe.training.seed, &mut |done, total| {
-            observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
-        })?;
-        tracing::info!(train = dataset.train.len(), validation = dataset.validation.len(), "tokenized");
+        let encoder = encoder(&base, Some(&recipe.data), now)?;
+        let (dataset, plan) = dataset(recipe, &encoder, options.offline, observer)?;
         let mut prepared = Self {
             base,
             encoder,
             dataset,
+            plan,
             compute: recipe.compute.resolve(&device),
             kept_layers: 0,
             device,
             dimensions,
-            weights_bytes: plan.report.bytes,
-            adapter_parameters: plan.report.adapter_parameters,
+            weights_bytes: rehearsal.report.bytes,
+            adapter_parameters: rehearsal.report.adapter_parameters,
         };
         prepared.check_vocabulary()?;
         prepared.kept_layers = prepared.layers_to_keep(recipe);
@@ -100,8 +136,7 @@ impl Prepared {
 
     /// Tokens that the model has no embedding for would fail in the middle of a run.
     fn check_vocabulary(&self) -> Result<()> {
-        let rows = self.dataset.train.iter().chain(&self.dataset.validation);
-        let largest = rows.flat_map(|row| &row.input_ids).max().copied().unwrap_or(0) as usize;
+        let largest = self.dataset.largest_token() as usize;
         if largest < self.dimensions.vocabulary {
             return Ok(());
         }
@@ -167,12 +202,11 @@ impl Prepared {
 
     /// The most tokens of a micro-batch.
     pub(super) fn most_tokens(&self, recipe: &Recipe) -> usize {
-        let most = |rows: &[Sequence]| {
-            let mut lengths: Vec<usize> = rows.iter().map(Sequence::len).collect();
-            lengths.sort_unstable_by(|a, b| b.cmp(a));
-            lengths.iter().take(recipe.training.micro_batch_size).sum::<usize>()
-        };
-        most(&self.dataset.train).max(most(&self.dataset.validation))
+        let n = recipe.training.micro_batch_size;
+        let mut validation: Vec<u32> = self.dataset.validation.entries().map(|entry| entry.tokens).collect();
+        validation.sort_unstable_by(|a, b| b.cmp(a));
+        let validation = validation.iter().take(n).map(|&tokens| tokens as usize).sum();
+        self.plan.most_tokens(n).max(validation)
     }
 
     pub(super) fn device_name(&self) -> String {
@@ -200,12 +234,8 @@ impl Prepared {
     pub(super) fn warnings(&self, recipe: &Recipe) -> Vec<String> {
         let memory = self.memory(recipe);
         let mut warnings = Vec::new();
-        let unended = self.dataset.report.eos_unsupervised_rows;
-        if unended > 0 {
-            warnings.push(format!(
-                "{unended} rows do not teach the model to stop: their last supervised token ends no turn"
-            ));
-        }
+        warnings.extend(data_warnings(&self.dataset.report));
+        warnings.extend(template_warning(&self.encoder, &recipe.data));
         if self.dataset.validation.is_empty() {
             warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
         }
@@ -234,15 +264,16 @@ impl Prepared {
     }
 
     /// The validation row (without any, the training row) with the longest answer that a sample can hold.
-    fn sample_row(&self) -> Option<&Sequence> {
-        let rows = if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
-        let fits = rows.iter().filter(|row| row.supervised() <= SAMPLE_TOKENS);
-        fits.max_by_key(|row| row.supervised()).or(rows.first())
+    fn sample_row(&self) -> Option<Result<Sequence>> {
+        let rows: &Rows = if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
+        let learnt = |row: &usize| rows.entry(*row).supervised as usize;
+        let fits = (0..rows.len()).filter(|row| learnt(row) <= SAMPLE_TOKENS).max_by_key(learnt);
+        fits.or_else(|| (!rows.is_empty()).then_some(0)).map(|row| rows.get(row))
     }
 
     /// What base and adapter write for a row of the data. That they cannot does not spoil a run that is done.
     pub(super) fn sample(&self, lm: &CausalLm, observer: &mut dyn Observer) -> Option<Sample> {
-        let sample = self.write_sample(lm, self.sample_row()?);
+        let sample = self.sample_row()?.and_then(|row| self.write_sample(lm, &row));
         sample.map_err(|error| observer.event(&Event::Note(format!("no sample could be written: {error}")))).ok()
     }
 
@@ -269,4 +300,51 @@ impl Prepared {
             after: write(true)?,
         })
     }
+}
+
+/// What a user should know of the data before it is trained on.
+pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let example = |examples: &[String]| examples.first().map(|example| format!(" ({example})")).unwrap_or_default();
+    let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+    if report.eos_unsupervised_rows > 0 {
+        warnings.push(format!(
+            "{} of the data end no turn with their last learnt token: the model does not learn to stop there",
+            rows(report.eos_unsupervised_rows)
+        ));
+    }
+    if report.skipped > 0 {
+        warnings.push(format!(
+            "{} could not be read and are left out{}",
+            rows(report.skipped),
+            example(&report.skipped_examples)
+        ));
+    }
+    if report.leaks > 0 {
+        warnings.push(format!(
+            "{} to validate on are trained on too{}: the validation loss flatters",
+            rows(report.leaks),
+            example(&report.leak_examples)
+        ));
+    }
+    if report.duplicates > 0 {
+        warnings.push(format!(
+            "{} to train on repeat another one{}",
+            rows(report.duplicates),
+            example(&report.duplicate_examples)
+        ));
+    }
+    warnings
+}
+
+/// Marks of a named template that the tokenizer does not have as tokens of their own: the model reads them letter by letter.
+pub(super) fn template_warning(encoder: &Encoder, data: &DataConfig) -> Option<String> {
+    let name = data.chat_template.as_ref()?;
+    let split = encoder.split_marks();
+    (!split.is_empty()).then(|| {
+        format!(
+            "the chat template `{name}` writes {}, which the base's tokenizer has no tokens for: it cuts them into pieces",
+            split.join(", ")
+        )
+    })
 }

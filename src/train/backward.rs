@@ -208,10 +208,16 @@ impl Head {
     }
 }
 
-/// A key for each token of a batch: of the seed, the sample's place in the run, and the token's place in the sample. Padding
-/// gets one too, and does not matter.
-pub fn dropout_keys(batch: &Batch, seed: u64, samples: &[u64]) -> Vec<u64> {
+/// A key for each token of a batch: of the seed, the sample's place in the run (`rows` has that of each row; the samples of a
+/// pack are told apart by their numbers in it), and the token's place in the sample. Padding gets one too, and does not matter.
+pub fn dropout_keys(batch: &Batch, seed: u64, rows: &[u64]) -> Vec<u64> {
     let label = rng::name_key("dropout");
-    let tokens = batch.position_ids.iter().enumerate();
-    tokens.map(|(i, &position)| rng::key(seed, &[label, samples[i / batch.width], u64::from(position)])).collect()
+    let key = |(i, &position): (usize, &u32)| {
+        let (row, position) = (rows[i / batch.width], u64::from(position));
+        match batch.segment_ids[i] {
+            0 | 1 => rng::key(seed, &[label, row, position]),
+            segment => rng::key(seed, &[label, row, position, u64::from(segment)]),
+        }
+    };
+    batch.position_ids.iter().enumerate().map(key).collect()
 }

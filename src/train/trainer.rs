@@ -5,7 +5,7 @@ use super::checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder};
 use super::metrics::{StepMetrics, Validation};
 use super::record::{Line, Record};
 use super::{AdamW, Event, Observer, Schedule, TrainingConfig};
-use crate::data::{Batch, Dataset, Sequence, epoch_order};
+use crate::data::{Batch, Dataset, Epoch, Plan, Rows, Sequence};
 use crate::device::process_memory;
 use crate::error::{Error, Result};
 use crate::ops::numbers;
@@ -44,6 +44,7 @@ pub struct Trainer<'a> {
     engine: Engine<'a>,
     config: &'a TrainingConfig,
     dataset: &'a Dataset,
+    plan: &'a Plan,
     out: &'a Path,
     pad_id: u32,
     dropout: bool,
@@ -51,12 +52,24 @@ pub struct Trainer<'a> {
     schedule: Schedule,
     total_steps: usize,
     state: TrainerState,
-    epoch: Option<(u64, Vec<usize>)>,
+    epoch: Option<(u64, Epoch)>,
     seconds: f64,
     tokens: usize,
 }
 
-/// Optimizer steps of a run over `rows` training rows.
+/// What a step takes: samples that share a row of the batch, and the row's place in the run.
+struct Pack {
+    place: u64,
+    samples: Vec<Sequence>,
+}
+
+impl Pack {
+    fn tokens(&self) -> usize {
+        self.samples.iter().map(Sequence::len).sum()
+    }
+}
+
+/// Optimizer steps of a run whose epochs have `rows` rows, or packs of rows.
 pub fn total_steps(config: &TrainingConfig, rows: usize) -> usize {
     let rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps;
     config.max_steps.unwrap_or_else(|| total_rows(config, rows).div_ceil(rows_per_step)).max(1)
@@ -67,19 +80,19 @@ fn total_rows(config: &TrainingConfig, rows: usize) -> usize {
 }
 
 impl<'a> Trainer<'a> {
-    /// A run at its beginning. `out`: where checkpoints and metrics go.
+    /// A run at its beginning. `plan` orders the rows of `dataset`; `out`: where checkpoints and metrics go.
     ///
     /// # Errors
     /// When the device refuses.
     pub fn new(
         engine: Engine<'a>,
         config: &'a TrainingConfig,
-        dataset: &'a Dataset,
+        (dataset, plan): (&'a Dataset, &'a Plan),
         identity: Identity,
         Settings { pad_id, dropout, started }: Settings,
         out: &'a Path,
     ) -> Result<Self> {
-        let total_steps = total_steps(config, dataset.train.len());
+        let total_steps = total_steps(config, plan.packs_per_epoch());
         let state = TrainerState {
             step: 0,
             updates: 0,
@@ -101,6 +114,7 @@ impl<'a> Trainer<'a> {
             engine,
             config,
             dataset,
+            plan,
             out,
             pad_id,
             dropout,
@@ -183,38 +197,38 @@ impl<'a> Trainer<'a> {
         Ok(FitSummary { state: self.state, interrupted, adapter_step, seconds: self.seconds, tokens: self.tokens })
     }
 
-    /// The rows of a step, in the order in which the run meets them, with their places in the run.
-    fn rows(&mut self, step: usize) -> Vec<(u64, &'a Sequence)> {
-        let dataset = self.dataset;
-        let n = dataset.train.len();
-        let rows_per_step = self.config.micro_batch_size * self.config.gradient_accumulation_steps;
-        let first = (step - 1) * rows_per_step;
-        let end = (first + rows_per_step).min(total_rows(self.config, n));
-        let mut rows = Vec::with_capacity(rows_per_step);
+    /// The packs of a step, in the order in which the run meets them.
+    fn packs(&mut self, step: usize) -> Result<Vec<Pack>> {
+        let n = self.plan.packs_per_epoch();
+        let packs_per_step = self.config.micro_batch_size * self.config.gradient_accumulation_steps;
+        let first = (step - 1) * packs_per_step;
+        let end = (first + packs_per_step).min(total_rows(self.config, n));
+        let mut packs = Vec::with_capacity(packs_per_step);
         for place in first..end {
-            let epoch = (place / n) as u64;
-            let order = match self.epoch.take() {
-                Some((number, order)) if number == epoch => order,
-                _ => epoch_order(n, self.config.seed, epoch),
+            let number = (place / n) as u64;
+            let epoch = match self.epoch.take() {
+                Some((current, epoch)) if current == number => epoch,
+                _ => self.plan.epoch(number),
             };
-            rows.push((place as u64, &dataset.train[order[place % n]]));
-            self.epoch = Some((epoch, order));
+            let samples = epoch.pack(place % n).iter().map(|&row| self.dataset.train.get(row as usize));
+            packs.push(Pack { place: place as u64, samples: samples.collect::<Result<_>>()? });
+            self.epoch = Some((number, epoch));
         }
-        rows
+        Ok(packs)
     }
 
     /// One optimizer step.
     fn step(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
         let start = Instant::now();
         let step = self.state.step + 1;
-        let mut rows = self.rows(step);
-        let consumed = rows.len();
+        let mut packs = self.packs(step)?;
+        let consumed = packs.len();
         // Rows of like length side by side: less padding, and the step's result does not depend on how it is cut.
-        rows.sort_by_key(|(place, sequence)| (sequence.len(), *place));
-        let micro: Vec<_> = rows.chunks(self.config.micro_batch_size).collect();
-        let batches: Vec<Batch> = micro.iter().map(|rows| collate(rows, self.pad_id)).collect();
+        packs.sort_by_key(|pack| (pack.tokens(), pack.place));
+        let micro: Vec<_> = packs.chunks(self.config.micro_batch_size).collect();
+        let batches: Vec<Batch> = micro.iter().map(|packs| collate(packs, self.pad_id)).collect();
         let keys = |i: usize| {
-            let places: Vec<u64> = micro[i].iter().map(|(place, _)| *place).collect();
+            let places: Vec<u64> = micro[i].iter().map(|pack| pack.place).collect();
             self.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
         };
         let StepGradients { loss, denominator, gradients } = self.engine.step(&batches, keys)?;
@@ -238,7 +252,7 @@ impl<'a> Trainer<'a> {
         self.tokens += loss.tokens;
         let metrics = StepMetrics {
             step,
-            epoch: self.state.rows as f64 / self.dataset.train.len() as f64,
+            epoch: self.state.rows as f64 / self.plan.packs_per_epoch() as f64,
             loss: loss.sum / denominator,
             cross_entropy: loss.cross_entropy / loss.supervised.max(1) as f64,
             learning_rate,
@@ -293,7 +307,7 @@ impl<'a> Trainer<'a> {
     /// The last checkpoint whose adapter gives a finite loss on a row. An update may have ruined the parameters though its own
     /// gradient was finite, so that being saved is no proof. Leaves the parameters changed.
     fn last_good_checkpoint(&self) -> Option<PathBuf> {
-        let row = Batch::collate(&[self.dataset.train.first()?], self.pad_id);
+        let row = Batch::collate(&[&self.dataset.train.get(0).ok()?], self.pad_id);
         Checkpoint::steps(self.out).into_iter().rev().map(|step| checkpoint_folder(self.out, step)).find(|folder| {
             let assigned = Checkpoint::load(folder).and_then(|saved| self.engine.params.assign(&saved.adapter, folder));
             assigned.and_then(|()| self.engine.evaluate(&row)).is_ok_and(|loss| loss.cross_entropy.is_finite())
@@ -306,11 +320,13 @@ impl<'a> Trainer<'a> {
         if self.dataset.validation.is_empty() {
             return Ok(false);
         }
-        let mut rows: Vec<(u64, &Sequence)> = self.dataset.validation.iter().map(|sequence| (0, sequence)).collect();
-        rows.sort_by_key(|(_, sequence)| sequence.len());
+        let validation: &Rows = &self.dataset.validation;
+        let mut rows: Vec<usize> = (0..validation.len()).collect();
+        rows.sort_by_key(|&row| validation.entry(row).tokens);
         let mut loss = Loss::default();
         for rows in rows.chunks(self.config.micro_batch_size) {
-            loss.join(self.engine.evaluate(&collate(rows, self.pad_id))?);
+            let samples = rows.iter().map(|&row| validation.get(row)).collect::<Result<Vec<_>>>()?;
+            loss.join(self.engine.evaluate(&Batch::collate(&samples.iter().collect::<Vec<_>>(), self.pad_id))?);
         }
         let supervised = loss.supervised.max(1) as f64;
         let mean = loss.cross_entropy / supervised;
@@ -389,9 +405,9 @@ const fn is_due(step: usize, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-fn collate(rows: &[(u64, &Sequence)], pad_id: u32) -> Batch {
-    let sequences: Vec<&Sequence> = rows.iter().map(|(_, sequence)| *sequence).collect();
-    Batch::collate(&sequences, pad_id)
+fn collate(packs: &[Pack], pad_id: u32) -> Batch {
+    let rows: Vec<Vec<&Sequence>> = packs.iter().map(|pack| pack.samples.iter().collect()).collect();
+    Batch::collate_packed(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad_id)
 }
 
 /// `√Σ g²` over all tensors, in `f64`.

@@ -10,6 +10,7 @@ mod shards;
 mod special_tokens;
 mod table;
 
+pub(crate) use gguf::WORD_PATTERNS;
 pub use special_tokens::SpecialTokens;
 
 use crate::error::{Error, Result};

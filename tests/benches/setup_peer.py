@@ -6,7 +6,14 @@ import sys
 import venv
 from pathlib import Path
 
-PACKAGES = ("torch==2.15.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0", "gguf==0.19.0")
+PACKAGES = (
+    "torch==2.15.0",
+    "transformers==5.23.0",
+    "peft==0.21.2",
+    "safetensors==0.8.0",
+    "gguf==0.19.0",
+    "datasets==5.2.0",
+)
 """The peer, and what reads its model. Pinned, so that results can be compared."""
 
 HERE = Path(__file__).resolve().parent
@@ -50,12 +57,14 @@ def peer_model(python: Path, gguf: Path, folder: Path) -> Path:
     return folder
 
 
-def versions(python: Path) -> dict[str, str]:
+TRAINING = ("torch", "transformers", "peft", "safetensors", "gguf")
+
+
+def versions(python: Path, names: tuple[str, ...] = TRAINING) -> dict[str, str]:
     """The versions that are really there."""
-    names = [package.split("==")[0] for package in PACKAGES]
     code = (
         "import importlib.metadata as m, json, platform; "
-        f"print(json.dumps({{'python': platform.python_version(), **{{n: m.version(n) for n in {names!r}}}}}))"
+        f"print(json.dumps({{'python': platform.python_version(), **{{n: m.version(n) for n in {list(names)!r}}}}}))"
     )
     told = subprocess.run([str(python), "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(told.stdout)

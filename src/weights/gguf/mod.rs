@@ -14,6 +14,7 @@ mod special_tokens;
 mod tokenizer;
 
 pub use metadata::Metadata;
+pub(crate) use pre_tokenizer::WORD_PATTERNS;
 pub(super) use tokenizer::tokenizer;
 
 use super::Contents;

@@ -17,6 +17,11 @@ const QWEN2: &str =
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|]+";
 
+/// The patterns, and whether each splits words: it cuts before a space that stands between something visible and a letter,
+/// whatever lies around. The others cut within words, and never put anything together.
+pub(crate) const WORD_PATTERNS: &[(&str, bool)] =
+    &[(GPT2, true), (LLAMA3, true), (QWEN2, true), (TEKKEN, true), (DIGIT, false), (r"\p{N}+", false)];
+
 /// One way of splitting.
 pub(super) struct PreTokenizer {
     /// The values of `tokenizer.ggml.pre`.

@@ -1,0 +1,155 @@
+//! `equipoise data`: what a recipe's data amounts to, and its rows as the model sees them.
+
+use super::RecipeArgs;
+use super::output::{Stdout, Table, colors, count, printable};
+use super::progress::Progress;
+use crate::data::{DataReport, Lengths};
+use crate::error::Result;
+use crate::run::{self, DataSummary, RunOptions, ShownRow};
+use clap::Args;
+use std::fmt::Write as _;
+
+/// The longest bar of the histogram, in characters.
+const BAR: usize = 40;
+
+#[derive(Debug, Args)]
+pub(super) struct DataArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Show the first N rows of each split as the model sees them.
+    #[arg(long, value_name = "N", default_value = "1")]
+    show: usize,
+}
+
+pub(super) fn run(args: &DataArgs) -> Result<u8> {
+    let recipe = args.recipe.load()?;
+    let options = RunOptions { offline: args.recipe.offline, ..RunOptions::default() };
+    let mut progress = Progress::new(false, args.recipe.json, None);
+    let outcome = run::data(&recipe, &options, args.show, &mut progress);
+    progress.finish()?;
+    let summary = outcome?;
+    let mut stdout = Stdout::new();
+    if args.recipe.json {
+        stdout.json("data", &summary);
+    } else {
+        stdout.text(&render(&summary, colors(&std::io::stdout())));
+    }
+    stdout.finish()?;
+    Ok(0)
+}
+
+fn render(summary: &DataSummary, colors: bool) -> String {
+    let data = &summary.data;
+    let mut table = Table::default();
+    for source in &data.sources {
+        let files = if source.files == 1 { String::new() } else { format!(", {} files", source.files) };
+        let weight = if source.weight == 1.0 { String::new() } else { format!(", weight {}", source.weight) };
+        let mut text = format!(
+            "{}\n{}{files}, {}\n{} rows read, {} kept{weight}",
+            source.name, source.kind, source.format, source.rows, source.kept
+        );
+        if let Some(cache) = &source.cache {
+            let _ = write!(text, "\ntokens in {}", cache.display());
+        }
+        table.row(source.split, printable(&text));
+    }
+    if let Some(template) = &summary.chat_template {
+        table.row("template", printable(template));
+    }
+    table.row("rows", printable(&rows(data)));
+    table.row("tokens", tokens(data));
+    table.row("lengths", histogram(data, summary.max_seq_len));
+    if let Some(packing) = &data.packing {
+        table.row(
+            "packing",
+            format!(
+                "{} packs an epoch, {:.1} rows each, {:.1}% full",
+                packing.packs,
+                packing.rows_per_pack,
+                100.0 * packing.fill
+            ),
+        );
+    }
+    table.row("twice", printable(&twice(data)));
+    let mut text = table.render();
+    for row in &summary.rows {
+        text.push_str(&show(row, colors));
+    }
+    for warning in &summary.warnings {
+        let _ = writeln!(text, "\nwarning: {}", printable(warning));
+    }
+    text
+}
+
+fn rows(data: &DataReport) -> String {
+    let mut text = format!("{} to train on, {} to validate on", data.train_rows, data.validation_rows);
+    for (rows, what) in [
+        (data.dropped, "left out: over `data.max_seq_len`"),
+        (data.truncated, "cut at `data.max_seq_len`"),
+        (data.skipped, "left out: they cannot be read"),
+    ] {
+        if rows > 0 {
+            let _ = write!(text, "\n{rows} {what}");
+        }
+    }
+    for example in &data.skipped_examples {
+        let _ = write!(text, "\n  {example}");
+    }
+    text
+}
+
+fn tokens(data: &DataReport) -> String {
+    let share = 100.0 * data.supervised_tokens as f64 / data.tokens.max(1) as f64;
+    let Lengths { min, p50, p90, max } = data.lengths;
+    format!(
+        "{} to train on, {} of them learnt ({share:.0}%)\n{min} to {max} a row, half of the rows up to {p50}, 90% up to {p90}",
+        count(data.tokens),
+        count(data.supervised_tokens),
+    )
+}
+
+/// A bar a line: how many rows have how many tokens.
+fn histogram(data: &DataReport, max_seq_len: usize) -> String {
+    let most = data.histogram.iter().map(|bin| bin.rows).max().unwrap_or(0).max(1);
+    let width = data.histogram.last().map_or(0, |bin| bin.to.to_string().len());
+    let mut text = String::new();
+    for bin in &data.histogram {
+        let eighths = (bin.rows * BAR * 8).div_ceil(most);
+        let mut bar = "█".repeat(eighths / 8);
+        bar.extend(["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"].get(eighths % 8));
+        let over = if bin.from as usize > max_seq_len { "  over `data.max_seq_len`" } else { "" };
+        let _ = writeln!(text, "{:>width$} to {:<width$} {bar} {}{over}", bin.from, bin.to, bin.rows);
+    }
+    text
+}
+
+fn twice(data: &DataReport) -> String {
+    let mut text = format!("{} rows to train on repeat another one", data.duplicates);
+    for example in &data.duplicate_examples {
+        let _ = write!(text, "\n  {example}");
+    }
+    if data.validation_rows > 0 {
+        let _ = write!(text, "\n{} rows to validate on are trained on too", data.leaks);
+        for example in &data.leak_examples {
+            let _ = write!(text, "\n  {example}");
+        }
+        let _ = write!(text, "\n{} more have the prompt of a row to train on, with another answer", data.shared_prompts);
+    }
+    text
+}
+
+/// A row as the model sees it, with what is learnt marked.
+fn show(row: &ShownRow, colors: bool) -> String {
+    let (open, close) = if colors { ("\u{1b}[32;4m", "\u{1b}[0m") } else { ("[[", "]]") };
+    let mut text = format!(
+        "\n{} row {} (line {}): {} tokens, {} of them learnt, {open}marked{close}\n",
+        row.split, row.number, row.line, row.tokens, row.supervised
+    );
+    for (piece, learnt) in &row.segments {
+        let piece = printable(piece);
+        let (open, close) = if *learnt { (open, close) } else { ("", "") };
+        let _ = write!(text, "{open}{piece}{close}");
+    }
+    text.push('\n');
+    text
+}

@@ -1,0 +1,138 @@
+//! Tokens that an earlier run made, found again by what they were made of.
+//!
+//! A file's name is the hash of everything that decides about its contents: the data, the format and its templates, the
+//! tokenizer, the settings. So a file never goes out of date, two runs at once write the same bytes, and to remove any is
+//! always safe.
+
+use super::config::CacheConfig;
+use super::store::TokenStore;
+use super::tokenized::{Source, tokenize};
+use crate::error::{Error, Result};
+use crate::fs;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Below so many bytes, `auto` keeps no file: they are tokenized in a moment.
+const WORTH_KEEPING: u64 = 8 << 20;
+/// Changes when the same settings would give other tokens than before.
+const VERSION: &str = "1";
+/// How old an unfinished file must be, so that no run can be at work on it.
+const ABANDONED: Duration = Duration::from_hours(48);
+
+/// A folder of token files.
+#[derive(Debug, Clone)]
+pub(super) struct Cache {
+    folder: PathBuf,
+    /// Whether the recipe names the folder: then that it cannot be written is an error.
+    named: bool,
+}
+
+impl Cache {
+    /// The folder that the setting means for `bytes` of data; `None` where no file is to be kept.
+    pub fn new(setting: &CacheConfig, bytes: u64) -> Result<Option<Self>> {
+        let (folder, named) = match setting {
+            CacheConfig::Off => return Ok(None),
+            CacheConfig::Auto if bytes < WORTH_KEEPING => return Ok(None),
+            CacheConfig::Auto => match default_folder() {
+                Some(folder) => (folder, false),
+                None => return Ok(None),
+            },
+            CacheConfig::Folder(folder) => (folder.clone(), true),
+        };
+        match std::fs::create_dir_all(&folder) {
+            Ok(()) => Ok(Some(Self { folder, named })),
+            Err(error) if named => Err(Error::io("create", folder)(error).with_help("set another `data.cache`, or `off`")),
+            Err(error) => {
+                tracing::warn!(folder = %folder.display(), %error, "tokens are not kept");
+                Ok(None)
+            }
+        }
+    }
+
+    /// The source's tokens: those that are here, or made now and kept.
+    pub fn load_or_make(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<TokenStore> {
+        let path = self.folder.join(format!("{}.tokens", key(source)?));
+        if path.exists() {
+            match TokenStore::open(&path) {
+                Ok(store) => {
+                    tracing::info!(path = %path.display(), rows = store.len(), "tokens of an earlier run");
+                    return Ok(store);
+                }
+                Err(error) => tracing::warn!(%error, "the tokens are made anew"),
+            }
+        }
+        self.sweep();
+        match fs::write_atomic_with(&path, |temporary| tokenize(source, Some(temporary), progress).map(|_| ())) {
+            Ok(()) => TokenStore::open(&path),
+            // The data's own faults are told as such; that a folder nobody asked for cannot be written is none.
+            Err(Error::Io { path: at, source: error, .. }) if !self.named && at.starts_with(&self.folder) => {
+                tracing::warn!(folder = %self.folder.display(), %error, "tokens are held in memory");
+                let store = tokenize(source, None, progress)?;
+                Ok(store.expect("without a path, the store is in memory"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what runs left that were killed while they wrote.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let unfinished = entry.file_name().to_string_lossy().starts_with(fs::TEMPORARY_PREFIX);
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+            if unfinished && age.is_some_and(|age| age > ABANDONED) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+fn default_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("EQUIPOISE_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("equipoise")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache").join("equipoise")))
+        .map(|folder| folder.join("tokens"))
+}
+
+/// The hash of everything that decides about a source's tokens.
+fn key(source: &Source<'_>) -> Result<String> {
+    let (config, own) = (source.config, source.source);
+    let mut hash = Sha256::new();
+    let mut add = |part: &[u8]| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    };
+    add(VERSION.as_bytes());
+    add(source.encoder.identity()?.as_bytes());
+    let fields = if own.fields.is_empty() { &config.fields } else { &own.fields };
+    let template = own.template.as_ref().or(config.template.as_ref());
+    let settings = serde_json::json!({
+        "format": own.format.unwrap_or(config.format),
+        "fields": fields,
+        "template": template,
+        "limit": own.limit,
+        "max_seq_len": config.max_seq_len,
+        "overlong": config.overlong,
+        "on_bad_row": config.on_bad_row,
+    });
+    add(settings.to_string().as_bytes());
+    for path in source.files {
+        // The name tells what kind of file it is.
+        add(path.file_name().unwrap_or_default().as_encoded_bytes());
+        add(&content(path)?);
+    }
+    Ok(hash.finalize()[..20].iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}
+
+fn content(path: &Path) -> Result<[u8; 32]> {
+    let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if !metadata.is_file() {
+        return Err(Error::file(path, "is no ordinary file").with_help("name a file that can be read twice"));
+    }
+    fs::fingerprint(path)
+}

@@ -1,0 +1,212 @@
+//! From a source's files to a store of tokens: read once, in chunks whose rows are tokenized in parallel.
+//!
+//! It owns what happens to rows that are bad or too long. Rows keep the order of the files, so nothing depends on the number
+//! of threads.
+
+use super::config::{DataConfig, OnBadRow, Overlong, SourceConfig};
+use super::formats::RowFormat;
+use super::source::{RawRow, RowReader};
+use super::store::{Account, Encoded, StoreWriter, TokenStore, encode};
+use super::tokenize::Encoder;
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Rows and bytes that are tokenized at a time.
+const CHUNK_ROWS: usize = 2048;
+const CHUNK_BYTES: usize = 32 << 20;
+/// How many of the rows that are skipped are told one by one.
+const SKIPPED_EXAMPLES: usize = 20;
+
+/// One source of rows, with all that decides about its tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub config: &'a DataConfig,
+    pub source: &'a SourceConfig,
+    pub files: &'a [PathBuf],
+    pub encoder: &'a Encoder,
+}
+
+impl Source<'_> {
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len())).sum()
+    }
+
+    fn format(&self, first: &RawRow, path: &Path) -> Result<RowFormat> {
+        let (config, source) = (self.config, self.source);
+        let fields = if source.fields.is_empty() { &config.fields } else { &source.fields };
+        let template = source.template.as_ref().or(config.template.as_ref());
+        let fields_of_row = first.parse(path)?;
+        RowFormat::new(source.format.unwrap_or(config.format), fields, template, &fields_of_row)
+            .map_err(|error| first.row_error(path, error))
+    }
+}
+
+/// Tokenizes a source into a file at `path`, or, without one, in memory; then the store is the answer. `progress` gets the
+/// bytes of the files that are done.
+pub(super) fn tokenize(
+    source: &Source<'_>,
+    path: Option<&Path>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Option<TokenStore>> {
+    let vocabulary = source.encoder.vocabulary();
+    let writer = match path {
+        Some(path) => StoreWriter::create(path, vocabulary)?,
+        None => StoreWriter::in_memory(vocabulary),
+    };
+    let mut run = Run { source, writer, format: None, account: Account::default(), lengths: BTreeMap::new() };
+    let mut done = 0;
+    for (number, file) in source.files.iter().enumerate() {
+        run.read(number, file, &mut |now| progress(done + now))?;
+        done += std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+        progress(done);
+    }
+    run.finish()
+}
+
+struct Run<'a> {
+    source: &'a Source<'a>,
+    writer: StoreWriter<'a>,
+    format: Option<RowFormat>,
+    account: Account,
+    lengths: BTreeMap<u32, u32>,
+}
+
+/// What became of a row.
+struct Outcome {
+    length: usize,
+    ends_supervised: bool,
+    truncated: bool,
+    row: Option<Encoded>,
+}
+
+impl Run<'_> {
+    fn read(&mut self, number: usize, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let mut reader = RowReader::open(path)?;
+        if self.account.kind.is_empty() {
+            self.account.kind = reader.kind().to_string();
+        }
+        let limit = self.source.source.limit.unwrap_or(usize::MAX);
+        while self.account.rows < limit {
+            let (mut chunk, mut bytes) = (Vec::new(), 0);
+            while chunk.len() < CHUNK_ROWS.min(limit - self.account.rows) && bytes < CHUNK_BYTES {
+                let Some(row) = reader.next_row()? else { break };
+                bytes += row.size() + 1;
+                chunk.push(row);
+            }
+            if chunk.is_empty() {
+                break;
+            }
+            self.read_chunk(number, path, &chunk)?;
+            progress(reader.progress().0);
+        }
+        Ok(())
+    }
+
+    fn read_chunk(&mut self, number: usize, path: &Path, chunk: &[RawRow]) -> Result<()> {
+        self.account.rows += chunk.len();
+        let mut rest = chunk;
+        while self.format.is_none() {
+            let Some((first, others)) = rest.split_first() else { return Ok(()) };
+            match self.source.format(first, path) {
+                Ok(format) => self.format = Some(format),
+                Err(error) if self.source.config.on_bad_row == OnBadRow::Skip && others.len() < chunk.len() => {
+                    // The first row may be the bad one; when none fits, the end says so.
+                    self.skip(&error);
+                    rest = others;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let format = self.format.as_ref().expect("found above");
+        let (source, token_bytes) = (self.source, self.writer.token_bytes());
+        // All outcomes, then the first error: the same one, however the threads run.
+        let outcomes: Vec<Result<Outcome>> =
+            rest.par_iter().map(|row| read_row(source, format, token_bytes, path, row)).collect();
+        for (row, outcome) in rest.iter().zip(outcomes) {
+            let outcome = match outcome {
+                Err(error) if source.config.on_bad_row == OnBadRow::Skip => {
+                    self.skip(&error);
+                    continue;
+                }
+                outcome => outcome?,
+            };
+            *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
+            match outcome.row {
+                None => self.account.dropped += 1,
+                Some(encoded) => {
+                    self.account.truncated += usize::from(outcome.truncated);
+                    self.account.eos_unsupervised += usize::from(!outcome.ends_supervised);
+                    self.writer.push(&encoded, number, row.number())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, error: &Error) {
+        self.account.skipped += 1;
+        if self.account.skipped_examples.len() < SKIPPED_EXAMPLES {
+            self.account.skipped_examples.push(error.to_string());
+        }
+    }
+
+    fn finish(mut self) -> Result<Option<TokenStore>> {
+        let Account { rows, skipped, .. } = self.account;
+        let name = self.source.files.first().map_or_else(|| PathBuf::from(self.source.source.name()), Clone::clone);
+        if rows == 0 {
+            return Err(Error::file(name, "holds no rows").with_help("look at the file; a recipe needs rows to learn from"));
+        }
+        if self.writer.len() == 0 && skipped == rows {
+            let first = self.account.skipped_examples.first().cloned().unwrap_or_default();
+            return Err(Error::file(name, format!("none of the {rows} rows can be read; the first: {first}")));
+        }
+        if self.writer.len() == 0 {
+            let message = format!(
+                "none of the {rows} rows is left: all have more than max_seq_len = {} tokens",
+                self.source.config.max_seq_len
+            );
+            return Err(
+                Error::file(name, message).with_help("raise `data.max_seq_len`, or set `data.overlong` to `truncate`")
+            );
+        }
+        self.account.format = self.format.as_ref().map(RowFormat::explain).unwrap_or_default();
+        self.account.lengths = self.lengths.into_iter().collect();
+        self.writer.finish(self.account)
+    }
+}
+
+fn read_row(source: &Source<'_>, format: &RowFormat, token_bytes: u8, path: &Path, row: &RawRow) -> Result<Outcome> {
+    let Source { config, encoder, .. } = source;
+    let fields = row.parse(path)?;
+    let example = format.read(&fields).map_err(|error| row.row_error(path, error))?;
+    let mut sequence = encoder.encode(&example).map_err(|error| row.place(path, error))?;
+    let length = sequence.len();
+    if sequence.supervised() == 0 {
+        let error = Error::invalid("the row teaches nothing: no token of it is learnt")
+            .with_help("the answer may hold only what the tokenizer leaves out; mend the row, or remove it");
+        return Err(row.place(path, error));
+    }
+    let ends_supervised = encoder.ends_supervised(&sequence);
+    let (mut truncated, mut dropped) = (false, false);
+    if length > config.max_seq_len {
+        match config.overlong {
+            Overlong::Drop => dropped = true,
+            Overlong::Truncate => {
+                sequence.truncate(config.max_seq_len);
+                dropped = sequence.supervised() == 0;
+                truncated = !dropped;
+            }
+            Overlong::Error => {
+                let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
+                let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
+                return Err(row.place(path, Error::invalid(message).with_help(help)));
+            }
+        }
+    }
+    let row = (!dropped).then(|| encode(&sequence, token_bytes));
+    Ok(Outcome { length, ends_supervised, truncated, row })
+}
+

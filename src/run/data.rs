@@ -1,0 +1,82 @@
+//! What a recipe's data amounts to, and its rows as the model sees them; nothing is trained.
+
+use super::prepare::{self, data_warnings, open_base};
+use super::{RunOptions, output};
+use crate::data::{DataReport, Rows};
+use crate::error::Result;
+use crate::recipe::Recipe;
+use crate::train::Observer;
+use serde::Serialize;
+
+/// What [`data`] found.
+#[derive(Debug, Clone, Serialize)]
+pub struct DataSummary {
+    /// The data in numbers.
+    pub data: DataReport,
+    /// The recipe's `data.max_seq_len`.
+    pub max_seq_len: usize,
+    /// Where the chat template comes from, where there is one.
+    pub chat_template: Option<String>,
+    /// The rows that were asked for.
+    pub rows: Vec<ShownRow>,
+    /// What is odd, but no error.
+    pub warnings: Vec<String>,
+}
+
+/// A row as the model sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ShownRow {
+    /// `train` or `validation`.
+    pub split: &'static str,
+    /// Its number within the split, from 1.
+    pub number: usize,
+    /// The line of its file, from 1.
+    pub line: u32,
+    /// Tokens.
+    pub tokens: usize,
+    /// Of these, learnt.
+    pub supervised: usize,
+    /// Text with its special tokens, and whether it is learnt.
+    pub segments: Vec<(String, bool)>,
+}
+
+/// Reads and tokenizes the data of a recipe, as [`super::train`] would, with the first `show` rows of each split.
+///
+/// # Errors
+/// When base or data cannot be read, as for [`super::check`].
+pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut dyn Observer) -> Result<DataSummary> {
+    let base = open_base(&recipe.base, options.offline, observer)?;
+    let encoder = prepare::encoder(&base, Some(&recipe.data), output::now())?;
+    let (dataset, _) = prepare::dataset(recipe, &encoder, options.offline, observer)?;
+    let mut rows = Vec::new();
+    for (split, all) in [("train", &dataset.train), ("validation", &dataset.validation)] {
+        for row in 0..show.min(all.len()) {
+            rows.push(shown(split, all, row, |sequence| encoder.segments(sequence))?);
+        }
+    }
+    let chat_template = match (&recipe.data.chat_template, base.chat_template()) {
+        (Some(named), _) => Some(format!("`data.chat_template`: {named}")),
+        (None, Some(_)) => Some("the base's".to_owned()),
+        (None, None) => None,
+    };
+    let mut warnings = data_warnings(&dataset.report);
+    warnings.extend(prepare::template_warning(&encoder, &recipe.data));
+    Ok(DataSummary { max_seq_len: recipe.data.max_seq_len, chat_template, rows, warnings, data: dataset.report })
+}
+
+fn shown(
+    split: &'static str,
+    rows: &Rows,
+    row: usize,
+    segments: impl Fn(&crate::data::Sequence) -> Result<Vec<(String, bool)>>,
+) -> Result<ShownRow> {
+    let (entry, sequence) = (rows.entry(row), rows.get(row)?);
+    Ok(ShownRow {
+        split,
+        number: row + 1,
+        line: entry.line,
+        tokens: sequence.len(),
+        supervised: sequence.supervised(),
+        segments: segments(&sequence)?,
+    })
+}
