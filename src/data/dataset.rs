@@ -5,8 +5,8 @@
 
 use super::config::{DataConfig, Overlong};
 use super::formats::Chosen;
-use super::jsonl::{JsonLines, Line};
 use super::report::{DataReport, Lengths, Preview};
+use super::source::{RawRow, RowReader};
 use super::tokenize::{Encoder, Sequence};
 use crate::error::{Error, Result};
 use crate::rng::{key, name_key};
@@ -40,7 +40,8 @@ impl Dataset {
     /// Names file, line and field of the first row that is not as its format wants it, that teaches nothing, or that is too
     /// long where `overlong` is `error`; and the file that cannot be read, holds no rows, or of which no row is left.
     pub fn load(config: &DataConfig, encoder: &Encoder, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let files: Vec<&Path> = std::iter::once(&config.train).chain(&config.validation).map(AsRef::as_ref).collect();
+        let sources = std::iter::once(&config.train).chain(&config.validation);
+        let files: Vec<&Path> = sources.map(|sources| Path::new(sources.0[0].name())).collect();
         let bytes = files.iter().map(|path| file_length(path)).sum();
         let mut loader = Loader { config, encoder, format: None, counts: Counts::default(), done: 0, bytes, progress };
         let mut train = loader.read(files[0])?;
@@ -122,13 +123,13 @@ struct Outcome {
 impl Loader<'_> {
     /// The kept rows of a file.
     fn read(&mut self, path: &Path) -> Result<Vec<Row>> {
-        let mut lines = JsonLines::open(path)?;
+        let mut lines = RowReader::open(path)?;
         let length = file_length(path);
         let (mut rows, mut seen, mut taken) = (Vec::new(), 0, 0);
         loop {
             let (mut chunk, mut bytes) = (Vec::new(), 0);
             while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
-                let Some(line) = lines.next_line()? else { break };
+                let Some(line) = lines.next_row()? else { break };
                 bytes += line.size() + 1;
                 chunk.push(line);
             }
@@ -158,7 +159,7 @@ impl Loader<'_> {
         Ok(rows)
     }
 
-    fn read_chunk(&mut self, path: &Path, chunk: &[Line]) -> Result<Vec<Row>> {
+    fn read_chunk(&mut self, path: &Path, chunk: &[RawRow]) -> Result<Vec<Row>> {
         let format = if let Some(format) = self.format {
             format
         } else {
@@ -167,7 +168,7 @@ impl Loader<'_> {
             *self.format.insert(chosen.map_err(|error| first.row_error(path, error))?)
         };
         let (config, encoder) = (self.config, self.encoder);
-        let read = |line: &Line| read_row(config, encoder, format, path, line);
+        let read = |line: &RawRow| read_row(config, encoder, format, path, line);
         // All outcomes, then the first error: the same one, however the threads run.
         let outcomes: Vec<Result<Outcome>> = chunk.par_iter().map(read).collect();
         let mut rows = Vec::with_capacity(chunk.len());
@@ -179,7 +180,7 @@ impl Loader<'_> {
                 Some(sequence) => {
                     self.counts.truncated += usize::from(outcome.truncated);
                     self.counts.eos_unsupervised += usize::from(!outcome.ends_supervised);
-                    rows.push(Row { line: line.number, sequence });
+                    rows.push(Row { line: line.number(), sequence });
                 }
             }
         }
@@ -191,7 +192,7 @@ fn file_length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-fn read_row(config: &DataConfig, encoder: &Encoder, format: Chosen, path: &Path, line: &Line) -> Result<Outcome> {
+fn read_row(config: &DataConfig, encoder: &Encoder, format: Chosen, path: &Path, line: &RawRow) -> Result<Outcome> {
     let fields = line.parse(path)?;
     let example = format.format.read(&fields).map_err(|error| line.row_error(path, error))?;
     let mut sequence = encoder.encode(&example).map_err(|error| line.place(path, error))?;
@@ -228,7 +229,7 @@ fn hold_out(rows: &mut Vec<Row>, config: &DataConfig, seed: u64) -> Result<Vec<R
         return Ok(Vec::new());
     }
     if rows.len() < 2 {
-        return Err(Error::file(&config.train, "has one row, and `data.validation_split` needs at least two")
+        return Err(Error::file(config.train.0[0].name(), "has one row, and `data.validation_split` needs at least two")
             .with_help("set `data.validation_split` to 0, or add rows"));
     }
     // 0.07 · 100 is a little above 7 in floating point, and means 7.

@@ -8,8 +8,8 @@ mod config;
 mod dataset;
 mod example;
 pub mod formats;
-pub mod jsonl;
 mod report;
+pub mod source;
 mod stream;
 mod template;
 #[cfg(test)]
