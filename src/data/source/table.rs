@@ -191,7 +191,7 @@ impl Record {
     /// The error of a row, at the field that it names.
     pub fn row_error(&self, path: &Path, error: RowError) -> Error {
         let field = match error.path.first() {
-            Some(Step::Key(key)) => self.header.iter().position(|name| name == key),
+            Some(Step::Key(key)) => self.header.iter().position(|name| *name == *key),
             _ => None,
         };
         let report = self.error(path, field.unwrap_or(0), error.message);
