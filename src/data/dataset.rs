@@ -4,7 +4,7 @@
 //! are tokenized in parallel; rows keep the order of the file, so nothing depends on the number of threads.
 
 use super::config::{DataConfig, Overlong};
-use super::formats::Chosen;
+use super::formats::RowFormat;
 use super::jsonl::{JsonLines, Line};
 use super::report::{DataReport, Lengths, Preview};
 use super::tokenize::{Encoder, Sequence};
@@ -40,7 +40,8 @@ impl Dataset {
     /// Names file, line and field of the first row that is not as its format wants it, that teaches nothing, or that is too
     /// long where `overlong` is `error`; and the file that cannot be read, holds no rows, or of which no row is left.
     pub fn load(config: &DataConfig, encoder: &Encoder, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let files: Vec<&Path> = std::iter::once(&config.train).chain(&config.validation).map(AsRef::as_ref).collect();
+        let sources = std::iter::once(&config.train).chain(&config.validation);
+        let files: Vec<&Path> = sources.map(|sources| Path::new(sources.0[0].name())).collect();
         let bytes = files.iter().map(|path| file_length(path)).sum();
         let mut loader = Loader { config, encoder, format: None, counts: Counts::default(), done: 0, bytes, progress };
         let mut train = loader.read(files[0])?;
@@ -104,7 +105,7 @@ struct Counts {
 struct Loader<'a> {
     config: &'a DataConfig,
     encoder: &'a Encoder,
-    format: Option<Chosen>,
+    format: Option<RowFormat>,
     counts: Counts,
     done: u64,
     bytes: u64,
@@ -159,13 +160,13 @@ impl Loader<'_> {
     }
 
     fn read_chunk(&mut self, path: &Path, chunk: &[Line]) -> Result<Vec<Row>> {
-        let format = if let Some(format) = self.format {
-            format
-        } else {
-            let first = &chunk[0];
-            let chosen = Chosen::new(self.config.format, &first.parse(path)?);
-            *self.format.insert(chosen.map_err(|error| first.row_error(path, error))?)
-        };
+        if self.format.is_none() {
+            let (first, config) = (&chunk[0], self.config);
+            let row = first.parse(path)?;
+            let format = RowFormat::new(config.format, &config.fields, config.template.as_ref(), &row);
+            self.format = Some(format.map_err(|error| first.row_error(path, error))?);
+        }
+        let format = self.format.as_ref().expect("the first row gave it");
         let (config, encoder) = (self.config, self.encoder);
         let read = |line: &Line| read_row(config, encoder, format, path, line);
         // All outcomes, then the first error: the same one, however the threads run.
@@ -191,9 +192,9 @@ fn file_length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-fn read_row(config: &DataConfig, encoder: &Encoder, format: Chosen, path: &Path, line: &Line) -> Result<Outcome> {
+fn read_row(config: &DataConfig, encoder: &Encoder, format: &RowFormat, path: &Path, line: &Line) -> Result<Outcome> {
     let fields = line.parse(path)?;
-    let example = format.format.read(&fields).map_err(|error| line.row_error(path, error))?;
+    let example = format.read(&fields).map_err(|error| line.row_error(path, error))?;
     let mut sequence = encoder.encode(&example).map_err(|error| line.place(path, error))?;
     let length = sequence.len();
     if sequence.supervised() == 0 {
@@ -228,7 +229,7 @@ fn hold_out(rows: &mut Vec<Row>, config: &DataConfig, seed: u64) -> Result<Vec<R
         return Ok(Vec::new());
     }
     if rows.len() < 2 {
-        return Err(Error::file(&config.train, "has one row, and `data.validation_split` needs at least two")
+        return Err(Error::file(config.train.0[0].name(), "has one row, and `data.validation_split` needs at least two")
             .with_help("set `data.validation_split` to 0, or add rows"));
     }
     // 0.07 · 100 is a little above 7 in floating point, and means 7.

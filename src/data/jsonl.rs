@@ -254,7 +254,7 @@ fn skip_value(text: &[u8], mut at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::formats::FORMATS;
+    use crate::data::formats::{FORMATS, Row};
     use proptest::prelude::*;
 
     fn lines(bytes: &[u8]) -> JsonLines<&[u8]> {
@@ -373,7 +373,7 @@ mod tests {
         while let Ok(Some(line)) = reader.next_line() {
             if let Ok(row) = line.parse(Path::new("rows.jsonl")) {
                 for format in FORMATS {
-                    if let Err(error) = format.read(&row) {
+                    if let Err(error) = format.read(Row::new(&row)) {
                         assert!(!line.row_error(Path::new("rows.jsonl"), error).to_string().is_empty());
                     }
                 }
