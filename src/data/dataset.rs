@@ -4,7 +4,7 @@
 //! are tokenized in parallel; rows keep the order of the file, so nothing depends on the number of threads.
 
 use super::config::{DataConfig, Overlong};
-use super::formats::Chosen;
+use super::formats::RowFormat;
 use super::report::{DataReport, Lengths, Preview};
 use super::source::{RawRow, RowReader};
 use super::tokenize::{Encoder, Sequence};
@@ -105,7 +105,7 @@ struct Counts {
 struct Loader<'a> {
     config: &'a DataConfig,
     encoder: &'a Encoder,
-    format: Option<Chosen>,
+    format: Option<RowFormat>,
     counts: Counts,
     done: u64,
     bytes: u64,
@@ -160,13 +160,13 @@ impl Loader<'_> {
     }
 
     fn read_chunk(&mut self, path: &Path, chunk: &[RawRow]) -> Result<Vec<Row>> {
-        let format = if let Some(format) = self.format {
-            format
-        } else {
-            let first = &chunk[0];
-            let chosen = Chosen::new(self.config.format, &first.parse(path)?);
-            *self.format.insert(chosen.map_err(|error| first.row_error(path, error))?)
-        };
+        if self.format.is_none() {
+            let (first, config) = (&chunk[0], self.config);
+            let row = first.parse(path)?;
+            let format = RowFormat::new(config.format, &config.fields, config.template.as_ref(), &row);
+            self.format = Some(format.map_err(|error| first.row_error(path, error))?);
+        }
+        let format = self.format.as_ref().expect("the first row gave it");
         let (config, encoder) = (self.config, self.encoder);
         let read = |line: &RawRow| read_row(config, encoder, format, path, line);
         // All outcomes, then the first error: the same one, however the threads run.
@@ -192,9 +192,9 @@ fn file_length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-fn read_row(config: &DataConfig, encoder: &Encoder, format: Chosen, path: &Path, line: &RawRow) -> Result<Outcome> {
+fn read_row(config: &DataConfig, encoder: &Encoder, format: &RowFormat, path: &Path, line: &RawRow) -> Result<Outcome> {
     let fields = line.parse(path)?;
-    let example = format.format.read(&fields).map_err(|error| line.row_error(path, error))?;
+    let example = format.read(&fields).map_err(|error| line.row_error(path, error))?;
     let mut sequence = encoder.encode(&example).map_err(|error| line.place(path, error))?;
     let length = sequence.len();
     if sequence.supervised() == 0 {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::data::testing::encoder;
-use crate::data::{FormatName, IGNORED};
+use crate::data::IGNORED;
+use crate::data::config::Sources;
 use std::path::PathBuf;
 
 struct Folder(tempfile::TempDir);
@@ -17,14 +18,7 @@ impl Folder {
     }
 
     fn config(&self, text: &str) -> DataConfig {
-        DataConfig {
-            train: self.write("train.jsonl", text),
-            validation: None,
-            validation_split: 0.0,
-            format: FormatName::Auto,
-            max_seq_len: 1024,
-            overlong: Overlong::Drop,
-        }
+        serde_json::from_value(serde_json::json!({"train": self.write("train.jsonl", text)})).unwrap()
     }
 }
 
@@ -41,7 +35,7 @@ fn rows(n: usize) -> String {
 fn rows_keep_their_order_and_the_report_counts_them() {
     let folder = Folder::new();
     let mut config = folder.config(&(rows(5000) + "\n"));
-    config.validation = Some(folder.write("valid.jsonl", &rows(3)));
+    config.validation = Some(Sources::file(folder.write("valid.jsonl", &rows(3)).to_string_lossy()));
     let mut seen = Vec::new();
     let dataset = Dataset::load(&config, &encoder(), 42, &mut |done, total| seen.push((done, total))).unwrap();
     let encoder = encoder();
@@ -50,7 +44,7 @@ fn rows_keep_their_order_and_the_report_counts_them() {
     }
     let report = &dataset.report;
     assert_eq!((report.rows, report.train_rows, report.validation_rows, report.dropped), (5003, 5000, 3, 0));
-    assert!(report.format.starts_with("instruct (told by"), "{}", report.format);
+    assert!(report.format.starts_with("alpaca (told by"), "{}", report.format);
     assert_eq!(report.eos_unsupervised_rows, 0);
     let supervised = dataset.train.iter().flat_map(|row| &row.labels).filter(|&&label| label != IGNORED).count();
     assert_eq!(report.supervised_tokens, supervised);
@@ -142,7 +136,9 @@ fn a_split_leaves_a_row_on_both_sides() {
 fn a_format_holds_for_the_validation_file_too() {
     let folder = Folder::new();
     let mut config = folder.config(&rows(2));
-    config.validation = Some(folder.write("valid.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}"));
+    config.validation = Some(Sources::file(
+        folder.write("valid.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}").to_string_lossy(),
+    ));
     let error = load(&config).unwrap_err();
     assert!(error.to_string().contains("valid.jsonl:1:1: `instruction` is missing"), "{error}");
 }

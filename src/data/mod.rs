@@ -18,10 +18,10 @@ mod tokenize;
 mod turns;
 
 pub use batch::{Batch, Target, epoch_order};
-pub use config::{DataConfig, Overlong};
+pub use config::{DataConfig, Overlong, RowTemplate};
 pub use dataset::Dataset;
 pub use example::{Example, Message, Role};
-pub use formats::FormatName;
+pub use formats::{FormatName, RowFormat};
 pub use report::{DataReport, Lengths, Preview};
 pub use stream::TextStream;
 pub use template::ChatTemplate;
