@@ -1,12 +1,20 @@
-//! Base models by name: a folder, a GGUF file, or an id on the Hugging Face Hub.
+//! Base models by name (a folder, a GGUF file, or an id on the Hugging Face Hub), and the Hub's datasets.
 //!
-//! It owns turning what a recipe calls its base into a path on this disk: through the Hub's ordinary cache, with no more
-//! files than a model needs, and without the network when told so. It does not own reading what lies at that path.
+//! It owns turning what a recipe calls its base or its data into paths on this disk: through the Hub's ordinary cache, with
+//! no more files than are needed, and without the network when told so. It does not own reading what lies at those paths.
 
 mod cache;
+mod card;
+mod dataset;
+#[cfg(test)]
+mod dataset_tests;
+mod layout;
+mod model;
 mod remote;
 #[cfg(test)]
 mod tests;
+
+pub use dataset::{DatasetConfig, fetch_dataset};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -53,9 +61,59 @@ pub struct FetchProgress {
     pub total: u64,
 }
 
-/// A model on the Hub.
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    const fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+        }
+    }
+
+    /// The beginning of the folder in the cache.
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// What stands before the name in an address.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+
+    /// What `hf download` needs besides the name.
+    const fn download_flag(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => " --repo-type dataset",
+        }
+    }
+
+    /// What can be done without the Hub.
+    const fn instead(self) -> &'static str {
+        match self {
+            Self::Model => "name a local folder as base",
+            Self::Dataset => "name local files as `path` in place of `hub`",
+        }
+    }
+}
+
+/// A repository on the Hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Reference {
+    kind: Kind,
+    /// Empty for the few old datasets that have none.
     owner: String,
     name: String,
     /// A branch, a tag or a commit.
@@ -64,7 +122,7 @@ struct Reference {
 
 impl std::fmt::Display for Reference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.owner, self.name)
+        if self.owner.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.owner, self.name) }
     }
 }
 
@@ -102,9 +160,9 @@ fn fetch_from(
     }
     let cache = cache::Cache::of(&reference, place.cache.clone().unwrap_or_else(hf_hub::resolve_cache_dir));
     let fetched = if options.offline {
-        cache.find(config.file.as_deref())
+        model::find(&cache, config.file.as_deref())
     } else {
-        remote::fetch(&reference, config.file.as_deref(), &cache, place.endpoint.as_deref(), progress)
+        model::fetch(&reference, config.file.as_deref(), &cache, place.endpoint.as_deref(), progress)
     };
     fetched.map_err(|error| or_a_folder(error, path))
 }
@@ -132,27 +190,36 @@ fn local(path: &Path, file: Option<&str>) -> Result<PathBuf> {
 
 /// `org/name` or `org/name@revision`; `None` for what can only be a path.
 fn parse(model: &str) -> Option<Reference> {
-    let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
-    let (owner, name) = id.split_once('/')?;
+    let reference = parse_id(Kind::Model, model)?;
+    let gguf = Path::new(&reference.name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    (!gguf && !reference.owner.is_empty()).then_some(reference)
+}
+
+/// `org/name`, `name`, or one of them with `@revision`.
+fn parse_id(kind: Kind, text: &str) -> Option<Reference> {
+    let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let (owner, name) = id.split_once('/').map_or((None, id), |(owner, name)| (Some(owner), name));
     let is_name = |part: &str| {
         let begins = part.chars().next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
         begins && part.len() <= 96 && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    let gguf = Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     // A revision becomes part of a path in the cache.
-    let plain = |part: &str| !part.is_empty() && part != ".." && part != "." && !part.contains(['\\', '\0']);
-    let is_revision = revision.split('/').all(plain);
-    (is_name(owner) && is_name(name) && is_revision && !gguf).then(|| Reference {
-        owner: owner.into(),
+    (owner.is_none_or(is_name) && is_name(name) && is_plain(revision)).then(|| Reference {
+        kind,
+        owner: owner.unwrap_or_default().into(),
         name: name.into(),
         revision: revision.into(),
     })
 }
 
+/// Whether a path has only plain parts, and so stays in the folder to which it is joined.
+fn is_plain(path: &str) -> bool {
+    path.split('/').all(|part| !part.is_empty() && part != ".." && part != "." && !part.contains(['\\', '\0']))
+}
+
 /// A file in a repository: only plain parts, for it becomes a path in the cache.
 fn check_file_name(file: &str) -> Result<()> {
-    let plain = |part: &str| !part.is_empty() && part != ".." && part != "." && !part.contains(['\\', '\0']);
-    if file.split('/').all(plain) && Path::new(file).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+    if is_plain(file) && Path::new(file).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Ok(());
     }
     Err(Error::invalid(format!("base.file: `{file}` is no name of a GGUF file in a repository"))

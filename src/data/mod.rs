@@ -30,7 +30,7 @@ pub use config::{
 };
 pub use dataset::{DataFiles, Dataset, Split};
 pub use example::{Example, Message, Role};
-pub use formats::FormatName;
+pub use formats::{FormatName, RowFormat};
 pub use plan::{Arrangement, Epoch, Plan};
 pub use report::{Bin, DataReport, Lengths, PackingReport, Preview, SourceReport};
 pub use rows::Rows;

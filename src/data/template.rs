@@ -5,7 +5,7 @@
 //! escapes, Python's methods on text, lists and maps, and `True`, `False` and `None` printed as Python does.
 //! Not as there: `{% generation %}` marks nothing, and lists and maps are printed in minijinja's way.
 
-mod functions;
+pub(super) mod functions;
 
 use super::example::Message;
 use crate::error::{Error, Result};

@@ -148,7 +148,7 @@ impl Encoder {
     /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
     pub fn encode(&self, example: &Example) -> Result<Sequence> {
         match example {
-            Example::Chat { messages } => self.encode_chat(messages),
+            Example::Chat { messages, .. } => self.encode_chat(messages),
             Example::Completion { prompt, completion } => self.encode_completion(prompt, completion),
         }
     }

@@ -3,7 +3,7 @@ use crate::data::example::Role;
 use crate::data::testing::{CHATML, END, encoder, encoder_with, shared, tokenizer};
 
 fn chat(messages: &[(Role, &str)]) -> Example {
-    Example::Chat { messages: messages.iter().map(|(role, content)| Message::new(*role, *content)).collect() }
+    Example::chat(messages.iter().map(|(role, content)| Message::new(*role, *content)).collect())
 }
 
 /// What is learnt, as text, run by run.
@@ -29,7 +29,7 @@ fn the_assistants_turns_are_learnt_with_their_end_and_nothing_else() {
     assert_eq!(learnt(&encoder, &example), ["\nhé 🧬 said: assistant\n a<|im_end|>", "hell<|im_end|>"]);
     let sequence = encoder.encode(&example).unwrap();
     assert!(encoder.ends_supervised(&sequence));
-    let Example::Chat { messages } = &example else { unreachable!() };
+    let Example::Chat { messages, .. } = &example else { unreachable!() };
     let rendered = encoder.template().unwrap().render(messages, false).unwrap();
     assert_eq!(sequence.input_ids, tokenizer().encode(rendered.as_str(), false).unwrap().get_ids());
     let text: String = encoder.segments(&sequence).unwrap().into_iter().map(|(text, _)| text).collect();

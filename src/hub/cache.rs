@@ -1,29 +1,34 @@
 //! The Hub's cache on this disk, in the layout that all Hugging Face libraries share:
-//! `models--org--name/{refs/<revision>, snapshots/<commit>/<file>}`.
+//! `models--org--name/{refs/<revision>, snapshots/<commit>/<file>}`, and `datasets--org--name` likewise.
 
 use super::Reference;
 use crate::error::{Error, Result};
 use crate::fs::write_atomic;
-use serde_json::Value;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The index over several safetensors files.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The most files of a snapshot that are listed, and how deep.
+const MOST_FILES: usize = 200_000;
+const DEEPEST: usize = 32;
 
-/// One model's part of the cache.
+/// One repository's part of the cache.
 pub(super) struct Cache {
     reference: Reference,
     /// The whole cache.
     pub root: PathBuf,
-    /// The model's folder in it.
+    /// The repository's folder in it.
     folder: PathBuf,
 }
 
 impl Cache {
     pub fn of(reference: &Reference, root: PathBuf) -> Self {
-        let folder = root.join(format!("models--{}--{}", reference.owner, reference.name));
+        let id = reference.to_string().replace('/', "--");
+        let folder = root.join(format!("{}--{id}", reference.kind.plural()));
         Self { reference: reference.clone(), root, folder }
+    }
+
+    /// The revision that was asked for.
+    pub fn revision(&self) -> &str {
+        &self.reference.revision
     }
 
     /// The snapshot of a commit.
@@ -31,50 +36,40 @@ impl Cache {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// Notes which commit the revision is, once its snapshot is whole: the next lookup without network finds it.
-    pub fn note_revision(&self, commit: &str) -> Result<()> {
-        if is_commit(&self.reference.revision) {
+    /// The snapshot of a revision, where the cache has one.
+    pub fn snapshot_of(&self, revision: &str) -> Option<PathBuf> {
+        self.commit(revision).map(|commit| self.snapshot(&commit)).filter(|path| path.is_dir())
+    }
+
+    /// Notes which commit a revision is, once its snapshot is whole: the next lookup without network finds it.
+    pub fn note_revision(&self, revision: &str, commit: &str) -> Result<()> {
+        if is_commit(revision) {
             return Ok(());
         }
-        let path = self.folder.join("refs").join(&self.reference.revision);
+        let path = self.folder.join("refs").join(revision);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         }
         write_atomic(&path, commit.as_bytes())
     }
 
-    /// What the cache holds of the revision: the snapshot's folder, or `file` in it.
-    pub fn find(&self, file: Option<&str>) -> Result<PathBuf> {
-        let snapshot = self.commit().map(|commit| self.snapshot(&commit)).filter(|path| path.is_dir());
-        let Some(snapshot) = snapshot else {
-            return Err(self.missing("it is not in the cache"));
-        };
-        if let Some(file) = file {
-            let path = snapshot.join(file);
-            return if path.is_file() { Ok(path) } else { Err(self.missing(&format!("`{file}` is not in the cache"))) };
-        }
-        match incomplete(&snapshot) {
-            None => Ok(snapshot),
-            Some(what) => Err(self.missing(&format!("its copy in the cache lacks {what}"))),
-        }
-    }
-
-    fn commit(&self) -> Option<String> {
-        let revision = &self.reference.revision;
+    fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
-            return Some(revision.clone());
+            return Some(revision.to_string());
         }
         let commit = std::fs::read_to_string(self.folder.join("refs").join(revision)).ok()?.trim().to_string();
         is_commit(&commit).then_some(commit)
     }
 
-    fn missing(&self, why: &str) -> Error {
+    /// The error for what is not here, while the network is not used.
+    pub fn missing(&self, why: &str) -> Error {
         let (reference, revision) = (&self.reference, &self.reference.revision);
+        let (flag, instead) = (reference.kind.download_flag(), reference.kind.instead());
         Error::Invalid {
             message: format!("{reference}@{revision}: {why} ({}), and the network is not used", self.folder.display()),
             help: Some(format!(
-                "fetch it once without --offline and HF_HUB_OFFLINE (or with `hf download {reference}`), point HF_HOME to \
-                 the cache that has it, or name a local folder"
+                "fetch it once without --offline and HF_HUB_OFFLINE (or with `hf download {reference}{flag}`), point \
+                 HF_HOME to the cache that has it, or {instead}"
             )),
         }
     }
@@ -85,28 +80,24 @@ pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The first thing that a snapshot lacks to be a model.
-fn incomplete(snapshot: &Path) -> Option<String> {
-    if !snapshot.join("config.json").is_file() {
-        return Some("config.json".into());
+/// The files of a snapshot, by their names in the repository. The files are links to blobs; a link to nothing is no file.
+pub(super) fn list(snapshot: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    let mut folders = vec![(snapshot.to_path_buf(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
+            let entry = entry.map_err(Error::io("read", &folder))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let name = format!("{prefix}{name}");
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if depth < DEEPEST {
+                    folders.push((entry.path(), name + "/", depth + 1));
+                }
+            } else if entry.path().is_file() && files.len() < MOST_FILES {
+                files.push(name);
+            }
+        }
     }
-    if snapshot.join("model.safetensors").is_file() {
-        return None;
-    }
-    let Ok(shards) = shards(&snapshot.join(INDEX)) else {
-        return Some(format!("model.safetensors or {INDEX}"));
-    };
-    shards.into_iter().find(|shard| !snapshot.join(shard).is_file())
-}
-
-/// The file names that an index lists.
-pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
-    let bytes = std::fs::read(index).map_err(Error::io("read", index))?;
-    let value: Value = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::file(index, format!("cannot be read as JSON: {error}")))?;
-    let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::file(index, "has no `weight_map`, which says what shard holds what tensor"));
-    };
-    let shards: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
-    Ok(shards.into_iter().map(String::from).collect())
+    files.sort();
+    Ok(files)
 }

@@ -1,146 +1,96 @@
-//! Downloading from the Hub into its cache, through hf-hub's blocking client.
+//! Asking the Hub and downloading into its cache, through hf-hub's blocking client. It does not own which files are wanted.
 
-use super::cache::{Cache, INDEX, is_commit, shards};
-use super::{FetchProgress, Reference};
+use super::cache::is_commit;
+use super::{FetchProgress, Kind, Reference};
 use crate::error::{Error, Result};
 use hf_hub::progress::{DownloadEvent, FileStatus, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTypeModel;
-use hf_hub::{HFClientBuilder, HFError, HFRepositorySync, HFResult};
-use std::path::PathBuf;
+use hf_hub::repository::RepoTypeAny;
+use hf_hub::{HFClientBuilder, HFClientSync, HFError, HFResult};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-/// What is fetched besides weights, where the repository has it.
-const SIDE_FILES: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
 /// How long the Hub may be silent before we give up; hf-hub itself would wait for ever.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Tries after the first one.
 const RETRIES: usize = 2;
 
-type Repository = HFRepositorySync<RepoTypeModel>;
+/// One repository on the Hub.
+pub(super) struct Remote<'a> {
+    reference: &'a Reference,
+    endpoint: Option<&'a str>,
+    client: HFClientSync,
+}
 
-/// Fetches a model's files, or one GGUF file, and returns the snapshot's folder, or that file.
-pub(super) fn fetch(
-    reference: &Reference,
-    file: Option<&str>,
-    cache: &Cache,
-    endpoint: Option<&str>,
-    progress: &mut dyn FnMut(FetchProgress),
-) -> Result<PathBuf> {
-    let explain = |error: HFError| hub_error(reference, endpoint, error);
-    let mut builder = HFClientBuilder::new().cache_dir(&cache.root).retry_max_attempts(RETRIES);
-    if let Some(endpoint) = endpoint {
-        builder = builder.endpoint(endpoint);
-    }
-    let client = builder.build_sync().map_err(explain)?;
-    let repository = client.model(&reference.owner, &reference.name);
-    let (commit, files) = match describe(&repository, &reference.revision) {
-        Ok(described) => described,
-        Err(error) if is_transient(&error) => {
-            // The Hub is down, but the model may be here.
-            return cache
-                .find(file)
-                .inspect(|_| tracing::warn!("{reference}: {error}; the cached copy is used"))
-                .map_err(|_| explain(error));
+impl<'a> Remote<'a> {
+    /// A client that writes to `cache`. Nothing is asked yet.
+    pub fn open(reference: &'a Reference, cache: &Path, endpoint: Option<&'a str>) -> Result<Self> {
+        let mut builder = HFClientBuilder::new().cache_dir(cache).retry_max_attempts(RETRIES);
+        if let Some(endpoint) = endpoint {
+            builder = builder.endpoint(endpoint);
         }
-        Err(error) => return Err(explain(error)),
-    };
-    let wanted = choose(reference, file, &files)?;
-    let mut path = PathBuf::new();
-    let mut download = |name: &str| -> Result<PathBuf> {
-        download(&repository, &commit, name, progress).map_err(|error| hub_error(reference, endpoint, error))
-    };
-    for name in &wanted {
-        path = download(name)?;
-        if name == INDEX {
-            for shard in shards(&path)? {
-                // Only what the repository lists: an index must not send us anywhere else.
-                if !files.contains(&shard) {
-                    return Err(Error::Hub {
-                        message: format!("{reference}: {INDEX} names `{shard}`, which the repository does not have"),
-                        help: Some("the repository is incomplete; tell its owner, or take another one".into()),
-                    });
+        let client = builder.build_sync().map_err(|error| hub_error(reference, endpoint, error))?;
+        Ok(Self { reference, endpoint, client })
+    }
+
+    /// A revision's commit and its files.
+    pub fn describe(&self, revision: &str) -> HFResult<(String, Vec<String>)> {
+        let (client, reference, revision) = (self.client.clone(), self.reference.clone(), revision.to_string());
+        let ask = move |_| {
+            let Reference { kind, owner, name, .. } = reference;
+            match kind {
+                Kind::Model => {
+                    let info = client.model(owner, name).info().revision(revision).send()?;
+                    Ok((info.sha, info.siblings))
                 }
-                download(&shard)?;
+                Kind::Dataset => {
+                    let info = client.dataset(owner, name).info().revision(revision).send()?;
+                    Ok((info.sha, info.siblings))
+                }
             }
-        }
-    }
-    cache.note_revision(&commit)?;
-    Ok(if file.is_some() { path } else { cache.snapshot(&commit) })
-}
-
-/// The revision's commit and its files.
-fn describe(repository: &Repository, revision: &str) -> HFResult<(String, Vec<String>)> {
-    let (repository, revision) = (repository.clone(), revision.to_string());
-    let info = patiently(|_| {}, move |_| repository.info().revision(revision).send())?;
-    let commit = info.sha.filter(|sha| is_commit(sha));
-    let commit = commit.ok_or_else(|| HFError::malformed_response("the answer names no commit"))?;
-    Ok((commit, info.siblings.unwrap_or_default().into_iter().map(|file| file.rfilename).collect()))
-}
-
-/// The files to fetch; shards come with their index.
-fn choose(reference: &Reference, file: Option<&str>, files: &[String]) -> Result<Vec<String>> {
-    let has = |name: &str| files.iter().any(|file| file == name);
-    let is_gguf = |name: &&String| name.to_ascii_lowercase().ends_with(".gguf");
-    let ggufs: Vec<&str> = files.iter().filter(is_gguf).map(String::as_str).collect();
-    let listed = if ggufs.is_empty() { "none".to_string() } else { ggufs.join(", ") };
-    let error = |message: String, help: String| Error::Hub { message, help: Some(help) };
-    if let Some(file) = file {
-        return if has(file) {
-            Ok(vec![file.to_string()])
-        } else {
-            let message = format!("base.file: {reference} has no `{file}`");
-            Err(error(message, format!("its GGUF files are: {listed}")))
         };
+        let (commit, files) = patiently(|_| {}, ask)?;
+        let commit = commit.filter(|commit| is_commit(commit));
+        let commit = commit.ok_or_else(|| HFError::malformed_response("the answer names no commit"))?;
+        Ok((commit, files.unwrap_or_default().into_iter().map(|file| file.rfilename).collect()))
     }
-    let weights = ["model.safetensors", INDEX].into_iter().find(|name| has(name));
-    let (Some(weights), true) = (weights, has("config.json")) else {
-        if !ggufs.is_empty() {
-            let message = format!("{reference} holds GGUF files; `base.file` must say which one to take");
-            return Err(error(message, format!("its GGUF files are: {listed}")));
-        }
-        let message = format!("{reference} holds no model in safetensors (config.json and model.safetensors)");
-        return Err(error(message, "take a repository that has them; pickle files (.bin) are not read".into()));
-    };
-    let side = SIDE_FILES.iter().filter(|name| has(name)).map(|name| (*name).to_string());
-    Ok(side.chain([weights.to_string()]).collect())
-}
 
-fn download(
-    repository: &Repository,
-    commit: &str,
-    name: &str,
-    progress: &mut dyn FnMut(FetchProgress),
-) -> HFResult<PathBuf> {
-    let (repository, commit, file) = (repository.clone(), commit.to_string(), name.to_string());
-    let mut total = 0;
-    let on_event = |event: DownloadEvent| {
-        let mut report = |done, total| progress(FetchProgress { file: name.to_string(), done, total });
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => {
-                total = total_bytes;
-                report(0, total);
-            }
-            DownloadEvent::Progress { files } => {
-                for file in files {
-                    let done = if file.status == FileStatus::Complete { total } else { file.bytes_completed };
-                    report(done, total);
+    /// Downloads a file of a commit, unless it is in the cache; returns its place there.
+    pub fn download(&self, commit: &str, name: &str, progress: &mut dyn FnMut(FetchProgress)) -> Result<PathBuf> {
+        let kind = match self.reference.kind {
+            Kind::Model => RepoTypeAny::Model,
+            Kind::Dataset => RepoTypeAny::Dataset,
+        };
+        let repository = self.client.repository(kind, &self.reference.owner, &self.reference.name);
+        let (commit, file) = (commit.to_string(), name.to_string());
+        let mut total = 0;
+        let on_event = |event: DownloadEvent| {
+            let mut report = |done, total| progress(FetchProgress { file: name.to_string(), done, total });
+            match event {
+                DownloadEvent::Start { total_bytes, .. } => {
+                    total = total_bytes;
+                    report(0, total);
                 }
+                DownloadEvent::Progress { files } => {
+                    for file in files {
+                        let done = if file.status == FileStatus::Complete { total } else { file.bytes_completed };
+                        report(done, total);
+                    }
+                }
+                DownloadEvent::AggregateProgress { bytes_completed, .. } => report(bytes_completed.min(total), total),
+                DownloadEvent::Complete => {}
             }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => report(bytes_completed.min(total), total),
-            DownloadEvent::Complete => {}
-        }
-    };
-    patiently(on_event, move |events| {
-        repository.download_file().filename(file).revision(commit).progress(Forward(events)).send()
-    })
+        };
+        let send = move |events| {
+            repository.download_file().filename(file).revision(commit).progress(Forward(events)).send()
+        };
+        patiently(on_event, send).map_err(|error| self.explain(error))
+    }
+
+    /// The error in our words.
+    pub fn explain(&self, error: HFError) -> Error {
+        hub_error(self.reference, self.endpoint, error)
+    }
 }
 
 /// Sends what hf-hub reports on its own thread to ours, where the caller's closure lives.
@@ -192,7 +142,7 @@ fn patiently<T: Send + 'static>(
 }
 
 /// Whether the Hub could not be asked, rather than said no.
-fn is_transient(error: &HFError) -> bool {
+pub(super) fn is_transient(error: &HFError) -> bool {
     match error {
         HFError::Request { .. } | HFError::Other(_) | HFError::Xet { .. } | HFError::RateLimited { .. } => true,
         HFError::Http { context } => context.status.is_server_error(),
@@ -204,7 +154,8 @@ fn is_transient(error: &HFError) -> bool {
 fn hub_error(reference: &Reference, endpoint: Option<&str>, error: HFError) -> Error {
     let hub = endpoint
         .map_or_else(|| std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into()), String::from);
-    let page = format!("{hub}/{reference}");
+    let noun = reference.kind.noun();
+    let page = format!("{hub}/{}{reference}", reference.kind.prefix());
     let token = "set HF_TOKEN, or log in with `hf auth login`";
     let (message, help) = match error {
         HFError::AuthRequired { context } if is_gated(context.error_code.as_deref()) => (
@@ -215,21 +166,21 @@ fn hub_error(reference: &Reference, endpoint: Option<&str>, error: HFError) -> E
             format!(
                 "the Hub refuses {reference} (401): it does not exist, or it is private and the token is missing or wrong"
             ),
-            format!("check the name at {page}; for a private model {token}"),
+            format!("check the name at {page}; for a private {noun} {token}"),
         ),
         HFError::Forbidden { .. } => (
             format!("the Hub refuses {reference} (403): it is gated or private, and this token has no access"),
             format!("ask for access at {page}, and give the token the right to read gated repositories"),
         ),
         HFError::RepoNotFound { .. } => {
-            (format!("there is no model {reference} on the Hub (404)"), format!("check the name at {page}"))
+            (format!("there is no {noun} {reference} on the Hub (404)"), format!("check the name at {page}"))
         }
         HFError::RevisionNotFound { revision, context, .. } => {
             if context.and_then(|context| context.error_code).is_some_and(|code| code == "RepoNotFound") {
-                (format!("there is no model {reference} on the Hub (404)"), format!("check the name at {page}"))
+                (format!("there is no {noun} {reference} on the Hub (404)"), format!("check the name at {page}"))
             } else {
                 (
-                    format!("there is no model {reference} on the Hub, or no revision `{revision}` of it (404)"),
+                    format!("there is no {noun} {reference} on the Hub, or no revision `{revision}` of it (404)"),
                     format!("check name and revision at {page}"),
                 )
             }
@@ -247,7 +198,7 @@ fn hub_error(reference: &Reference, endpoint: Option<&str>, error: HFError) -> E
         ),
         error => (
             format!("{reference}: the Hub at {hub} cannot be used: {}", without_queries(&chain(&error))),
-            "check the network; with a copy in the cache use --offline, or name a local folder as base".into(),
+            format!("check the network; with a copy in the cache use --offline, or {}", reference.kind.instead()),
         ),
     };
     Error::Hub { message, help: Some(help) }

@@ -7,19 +7,22 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// The newest commit of the Hub's Parquet copies.
+pub(super) const CONVERTED: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
-/// A Hub of a few repositories, one connection at a time. It stops when it is dropped.
-struct Hub {
-    address: String,
-    requests: Arc<Mutex<Vec<String>>>,
+/// A Hub of a few repositories, one connection at a time. It stops when it is dropped. A dataset is named
+/// `datasets/org/name`, and its Parquet copies `datasets/org/name@converted`.
+pub(super) struct Hub {
+    pub address: String,
+    pub requests: Arc<Mutex<Vec<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 type Files = BTreeMap<String, Vec<u8>>;
 
 impl Hub {
-    fn start(repositories: &[(&str, &[(&str, &str)])]) -> Self {
+    pub fn start(repositories: &[(&str, &[(&str, &str)])]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -102,30 +105,41 @@ fn answer(repositories: &BTreeMap<String, Files>, request: &str) -> Vec<u8> {
     let (method, path) = request.split_once(' ').unwrap_or(("", ""));
     let head = method == "HEAD";
     let missing = |code: &str| respond("404 Not Found", &format!("X-Error-Code: {code}\r\n"), b"", head);
-    if let Some(rest) = path.strip_prefix("/api/models/") {
+    if let Some(rest) = path.strip_prefix("/api/") {
         let (name, revision) = rest.split_once("/revision/").unwrap();
-        let Some(files) = repositories.get(name) else { return missing("RepoNotFound") };
+        let name = name.strip_prefix("models/").unwrap_or(name);
+        if name.ends_with("org/private") {
+            return respond("401 Unauthorized", "", b"", head);
+        }
+        let converted = revision == "refs%2Fconvert%2Fparquet";
+        let (key, commit) = if converted { (format!("{name}@converted"), CONVERTED) } else { (name.into(), COMMIT) };
+        let Some(files) = repositories.get(&key) else {
+            return missing(if converted { "RevisionNotFound" } else { "RepoNotFound" });
+        };
         if revision == "nowhere" {
             return missing("RevisionNotFound");
         }
         let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
-        let body = serde_json::json!({ "id": name, "sha": COMMIT, "siblings": siblings }).to_string();
+        let body = serde_json::json!({ "id": name, "sha": commit, "siblings": siblings }).to_string();
         return respond("200 OK", "Content-Type: application/json\r\n", body.as_bytes(), head);
     }
-    let (name, file) = path[1..].split_once(&format!("/resolve/{COMMIT}/")).unwrap();
-    if name == "org/gated" {
+    let (name, rest) = path[1..].split_once("/resolve/").unwrap();
+    let (commit, file) = rest.split_once('/').unwrap();
+    if name.ends_with("org/gated") {
         return respond("403 Forbidden", "X-Error-Code: GatedRepo\r\n", b"", head);
     }
-    match repositories.get(name).and_then(|files| files.get(file)) {
+    let key = if commit == CONVERTED { format!("{name}@converted") } else { name.into() };
+    match repositories.get(&key).and_then(|files| files.get(file)) {
         Some(body) => {
-            let headers = format!("ETag: \"{name}-{file}\"\r\nX-Repo-Commit: {COMMIT}\r\n").replace("org/", "");
+            let tag = format!("{name}-{file}").replace('/', "-");
+            let headers = format!("ETag: \"{tag}\"\r\nX-Repo-Commit: {commit}\r\n");
             respond("200 OK", &headers, body, head)
         }
         None => missing("EntryNotFound"),
     }
 }
 
-fn told(error: &Error) -> String {
+pub(super) fn told(error: &Error) -> String {
     format!("{error} | {}", error.help().unwrap_or_default())
 }
 

@@ -105,7 +105,7 @@ const TABLE: &[(&str, Answer)] = &[
     ("excess_length_strategy truncation truncate truncation_mode", Ours("data.overlong")),
     (
         "chat_template template jinja_template conversation_template prompt_template default_system_message chat_template_jinja",
-        No("the chat template is the base model's own, used by `data.format: chat` and `instruct`"),
+        No("the chat template is the base model's own, used by all of `data.format` but `text` and `completion`"),
     ),
     (
         "train_on_inputs train_on_input train_on_prompt mask_prompt completion_only_loss assistant_only_loss \
@@ -256,9 +256,12 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("quantization.type", "2 q2 q2_k_s", "q2_k"),
     ("quantization.type", "16 32 f16 f32 bf16 fp16 fp32 float16 float32 bfloat16 no off false null", "none"),
     ("lora.target_modules", "all all_linear all-linear-layers linear true", "all-linear"),
-    ("data.format", "alpaca instruction", "instruct"),
-    ("data.format", "sharegpt chatml chat_template messages conversation conversational chatml.intel", "chat"),
-    ("data.format", "text prompt_completion prompt-completion input_output", "completion"),
+    ("data.format", "instruction", "alpaca"),
+    ("data.format", "chatml chat_template messages conversation conversational chatml.intel", "chat"),
+    ("data.format", "conversations", "sharegpt"),
+    ("data.format", "prompt_completion prompt-completion input_output", "completion"),
+    ("data.format", "qa question-answer", "question_answer"),
+    ("data.format", "mcq multiple-choice", "multiple_choice"),
     ("data.overlong", "skip discard filter remove", "drop"),
     ("data.overlong", "cut trim right keep_start true", "truncate"),
     ("data.overlong", "raise fail", "error"),

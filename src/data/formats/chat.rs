@@ -1,13 +1,16 @@
 //! `chat`: a list of `messages`, each with a `role` and a `content`.
 
-use super::{Format, RowError, fields};
-use crate::data::example::{Example, Message, Role};
-use serde_json::{Map, Value};
+use super::{Format, Row, RowError, conversation};
+use crate::data::example::Example;
 
-/// The most turns of a conversation. Finding the answers renders every beginning of it, so the work grows with the square.
-const MAX_MESSAGES: usize = 2048;
-
-/// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`.
+/// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as OpenAI has it.
+///
+/// - Roles: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`).
+/// - `content` is text, or a list of parts of the type `text`, which are joined.
+/// - `tools` in the row, `tool_calls`, `tool_call_id` and `name` in a turn are for the chat template: see
+///   [`conversation`](super::conversation). So is any other field of a turn, `reasoning_content` for one, as it stands.
+/// - `train` (or `training`) in a turn of the assistant, or OpenAI's `weight`, 0 or 1, says whether it is learnt.
+/// - `system` in the row, where it holds text, is the system turn.
 pub struct Chat;
 
 impl Format for Chat {
@@ -15,106 +18,140 @@ impl Format for Chat {
         "chat"
     }
 
-    fn required(&self) -> &'static [&'static str] {
-        &["messages"]
+    fn required(&self) -> &'static [&'static [&'static str]] {
+        &[&["messages"]]
     }
 
-    fn read(&self, row: &Map<String, Value>) -> Result<Example, RowError> {
-        refuse_tools(row, "tools")?;
-        let turns = match row.get("messages") {
-            Some(Value::Array(turns)) => turns,
-            Some(other) => return Err(fields::wrong_type("messages", "a list of objects", other)),
-            None => return Err(fields::missing(row, "messages")),
-        };
-        if turns.len() > MAX_MESSAGES {
-            let message = format!("`messages` holds {} turns; at most {MAX_MESSAGES} are read", turns.len());
-            return Err(
-                RowError::new(["messages".into()], message).with_help("split the conversation into several rows")
-            );
-        }
-        let read = |(index, turn)| read_turn(turn).map_err(|error| error.inside(index).inside("messages"));
-        let messages = turns.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
-        if !messages.iter().any(|message| message.role == Role::Assistant) {
-            return Err(RowError::new(["messages".into()], "`messages` holds no turn of the role `assistant`")
-                .with_help("only the assistant's turns are learnt: add one, or remove the row"));
-        }
-        Ok(Example::Chat { messages })
+    fn optional(&self) -> &'static [&'static str] {
+        &["tools", "system"]
     }
-}
 
-fn read_turn(turn: &Value) -> Result<Message, RowError> {
-    let Value::Object(turn) = turn else {
-        let message = format!("a turn must be an object with `role` and `content`, got {}", fields::kind(turn));
-        return Err(RowError::new([], message));
-    };
-    let name = fields::text(turn, "role")?;
-    let Some(role) = Role::from_name(name) else {
-        return Err(RowError::new(["role".into()], format!("unknown role `{}`", fields::shown(name)))
-            .with_help("the roles are `system`, `user`, `assistant` and `tool`"));
-    };
-    refuse_tools(turn, "tool_calls")?;
-    let content =
-        if role == Role::Assistant { fields::some_text(turn, "content") } else { fields::text(turn, "content") };
-    Ok(Message::new(role, content?))
-}
-
-/// Tool descriptions and calls are not rendered; to leave them out silently would teach something else than the row says.
-fn refuse_tools(object: &Map<String, Value>, key: &'static str) -> Result<(), RowError> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(list)) if list.is_empty() => Ok(()),
-        Some(_) => Err(RowError::new([key.into()], format!("`{key}` is not supported")).with_help(
-            "write the tools and their calls into the turns' `content`, as the model is to read and write them",
-        )),
+    fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
+        conversation::read(row, "messages")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::example::Message;
     use crate::data::formats::Step;
+    use serde_json::json;
 
     fn read(text: &str) -> Result<Example, RowError> {
-        Chat.read(&serde_json::from_str(text).unwrap())
+        Chat.read(Row::new(&serde_json::from_str(text).unwrap()))
+    }
+
+    fn messages(text: &str) -> Vec<Message> {
+        let Example::Chat { messages, .. } = read(text).unwrap() else { panic!("a conversation") };
+        messages
     }
 
     #[test]
     fn turns_keep_their_order() {
-        let example = read(
-            r#"{"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "q"},
-                {"role": "assistant", "content": "a", "tool_calls": null}, {"role": "tool", "content": "t"}]}"#,
+        let messages = messages(
+            r#"{"messages": [{"role": "developer", "content": ""}, {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "a", "tool_calls": null}, {"role": "function", "content": "t"}]}"#,
         );
-        let Example::Chat { messages } = example.unwrap() else { panic!("a conversation") };
         let roles: Vec<_> = messages.iter().map(|message| message.role.as_str()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
+        assert!(messages.iter().all(|message| message.extra.is_empty() && message.train.is_none()));
+    }
+
+    #[test]
+    fn tools_and_calls_are_as_chat_templates_take_them() {
+        let example = read(
+            r#"{"tools": "[{\"name\": \"look\", \"parameters\": {}}]", "messages": [{"role": "user", "content": "q"},
+                {"role": "assistant", "content": null, "reasoning_content": "hm", "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{\"gene\": \"TP53\"}"}},
+                    {"name": "look", "arguments": {"gene": "A2M"}}, {"function": {"name": "look", "arguments": ""}}]},
+                {"role": "tool", "tool_call_id": "1", "name": "look", "content": [{"type": "text", "text": "x"},
+                    {"type": "text", "text": "y"}]},
+                {"role": "assistant", "content": "a", "tool_calls": []}]}"#,
+        );
+        let Example::Chat { messages, tools } = example.unwrap() else { panic!("a conversation") };
+        assert_eq!(tools, [json!({"type": "function", "function": {"name": "look", "parameters": {}}})]);
+        assert_eq!(messages[1].content, "");
+        assert_eq!(messages[1].extra["reasoning_content"], "hm");
+        assert_eq!(
+            messages[1].extra["tool_calls"],
+            json!([
+                {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"gene": "TP53"}}},
+                {"type": "function", "function": {"name": "look", "arguments": {"gene": "A2M"}}},
+                {"function": {"name": "look", "arguments": {}}, "type": "function"},
+            ])
+        );
+        assert_eq!(messages[2].content, "xy");
+        assert_eq!(json!(messages[2].extra), json!({"tool_call_id": "1", "name": "look"}));
+        assert!(messages[3].extra.is_empty(), "an empty list of calls is no call");
+    }
+
+    #[test]
+    fn a_turn_may_say_whether_it_is_learnt() {
+        let messages = messages(
+            r#"{"messages": [{"role": "user", "content": "q", "weight": 1, "train": false},
+                {"role": "assistant", "content": "a", "train": false}, {"role": "assistant", "content": "a", "weight": 1},
+                {"role": "assistant", "content": "a", "training": true}, {"role": "assistant", "content": "a", "weight": 0.0},
+                {"role": "assistant", "content": "a", "train": null}]}"#,
+        );
+        let train: Vec<_> = messages.iter().map(|message| message.train).collect();
+        assert_eq!(train, [None, Some(false), Some(true), Some(true), Some(false), None]);
+        assert!(messages.iter().all(|message| message.extra.is_empty()));
     }
 
     #[test]
     fn errors_point_at_the_turn() {
         let cases = [
+            (r#"{"role": "narrator", "content": "a"}"#, "role", "unknown role `narrator`"),
+            (r#"{"role": 1, "content": "a"}"#, "role", "`role` must be text"),
+            (r#"{"role": "assistant", "content": " "}"#, "content", "`content` is empty"),
+            (r#"{"role": "assistant", "content": null}"#, "content", "must be text"),
+            (r#"{"role": "assistant"}"#, "content", "`content` is missing"),
+            (r#"{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}"#, "content", "`image_url`"),
+            (r#"{"role": "user", "content": ["text"]}"#, "content", "got text"),
+            (r#"{"role": "user", "content": "q", "train": true}"#, "train", "only the assistant's"),
+            (r#"{"role": "assistant", "content": "a", "train": 1}"#, "train", "must be true or false"),
+            (r#"{"role": "assistant", "content": "a", "weight": 0.5}"#, "weight", "must be 0 or 1"),
+            (r#"{"role": "assistant", "content": "a", "weight": 0, "train": true}"#, "weight", "contradicts `train`"),
+            (r#"{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}"#, "tool_calls", "only the assistant"),
+            (r#"{"role": "assistant", "content": "", "tool_calls": [1]}"#, "tool_calls", "got the integer 1"),
+            (r#"{"role": "assistant", "tool_calls": [{"function": {}}]}"#, "tool_calls", "`name` is missing"),
             (
-                r#"{"messages": [{"role": "user", "content": "q"}, {"role": "bot", "content": "a"}]}"#,
-                "unknown role `bot`",
+                r#"{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x=1"}]}"#,
+                "tool_calls",
+                "`arguments` must be an object",
             ),
-            (r#"{"messages": [{"role": "user", "content": "q"}, {"role": 1, "content": "a"}]}"#, "`role` must be text"),
+            (r#"{"role": "assistant", "tool_calls": "f(1)"}"#, "tool_calls", "JSON"),
         ];
-        for (text, message) in cases {
-            let error = read(text).unwrap_err();
-            assert_eq!(error.path, [Step::Key("messages"), Step::Index(1), Step::Key("role")]);
+        for (turn, key, message) in cases {
+            let error = read(&format!(r#"{{"messages": [{{"role": "assistant", "content": "q"}}, {turn}]}}"#)).unwrap_err();
+            let expected = [Step::from("messages"), Step::Index(1), Step::from(key)];
+            assert_eq!(error.path[..3], expected, "{error:?}");
             assert!(error.message.contains(message), "{error:?}");
         }
         for (text, message) in [
-            (r#"{"messages": [{"role": "assistant", "content": " "}]}"#, "`content` is empty"),
-            (r#"{"messages": [{"role": "assistant", "content": null}]}"#, "must be text, got null"),
-            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no turn of the role `assistant`"),
-            (r#"{"messages": []}"#, "no turn of the role `assistant`"),
+            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no turn of the assistant"),
+            (r#"{"messages": [{"role": "assistant", "content": "q", "weight": 0}]}"#, "is to be learnt"),
+            (r#"{"messages": []}"#, "no turn of the assistant"),
             (r#"{"messages": ["hello"]}"#, "got text"),
-            (r#"{"messages": "hello"}"#, "a list of objects"),
-            (r#"{"messages": [{"from": "gpt", "value": "q"}]}"#, "`role` is missing; the fields here: `from`, `value`"),
-            (r#"{"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}"#, "`tool_calls` is not"),
+            (r#"{"messages": "hello"}"#, "a list of turns"),
+            (r#"{"messages": null}"#, "a list of turns"),
+            (r#"{"messages": [{"author": "gpt"}]}"#, "`role` is missing; the fields here: `author`"),
+            (r#"{"messages": [{"role": "assistant", "content": "q"}], "tools": "no"}"#, "`tools` must be a list"),
+            (r#"{"messages": [{"role": "assistant", "content": "q"}], "tools": [1]}"#, "a tool must be an object"),
+            (
+                r#"{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "q"}], "system": "b"}"#,
+                "`system` is not what the first turn says",
+            ),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.message.contains(message), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_system_text_beside_the_turns_is_a_turn() {
+        let with = messages(r#"{"messages": [{"role": "assistant", "content": "q"}], "system": "s"}"#);
+        assert_eq!((with.len(), with[0].role.as_str(), with[0].content.as_str()), (2, "system", "s"));
     }
 }

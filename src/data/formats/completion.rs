@@ -1,8 +1,7 @@
 //! `completion`: `prompt` and `completion`, plain text on both sides.
 
-use super::{Format, RowError, fields};
+use super::{Format, Row, RowError};
 use crate::data::example::Example;
-use serde_json::{Map, Value};
 
 /// `{"prompt": …, "completion": …}`, joined as they are; the prompt may be empty.
 pub struct Completion;
@@ -12,13 +11,13 @@ impl Format for Completion {
         "completion"
     }
 
-    fn required(&self) -> &'static [&'static str] {
-        &["prompt", "completion"]
+    fn required(&self) -> &'static [&'static [&'static str]] {
+        &[&["prompt"], &["completion"]]
     }
 
-    fn read(&self, row: &Map<String, Value>) -> Result<Example, RowError> {
-        let prompt = fields::text(row, "prompt").map_err(lists_are_chat)?.to_string();
-        let completion = fields::some_text(row, "completion").map_err(lists_are_chat)?.to_string();
+    fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
+        let prompt = row.text("prompt").map_err(lists_are_chat)?.to_string();
+        let completion = row.some_text("completion").map_err(lists_are_chat)?.to_string();
         Ok(Example::Completion { prompt, completion })
     }
 }
@@ -36,7 +35,7 @@ mod tests {
     use crate::data::formats::Step;
 
     fn read(text: &str) -> Result<Example, RowError> {
-        Completion.read(&serde_json::from_str(text).unwrap())
+        Completion.read(Row::new(&serde_json::from_str(text).unwrap()))
     }
 
     #[test]
@@ -51,7 +50,7 @@ mod tests {
         let error = read(r#"{"prompt": "a", "completion": 4}"#).unwrap_err();
         assert_eq!(
             (error.path, error.message.as_str()),
-            (vec![Step::Key("completion")], "`completion` must be text, got the integer 4")
+            (vec![Step::from("completion")], "`completion` must be text, got the integer 4")
         );
         assert!(read(r#"{"prompt": "a", "completion": " \n"}"#).unwrap_err().message.contains("empty"));
         assert!(read(r#"{"prompt": "a"}"#).unwrap_err().message.contains("`completion` is missing"));

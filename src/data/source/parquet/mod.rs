@@ -1,0 +1,210 @@
+//! Parquet, row by row: a row group is open at a time, and of it a few pages a column.
+//!
+//! The reader itself is the `parquet` crate's, which believes what a file claims and panics where that is false. So a file's
+//! claims are checked before (`claims`), its pages while they are read (`pages`), and what still panics becomes an error
+//! (`quiet`).
+
+mod claims;
+mod pages;
+mod quiet;
+
+use super::MAX_ROW;
+use super::row::{Content, RawRow};
+use crate::error::{Error, Result};
+use ::parquet::errors::ParquetError;
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::record::reader::{ReaderIter, TreeBuilder};
+use ::parquet::record::{Field, Row};
+use pages::CheckedGroup;
+use quiet::quietly;
+use serde_json::{Map, Number, Value};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Rows of a column that are decoded at a time: few, because one may hold much.
+const BATCH: usize = 32;
+
+/// A Parquet file.
+pub(super) struct ParquetFile {
+    path: PathBuf,
+    file: SerializedFileReader<File>,
+    group: usize,
+    rows: Option<ReaderIter>,
+    read: usize,
+    total: u64,
+}
+
+/// A row of a Parquet file.
+pub(super) struct ParquetRow(Row);
+
+impl ParquetFile {
+    /// Reads and checks what the file says about itself.
+    ///
+    /// # Errors
+    /// When it is no Parquet file, or cut, or damaged, or has no columns.
+    pub fn open(path: &Path, file: File) -> Result<Self> {
+        claims::check(path, &file)?;
+        let file = tried(path, || SerializedFileReader::new(file))?;
+        let metadata = file.metadata();
+        for group in metadata.row_groups() {
+            let flat = group.columns().iter().filter(|column| column.column_descr().max_rep_level() == 0);
+            if group.num_rows() < 0 || flat.clone().any(|column| column.num_values() != group.num_rows()) {
+                return Err(damaged(path, "its columns are not of one length"));
+            }
+            if group.num_columns() == 0 {
+                return Err(Error::file(path, "is a Parquet file without columns"));
+            }
+        }
+        let total = metadata.row_groups().iter().map(|group| group.num_rows() as u64).fold(0, u64::saturating_add);
+        Ok(Self { path: path.to_path_buf(), file, group: 0, rows: None, read: 0, total })
+    }
+
+    /// The share of the rows that are read.
+    pub fn share_read(&self) -> f64 {
+        if self.total == 0 { 1.0 } else { self.read as f64 / self.total as f64 }
+    }
+
+    /// The next row; `None` at the end.
+    ///
+    /// # Errors
+    /// When the file is damaged from here on.
+    pub fn next_row(&mut self) -> Result<Option<RawRow>> {
+        loop {
+            if let Some(rows) = &mut self.rows {
+                if let Some(row) = tried(&self.path, || rows.next().transpose())? {
+                    self.read += 1;
+                    let row = ParquetRow(row);
+                    let content = if row.size() > MAX_ROW {
+                        Content::ParquetTooLong
+                    } else {
+                        Content::Parquet(Box::new(row))
+                    };
+                    return Ok(Some(RawRow::new(self.read, content)));
+                }
+                self.rows = None;
+            }
+            if self.group >= self.file.num_row_groups() {
+                return Ok(None);
+            }
+            let (file, group) = (&self.file, self.group);
+            self.rows = Some(tried(&self.path, || {
+                let group = CheckedGroup(file.get_row_group(group)?);
+                let schema = file.metadata().file_metadata().schema_descr_ptr();
+                TreeBuilder::new().with_batch_size(BATCH).as_iter(schema, &group)
+            })?);
+            self.group += 1;
+        }
+    }
+}
+
+impl ParquetRow {
+    /// About how many bytes it holds.
+    pub fn size(&self) -> usize {
+        self.0.get_column_iter().map(|(name, field)| name.len() + size(field)).sum()
+    }
+
+    /// The row's columns by name: groups as objects, lists as lists, dates and decimals as text.
+    ///
+    /// # Errors
+    /// When a column holds bytes that are no text.
+    pub fn parse(&self, path: &Path, number: usize) -> Result<Map<String, Value>> {
+        // Dates that no calendar has make the crate panic.
+        let row = quietly(|| object(&self.0));
+        let row = row.unwrap_or_else(|| Err("a value is out of any range".to_string()));
+        row.map_err(|message| {
+            Error::file(path, format!("row {number}: {message}")).with_help("mend the row, or remove it")
+        })
+    }
+}
+
+/// Runs what reads the file, and makes what goes wrong an error of it.
+fn tried<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+    match quietly(read) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(ParquetError::NYI(message))) => {
+            Err(Error::file(path, format!("holds what is not read here: {message}"))
+                .with_help("write it again with plain columns, or as JSON Lines"))
+        }
+        Some(Err(error)) => {
+            let message = error.to_string();
+            Err(damaged(path, message.split_once(": ").map_or(message.as_str(), |(_, message)| message)))
+        }
+        None => Err(damaged(path, "its parts do not fit together")),
+    }
+}
+
+fn damaged(path: &Path, message: &str) -> Error {
+    let message: String = message.chars().take(300).collect();
+    Error::file(path, format!("is a damaged Parquet file: {message}")).with_help("copy or download it again")
+}
+
+fn object(row: &Row) -> Result<Map<String, Value>, String> {
+    row.get_column_iter()
+        .map(|(name, field)| {
+            let value = value(field).map_err(|message| {
+                // Columns inside of columns are told as a path.
+                let rest = message.strip_prefix('`').map_or_else(|| format!("`: {message}"), |rest| format!(".{rest}"));
+                format!("`{name}{rest}")
+            })?;
+            Ok((name.clone(), value))
+        })
+        .collect()
+}
+
+fn value(field: &Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => Value::from(*value),
+        Field::Byte(value) => Value::from(*value),
+        Field::Short(value) => Value::from(*value),
+        Field::Int(value) => Value::from(*value),
+        Field::Long(value) => Value::from(*value),
+        Field::UByte(value) => Value::from(*value),
+        Field::UShort(value) => Value::from(*value),
+        Field::UInt(value) => Value::from(*value),
+        Field::ULong(value) => Value::from(*value),
+        // The shortest digits that mean this number, not those of the double next to it.
+        Field::Float16(value) => float(value.to_string().parse()),
+        Field::Float(value) => float(value.to_string().parse()),
+        Field::Double(value) => float(Ok(*value)),
+        Field::Str(text) => Value::from(text.as_str()),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Value::from(text),
+            Err(_) => return Err(format!("{} bytes that are no UTF-8 text", bytes.len())),
+        },
+        Field::Group(row) => Value::Object(object(row)?),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect::<Result<Vec<_>, _>>()?.into(),
+        Field::MapInternal(map) => {
+            let mut object = Map::new();
+            for (key, entry) in map.entries() {
+                let key = match value(key)? {
+                    Value::String(key) => key,
+                    other => other.to_string(),
+                };
+                object.insert(key, value(entry)?);
+            }
+            Value::Object(object)
+        }
+        other => Value::from(other.to_string()),
+    })
+}
+
+/// JSON has neither infinities nor NaN: they become null.
+fn float<E>(value: Result<f64, E>) -> Value {
+    value.ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number)
+}
+
+fn size(field: &Field) -> usize {
+    size_of::<Field>()
+        + match field {
+            Field::Str(text) => text.len(),
+            Field::Bytes(bytes) => bytes.len(),
+            Field::Group(row) => row.get_column_iter().map(|(name, field)| name.len() + size(field)).sum(),
+            Field::ListInternal(list) => list.elements().iter().map(size).sum(),
+            Field::MapInternal(map) => map.entries().iter().map(|(key, value)| size(key) + size(value)).sum(),
+            _ => 0,
+        }
+}
+
+#[cfg(test)]
+pub(super) mod tests;
