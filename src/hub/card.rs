@@ -25,8 +25,7 @@ pub(super) struct Declared {
 
 #[derive(Deserialize)]
 struct Card {
-    #[serde(default)]
-    configs: Vec<Config>,
+    configs: Option<Vec<Config>>,
 }
 
 #[derive(Deserialize)]
@@ -69,7 +68,7 @@ fn parse(yaml: &str) -> Result<Vec<Declared>, String> {
         return Ok(Vec::new());
     }
     let card: Card = serde_yaml::from_str(yaml).map_err(|error| error.to_string())?;
-    card.configs.into_iter().map(subset).collect()
+    card.configs.into_iter().flatten().map(subset).collect()
 }
 
 fn subset(config: Config) -> Result<Declared, String> {
@@ -145,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_declares_nothing_declares_nothing() {
-        for text in ["", "# Title\n", "---\nlicense: mit\n---\n", "---\n---\n", "---\nconfigs:\n- config_name: a\n"] {
+        for text in ["", "# Title\n", "---\nlicense: mit\n---\n", "---\n---\n", "---\nconfigs:\n---\n", "---\nconfigs:\n- config_name: a\n"] {
             assert_eq!(read(text), Ok(Vec::new()), "{text:?}");
         }
     }

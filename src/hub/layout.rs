@@ -221,8 +221,8 @@ pub(super) fn of_declared(declared: &Declared, files: &[String]) -> Result<Vec<S
     let matched = splits
         .iter()
         .map(|(name, paths)| {
-            let paths = paths.iter().map(|path| format!("{prefix}{}", plain_path(path))).collect();
-            matching(name, paths, &inside)
+            let paths: Vec<String> = paths.iter().map(|path| format!("{prefix}{}", plain_path(path))).collect();
+            matching(name, &paths, &inside)
         })
         .collect::<Result<Vec<Split>, String>>()?;
     // One format in all splits: a pattern such as `data/*` may also catch a description.
@@ -256,21 +256,22 @@ fn plain_path(path: &str) -> &str {
 }
 
 /// The readable files that a split's patterns match.
-fn matching(name: &str, paths: Vec<String>, files: &[String]) -> Result<Split, String> {
-    let is_pattern = |path: &String| path.contains(['*', '?', '[']);
-    let (patterns, plain): (Vec<String>, Vec<String>) = paths.into_iter().partition(is_pattern);
+fn matching(name: &str, paths: &[String], files: &[String]) -> Result<Split, String> {
+    let is_pattern = |path: &&String| path.contains(['*', '?', '[']);
+    let patterns: Vec<&String> = paths.iter().filter(is_pattern).collect();
     let globs = globs(&patterns)?;
-    let plain: BTreeSet<String> = plain.into_iter().collect();
-    let is_meant = |file: &&String| plain.contains(*file) || globs.is_match(file.as_str());
+    // A name may hold brackets, too.
+    let named: BTreeSet<&String> = paths.iter().collect();
+    let is_meant = |file: &&String| named.contains(*file) || globs.is_match(file.as_str());
     let mut meant: Vec<String> = files.iter().filter(is_meant).filter(|file| format_of(file).is_some()).cloned().collect();
     meant.sort();
     let there: BTreeSet<&String> = files.iter().collect();
-    let absent = plain.iter().filter(|path| !there.contains(path)).cloned().collect();
+    let absent = named.into_iter().filter(|path| !is_pattern(path) && !there.contains(path)).cloned().collect();
     Ok(Split { name: name.into(), files: meant, absent, listed: patterns.is_empty() })
 }
 
 /// `*` and `?` stay within a name, `**` crosses folders. The time to match is linear, whatever the pattern.
-fn globs(patterns: &[String]) -> Result<GlobSet, String> {
+fn globs(patterns: &[&String]) -> Result<GlobSet, String> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         set.add(GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| error.to_string())?);
@@ -363,6 +364,7 @@ mod tests {
         assert_eq!(matched(&["**/t-?.csv"]).unwrap(), ["a/b/t-3.csv", "a/t-1.csv", "a/t-2.csv"]);
         assert_eq!(matched(&["**/*.csv"]).unwrap().len(), 5);
         assert_eq!(matched(&["a/t-[0-1].csv", "./u.csv"]).unwrap(), ["a/t-1.csv", "u.csv"]);
+        assert_eq!(matched(&["a[1].csv"]).unwrap(), ["a[1].csv"]);
         assert!(matched(&["a/[z"]).is_err());
         assert_eq!(matched(&["/etc/*", "../*", "https://example.com/x.csv"]).unwrap(), [""; 0]);
     }
