@@ -1,7 +1,7 @@
 //! `equipoise data`: what a recipe's data amounts to, and its rows as the model sees them.
 
 use super::RecipeArgs;
-use super::output::{Stdout, Table, colors, count, printable};
+use super::output::{Stdout, Table, colors, count, duration, printable};
 use super::progress::Progress;
 use crate::data::{DataReport, Lengths};
 use crate::error::Result;
@@ -57,7 +57,7 @@ fn render(summary: &DataSummary, colors: bool) -> String {
         table.row("template", printable(template));
     }
     table.row("rows", printable(&rows(data)));
-    table.row("tokens", tokens(data));
+    table.row("tokens", format!("{}\nread in {}", tokens(data), duration(summary.seconds)));
     table.row("lengths", histogram(data, summary.max_seq_len));
     if let Some(packing) = &data.packing {
         table.row(
@@ -116,7 +116,7 @@ fn histogram(data: &DataReport, max_seq_len: usize) -> String {
     for bin in &data.histogram {
         let eighths = (bin.rows * BAR * 8).div_ceil(most);
         let mut bar = "█".repeat(eighths / 8);
-        bar.extend(["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"].get(eighths % 8));
+        bar.push_str(["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8]);
         let over = if bin.from as usize > max_seq_len { "  over `data.max_seq_len`" } else { "" };
         let _ = writeln!(text, "{:>width$} to {:<width$} {bar} {}{over}", bin.from, bin.to, bin.rows);
     }

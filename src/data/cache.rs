@@ -106,10 +106,9 @@ fn key(source: &Source<'_>) -> Result<String> {
     };
     add(VERSION.as_bytes());
     add(source.encoder.identity()?.as_bytes());
-    let fields = if own.fields.is_empty() { &config.fields } else { &own.fields };
-    let template = own.template.as_ref().or(config.template.as_ref());
+    let (format, fields, template) = own.rows(config);
     let settings = serde_json::json!({
-        "format": own.format.unwrap_or(config.format),
+        "format": format,
         "fields": fields,
         "template": template,
         "limit": own.limit,

@@ -1,6 +1,6 @@
 //! The recipe's `data` section.
 
-use super::formats::FormatName;
+use super::formats::{FormatName, RowFormat};
 use crate::error::{Error, Result};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess, Visitor};
@@ -207,8 +207,8 @@ impl DataConfig {
                 "data.group_by_length: cannot stand beside `data.packing`, which fills rows already; keep one of the two",
             ));
         }
-        self.train.validate("data.train")?;
-        self.validation.iter().try_for_each(|sources| sources.validate("data.validation"))?;
+        self.train.validate("data.train", self)?;
+        self.validation.iter().try_for_each(|sources| sources.validate("data.validation", self))?;
         Ok(())
     }
 }
@@ -219,11 +219,11 @@ impl Sources {
         Self(vec![SourceConfig::file(path)])
     }
 
-    fn validate(&self, key: &str) -> Result<()> {
+    fn validate(&self, key: &str, defaults: &DataConfig) -> Result<()> {
         if self.0.is_empty() {
             return Err(Error::invalid(format!("{key}: is empty")).with_help("give the path of a file"));
         }
-        self.0.iter().try_for_each(|source| source.validate(key))
+        self.0.iter().try_for_each(|source| source.validate(key, defaults))
     }
 }
 
@@ -233,7 +233,16 @@ impl SourceConfig {
         Self { path: Some(path.into()), ..Self::default() }
     }
 
-    fn validate(&self, key: &str) -> Result<()> {
+    /// What its rows look like: what it says itself, or else the section.
+    pub(super) fn rows<'a>(
+        &'a self,
+        defaults: &'a DataConfig,
+    ) -> (FormatName, &'a BTreeMap<String, String>, Option<&'a RowTemplate>) {
+        let fields = if self.fields.is_empty() { &defaults.fields } else { &self.fields };
+        (self.format.unwrap_or(defaults.format), fields, self.template.as_ref().or(defaults.template.as_ref()))
+    }
+
+    fn validate(&self, key: &str, defaults: &DataConfig) -> Result<()> {
         let empty = |text: &Option<String>| text.as_ref().is_some_and(|text| text.trim().is_empty());
         if empty(&self.path) || empty(&self.hub) {
             return Err(Error::invalid(format!("{key}: is empty")).with_help("give the path of a file"));
@@ -256,7 +265,10 @@ impl SourceConfig {
         if self.limit == Some(0) {
             return Err(Error::invalid(format!("{key}: `limit` must be at least 1")));
         }
-        Ok(())
+        let (format, fields, template) = self.rows(defaults);
+        // What the source says itself is to be mended there.
+        let own = self.format.is_some() || !self.fields.is_empty() || self.template.is_some();
+        RowFormat::check(if own { key } else { "data" }, format, fields, template)
     }
 
     /// What the recipe calls it.

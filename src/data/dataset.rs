@@ -100,13 +100,13 @@ impl Dataset {
         let cache = Cache::new(&config.cache, bytes)?;
         let (mut stores, mut done) = (Vec::with_capacity(sources.len()), 0);
         for source in &sources {
-            let mut progress = |now: u64| progress((done + now).min(bytes), bytes);
+            let mut step = |now: u64| progress((done + now).min(bytes), bytes);
             stores.push(match &cache {
-                Some(cache) => cache.load_or_make(source, &mut progress)?,
-                None => tokenize(source, None, &mut progress)?.expect("without a path, the store is in memory"),
+                Some(cache) => cache.load_or_make(source, &mut step)?,
+                None => tokenize(source, None, &mut step)?.expect("without a path, the store is in memory"),
             });
             done += source.bytes();
-            progress(0);
+            progress(done.min(bytes), bytes);
         }
         let trained = config.train.0.len();
         let weights: Vec<f64> = sources.iter().map(|source| source.source.weight.unwrap_or(1.0)).collect();
@@ -123,7 +123,7 @@ impl Dataset {
     ) -> Result<Self> {
         let stores = Arc::new(stores);
         let all = |range: Range<usize>| -> Vec<Vec<RowRef>> {
-            let rows = |store| (0..stores[store].len() as u32).map(move |row| RowRef { store: store as u32, row });
+            let rows = |store: usize| (0..stores[store].len() as u32).map(move |row| RowRef { store: store as u32, row });
             range.map(|store| rows(store).collect()).collect()
         };
         let mut train = all(0..trained);

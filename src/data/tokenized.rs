@@ -35,12 +35,9 @@ impl Source<'_> {
     }
 
     fn format(&self, first: &RawRow, path: &Path) -> Result<RowFormat> {
-        let (config, source) = (self.config, self.source);
-        let fields = if source.fields.is_empty() { &config.fields } else { &source.fields };
-        let template = source.template.as_ref().or(config.template.as_ref());
-        let fields_of_row = first.parse(path)?;
-        RowFormat::new(source.format.unwrap_or(config.format), fields, template, &fields_of_row)
-            .map_err(|error| first.row_error(path, error))
+        let (format, fields, template) = self.source.rows(self.config);
+        let row = first.parse(path)?;
+        RowFormat::new(format, fields, template, &row).map_err(|error| first.row_error(path, error))
     }
 }
 

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::recipe::Recipe;
 use crate::train::Observer;
 use serde::Serialize;
+use std::time::Instant;
 
 /// What [`data`] found.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +18,8 @@ pub struct DataSummary {
     pub max_seq_len: usize,
     /// Where the chat template comes from, where there is one.
     pub chat_template: Option<String>,
+    /// Seconds of reading and tokenizing, or of finding the tokens of an earlier run.
+    pub seconds: f64,
     /// The rows that were asked for.
     pub rows: Vec<ShownRow>,
     /// What is odd, but no error.
@@ -46,8 +49,10 @@ pub struct ShownRow {
 /// When base or data cannot be read, as for [`super::check`].
 pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut dyn Observer) -> Result<DataSummary> {
     let base = open_base(&recipe.base, options.offline, observer)?;
-    let encoder = prepare::encoder(&base, Some(&recipe.data), output::now())?;
+    let encoder = prepare::data_encoder(&base, &recipe.data, output::now())?;
+    let start = Instant::now();
     let (dataset, _) = prepare::dataset(recipe, &encoder, options.offline, observer)?;
+    let seconds = start.elapsed().as_secs_f64();
     let mut rows = Vec::new();
     for (split, all) in [("train", &dataset.train), ("validation", &dataset.validation)] {
         for row in 0..show.min(all.len()) {
@@ -61,7 +66,7 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
     };
     let mut warnings = data_warnings(&dataset.report);
     warnings.extend(prepare::template_warning(&encoder, &recipe.data));
-    Ok(DataSummary { max_seq_len: recipe.data.max_seq_len, chat_template, rows, warnings, data: dataset.report })
+    Ok(DataSummary { max_seq_len: recipe.data.max_seq_len, chat_template, seconds, rows, warnings, data: dataset.report })
 }
 
 fn shown(

@@ -1,5 +1,6 @@
 //! Text from a base and an adapter.
 
+use super::CHAT_TEMPLATE;
 use super::output::now;
 use super::prepare::{encoder, ends, open_base};
 use crate::adapter::AdapterBundle;
@@ -12,7 +13,7 @@ use crate::nn::QuantizationConfig;
 use crate::recipe::Recipe;
 use crate::train::Observer;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What to generate from.
@@ -76,7 +77,7 @@ pub fn generate(
     let model = models::load(&base, quantization, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter.join("adapter_model.safetensors"))?;
 
-    let encoder = encoder(&base, now())?;
+    let encoder = encoder(&base, own_template(&request.adapter)?.as_deref(), now())?;
     let prompt = encode_prompt(request, &encoder, model.lm.dimensions.max_positions)?;
 
     let start = Instant::now();
@@ -127,6 +128,15 @@ fn which_base(request: &GenerateRequest, bundle: &AdapterBundle) -> Result<(Base
         return Err(Error::file(&request.adapter, "names no base").with_help("give one with `--base`"));
     }
     Ok((config, quantization))
+}
+
+/// The chat template that an adapter brings along, as one does that was not trained on its base's.
+fn own_template(adapter: &Path) -> Result<Option<String>> {
+    let path = adapter.join(CHAT_TEMPLATE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    std::fs::read_to_string(&path).map(Some).map_err(Error::io("read", path))
 }
 
 /// The prompt's tokens, through the chat template where there is one and it is wanted; `limit` is the model's positions.

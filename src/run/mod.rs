@@ -12,6 +12,7 @@ pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
+use crate::data::chat_template_source;
 use crate::device::process_memory;
 use crate::error::{Error, Result};
 use crate::fs;
@@ -25,6 +26,9 @@ use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// The file of an adapter that holds its chat template, where that is not its base's.
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// What the command line decides about a run, besides the recipe.
 #[derive(Debug, Clone, Default)]
@@ -89,6 +93,12 @@ fn write_adapter(recipe: &Recipe, model: &Model, fit: &FitSummary, out: &OutputF
     let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
     let mut files = AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path())?;
     files.push(write_card(recipe, fit, out)?);
+    if let Some(setting) = &recipe.data.chat_template {
+        // Where PEFT and servers look for it: the base's own would not do.
+        let path = out.path().join(CHAT_TEMPLATE);
+        fs::write_atomic(&path, chat_template_source(setting)?.as_bytes())?;
+        files.push(path);
+    }
     files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
     Ok(files)
 }

@@ -7,7 +7,7 @@ use crate::data::{
 };
 use crate::device::available_memory;
 use crate::error::{Error, Result};
-use crate::hub::{self, BaseConfig, FetchOptions};
+use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
 use crate::ops::Compute;
 use crate::ops::simd::Level;
@@ -47,19 +47,23 @@ pub(super) fn open_base(config: &BaseConfig, offline: bool, observer: &mut dyn O
     Ok(base)
 }
 
-/// The base's tokenizer and special tokens, with its chat template or the one that the recipe names. `now` is what templates
-/// take for today, in seconds since 1970.
-pub(super) fn encoder(base: &Base, data: Option<&DataConfig>, now: u64) -> Result<Encoder> {
+/// The base's tokenizer and special tokens, with its chat template or another one. `now` is what templates take for today, in
+/// seconds since 1970.
+pub(super) fn encoder(base: &Base, template: Option<&str>, now: u64) -> Result<Encoder> {
     let special = base.special_tokens();
     let text = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
     let (bos, eos) = (text(&special.bos), text(&special.eos));
-    let named = data.and_then(|data| data.chat_template.as_deref()).map(chat_template_source).transpose()?;
-    let template = match named.as_deref().or(base.chat_template()) {
+    let template = match template.or(base.chat_template()) {
         Some(source) => Some(ChatTemplate::at(source, bos.as_deref(), eos.as_deref(), now)?),
         None => None,
     };
-    let encoder = Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)?;
-    Ok(encoder.with_turns(data.map(|data| data.train_on_turns).unwrap_or_default()))
+    Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)
+}
+
+/// As [`encoder`], as a recipe's data wants it.
+pub(super) fn data_encoder(base: &Base, data: &DataConfig, now: u64) -> Result<Encoder> {
+    let template = data.chat_template.as_deref().map(chat_template_source).transpose()?;
+    Ok(encoder(base, template.as_deref(), now)?.with_turns(data.train_on_turns))
 }
 
 /// Reads and tokenizes the recipe's data.
@@ -77,7 +81,12 @@ pub(super) fn dataset(
             Split::Validation => &["validation", "valid", "val", "dev", "test"],
         };
         observer.event(&Event::Phase("finding the data".into()));
-        hub::fetch_dataset(source, splits, &options, &mut |progress| {
+        let dataset = DatasetConfig {
+            id: source.hub.as_deref().unwrap_or_default(),
+            split: source.split.as_deref(),
+            subset: source.subset.as_deref(),
+        };
+        hub::fetch_dataset(&dataset, splits, &options, &mut |progress| {
             let what = format!("fetching {}", progress.file);
             observer.event(&Event::Bytes { what, done: progress.done, total: progress.total });
         })
@@ -115,7 +124,7 @@ impl Prepared {
             ))
             .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
         }
-        let encoder = encoder(&base, Some(&recipe.data), now)?;
+        let encoder = data_encoder(&base, &recipe.data, now)?;
         let (dataset, plan) = dataset(recipe, &encoder, options.offline, observer)?;
         let mut prepared = Self {
             base,
