@@ -129,9 +129,6 @@ impl Recipe {
         if file.base.model.trim().is_empty() {
             return Err(Error::invalid("base.model: is empty").with_help("give a Hub id, a folder, or a .gguf file"));
         }
-        if file.data.train.as_os_str().is_empty() {
-            return Err(Error::invalid("data.train: is empty").with_help("give the path of a JSON Lines file"));
-        }
         file.lora.validate()?;
         file.objective.validate()?;
         file.data.validate()?;

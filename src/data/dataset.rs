@@ -40,7 +40,8 @@ impl Dataset {
     /// Names file, line and field of the first row that is not as its format wants it, that teaches nothing, or that is too
     /// long where `overlong` is `error`; and the file that cannot be read, holds no rows, or of which no row is left.
     pub fn load(config: &DataConfig, encoder: &Encoder, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let files: Vec<&Path> = std::iter::once(&config.train).chain(&config.validation).map(AsRef::as_ref).collect();
+        let sources = config.train.0.iter().chain(config.validation.iter().flat_map(|sources| &sources.0));
+        let files: Vec<&Path> = sources.filter_map(|source| source.path.as_deref()).map(Path::new).collect();
         let bytes = files.iter().map(|path| file_length(path)).sum();
         let mut loader = Loader { config, encoder, format: None, counts: Counts::default(), done: 0, bytes, progress };
         let mut train = loader.read(files[0])?;
@@ -228,7 +229,7 @@ fn hold_out(rows: &mut Vec<Row>, config: &DataConfig, seed: u64) -> Result<Vec<R
         return Ok(Vec::new());
     }
     if rows.len() < 2 {
-        return Err(Error::file(&config.train, "has one row, and `data.validation_split` needs at least two")
+        return Err(Error::file(config.train.0.first().map_or("", |source| source.name()), "has one row, and `data.validation_split` needs at least two")
             .with_help("set `data.validation_split` to 0, or add rows"));
     }
     // 0.07 · 100 is a little above 7 in floating point, and means 7.

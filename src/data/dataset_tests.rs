@@ -1,6 +1,7 @@
 use super::*;
 use crate::data::testing::encoder;
-use crate::data::{FormatName, IGNORED};
+use crate::data::config::Sources;
+use crate::data::IGNORED;
 use std::path::PathBuf;
 
 struct Folder(tempfile::TempDir);
@@ -17,14 +18,7 @@ impl Folder {
     }
 
     fn config(&self, text: &str) -> DataConfig {
-        DataConfig {
-            train: self.write("train.jsonl", text),
-            validation: None,
-            validation_split: 0.0,
-            format: FormatName::Auto,
-            max_seq_len: 1024,
-            overlong: Overlong::Drop,
-        }
+        serde_json::from_value(serde_json::json!({"train": self.write("train.jsonl", text)})).unwrap()
     }
 }
 
@@ -41,7 +35,7 @@ fn rows(n: usize) -> String {
 fn rows_keep_their_order_and_the_report_counts_them() {
     let folder = Folder::new();
     let mut config = folder.config(&(rows(5000) + "\n"));
-    config.validation = Some(folder.write("valid.jsonl", &rows(3)));
+    config.validation = Some(Sources::file(folder.write("valid.jsonl", &rows(3)).to_str().unwrap()));
     let mut seen = Vec::new();
     let dataset = Dataset::load(&config, &encoder(), 42, &mut |done, total| seen.push((done, total))).unwrap();
     let encoder = encoder();
@@ -142,7 +136,7 @@ fn a_split_leaves_a_row_on_both_sides() {
 fn a_format_holds_for_the_validation_file_too() {
     let folder = Folder::new();
     let mut config = folder.config(&rows(2));
-    config.validation = Some(folder.write("valid.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}"));
+    config.validation = Some(Sources::file(folder.write("valid.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}").to_str().unwrap()));
     let error = load(&config).unwrap_err();
     assert!(error.to_string().contains("valid.jsonl:1:1: `instruction` is missing"), "{error}");
 }

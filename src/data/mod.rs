@@ -18,11 +18,13 @@ mod tokenize;
 mod turns;
 
 pub use batch::{Batch, Target, epoch_order};
-pub use config::{DataConfig, Overlong};
+pub use config::{
+    CacheConfig, DataConfig, OnBadRow, Overlong, RowTemplate, SourceConfig, Sources, TrainOnTurns,
+};
 pub use dataset::Dataset;
 pub use example::{Example, Message, Role};
 pub use formats::FormatName;
 pub use report::{DataReport, Lengths, Preview};
 pub use stream::TextStream;
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, named};
 pub use tokenize::{Encoder, IGNORED, Sequence};

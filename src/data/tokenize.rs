@@ -2,7 +2,8 @@
 //!
 //! It owns which tokens are learnt. It reads no file; how rows are read and gathered is `dataset`'s.
 
-use super::example::{Example, Message};
+use super::config::TrainOnTurns;
+use super::example::{Example, Message, Role};
 use super::stream::TextStream;
 use super::template::ChatTemplate;
 use super::turns::Rendering;
@@ -70,6 +71,7 @@ pub struct Encoder {
     ends: HashSet<u32>,
     /// Whether the tokenizer puts a space before any text (`SentencePiece`'s dummy prefix).
     prepends_space: bool,
+    turns: TrainOnTurns,
 }
 
 impl Encoder {
@@ -115,7 +117,21 @@ impl Encoder {
         ends.extend(eos.as_ref().map(|(_, id)| *id));
         let probe = tokenizer.encode("x", false).map_err(|error| tokenizer_error(&*error))?;
         let prepends_space = probe.get_tokens().first().is_some_and(|token| token.starts_with(['▁', 'Ġ', ' ']));
-        Ok(Self { tokenizer, template, eos, bos, add_bos, special, ends, prepends_space })
+        let turns = TrainOnTurns::All;
+        Ok(Self { tokenizer, template, eos, bos, add_bos, special, ends, prepends_space, turns })
+    }
+
+    /// The same encoder, which learns these of the assistant's turns, where a turn does not say.
+    #[must_use]
+    pub fn with_turns(mut self, turns: TrainOnTurns) -> Self {
+        self.turns = turns;
+        self
+    }
+
+    /// Those of `marks` that are no single token here. A base has never seen them, and each costs several tokens.
+    pub fn split_marks<'m>(&self, marks: &[&'m str]) -> Vec<&'m str> {
+        let splits = |mark: &&str| !self.tokenize(mark).is_ok_and(|encoding| encoding.len() == 1);
+        marks.iter().copied().filter(splits).collect()
     }
 
     /// The tokenizer, without its post-processing.
@@ -135,9 +151,10 @@ impl Encoder {
 
     /// Tokens and labels of an example.
     ///
-    /// A conversation is rendered and tokenized whole, as transformers does. A token is learnt if it starts inside an
-    /// assistant's turn, up to and with the token that ends the turn; where the template writes none after the last
-    /// answer, EOS is added.
+    /// A conversation is rendered and tokenized whole, as transformers does. A token is learnt if it starts inside one of the
+    /// assistant's turns that are learnt, up to and with the token that ends the turn; where the template writes none after
+    /// the last answer, EOS is added. Where the template marks the answers by `{% generation %}` blocks, all that starts in
+    /// them is learnt, and a token right behind that ends the turn.
     ///
     /// Prompt and completion are tokenized apart, so that the border is exact and the prompt has the tokens that it has
     /// when the model is asked; EOS follows. A tokenizer that puts a space before any text gives the completion its
@@ -148,29 +165,47 @@ impl Encoder {
     /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
     pub fn encode(&self, example: &Example) -> Result<Sequence> {
         match example {
-            Example::Chat { messages } => self.encode_chat(messages),
+            Example::Chat { messages, tools } => self.encode_chat(messages, tools),
             Example::Completion { prompt, completion } => self.encode_completion(prompt, completion),
         }
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<Sequence> {
-        let rendering = Rendering::new(self.need_template()?, messages, self.eos().map(|(text, _)| text))?;
+    fn encode_chat(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<Sequence> {
+        let (template, eos) = (self.need_template()?, self.eos().map(|(text, _)| text));
+        let rendering = Rendering::new(template, messages, tools, eos, &self.learnt(messages))?;
         let encoding = self.tokenize(&rendering.text)?;
-        let starts = encoding.get_offsets();
+        let (ids, starts) = (encoding.get_ids(), encoding.get_offsets());
         let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
-        sequence.push(encoding.get_ids(), false);
+        sequence.push(ids, false);
         let mut last_is_closed = false;
         for turn in &rendering.turns {
             let from = starts.partition_point(|offsets| offsets.0 < turn.start);
             let to = starts.partition_point(|offsets| offsets.0 < turn.end).max(from);
-            let end = self.closing_token(&rendering.text, &encoding, from..to);
+            let mut end = self.closing_token(&rendering.text, &encoding, from..to);
+            let mut learnt = from..end.map_or(to, |end| end + 1);
+            if rendering.marked {
+                // All that is marked is learnt; an end that the marks leave out stands right behind.
+                end = end.or_else(|| ids.get(to).filter(|id| self.ends.contains(id)).map(|_| to));
+                learnt.end = end.map_or(to, |end| to.max(end + 1));
+            }
             last_is_closed = end.is_some();
-            sequence.supervise(from..end.map_or(to, |end| end + 1));
+            sequence.supervise(learnt);
         }
-        if let (true, false, Some((_, eos))) = (rendering.ends_with_answer, last_is_closed, &self.eos) {
+        let open_end = rendering.turns.last().is_some_and(|turn| rendering.text[turn.end..].trim().is_empty());
+        if let (true, true, false, Some((_, eos))) = (rendering.ends_with_answer, open_end, last_is_closed, &self.eos) {
             sequence.push(&[*eos], true);
         }
         Ok(sequence)
+    }
+
+    /// For each message whether it is learnt.
+    fn learnt(&self, messages: &[Message]) -> Vec<bool> {
+        let last = messages.iter().rposition(|message| message.role == Role::Assistant);
+        let learnt = |(i, message): (usize, &Message)| {
+            message.role == Role::Assistant
+                && message.train.unwrap_or(self.turns == TrainOnTurns::All || last == Some(i))
+        };
+        messages.iter().enumerate().map(learnt).collect()
     }
 
     /// The token that ends a turn: special, with nothing but white space behind it.
@@ -217,7 +252,7 @@ impl Encoder {
     /// # Errors
     /// When the base has no chat template, or the template refuses the conversation.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let text = self.need_template()?.render(messages, true)?;
+        let text = self.need_template()?.render(messages, &[], true)?;
         Ok(self.tokenize(&text)?.get_ids().to_vec())
     }
 
@@ -235,7 +270,7 @@ impl Encoder {
     pub fn stop_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.eos().map(|(_, id)| id).into_iter().collect();
         let probe = [Message::user("x"), Message::assistant("x")];
-        if let Some(Ok(sequence)) = self.template().map(|_| self.encode_chat(&probe)) {
+        if let Some(Ok(sequence)) = self.template().map(|_| self.encode_chat(&probe, &[])) {
             let last = sequence.labels.iter().rposition(|&label| label != IGNORED).map(|i| sequence.input_ids[i]);
             ids.extend(last.filter(|id| self.ends.contains(id) && !ids.contains(id)));
         }

@@ -38,7 +38,7 @@ impl Format for Chat {
             return Err(RowError::new(["messages".into()], "`messages` holds no turn of the role `assistant`")
                 .with_help("only the assistant's turns are learnt: add one, or remove the row"));
         }
-        Ok(Example::Chat { messages })
+        Ok(Example::chat(messages))
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
             r#"{"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "q"},
                 {"role": "assistant", "content": "a", "tool_calls": null}, {"role": "tool", "content": "t"}]}"#,
         );
-        let Example::Chat { messages } = example.unwrap() else { panic!("a conversation") };
+        let Example::Chat { messages, .. } = example.unwrap() else { panic!("a conversation") };
         let roles: Vec<_> = messages.iter().map(|message| message.role.as_str()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
     }

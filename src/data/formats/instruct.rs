@@ -25,7 +25,7 @@ impl Format for Instruct {
         };
         let output = fields::some_text(row, "output")?;
         let question = if input.is_empty() { instruction.to_string() } else { format!("{instruction}\n\n{input}") };
-        Ok(Example::Chat { messages: vec![Message::user(question), Message::assistant(output)] })
+        Ok(Example::chat(vec![Message::user(question), Message::assistant(output)]))
     }
 }
 
@@ -39,12 +39,12 @@ mod tests {
 
     #[test]
     fn input_is_optional_and_may_be_empty() {
-        let plain = Example::Chat { messages: vec![Message::user("do"), Message::assistant("done")] };
+        let plain = Example::chat(vec![Message::user("do"), Message::assistant("done")]);
         for input in ["", r#""input": "","#, r#""input": null,"#] {
             assert_eq!(read(&format!(r#"{{"instruction": "do", {input} "output": "done"}}"#)).unwrap(), plain);
         }
         let with = read(r#"{"instruction": "do", "input": "this", "output": "done"}"#).unwrap();
-        assert_eq!(with, Example::Chat { messages: vec![Message::user("do\n\nthis"), Message::assistant("done")] });
+        assert_eq!(with, Example::chat(vec![Message::user("do\n\nthis"), Message::assistant("done")]));
     }
 
     #[test]
