@@ -20,7 +20,8 @@ fn convert(sets: &str, table: &str, out: &str) -> Result<(), Box<dyn Error>> {
     let held_out: HashSet<&str> = table.lines().skip(1).filter_map(|line| line.split(',').next()).collect();
     let (mut kept, mut measured, mut small) = (Vec::new(), 0, 0);
     for (number, line) in std::fs::read_to_string(sets)?.lines().enumerate() {
-        let row: serde_json::Value = serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))?;
+        let row: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))?;
         let genes = row["genes"].as_array().map_or(0, Vec::len);
         if row["id"].as_str().is_some_and(|id| held_out.contains(id)) {
             measured += 1;

@@ -5,6 +5,7 @@
 mod accumulation;
 mod architecture;
 mod bad_input;
+mod chat_templates;
 mod cli;
 mod gradients;
 mod objectives;

@@ -133,7 +133,8 @@ fn twice(data: &DataReport) -> String {
         for example in &data.leak_examples {
             let _ = write!(text, "\n  {example}");
         }
-        let _ = write!(text, "\n{} more have the prompt of a row to train on, with another answer", data.shared_prompts);
+        let _ =
+            write!(text, "\n{} more have the prompt of a row to train on, with another answer", data.shared_prompts);
     }
     text
 }

@@ -75,7 +75,7 @@ pub struct SourceConfig {
     /// Of a Hub dataset: which of its configurations ("subset").
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<String>,
-    /// What its rows look like.
+    /// What its rows look like. Then `fields` and `template` are its own too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FormatName>,
     /// The format's field names, each with the name that its rows have for it.
@@ -233,13 +233,17 @@ impl SourceConfig {
         Self { path: Some(path.into()), ..Self::default() }
     }
 
-    /// What its rows look like: what it says itself, or else the section.
+    /// What its rows look like. A source with a format of its own has fields and template of its own too; what another says
+    /// itself goes before what the section says.
     pub(super) fn rows<'a>(
         &'a self,
         defaults: &'a DataConfig,
     ) -> (FormatName, &'a BTreeMap<String, String>, Option<&'a RowTemplate>) {
+        if let Some(format) = self.format {
+            return (format, &self.fields, self.template.as_ref());
+        }
         let fields = if self.fields.is_empty() { &defaults.fields } else { &self.fields };
-        (self.format.unwrap_or(defaults.format), fields, self.template.as_ref().or(defaults.template.as_ref()))
+        (defaults.format, fields, self.template.as_ref().or(defaults.template.as_ref()))
     }
 
     fn validate(&self, key: &str, defaults: &DataConfig) -> Result<()> {
@@ -290,7 +294,9 @@ impl<'de> Deserialize<'de> for Sources {
             type Value = Sources;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a path, a source (`path` or `hub`, with its own `format`, `weight` and so on), or a list of these")
+                f.write_str(
+                    "a path, a source (`path` or `hub`, with its own `format`, `weight` and so on), or a list of these",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, path: &str) -> std::result::Result<Sources, E> {

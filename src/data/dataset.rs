@@ -123,7 +123,8 @@ impl Dataset {
     ) -> Result<Self> {
         let stores = Arc::new(stores);
         let all = |range: Range<usize>| -> Vec<Vec<RowRef>> {
-            let rows = |store: usize| (0..stores[store].len() as u32).map(move |row| RowRef { store: store as u32, row });
+            let rows =
+                |store: usize| (0..stores[store].len() as u32).map(move |row| RowRef { store: store as u32, row });
             range.map(|store| rows(store).collect()).collect()
         };
         let mut train = all(0..trained);
@@ -201,9 +202,7 @@ fn hold_out(train: &mut [Vec<RowRef>], config: &DataConfig, seed: u64) -> Result
     // 0.07 · 100 is a little above 7 in floating point, and means 7.
     let count = ((config.validation_split * rows as f64 - 1e-6).ceil() as usize).clamp(1, rows - 1);
     let label = name_key("validation_split");
-    let luck = |row: &RowRef| {
-        (key(seed, &[label, u64::from(row.store), u64::from(row.row)]), row.store, row.row)
-    };
+    let luck = |row: &RowRef| (key(seed, &[label, u64::from(row.store), u64::from(row.row)]), row.store, row.row);
     let mut drawn: Vec<_> = train.iter().flatten().map(luck).collect();
     drawn.sort_unstable();
     let limit = drawn[count];

@@ -70,7 +70,10 @@ fn rows_keep_their_order_and_the_report_counts_them() {
     let report = &dataset.report;
     assert_eq!((report.rows, report.train_rows, report.validation_rows, report.dropped), (5003, 5000, 3, 0));
     assert_eq!((report.leaks, report.duplicates), (3, 0), "the rows to validate on are the first to train on");
-    assert!(report.leak_examples[0].ends_with("valid.jsonl:1 is ".to_owned().as_str()) || report.leak_examples[0].contains("train.jsonl:1"));
+    assert!(
+        report.leak_examples[0].ends_with("valid.jsonl:1 is ".to_owned().as_str())
+            || report.leak_examples[0].contains("train.jsonl:1")
+    );
     assert!(report.sources[0].format.starts_with("alpaca (told by"), "{}", report.sources[0].format);
     assert_eq!(report.eos_unsupervised_rows, 0);
     let supervised: usize =
@@ -167,16 +170,25 @@ fn each_source_has_its_own_format_weight_and_limit() {
     let folder = Folder::new();
     let mut config = folder.config(&rows(10));
     let other = folder.write("other.jsonl", &"{\"prompt\": \"a\", \"completion\": \"b\"}\n".repeat(6));
-    config.train.0.push(SourceConfig { weight: Some(2.0), limit: Some(4), ..SourceConfig::file(other.to_str().unwrap()) });
+    config.train.0.push(SourceConfig {
+        weight: Some(2.0),
+        limit: Some(4),
+        ..SourceConfig::file(other.to_str().unwrap())
+    });
     config.validation = Some(source(&folder.write("valid.jsonl", "{\"text\": \"c\"}")));
     let dataset = load(&config).unwrap();
-    let formats: Vec<&str> = dataset.report.sources.iter().map(|source| source.format.split(' ').next().unwrap()).collect();
+    let formats: Vec<&str> =
+        dataset.report.sources.iter().map(|source| source.format.split(' ').next().unwrap()).collect();
     assert_eq!(formats, ["alpaca", "completion", "text"]);
     let kept: Vec<_> = dataset.report.sources.iter().map(|source| (source.rows, source.kept, source.weight)).collect();
     assert_eq!(kept, [(10, 10, 1.0), (4, 4, 2.0), (1, 1, 1.0)]);
     assert_eq!(dataset.plan(&config, 1, 0).packs_per_epoch(), 10 + 2 * 4);
     assert_eq!(dataset.report.duplicates, 3);
-    assert!(dataset.report.duplicate_examples[0].ends_with("other.jsonl:1 again"), "{:?}", dataset.report.duplicate_examples);
+    assert!(
+        dataset.report.duplicate_examples[0].ends_with("other.jsonl:1 again"),
+        "{:?}",
+        dataset.report.duplicate_examples
+    );
 }
 
 #[test]
@@ -190,7 +202,10 @@ fn a_source_may_be_several_files_whose_rows_keep_the_order_of_names() {
     assert_eq!((dataset.train.len(), dataset.report.sources[0].files), (3, 2));
     let first = encoder().decode(&dataset.train.get(0).unwrap().input_ids, true).unwrap();
     assert!(first.contains("first"), "{first}");
-    assert_eq!([0, 1, 2].map(|row| (dataset.train.entry(row).file, dataset.train.entry(row).line)), [(0, 1), (1, 1), (1, 2)]);
+    assert_eq!(
+        [0, 1, 2].map(|row| (dataset.train.entry(row).file, dataset.train.entry(row).line)),
+        [(0, 1), (1, 1), (1, 2)]
+    );
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub struct Message {
     /// What is said. May be empty where `extra` holds calls of tools.
     pub content: String,
     /// What else the chat template may ask for: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on, as the
-    /// row has it.
+    /// row has it. A `content` here stands in place of the other: null for calls alone, or a list of parts.
     pub extra: Map<String, Value>,
     /// Whether an assistant's turn is learnt; where nothing is said, the recipe decides.
     pub train: Option<bool>,
@@ -84,6 +84,18 @@ impl Message {
     /// A user's turn.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
+    }
+
+    /// An assistant's turn that calls tools and says nothing: its content is null to the template.
+    pub fn calls(tool_calls: Vec<Value>) -> Self {
+        Self::assistant("").with("content", Value::Null).with("tool_calls", Value::Array(tool_calls))
+    }
+
+    /// The same turn with something else that the chat template may ask for.
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: Value) -> Self {
+        self.extra.insert(key.into(), value);
+        self
     }
 
     /// An assistant's turn.

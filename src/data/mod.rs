@@ -25,9 +25,7 @@ mod turns;
 mod words;
 
 pub use batch::{Batch, Target};
-pub use config::{
-    CacheConfig, DataConfig, OnBadRow, Overlong, RowTemplate, SourceConfig, Sources, TrainOnTurns,
-};
+pub use config::{CacheConfig, DataConfig, OnBadRow, Overlong, RowTemplate, SourceConfig, Sources, TrainOnTurns};
 pub use dataset::{DataFiles, Dataset, Split};
 pub use example::{Example, Message, Role};
 pub use formats::{FormatName, RowFormat};
@@ -36,5 +34,5 @@ pub use report::{Bin, DataReport, Lengths, PackingReport, Preview, SourceReport}
 pub use rows::Rows;
 pub use store::Entry;
 pub use stream::TextStream;
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, named};
 pub use tokenize::{Encoder, IGNORED, Sequence};

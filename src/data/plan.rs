@@ -141,9 +141,7 @@ impl Plan {
         if part == 0 {
             return Vec::new();
         }
-        let order = |round: u64| {
-            Rng::new(key(self.seed, &[name_key("weight"), source as u64, round])).permutation(n)
-        };
+        let order = |round: u64| Rng::new(key(self.seed, &[name_key("weight"), source as u64, round])).permutation(n);
         let begin = u128::from(turn) * part as u128;
         let (round, at) = ((begin / n as u128) as u64, (begin % n as u128) as usize);
         let mut rows: Vec<usize> = order(round)[at..].iter().copied().take(part).collect();

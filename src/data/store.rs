@@ -79,7 +79,9 @@ impl TokenStore {
     /// # Errors
     /// When the file cannot be read, is no store, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let damaged = |what: &str| Error::file(path, format!("is no whole file of tokens: {what}")).with_help("remove it; it is made anew");
+        let damaged = |what: &str| {
+            Error::file(path, format!("is no whole file of tokens: {what}")).with_help("remove it; it is made anew")
+        };
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         if length < (MAGIC.len() + TRAILER) as u64 {
@@ -103,7 +105,8 @@ impl TokenStore {
         let mut tail = vec![0; (body - begin) as usize];
         file.read_exact_at(&mut tail, begin).map_err(Error::io("read", path))?;
         let (index, account) = tail.split_at(tail.len() - account_bytes as usize);
-        let account: Account = serde_json::from_slice(account).map_err(|_| damaged("its account is of another version"))?;
+        let account: Account =
+            serde_json::from_slice(account).map_err(|_| damaged("its account is of another version"))?;
         let index: Vec<Entry> = index.chunks_exact(Entry::BYTES).map(Entry::read).collect();
         let store = Self { bytes: Bytes::File(file, path.to_path_buf()), index, account, fingerprint };
         if !store.index.iter().all(|entry| store.range(entry).is_some_and(|range| range.end <= begin)) {
@@ -243,7 +246,10 @@ mod tests {
             let memory = writer.finish(Account { rows: rows.len(), ..Account::default() }).unwrap().unwrap();
             assert_eq!(file.fingerprint(), memory.fingerprint());
             for store in [&file, &memory] {
-                assert_eq!((store.account().token_bytes, store.account().largest_token, store.len()), (width, largest.max(4999), 4));
+                assert_eq!(
+                    (store.account().token_bytes, store.account().largest_token, store.len()),
+                    (width, largest.max(4999), 4)
+                );
                 for (i, row) in rows.iter().enumerate() {
                     assert_eq!(store.row(i).unwrap(), *row);
                     let entry = &store.index()[i];

@@ -2,15 +2,19 @@
 //!
 //! It does not tokenize. What is set up as in transformers' `apply_chat_template`: `trim_blocks` and `lstrip_blocks`, one
 //! trailing newline of the template left out, loop controls, `raise_exception`, `strftime_now`, `tojson` without HTML
-//! escapes, Python's methods on text, lists and maps, and `True`, `False` and `None` printed as Python does.
-//! Not as there: `{% generation %}` marks nothing, and lists and maps are printed in minijinja's way.
+//! escapes, Python's methods on text, lists and maps, values printed as Python does, a message's keys in the row's order,
+//! and thoughts under each of the names that templates read.
+//! Not as there: what a template does with values that are not there (`none` in a loop, say) fails less often.
 
 pub(super) mod functions;
+pub mod named;
+mod python;
 
 use super::example::Message;
 use crate::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bounds a rendering's time and memory: steps, and 64 bytes each of what is made on the way.
@@ -18,12 +22,34 @@ const FUEL: u64 = 20_000_000;
 
 const NAME: &str = "chat_template";
 
+/// What a `{% generation %}` block becomes.
+const GENERATION_FILTER: &str = "generation_block";
+
+/// Stand around what `{% generation %}` blocks wrote; noncharacters, which no text should hold.
+const MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
+
+/// The names under which messages have thoughts. The first is the one that templates read.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The same template, which puts [`MARKS`] around answers; where it has `{% generation %}` blocks.
+    marking: Option<Environment<'static>>,
     bos: Value,
     eos: Value,
+    identity: String,
+}
+
+/// What of the time a template may print: nothing, the day, or all of it.
+fn moment(source: &str, now: u64) -> u64 {
+    let prints = |directive: &&str| source.contains(directive);
+    match source.contains("strftime_now") {
+        false => 0,
+        true if ["%H", "%I", "%M", "%S", "%T", "%p"].iter().any(|directive| prints(directive)) => now,
+        true => now / 86_400,
+    }
 }
 
 impl ChatTemplate {
@@ -43,53 +69,174 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::new`].
     pub fn at(source: &str, bos: Option<&str>, eos: Option<&str>, now: u64) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| describe(&error))?);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(functions::print);
-        environment.set_fuel(Some(FUEL));
-        environment.add_filter("tojson", functions::tojson);
-        environment.add_function("raise_exception", functions::raise_exception);
-        environment.add_function("strftime_now", move |format: &str| functions::strftime(format, now));
-        environment
-            .add_template_owned(NAME, translate(source))
-            .map_err(|error| Error::invalid(format!("the chat template is not valid: {error}")))?;
+        let (translated, has_generation) = translate(source);
+        let marking = has_generation.then(|| environment(translated.clone(), now, true)).transpose()?;
         let text = |token: Option<&str>| token.map_or(Value::UNDEFINED, Value::from);
-        Ok(Self { environment, bos: text(bos), eos: text(eos) })
+        let identity = format!("{source}\u{0}{}\u{0}{}\u{0}{}", text(bos), text(eos), moment(source, now));
+        let environment = environment(translated, now, false)?;
+        Ok(Self { environment, marking, bos: text(bos), eos: text(eos), identity })
     }
 
-    /// A conversation as text; with `add_generation_prompt` up to where the assistant's next answer begins.
+    /// All that decides what it renders.
+    pub(super) fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// A conversation as text; with `add_generation_prompt` up to where the assistant's next answer begins. `tools` are the
+    /// tools' JSON schemas; none are `None` to the template.
     ///
     /// # Errors
     /// When the template refuses the conversation (`raise_exception`), fails, or does not come to an end.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.render_values(&Self::values(messages), add_generation_prompt)
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let messages: Vec<Value> = messages.iter().map(Self::value).collect();
+        self.render_values(&messages, &Self::tools(tools), add_generation_prompt)
     }
 
-    /// Turns as the template sees them, for [`ChatTemplate::render_values`].
-    pub(super) fn values(messages: &[Message]) -> Vec<Value> {
-        let value = |message: &Message| {
-            let fields = [("role", message.role.as_str()), ("content", message.content.as_str())];
-            Value::from_pairs(fields.map(|(name, text)| (name, Value::from(text))))
-        };
-        messages.iter().map(value).collect()
+    /// A turn as the template sees it.
+    pub(super) fn value(message: &Message) -> Value {
+        let of = |key: &str| message.extra.get(key).filter(|value| !value.is_null());
+        let reasoning = REASONING.iter().find_map(|key| of(key)).map(from_json);
+        let mut pairs: Vec<(&str, Value)> = Vec::with_capacity(message.extra.len() + 4);
+        // As transformers does it, so that a template that prints a whole message prints the same.
+        if let Some(reasoning) = &reasoning {
+            pairs.push(("thinking", message.extra.get("thinking").map_or(reasoning.clone(), from_json)));
+        }
+        pairs.push(("role", Value::from(message.role.as_str())));
+        let content = message.extra.get("content");
+        pairs.push(("content", content.map_or_else(|| Value::from(message.content.as_str()), from_json)));
+        for (key, value) in &message.extra {
+            match (key.as_str(), &reasoning) {
+                ("role" | "content", _) | ("thinking", Some(_)) => {}
+                ("reasoning_content", Some(reasoning)) => pairs.push((key.as_str(), reasoning.clone())),
+                _ => pairs.push((key.as_str(), from_json(value))),
+            }
+        }
+        if let Some(reasoning) = reasoning.filter(|_| !message.extra.contains_key("reasoning_content")) {
+            pairs.push(("reasoning_content", reasoning));
+        }
+        Value::from_pairs(pairs)
     }
 
-    pub(super) fn render_values(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
-        let template = self.environment.get_template(NAME).expect("`at` added the template");
+    /// Tools as the template sees them.
+    pub(super) fn tools(tools: &[serde_json::Value]) -> Value {
+        if tools.is_empty() { Value::from(()) } else { tools.iter().map(from_json).collect() }
+    }
+
+    pub(super) fn render_values(&self, messages: &[Value], tools: &Value, prompt: bool) -> Result<String> {
+        self.render_in(&self.environment, messages, tools, prompt)
+    }
+
+    /// Whether the template itself says what the assistant writes, by `{% generation %}` blocks.
+    pub(super) fn marks_answers(&self) -> bool {
+        self.marking.is_some()
+    }
+
+    /// What `{% generation %}` blocks wrote: bytes of `text`, the rendering of the same conversation without generation
+    /// prompt. `None` where the template has none, or makes another text of what they wrote.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`], and when the text holds the characters that mark the answers.
+    pub(super) fn answers(&self, messages: &[Value], tools: &Value, text: &str) -> Result<Option<Vec<Range<usize>>>> {
+        let Some(marking) = &self.marking else { return Ok(None) };
+        if let Some(mark) = text.chars().find(|character| MARKS.contains(character)) {
+            let message = format!("the text holds the character U+{:04X}, which is no character", mark as u32);
+            return Err(Error::invalid(message).with_help("take it out of the row: answers are marked with it"));
+        }
+        let (plain, answers) = unmark(&self.render_in(marking, messages, tools, false)?);
+        Ok((plain == text).then_some(answers))
+    }
+
+    fn render_in(
+        &self,
+        environment: &Environment<'_>,
+        messages: &[Value],
+        tools: &Value,
+        prompt: bool,
+    ) -> Result<String> {
+        let template = environment.get_template(NAME).expect("`environment` added the template");
         let context = Value::from_pairs([
             ("messages", Value::from(messages)),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("add_generation_prompt", Value::from(prompt)),
             ("bos_token", self.bos.clone()),
             ("eos_token", self.eos.clone()),
-            ("tools", Value::from(())),
+            ("tools", tools.clone()),
             ("documents", Value::from(())),
         ]);
         template.render(context).map_err(|error| describe(&error))
     }
+}
+
+/// A JSON value as the template sees it, keys in their order.
+fn from_json(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (None, Some(integer)) => Value::from(integer),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(from_json).collect(),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), from_json(value))).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// An environment as transformers sets it up, with the template in it.
+fn environment(translated: String, now: u64, marks: bool) -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|error| describe(&error))?);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(functions::print);
+    environment.set_fuel(Some(FUEL));
+    environment.add_filter("tojson", functions::tojson);
+    environment.add_filter("trim", python::trim);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
+    environment.add_filter(GENERATION_FILTER, move |text: String| {
+        let [open, close] = MARKS;
+        if marks { format!("{open}{text}{close}") } else { text }
+    });
+    environment.add_function("raise_exception", functions::raise_exception);
+    environment.add_function("strftime_now", move |format: &str| functions::strftime(format, now));
+    environment
+        .add_template_owned(NAME, translated)
+        .map_err(|error| Error::invalid(format!("the chat template is not valid: {error}")))?;
+    Ok(environment)
+}
+
+/// The text without its marks, and what lay between them, in the order of their beginnings.
+fn unmark(marked: &str) -> (String, Vec<Range<usize>>) {
+    let (mut text, mut spans, mut open) = (String::with_capacity(marked.len()), Vec::new(), Vec::new());
+    for piece in marked.split_inclusive(MARKS) {
+        let written = piece.trim_end_matches(MARKS);
+        text.push_str(written);
+        match piece[written.len()..].chars().next() {
+            Some(mark) if mark == MARKS[0] => {
+                open.push(spans.len());
+                spans.push(text.len()..text.len());
+            }
+            Some(_) => {
+                if let Some(span) = open.pop() {
+                    let span: &mut Range<usize> = &mut spans[span];
+                    span.end = text.len();
+                }
+            }
+            None => {}
+        }
+    }
+    (text, spans)
 }
 
 fn describe(error: &minijinja::Error) -> Error {
@@ -106,14 +253,13 @@ fn describe(error: &minijinja::Error) -> Error {
     }
 }
 
-/// The template in minijinja's dialect of Jinja2.
+/// The template in minijinja's dialect of Jinja2, and whether it has `{% generation %}` blocks.
 ///
-/// transformers' `{% generation %}` blocks, which mark the answers for its own training masks, become blocks that do nothing,
-/// so that the white space around them is treated as around any other block. A backslash at a line's end inside a tag
-/// continues a string, in Jinja2 as in Python.
-fn translate(source: &str) -> String {
+/// These become filter blocks, so that the white space around them is treated as around any other block. A backslash at a
+/// line's end inside a tag continues a string, in Jinja2 as in Python.
+fn translate(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
+    let (mut rest, mut has_generation) = (source, false);
     while let Some(open) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
         let (before, tag) = rest.split_at(open);
         out.push_str(before);
@@ -124,14 +270,17 @@ fn translate(source: &str) -> String {
         };
         let inner = &tag[2..length - 2];
         match inner.trim_matches(['-', '+']).trim() {
-            "generation" if close == "%}" => out.extend(["{%", &inner.replace("generation", "if true"), close]),
-            "endgeneration" if close == "%}" => out.extend(["{%", &inner.replace("endgeneration", "endif"), close]),
+            "generation" if close == "%}" => {
+                has_generation = true;
+                out.extend(["{%", &inner.replace("generation", &format!("filter {GENERATION_FILTER}")), close]);
+            }
+            "endgeneration" if close == "%}" => out.extend(["{%", &inner.replace("endgeneration", "endfilter"), close]),
             _ => out.push_str(&tag[..length].replace("\\\n", "")),
         }
         rest = &tag[length..];
     }
     out.push_str(rest);
-    out
+    (out, has_generation)
 }
 
 #[cfg(test)]
@@ -140,7 +289,7 @@ mod tests {
     use crate::data::example::Role;
 
     fn render(source: &str, messages: &[Message], prompt: bool) -> Result<String> {
-        ChatTemplate::at(source, Some("<s>"), Some("</s>"), 1_700_000_000)?.render(messages, prompt)
+        ChatTemplate::at(source, Some("<s>"), Some("</s>"), 1_700_000_000)?.render(messages, &[], prompt)
     }
 
     /// What transformers makes of these was found with Jinja2 3.1.6 under transformers' settings.
@@ -178,6 +327,43 @@ mod tests {
             assert_eq!(render(source, &messages, false).unwrap(), expected, "{source}");
         }
         assert_eq!(render("{% if add_generation_prompt %}go{% endif %}", &messages, true).unwrap(), "go");
+    }
+
+    /// Expectations found with transformers 5.23.
+    #[test]
+    fn messages_have_all_that_the_row_says() {
+        let call =
+            serde_json::json!({"function": {"name": "f", "arguments": {"b": [1.0, true], "c": 1e-7, "a": "it's"}}});
+        let messages = [
+            Message::user(" \u{1f}q\u{a0}").with("name", "n".into()),
+            Message::calls(vec![call]).with("reasoning", "hm".into()),
+        ];
+        for (source, expected) in [
+            (
+                "{{ messages[1] | tojson }}",
+                "{\"thinking\": \"hm\", \"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", \
+                 \"arguments\": {\"b\": [1.0, true], \"c\": 1e-07, \"a\": \"it's\"}}}], \"reasoning\": \"hm\", \"reasoning_content\": \"hm\"}",
+            ),
+            ("{{ messages[0].keys() | list }}", "['role', 'content', 'name']"),
+            ("{{ messages[1].tool_calls[0].function.arguments.a ~ messages[1].content }}", "it'sNone"),
+            ("{{ [1, none, 'a', \"it's\", true, {'k': 2}] }}", "[1, None, 'a', \"it's\", True, {'k': 2}]"),
+            ("{{ messages[1].content is none }}{{ messages[1].content is iterable }}", "TrueFalse"),
+            ("{{ messages[0].content is iterable }}{{ 'a' is sequence }}{{ {} is sequence }}", "TrueTrueTrue"),
+            ("{{ messages[0].content.strip() }}|{{ messages[0].content | trim }}|", "q|q|"),
+            ("{{ 'a.b'.removesuffix('.b') }}{{ 'a.b'.removeprefix('a.') }}", "ab"),
+            (
+                "{% for k, v in messages[1].tool_calls[0].function.arguments | items %}{{ k }}={{ v }};{% endfor %}",
+                "b=[1.0, True];c=1e-07;a=it's;",
+            ),
+            ("{{ 1e-7 }} {{ 2.0 }} {{ 7 // 2 }} {{ 7 / 2 }}", "1e-07 2.0 3 3.5"),
+            ("{{ 'héé'[1:] }}{{ 'abc'[::-1] }}{{ [1, 2, 3][-1] }}", "éécba3"),
+        ] {
+            assert_eq!(render(source, &messages, false).unwrap(), expected, "{source}");
+        }
+        let template = ChatTemplate::at("{{ tools }}|{{ tools is not none }}", None, None, 0).unwrap();
+        assert_eq!(template.render(&messages, &[], false).unwrap(), "None|False");
+        let tools = [serde_json::json!({"type": "function"})];
+        assert_eq!(template.render(&messages, &tools, false).unwrap(), "[{'type': 'function'}]|True");
     }
 
     #[test]

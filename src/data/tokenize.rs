@@ -2,14 +2,17 @@
 //!
 //! It owns which tokens are learnt. It reads no file; how rows are read and gathered is `dataset`'s.
 
-use super::example::{Example, Message};
+use super::config::TrainOnTurns;
+use super::example::{Example, Message, Role};
 use super::stream::TextStream;
 use super::template::ChatTemplate;
 use super::turns::Rendering;
+use super::words::{Tokens, WordTokenizer, failed};
 use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::ops::Range;
-use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer};
+use tokenizers::{ModelWrapper, PostProcessorWrapper, Tokenizer};
 
 /// The label of tokens that are not learnt.
 pub const IGNORED: i64 = -100;
@@ -60,7 +63,7 @@ impl Sequence {
 /// A tokenizer with the base model's chat template and special tokens.
 #[derive(Debug)]
 pub struct Encoder {
-    tokenizer: Tokenizer,
+    tokenizer: WordTokenizer,
     template: Option<ChatTemplate>,
     eos: Option<(String, u32)>,
     bos: Option<(String, u32)>,
@@ -70,6 +73,7 @@ pub struct Encoder {
     ends: HashSet<u32>,
     /// Whether the tokenizer puts a space before any text (`SentencePiece`'s dummy prefix).
     prepends_space: bool,
+    turns: TrainOnTurns,
 }
 
 impl Encoder {
@@ -87,7 +91,7 @@ impl Encoder {
         bos: Option<(String, u32)>,
         add_bos: bool,
     ) -> Result<Self> {
-        tokenizer.with_truncation(None).map_err(|error| tokenizer_error(&*error))?;
+        tokenizer.with_truncation(None).map_err(|error| failed(&*error))?;
         tokenizer.with_padding(None).with_post_processor(None::<PostProcessorWrapper>);
         for (name, token) in [("EOS", &eos), ("BOS", &bos)] {
             let Some((text, id)) = token else { continue };
@@ -113,14 +117,52 @@ impl Encoder {
             ends.remove(&unknown);
         }
         ends.extend(eos.as_ref().map(|(_, id)| *id));
-        let probe = tokenizer.encode("x", false).map_err(|error| tokenizer_error(&*error))?;
+        let probe = tokenizer.encode("x", false).map_err(|error| failed(&*error))?;
         let prepends_space = probe.get_tokens().first().is_some_and(|token| token.starts_with(['▁', 'Ġ', ' ']));
-        Ok(Self { tokenizer, template, eos, bos, add_bos, special, ends, prepends_space })
+        let turns = TrainOnTurns::All;
+        let tokenizer = WordTokenizer::new(tokenizer);
+        Ok(Self { tokenizer, template, eos, bos, add_bos, special, ends, prepends_space, turns })
+    }
+
+    /// The same encoder, which learns these of the assistant's turns, where a turn does not say.
+    #[must_use]
+    pub fn with_turns(mut self, turns: TrainOnTurns) -> Self {
+        self.turns = turns;
+        self
+    }
+
+    /// Those of `marks` that are no single token here. A base has never seen them, and each costs several tokens.
+    pub fn split_marks<'m>(&self, marks: &[&'m str]) -> Vec<&'m str> {
+        let splits = |mark: &&str| !self.tokenize(mark).is_ok_and(|tokens| tokens.ids.len() == 1);
+        marks.iter().copied().filter(splits).collect()
     }
 
     /// The tokenizer, without its post-processing.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    pub const fn tokenizer(&self) -> &Tokenizer {
+        self.tokenizer.inner()
+    }
+
+    /// A number above all tokens.
+    pub fn vocabulary(&self) -> usize {
+        let tokenizer = self.tokenizer();
+        let count = tokenizer.get_vocab_size(true);
+        if count > 1 << 16 {
+            return count;
+        }
+        // Ids may have gaps.
+        tokenizer.get_vocab(true).into_values().max().map_or(0, |highest| highest as usize + 1).max(count)
+    }
+
+    /// A hash of all that decides which tokens an example has and which of them are learnt.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be written out.
+    pub fn identity(&self) -> Result<String> {
+        let tokenizer = self.tokenizer().to_string(false).map_err(|error| failed(&*error))?;
+        let template = self.template.as_ref().map(ChatTemplate::identity);
+        let others = format!("{:?}", (&template, &self.eos, &self.bos, self.add_bos, self.turns));
+        let hash = Sha256::new().chain_update(tokenizer).chain_update([0]).chain_update(others).finalize();
+        Ok(format!("{hash:x}"))
     }
 
     /// The chat template, if the base has one.
@@ -135,9 +177,10 @@ impl Encoder {
 
     /// Tokens and labels of an example.
     ///
-    /// A conversation is rendered and tokenized whole, as transformers does. A token is learnt if it starts inside an
-    /// assistant's turn, up to and with the token that ends the turn; where the template writes none after the last
-    /// answer, EOS is added.
+    /// A conversation is rendered and tokenized whole, as transformers does. A token is learnt if it starts inside one of the
+    /// assistant's turns that are learnt, up to and with the token that ends the turn; where the template writes none after
+    /// the last answer, EOS is added. Where the template marks the answers by `{% generation %}` blocks, all that starts in
+    /// them is learnt, and a token right behind that ends the turn.
     ///
     /// Prompt and completion are tokenized apart, so that the border is exact and the prompt has the tokens that it has
     /// when the model is asked; EOS follows. A tokenizer that puts a space before any text gives the completion its
@@ -148,38 +191,56 @@ impl Encoder {
     /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
     pub fn encode(&self, example: &Example) -> Result<Sequence> {
         match example {
-            Example::Chat { messages, .. } => self.encode_chat(messages),
+            Example::Chat { messages, tools } => self.encode_chat(messages, tools),
             Example::Completion { prompt, completion } => self.encode_completion(prompt, completion),
         }
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<Sequence> {
-        let rendering = Rendering::new(self.need_template()?, messages, self.eos().map(|(text, _)| text))?;
-        let encoding = self.tokenize(&rendering.text)?;
-        let starts = encoding.get_offsets();
+    fn encode_chat(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<Sequence> {
+        let (template, eos) = (self.need_template()?, self.eos().map(|(text, _)| text));
+        let rendering = Rendering::new(template, messages, tools, eos, &self.learnt(messages))?;
+        let tokens = self.tokenize(&rendering.text)?;
+        let (ids, starts) = (&tokens.ids, &tokens.offsets);
         let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
-        sequence.push(encoding.get_ids(), false);
+        sequence.push(ids, false);
         let mut last_is_closed = false;
         for turn in &rendering.turns {
             let from = starts.partition_point(|offsets| offsets.0 < turn.start);
             let to = starts.partition_point(|offsets| offsets.0 < turn.end).max(from);
-            let end = self.closing_token(&rendering.text, &encoding, from..to);
+            let mut end = self.closing_token(&rendering.text, &tokens, from..to);
+            let mut learnt = from..end.map_or(to, |end| end + 1);
+            if rendering.marked {
+                // All that is marked is learnt; an end that the marks leave out stands right behind.
+                end = end.or_else(|| ids.get(to).filter(|id| self.ends.contains(id)).map(|_| to));
+                learnt.end = end.map_or(to, |end| to.max(end + 1));
+            }
             last_is_closed = end.is_some();
-            sequence.supervise(from..end.map_or(to, |end| end + 1));
+            sequence.supervise(learnt);
         }
-        if let (true, false, Some((_, eos))) = (rendering.ends_with_answer, last_is_closed, &self.eos) {
+        let open_end = rendering.turns.last().is_some_and(|turn| rendering.text[turn.end..].trim().is_empty());
+        if let (true, true, false, Some((_, eos))) = (rendering.ends_with_answer, open_end, last_is_closed, &self.eos) {
             sequence.push(&[*eos], true);
         }
         Ok(sequence)
     }
 
+    /// For each message whether it is learnt.
+    fn learnt(&self, messages: &[Message]) -> Vec<bool> {
+        let last = messages.iter().rposition(|message| message.role == Role::Assistant);
+        let learnt = |(i, message): (usize, &Message)| {
+            message.role == Role::Assistant
+                && message.train.unwrap_or(self.turns == TrainOnTurns::All || last == Some(i))
+        };
+        messages.iter().enumerate().map(learnt).collect()
+    }
+
     /// The token that ends a turn: special, with nothing but white space behind it.
-    fn closing_token(&self, text: &str, encoding: &Encoding, turn: Range<usize>) -> Option<usize> {
+    fn closing_token(&self, text: &str, tokens: &Tokens, turn: Range<usize>) -> Option<usize> {
         for i in turn.rev() {
-            if self.ends.contains(&encoding.get_ids()[i]) {
+            if self.ends.contains(&tokens.ids[i]) {
                 return Some(i);
             }
-            let (start, end) = encoding.get_offsets()[i];
+            let (start, end) = tokens.offsets[i];
             if !text.get(start..end).is_some_and(|token| token.trim().is_empty()) {
                 return None;
             }
@@ -192,11 +253,11 @@ impl Encoder {
         sequence.push(self.leading_bos(), false);
         let apart = if self.prepends_space { without_one_space(completion) } else { Some(completion) };
         if let Some(completion) = apart {
-            sequence.push(self.tokenize(prompt)?.get_ids(), false);
-            sequence.push(self.tokenize(completion)?.get_ids(), true);
+            sequence.push(&self.tokenize(prompt)?.ids, false);
+            sequence.push(&self.tokenize(completion)?.ids, true);
         } else {
-            let encoding = self.tokenize(&format!("{prompt}{completion}"))?;
-            for (&id, offsets) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            let tokens = self.tokenize(&format!("{prompt}{completion}"))?;
+            for (&id, offsets) in tokens.ids.iter().zip(&tokens.offsets) {
                 sequence.push(&[id], offsets.1 > prompt.len());
             }
         }
@@ -217,8 +278,8 @@ impl Encoder {
     /// # Errors
     /// When the base has no chat template, or the template refuses the conversation.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let text = self.need_template()?.render(messages, true)?;
-        Ok(self.tokenize(&text)?.get_ids().to_vec())
+        let text = self.need_template()?.render(messages, &[], true)?;
+        Ok(self.tokenize(&text)?.ids)
     }
 
     /// The tokens of plain text, after BOS where the base asks for it.
@@ -227,7 +288,7 @@ impl Encoder {
     /// When the tokenizer fails.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.leading_bos().to_vec();
-        ids.extend_from_slice(self.tokenize(text)?.get_ids());
+        ids.extend_from_slice(&self.tokenize(text)?.ids);
         Ok(ids)
     }
 
@@ -235,7 +296,7 @@ impl Encoder {
     pub fn stop_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.eos().map(|(_, id)| id).into_iter().collect();
         let probe = [Message::user("x"), Message::assistant("x")];
-        if let Some(Ok(sequence)) = self.template().map(|_| self.encode_chat(&probe)) {
+        if let Some(Ok(sequence)) = self.template().map(|_| self.encode_chat(&probe, &[])) {
             let last = sequence.labels.iter().rposition(|&label| label != IGNORED).map(|i| sequence.input_ids[i]);
             ids.extend(last.filter(|id| self.ends.contains(id) && !ids.contains(id)));
         }
@@ -250,7 +311,7 @@ impl Encoder {
         // The tokenizer's own skipping misses special tokens that its normalizer changes.
         let kept: Vec<u32> =
             ids.iter().copied().filter(|id| !(skip_special_tokens && self.special.contains(id))).collect();
-        self.tokenizer.decode(&kept, false).map_err(|error| tokenizer_error(&*error))
+        self.tokenizer().decode(&kept, false).map_err(|error| failed(&*error))
     }
 
     /// Text of tokens that come one by one.
@@ -293,18 +354,14 @@ impl Encoder {
         })
     }
 
-    fn tokenize(&self, text: &str) -> Result<Encoding> {
-        self.tokenizer.encode(text, false).map_err(|error| tokenizer_error(&*error))
+    fn tokenize(&self, text: &str) -> Result<Tokens> {
+        self.tokenizer.encode(text)
     }
 }
 
 /// The text without its leading space, if it has just one.
 fn without_one_space(text: &str) -> Option<&str> {
     text.strip_prefix(' ').filter(|rest| !rest.starts_with(' '))
-}
-
-fn tokenizer_error(error: &(dyn std::error::Error + Send + Sync)) -> Error {
-    Error::invalid(format!("the tokenizer fails: {error}")).with_help("check the base's tokenizer.json")
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ fn the_assistants_turns_are_learnt_with_their_end_and_nothing_else() {
     let sequence = encoder.encode(&example).unwrap();
     assert!(encoder.ends_supervised(&sequence));
     let Example::Chat { messages, .. } = &example else { unreachable!() };
-    let rendered = encoder.template().unwrap().render(messages, false).unwrap();
+    let rendered = encoder.template().unwrap().render(messages, &[], false).unwrap();
     assert_eq!(sequence.input_ids, tokenizer().encode(rendered.as_str(), false).unwrap().get_ids());
     let text: String = encoder.segments(&sequence).unwrap().into_iter().map(|(text, _)| text).collect();
     assert_eq!(text, rendered);
@@ -85,7 +85,92 @@ fn templates_that_rewrite_history_are_refused_with_a_way_out() {
     );
     let single = chat(&[(Role::User, "q"), (Role::Assistant, "one")]);
     assert_eq!(learnt(&encoder_with(&empty_thoughts), &single), ["<think></think>one<|im_end|>"]);
-    assert!(encoder_with(&empty_thoughts).encode(&talk).is_err());
+    let both = ["one<|im_end|>", "<think></think>two<|im_end|>"];
+    assert_eq!(learnt(&encoder_with(&empty_thoughts), &talk), both);
+}
+
+/// As Qwen3 and its like have it: thoughts only behind the last question.
+const FORGETTING: &str = "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}\
+    {% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}\
+    {% set thoughts = (m.reasoning_content or '') if loop.index0 > ns.last else '' %}{% if thoughts or loop.last %}<think>{{ thoughts }}\
+    </think>\n{% endif %}{% endif %}{{ m.content or '' }}{% for call in m.tool_calls %}<call>{{ call | tojson }}</call>{% endfor %}\
+    <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+#[test]
+fn answers_lie_where_they_are_though_history_is_rewritten() {
+    let call = |id: u32| serde_json::json!({"name": "f", "arguments": {"x": id}});
+    let think = |message: Message| message.with("reasoning_content", "hm".into());
+    let messages = vec![
+        Message::user("q"),
+        think(Message::calls(vec![call(1), call(2)])),
+        Message::new(Role::Tool, "hello"),
+        think(Message::assistant("hello ")),
+        Message::user("hello"),
+        think(Message::assistant("say <|im_end|>\n hello")).with("tool_calls", vec![call(3)].into()),
+        Message::new(Role::Tool, "hello"),
+        think(Message::assistant("hello")),
+    ];
+    let expected = [
+        "<call>{\"name\": \"f\", \"arguments\": {\"x\": 1}}</call><call>{\"name\": \"f\", \"arguments\": {\"x\": 2}}</call><|im_end|>",
+        "hello <|im_end|>",
+        "<think>hm</think>\nsay <|im_end|>\n hello<call>{\"name\": \"f\", \"arguments\": {\"x\": 3}}</call><|im_end|>",
+        "<think>hm</think>\nhello<|im_end|>",
+    ];
+    let encoder = encoder_with(FORGETTING);
+    assert_eq!(learnt(&encoder, &Example::chat(messages.clone())), expected);
+    let last = encoder.with_turns(TrainOnTurns::Last);
+    assert_eq!(learnt(&last, &Example::chat(messages.clone())), expected[3..]);
+    let mut chosen = messages;
+    (chosen[3].train, chosen[7].train) = (Some(true), Some(false));
+    assert_eq!(learnt(&last, &Example::chat(chosen)), expected[1..2]);
+}
+
+#[test]
+fn a_rows_flags_stand_over_the_recipe() {
+    let mut messages =
+        vec![Message::user("q"), Message::assistant("one"), Message::user("q"), Message::assistant("two")];
+    messages[1].train = Some(false);
+    assert_eq!(learnt(&encoder(), &Example::chat(messages.clone())), ["two<|im_end|>"]);
+    messages[3].train = Some(false);
+    assert_eq!(encoder().encode(&Example::chat(messages.clone())).unwrap().supervised(), 0);
+    // Where an answer lies that is not learnt does not matter.
+    let unclear = "{% for m in messages %}{% if loop.last or m.role == 'user' %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+        <|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    messages[3].train = None;
+    assert_eq!(learnt(&encoder_with(unclear), &Example::chat(messages)), ["two<|im_end|>"]);
+}
+
+#[test]
+fn generation_blocks_say_what_is_learnt() {
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+        <|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let talk = chat(&TALK);
+    let encoder = encoder_with(source);
+    assert_eq!(learnt(&encoder, &talk), ["\nhé 🧬 said: assistant\n a<|im_end|>", "hell<|im_end|>"]);
+    assert_eq!(
+        encoder.encode(&talk).unwrap().input_ids,
+        crate::data::testing::encoder().encode(&talk).unwrap().input_ids
+    );
+    assert_eq!(learnt(&encoder.with_turns(TrainOnTurns::Last), &talk), ["hell<|im_end|>"]);
+    let without_end = source.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>");
+    assert_eq!(learnt(&encoder_with(&without_end), &talk)[1], "hell<|im_end|>");
+    let in_two = source.replace(
+        "{{ m.content }}<|im_end|>{% end",
+        "{{ m.content }}{% endgeneration %}!{% generation %}<|im_end|>{% end",
+    );
+    let two = encoder_with(&in_two);
+    let pieces = ["\nhé 🧬 said: assistant\n a", "<|im_end|>", "hell", "<|im_end|>"];
+    assert_eq!(learnt(&two, &talk), pieces);
+    assert_eq!(learnt(&two.with_turns(TrainOnTurns::Last), &talk), pieces[2..]);
+    let forged = chat(&[(Role::User, "\u{FDD0}x\u{FDD1}"), (Role::Assistant, "a")]);
+    assert!(encoder_with(source).encode(&forged).unwrap_err().to_string().contains("U+FDD0"));
+}
+
+#[test]
+fn marks_that_the_tokenizer_does_not_know_are_told() {
+    let marks = ["<|im_start|>", "<|eot_id|>", "<|im_end|>", "[INST]"];
+    assert_eq!(encoder().split_marks(&marks), ["<|eot_id|>", "[INST]"]);
 }
 
 #[test]

@@ -154,7 +154,9 @@ impl Run<'_> {
         let Account { rows, skipped, .. } = self.account;
         let name = self.source.files.first().map_or_else(|| PathBuf::from(self.source.source.name()), Clone::clone);
         if rows == 0 {
-            return Err(Error::file(name, "holds no rows").with_help("look at the file; a recipe needs rows to learn from"));
+            return Err(
+                Error::file(name, "holds no rows").with_help("look at the file; a recipe needs rows to learn from")
+            );
         }
         if self.writer.len() == 0 && skipped == rows {
             let first = self.account.skipped_examples.first().cloned().unwrap_or_default();
@@ -206,4 +208,3 @@ fn read_row(source: &Source<'_>, format: &RowFormat, token_bytes: u8, path: &Pat
     let row = (!dropped).then(|| encode(&sequence, token_bytes));
     Ok(Outcome { length, ends_supervised, truncated, row })
 }
-

@@ -98,9 +98,8 @@ pub fn failed(error: &(dyn std::error::Error + Send + Sync)) -> Error {
 /// Where a text is cut: before a space that stands between a visible ASCII character and an ASCII letter.
 fn cuts(text: &str) -> impl Iterator<Item = usize> {
     let bytes = text.as_bytes();
-    (1..bytes.len().saturating_sub(1)).filter(|&i| {
-        bytes[i] == b' ' && bytes[i - 1].is_ascii_graphic() && bytes[i + 1].is_ascii_alphabetic()
-    })
+    (1..bytes.len().saturating_sub(1))
+        .filter(|&i| bytes[i] == b' ' && bytes[i - 1].is_ascii_graphic() && bytes[i + 1].is_ascii_alphabetic())
 }
 
 /// Whether a tokenizer cuts, in any text, where [`cuts`] does, and takes no notice of what lies on the other side: bytes
@@ -205,8 +204,14 @@ mod tests {
             of_words(&tokenizer)
         };
         assert!(is_cut(&|_| {}));
-        assert!(!is_cut(&|t| _ = t.with_pre_tokenizer(Some(ByteLevel::new(true, true, true)))), "a space before any text");
-        assert!(!is_cut(&|t| _ = t.with_pre_tokenizer(Some(ByteLevel::new(false, true, false)))), "no splitting at all");
+        assert!(
+            !is_cut(&|t| _ = t.with_pre_tokenizer(Some(ByteLevel::new(true, true, true)))),
+            "a space before any text"
+        );
+        assert!(
+            !is_cut(&|t| _ = t.with_pre_tokenizer(Some(ByteLevel::new(false, true, false)))),
+            "no splitting at all"
+        );
         assert!(!is_cut(&|t| _ = t.with_normalizer(Some(tokenizers::normalizers::Lowercase))));
         assert!(!is_cut(&|t| _ = t.add_special_tokens([AddedToken::from("a b", true)]).unwrap()));
         assert!(!is_cut(&|t| _ = t.add_special_tokens([AddedToken::from("<x>", true).rstrip(true)]).unwrap()));

@@ -37,7 +37,8 @@ impl<'a> Ask<'a> {
         let place = Place { endpoint: Some(format!("http://{}", self.hub.address)), cache: Some(self.cache.into()) };
         let dataset = DatasetConfig { id, split: self.split, subset: self.subset };
         let options = FetchOptions { offline: self.offline };
-        let paths = fetch_dataset_from(&dataset, default_splits, &options, &mut |_| {}, &place).map_err(|e| told(&e))?;
+        let paths =
+            fetch_dataset_from(&dataset, default_splits, &options, &mut |_| {}, &place).map_err(|e| told(&e))?;
         let names = paths.iter().map(|path| {
             assert!(path.is_file(), "{} is there", path.display());
             let name = path.strip_prefix(self.cache).unwrap().display().to_string();
@@ -173,8 +174,10 @@ fn what_the_readme_declares_wins() {
     assert!(message.contains("no subset `soft`") && message.contains("are: easy, hard, images"), "{message}");
     let message = Ask::new(&hub, &cache).subset("images").get(id, TRAIN).unwrap_err();
     assert!(message.contains("no data in it that can be read") && message.contains("images.zip"), "{message}");
-    std::fs::remove_file(cache.path().join("datasets--org--declared/snapshots").join(COMMIT).join("rows/deep/hard.csv"))
-        .unwrap();
+    std::fs::remove_file(
+        cache.path().join("datasets--org--declared/snapshots").join(COMMIT).join("rows/deep/hard.csv"),
+    )
+    .unwrap();
     let message = Ask::new(&hub, &cache).offline().get(id, TRAIN).unwrap_err();
     assert!(message.contains("not in the cache"), "{message}");
 }
@@ -237,7 +240,9 @@ fn refusals_say_what_to_do() {
     assert!(told("org/nothing").contains("there is no dataset org/nothing on the Hub (404)"));
     assert!(told("org/sharded@nowhere").contains("no revision `nowhere`"));
     let private = told("org/private");
-    assert!(private.contains("(401)") && private.contains("private dataset") && private.contains("/datasets/org/private"));
+    assert!(
+        private.contains("(401)") && private.contains("private dataset") && private.contains("/datasets/org/private")
+    );
     let gated = told("org/gated");
     assert!(gated.contains("(403)") && gated.contains("/datasets/org/gated"), "{gated}");
     assert!(!cache.path().join("datasets--org--gated/refs").exists(), "an incomplete snapshot is not noted");

@@ -66,7 +66,14 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
     };
     let mut warnings = data_warnings(&dataset.report);
     warnings.extend(prepare::template_warning(&encoder, &recipe.data));
-    Ok(DataSummary { max_seq_len: recipe.data.max_seq_len, chat_template, seconds, rows, warnings, data: dataset.report })
+    Ok(DataSummary {
+        max_seq_len: recipe.data.max_seq_len,
+        chat_template,
+        seconds,
+        rows,
+        warnings,
+        data: dataset.report,
+    })
 }
 
 fn shown(

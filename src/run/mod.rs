@@ -12,7 +12,7 @@ pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
-use crate::data::chat_template_source;
+use crate::data::named;
 use crate::device::process_memory;
 use crate::error::{Error, Result};
 use crate::fs;
@@ -74,7 +74,8 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     };
     let identity = prepared.identity(recipe)?;
     let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
-    let mut trainer = Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
+    let mut trainer =
+        Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
         trainer.resume()?;
     }
@@ -96,7 +97,7 @@ fn write_adapter(recipe: &Recipe, model: &Model, fit: &FitSummary, out: &OutputF
     if let Some(setting) = &recipe.data.chat_template {
         // Where PEFT and servers look for it: the base's own would not do.
         let path = out.path().join(CHAT_TEMPLATE);
-        fs::write_atomic(&path, chat_template_source(setting)?.as_bytes())?;
+        fs::write_atomic(&path, named::chat_template_source(setting)?.as_bytes())?;
         files.push(path);
     }
     files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));

@@ -3,7 +3,7 @@
 use super::RunOptions;
 use super::report::Sample;
 use crate::data::{
-    chat_template_source, ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split,
+    ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
 use crate::device::available_memory;
 use crate::error::{Error, Result};
@@ -62,7 +62,7 @@ pub(super) fn encoder(base: &Base, template: Option<&str>, now: u64) -> Result<E
 
 /// As [`encoder`], as a recipe's data wants it.
 pub(super) fn data_encoder(base: &Base, data: &DataConfig, now: u64) -> Result<Encoder> {
-    let template = data.chat_template.as_deref().map(chat_template_source).transpose()?;
+    let template = data.chat_template.as_deref().map(named::chat_template_source).transpose()?;
     Ok(encoder(base, template.as_deref(), now)?.with_turns(data.train_on_turns))
 }
 
@@ -274,7 +274,8 @@ impl Prepared {
 
     /// The validation row (without any, the training row) with the longest answer that a sample can hold.
     fn sample_row(&self) -> Option<Result<Sequence>> {
-        let rows: &Rows = if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
+        let rows: &Rows =
+            if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
         let learnt = |row: &usize| rows.entry(*row).supervised as usize;
         let fits = (0..rows.len()).filter(|row| learnt(row) <= SAMPLE_TOKENS).max_by_key(learnt);
         fits.or_else(|| (!rows.is_empty()).then_some(0)).map(|row| rows.get(row))
@@ -349,7 +350,7 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
 /// Marks of a named template that the tokenizer does not have as tokens of their own: the model reads them letter by letter.
 pub(super) fn template_warning(encoder: &Encoder, data: &DataConfig) -> Option<String> {
     let name = data.chat_template.as_ref()?;
-    let split = encoder.split_marks();
+    let split = encoder.split_marks(named::find(name)?.marks);
     (!split.is_empty()).then(|| {
         format!(
             "the chat template `{name}` writes {}, which the base's tokenizer has no tokens for: it cuts them into pieces",

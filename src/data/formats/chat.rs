@@ -124,7 +124,8 @@ mod tests {
             (r#"{"role": "assistant", "tool_calls": "f(1)"}"#, "tool_calls", "JSON"),
         ];
         for (turn, key, message) in cases {
-            let error = read(&format!(r#"{{"messages": [{{"role": "assistant", "content": "q"}}, {turn}]}}"#)).unwrap_err();
+            let error =
+                read(&format!(r#"{{"messages": [{{"role": "assistant", "content": "q"}}, {turn}]}}"#)).unwrap_err();
             let expected = [Step::from("messages"), Step::Index(1), Step::from(key)];
             assert_eq!(error.path[..3], expected, "{error:?}");
             assert!(error.message.contains(message), "{error:?}");

@@ -97,11 +97,13 @@ fn read_turn(turn: &Value, (speaker, text): Names) -> Result<Message, RowError> 
     let turn = Row::new(object);
     let name = turn.text(speaker)?;
     let Some((name, role)) = SPEAKERS.iter().find(|(known, _)| *known == name) else {
-        return Err(RowError::new([speaker.into()], format!("unknown role `{}`", fields::shown(name))).with_help(format!(
-            "the roles are {}, and other names for them: {}",
-            fields::list(SPEAKERS[..4].iter().map(|(name, _)| name), "and"),
-            fields::list(SPEAKERS[4..].iter().map(|(name, _)| name), "and")
-        )));
+        return Err(RowError::new([speaker.into()], format!("unknown role `{}`", fields::shown(name))).with_help(
+            format!(
+                "the roles are {}, and other names for them: {}",
+                fields::list(SPEAKERS[..4].iter().map(|(name, _)| name), "and"),
+                fields::list(SPEAKERS[4..].iter().map(|(name, _)| name), "and")
+            ),
+        ));
     };
     let calls = if *name == CALL { tools::calls_in_text(turn, text)? } else { tools::calls(turn, *role)? };
     let content = match turn.given(text) {
@@ -127,7 +129,8 @@ fn join(parts: &[Value]) -> Result<String, RowError> {
     let mut joined = String::new();
     for (index, part) in parts.iter().enumerate() {
         let Value::Object(object) = part else {
-            let message = format!("a part of a turn must be an object with `type` and `text`, got {}", fields::kind(part));
+            let message =
+                format!("a part of a turn must be an object with `type` and `text`, got {}", fields::kind(part));
             return Err(RowError::new([index.into()], message));
         };
         let part = Row::new(object);

@@ -43,8 +43,11 @@ impl Templates {
             keys.push(key);
         }
         let has = |key| keys.contains(&key);
-        if let (Some(turn), Some(plain)) = (TURNS.into_iter().find(|key| has(key)), PLAIN.into_iter().find(|key| has(key))) {
-            let message = format!("`{turn}` is for a conversation and `{plain}` for plain text; a row becomes one of the two");
+        if let (Some(turn), Some(plain)) =
+            (TURNS.into_iter().find(|key| has(key)), PLAIN.into_iter().find(|key| has(key)))
+        {
+            let message =
+                format!("`{turn}` is for a conversation and `{plain}` for plain text; a row becomes one of the two");
             return Err(("", message));
         }
         Ok(Self { environment, keys })
@@ -157,10 +160,13 @@ fn value(json: &Json) -> Value {
 }
 
 fn reason(error: &minijinja::Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), |detail| match error.kind() {
-        ErrorKind::UndefinedError | ErrorKind::SyntaxError => detail.to_string(),
-        kind => format!("{kind}: {detail}"),
-    })
+    error.detail().map_or_else(
+        || error.kind().to_string(),
+        |detail| match error.kind() {
+            ErrorKind::UndefinedError | ErrorKind::SyntaxError => detail.to_string(),
+            kind => format!("{kind}: {detail}"),
+        },
+    )
 }
 
 fn describe(key: &str, row: Row<'_>, error: &minijinja::Error) -> RowError {

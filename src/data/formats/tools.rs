@@ -28,9 +28,7 @@ pub fn descriptions(row: Row<'_>) -> Result<Vec<Value>, RowError> {
 /// The `tool_calls` of a turn, or the one `function_call` that came before these.
 pub fn calls(turn: Row<'_>, role: Role) -> Result<Vec<Value>, RowError> {
     let (key, (calls, is_text)) = match turn.given("function_call") {
-        Some(call) if turn.given("tool_calls").is_none() => {
-            ("function_call", (Cow::Owned(vec![call.clone()]), true))
-        }
+        Some(call) if turn.given("tool_calls").is_none() => ("function_call", (Cow::Owned(vec![call.clone()]), true)),
         _ => ("tool_calls", list(turn, "tool_calls")?),
     };
     if !calls.is_empty() && role != Role::Assistant {
@@ -44,7 +42,8 @@ pub fn calls(turn: Row<'_>, role: Role) -> Result<Vec<Value>, RowError> {
 /// The calls that a turn's text is: the JSON text of a call, or of a list of calls.
 pub fn calls_in_text(turn: Row<'_>, key: &'static str) -> Result<Vec<Value>, RowError> {
     let at = |error| placed(error, turn, key, true);
-    let calls = match parse(turn, key, turn.some_text(key)?, "a call of a tool, `{\"name\": …, \"arguments\": {…}}`")? {
+    let calls = match parse(turn, key, turn.some_text(key)?, "a call of a tool, `{\"name\": …, \"arguments\": {…}}`")?
+    {
         Value::Array(calls) => calls,
         one => vec![one],
     };

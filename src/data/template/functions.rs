@@ -1,5 +1,6 @@
 //! What transformers gives to chat templates besides Jinja2 itself.
 
+use super::python;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, Value};
 use std::fmt::Write as _;
@@ -12,15 +13,24 @@ pub fn raise_exception(message: &str) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
 }
 
-/// Prints a value as Python does where the two differ: `None`, `True`, `False`.
+/// Prints a value as Python does where the two differ.
 pub fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     let text = match value.kind() {
         ValueKind::None => "None",
         ValueKind::Bool if value.is_true() => "True",
         ValueKind::Bool => "False",
+        ValueKind::Number if !value.is_integer() => &number(value),
         _ => return minijinja::escape_formatter(out, state, value),
     };
     out.write_str(text).map_err(Error::from)
+}
+
+/// A number as Python writes it.
+fn number(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        Ok(float) if !value.is_integer() => python::float(float),
+        _ => value.to_string(),
+    }
 }
 
 /// `tojson`, as Python's `json.dumps(value, ensure_ascii=False)`: no HTML escapes.
@@ -64,9 +74,12 @@ impl Json {
             return Err(Error::new(ErrorKind::BadSerialization, "tojson: the value is nested too deeply"));
         }
         match value.kind() {
-            ValueKind::None | ValueKind::Undefined => self.out.push_str("null"),
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Undefined => {
+                return Err(Error::new(ErrorKind::UndefinedError, "tojson: the value is not there"));
+            }
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Number => self.out.push_str(&number(value)),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<_> = value.try_iter()?.collect();
                 self.items('[', ']', items.len(), depth, |json, i| json.value(&items[i], depth + 1))?;
