@@ -229,8 +229,11 @@ fn hold_out(rows: &mut Vec<Row>, config: &DataConfig, seed: u64) -> Result<Vec<R
         return Ok(Vec::new());
     }
     if rows.len() < 2 {
-        return Err(Error::file(config.train.0[0].name(), "has one row, and `data.validation_split` needs at least two")
-            .with_help("set `data.validation_split` to 0, or add rows"));
+        return Err(Error::file(
+            config.train.0[0].name(),
+            "has one row, and `data.validation_split` needs at least two",
+        )
+        .with_help("set `data.validation_split` to 0, or add rows"));
     }
     // 0.07 · 100 is a little above 7 in floating point, and means 7.
     let count = ((config.validation_split * rows.len() as f64 - 1e-6).ceil() as usize).clamp(1, rows.len() - 1);

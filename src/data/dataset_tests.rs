@@ -1,7 +1,7 @@
 use super::*;
-use crate::data::testing::encoder;
 use crate::data::IGNORED;
 use crate::data::config::Sources;
+use crate::data::testing::encoder;
 use std::path::PathBuf;
 
 struct Folder(tempfile::TempDir);
@@ -70,7 +70,7 @@ fn the_first_bad_row_is_named_however_threads_run() {
     assert!(
         load(&folder.config(refused)).unwrap_err().to_string().contains("train.jsonl:1:14: `messages` holds no turn")
     );
-    let unknown = load(&folder.config("\n{\"question\": \"a\", \"answer\": \"b\"}")).unwrap_err();
+    let unknown = load(&folder.config("\n{\"Q\": \"a\", \"A\": \"b\"}")).unwrap_err();
     assert!(unknown.to_string().contains(":2:1: no data format has the fields of this row"), "{unknown}");
     assert!(load(&folder.config("\n \n")).unwrap_err().to_string().ends_with("holds no rows"));
     assert!(load(&folder.config("")).unwrap_err().to_string().ends_with("holds no rows"));

@@ -88,10 +88,10 @@ mod tests {
 
     #[test]
     fn system_and_history_come_first() {
-        let row = r#"{"instruction": "do", "output": "done", "system": "be brief", "history": [["q", "a"], ["r", "b"]]}"#;
+        let row =
+            r#"{"instruction": "do", "output": "done", "system": "be brief", "history": [["q", "a"], ["r", "b"]]}"#;
         let Example::Chat { messages, .. } = read(row).unwrap() else { panic!("a conversation") };
-        let turns: Vec<_> =
-            messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
+        let turns: Vec<_> = messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
         let expected = [
             ("system", "be brief"),
             ("user", "q"),

@@ -3,13 +3,13 @@
 use super::{Format, Row, RowError, conversation};
 use crate::data::example::Example;
 
-/// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as OpenAI has it.
+/// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as `OpenAI` has it.
 ///
 /// - Roles: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`).
 /// - `content` is text, or a list of parts of the type `text`, which are joined.
 /// - `tools` in the row, `tool_calls`, `tool_call_id` and `name` in a turn are for the chat template: see
 ///   [`conversation`](super::conversation). So is any other field of a turn, `reasoning_content` for one, as it stands.
-/// - `train` (or `training`) in a turn of the assistant, or OpenAI's `weight`, 0 or 1, says whether it is learnt.
+/// - `train` (or `training`) in a turn of the assistant, or `OpenAI`'s `weight`, 0 or 1, says whether it is learnt.
 /// - `system` in the row, where it holds text, is the system turn.
 pub struct Chat;
 
@@ -124,7 +124,8 @@ mod tests {
             (r#"{"role": "assistant", "tool_calls": "f(1)"}"#, "tool_calls", "JSON"),
         ];
         for (turn, key, message) in cases {
-            let error = read(&format!(r#"{{"messages": [{{"role": "assistant", "content": "q"}}, {turn}]}}"#)).unwrap_err();
+            let error =
+                read(&format!(r#"{{"messages": [{{"role": "assistant", "content": "q"}}, {turn}]}}"#)).unwrap_err();
             let expected = [Step::from("messages"), Step::Index(1), Step::from(key)];
             assert_eq!(error.path[..3], expected, "{error:?}");
             assert!(error.message.contains(message), "{error:?}");

@@ -97,11 +97,13 @@ fn read_turn(turn: &Value, (speaker, text): Names) -> Result<Message, RowError> 
     let turn = Row::new(object);
     let name = turn.text(speaker)?;
     let Some((name, role)) = SPEAKERS.iter().find(|(known, _)| *known == name) else {
-        return Err(RowError::new([speaker.into()], format!("unknown role `{}`", fields::shown(name))).with_help(format!(
-            "the roles are {}, and other names for them: {}",
-            fields::list(SPEAKERS[..4].iter().map(|(name, _)| name), "and"),
-            fields::list(SPEAKERS[4..].iter().map(|(name, _)| name), "and")
-        )));
+        return Err(RowError::new([speaker.into()], format!("unknown role `{}`", fields::shown(name))).with_help(
+            format!(
+                "the roles are {}, and other names for them: {}",
+                fields::list(SPEAKERS[..4].iter().map(|(name, _)| name), "and"),
+                fields::list(SPEAKERS[4..].iter().map(|(name, _)| name), "and")
+            ),
+        ));
     };
     let calls = if *name == CALL { tools::calls_in_text(turn, text)? } else { tools::calls(turn, *role)? };
     let content = match turn.given(text) {
@@ -127,7 +129,8 @@ fn join(parts: &[Value]) -> Result<String, RowError> {
     let mut joined = String::new();
     for (index, part) in parts.iter().enumerate() {
         let Value::Object(object) = part else {
-            let message = format!("a part of a turn must be an object with `type` and `text`, got {}", fields::kind(part));
+            let message =
+                format!("a part of a turn must be an object with `type` and `text`, got {}", fields::kind(part));
             return Err(RowError::new([index.into()], message));
         };
         let part = Row::new(object);
@@ -153,11 +156,14 @@ fn train(turn: Row<'_>, role: Role) -> Result<Option<bool>, RowError> {
             Value::Number(weight) if key == "weight" && weight.as_f64() == Some(1.0) => true,
             other => return Err(turn.wrong_type(key, if key == "weight" { "0 or 1" } else { "true or false" }, other)),
         };
-        // A weight stands at every turn in some files; to other turns than the assistant's it says nothing.
-        if role != Role::Assistant && train && key != "weight" {
-            return Err(turn
-                .error(key, "is true, and only the assistant's turns are learnt")
-                .with_help("remove it here, or use the format `template` with `completion`"));
+        if role != Role::Assistant {
+            // A weight stands at every turn in some files; to other turns than the assistant's it says nothing.
+            if train && key != "weight" {
+                return Err(turn
+                    .error(key, "is true, and only the assistant's turns are learnt")
+                    .with_help("remove it here, or use the format `template` with `completion`"));
+            }
+            continue;
         }
         match said {
             Some((other, before)) if before != train => {
@@ -166,7 +172,7 @@ fn train(turn: Row<'_>, role: Role) -> Result<Option<bool>, RowError> {
             _ => said = Some((key, train)),
         }
     }
-    Ok(said.map(|(_, train)| train).filter(|_| role == Role::Assistant))
+    Ok(said.map(|(_, train)| train))
 }
 
 /// What else a turn holds, for the chat template. Templates ask whether a field is there, so what is null is left out.

@@ -65,7 +65,8 @@ impl Format for MultipleChoice {
         }
         let mut messages: Vec<_> = templates.system(row, &variables)?.into_iter().collect();
         messages.push(Message::user(templates.render_some("user", row, &variables)?.unwrap_or_else(user)));
-        messages.push(Message::assistant(templates.render_some("assistant", row, &variables)?.unwrap_or_else(assistant)));
+        messages
+            .push(Message::assistant(templates.render_some("assistant", row, &variables)?.unwrap_or_else(assistant)));
         Ok(Example::chat(messages))
     }
 }
@@ -130,10 +131,13 @@ fn text(value: &Value) -> Option<&str> {
 }
 
 fn not_text(value: &Value) -> RowError {
-    RowError::new([], match value {
-        Value::String(_) => "a choice is empty".to_string(),
-        other => format!("a choice must be text, got {}", fields::kind(other)),
-    })
+    RowError::new(
+        [],
+        match value {
+            Value::String(_) => "a choice is empty".to_string(),
+            other => format!("a choice must be text, got {}", fields::kind(other)),
+        },
+    )
 }
 
 /// The place of the right choice.
@@ -158,13 +162,17 @@ fn right(row: Row<'_>, choices: &[Choice]) -> Result<usize, RowError> {
             };
             match choices.iter().enumerate().filter_map(meant).collect::<Vec<_>>()[..] {
                 [one] => Ok(one),
-                [] => Err(row.error("answer", format!("is `{}`, which is no choice", fields::shown(answer))).with_help(help)),
+                [] => Err(row
+                    .error("answer", format!("is `{}`, which is no choice", fields::shown(answer)))
+                    .with_help(help)),
                 _ => Err(row
                     .error("answer", format!("is `{}`, which may mean more than one choice", fields::shown(answer)))
                     .with_help(help)),
             }
         }
-        Some(other) => Err(row.wrong_type("answer", "a letter, a place or the text of a choice", other).with_help(help)),
+        Some(other) => {
+            Err(row.wrong_type("answer", "a letter, a place or the text of a choice", other).with_help(help))
+        }
         None => Err(row.missing("answer")),
     }
 }
@@ -263,7 +271,9 @@ mod tests {
         assert!(messages[0].content.starts_with("q\n\nA. x\nB. y\n\n"));
         assert_eq!(messages[1].content, "B");
         let plain = RowTemplate {
-            prompt: Some("{{ subject }}: {{ question }}{% for c in choices %} {{ c.letter }}={{ c.text }}{% endfor %}".into()),
+            prompt: Some(
+                "{{ subject }}: {{ question }}{% for c in choices %} {{ c.letter }}={{ c.text }}{% endfor %}".into(),
+            ),
             completion: Some(" {{ answer_text }} {{ index }} {{ answer }}".into()),
             ..RowTemplate::default()
         };

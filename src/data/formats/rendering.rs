@@ -43,8 +43,11 @@ impl Templates {
             keys.push(key);
         }
         let has = |key| keys.contains(&key);
-        if let (Some(turn), Some(plain)) = (TURNS.into_iter().find(|key| has(key)), PLAIN.into_iter().find(|key| has(key))) {
-            let message = format!("`{turn}` is for a conversation and `{plain}` for plain text; a row becomes one of the two");
+        if let (Some(turn), Some(plain)) =
+            (TURNS.into_iter().find(|key| has(key)), PLAIN.into_iter().find(|key| has(key)))
+        {
+            let message =
+                format!("`{turn}` is for a conversation and `{plain}` for plain text; a row becomes one of the two");
             return Err(("", message));
         }
         Ok(Self { environment, keys })
@@ -151,16 +154,19 @@ fn value(json: &Json) -> Value {
             (None, None) => number.as_f64().map_or_else(|| Value::from(number.to_string()), Value::from),
         },
         Json::String(text) => Value::from(text.as_str()),
-        Json::Array(list) => Value::from(list.iter().map(value).collect::<Vec<_>>()),
+        Json::Array(list) => list.iter().map(value).collect(),
         Json::Object(object) => Value::from_pairs(object.iter().map(|(name, json)| (name.clone(), value(json)))),
     }
 }
 
 fn reason(error: &minijinja::Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), |detail| match error.kind() {
-        ErrorKind::UndefinedError | ErrorKind::SyntaxError => detail.to_string(),
-        kind => format!("{kind}: {detail}"),
-    })
+    error.detail().map_or_else(
+        || error.kind().to_string(),
+        |detail| match error.kind() {
+            ErrorKind::UndefinedError | ErrorKind::SyntaxError => detail.to_string(),
+            kind => format!("{kind}: {detail}"),
+        },
+    )
 }
 
 fn describe(key: &str, row: Row<'_>, error: &minijinja::Error) -> RowError {

@@ -90,7 +90,8 @@ impl RowFormat {
 
     /// The format's name and why it was taken, for people.
     pub fn explain(&self) -> String {
-        let from: Vec<_> = self.fields.iter().map(|(field, column)| format!("`{field}` is `{}`", shown(column))).collect();
+        let from: Vec<_> =
+            self.fields.iter().map(|(field, column)| format!("`{field}` is `{}`", shown(column))).collect();
         let from = if from.is_empty() { String::new() } else { format!("; {}", from.join(", ")) };
         format!("{} ({}{from})", self.name(), self.reason)
     }
@@ -120,9 +121,10 @@ fn prepare(
         let mistake = |message, help: String| Mistake { key: format!("fields.{field}"), message, help: Some(help) };
         if !known {
             let (of, help) = match format {
-                Some(format) => {
-                    (format!("the format `{}` has", format.name()), format!("its fields are {}", list(self::known(format), "and")))
-                }
+                Some(format) => (
+                    format!("the format `{}` has", format.name()),
+                    format!("its fields are {}", list(self::known(format), "and")),
+                ),
                 None => ("any format has".to_string(), format!("the formats: {}", overview())),
             };
             return Err(mistake(format!("is no field that {of}"), help));
@@ -140,7 +142,10 @@ fn compile(template: &RowTemplate) -> Result<Templates, Mistake> {
         key => Mistake {
             key: format!("template.{key}"),
             message: format!("is no valid template: {message}"),
-            help: Some("the language is Jinja's: {{ field }}, {% if field %}…{% endif %}, {% for x in field %}…{% endfor %}".to_string()),
+            help: Some(
+                "the language is Jinja's: {{ field }}, {% if field %}…{% endif %}, {% for x in field %}…{% endfor %}"
+                    .to_string(),
+            ),
         },
     })
 }

@@ -36,8 +36,16 @@ fn the_fields_of_the_first_row_tell_the_format() {
         (json!({"id": 1, "messages": []}), "chat", "`messages`"),
         (json!({"conversations": [], "system": "s"}), "sharegpt", "`conversations`"),
         (json!({"question": "a", "answer": "b", "focus": "c"}), "question_answer", "`question` and `answer`"),
-        (json!({"question": "a", "contexts": [], "ideal_answer": "b"}), "question_answer", "`question` and `ideal_answer`"),
-        (json!({"question": "a", "options": {}, "answer": "b"}), "multiple_choice", "`question`, `options` and `answer`"),
+        (
+            json!({"question": "a", "contexts": [], "ideal_answer": "b"}),
+            "question_answer",
+            "`question` and `ideal_answer`",
+        ),
+        (
+            json!({"question": "a", "options": {}, "answer": "b"}),
+            "multiple_choice",
+            "`question`, `options` and `answer`",
+        ),
     ] {
         let format = auto(&row, &[]).ok().unwrap();
         assert_eq!(format.explain(), format!("{name} (told by the first row's fields {told})"));
@@ -49,14 +57,19 @@ fn what_cannot_be_told_lists_choices_and_fields() {
     let none = auto(&json!({"Q": "a", "A": "b"}), &[]).err().unwrap();
     assert!(none.message.contains("`Q`, `A`"), "{none:?}");
     let help = none.help.unwrap();
-    for expected in FORMATS.iter().map(|format| format.name()).chain(["data.fields", "data.template", "(`choices` or `options`)"]) {
+    for expected in
+        FORMATS.iter().map(|format| format.name()).chain(["data.fields", "data.template", "(`choices` or `options`)"])
+    {
         assert!(help.contains(expected), "{expected} in {help}");
     }
     assert!(auto(&json!({}), &[]).err().unwrap().message.ends_with("none"));
     for (row, choices) in [
         (json!({"prompt": "a", "completion": "b", "messages": []}), "`completion` and `chat`"),
         (json!({"instruction": "a", "output": "b", "text": "c"}), "`text` and `alpaca`"),
-        (json!({"question": "a", "long_answer": "b", "answer": 0, "choices": []}), "`question_answer` and `multiple_choice`"),
+        (
+            json!({"question": "a", "long_answer": "b", "answer": 0, "choices": []}),
+            "`question_answer` and `multiple_choice`",
+        ),
     ] {
         let error = auto(&row, &[]).err().unwrap();
         assert!(error.message.contains(choices), "{error:?}");
@@ -119,13 +132,43 @@ fn mistakes_in_the_recipe_are_known_without_a_row() {
     let prompt = RowTemplate { prompt: Some("x".into()), ..RowTemplate::default() };
     let mixed = RowTemplate { completion: Some("x".into()), ..template("x", "x") };
     for (name, fields, template, message, help) in [
-        (FormatName::Auto, mapping(&[]), Some(template("a\n{{ b", "x")), "data.template.user: is no valid template: line 2", "Jinja"),
-        (FormatName::Auto, mapping(&[]), Some(template("a", "{{ b | nope }}")), "data.template.assistant: is no valid", "Jinja"),
-        (FormatName::Auto, mapping(&[]), Some(alone), "data.template: says nothing of `assistant`", "`user` and `assistant`"),
-        (FormatName::MultipleChoice, mapping(&[]), Some(prompt), "data.template: says nothing of `completion`", "`prompt`"),
+        (
+            FormatName::Auto,
+            mapping(&[]),
+            Some(template("a\n{{ b", "x")),
+            "data.template.user: is no valid template: line 2",
+            "Jinja",
+        ),
+        (
+            FormatName::Auto,
+            mapping(&[]),
+            Some(template("a", "{% if b %}")),
+            "data.template.assistant: is no valid",
+            "Jinja",
+        ),
+        (
+            FormatName::Auto,
+            mapping(&[]),
+            Some(alone),
+            "data.template: says nothing of `assistant`",
+            "`user` and `assistant`",
+        ),
+        (
+            FormatName::MultipleChoice,
+            mapping(&[]),
+            Some(prompt),
+            "data.template: says nothing of `completion`",
+            "`prompt`",
+        ),
         (FormatName::Template, mapping(&[]), Some(mixed), "data.template: `user` is for a conversation", "`prompt`"),
         (FormatName::Template, mapping(&[]), None, "data.template: the format `template` needs it", "`user`"),
-        (FormatName::Chat, mapping(&[]), Some(template("a", "b")), "data.template: the format `chat` takes none", "`template`"),
+        (
+            FormatName::Chat,
+            mapping(&[]),
+            Some(template("a", "b")),
+            "data.template: the format `chat` takes none",
+            "`template`",
+        ),
         (
             FormatName::QuestionAnswer,
             mapping(&[("questions", "q")]),
@@ -133,7 +176,13 @@ fn mistakes_in_the_recipe_are_known_without_a_row() {
             "data.fields.questions: is no field that the format `question_answer` has",
             "`question`, `answer`, `long_answer`",
         ),
-        (FormatName::Auto, mapping(&[("questions", "q")]), None, "data.fields.questions: is no field that any", "alpaca has"),
+        (
+            FormatName::Auto,
+            mapping(&[("questions", "q")]),
+            None,
+            "data.fields.questions: is no field that any",
+            "alpaca has",
+        ),
         (FormatName::Auto, mapping(&[("question", "")]), None, "data.fields.question: is empty", "name"),
     ] {
         let error = RowFormat::check("data", name, &fields, template.as_ref()).unwrap_err();
@@ -154,6 +203,17 @@ fn the_biomedical_data_is_read() {
         assistant: Some("{{ term }}".into()),
         ..RowTemplate::default()
     };
+    let table = RowTemplate {
+        prompt: Some("Genes: {{ Genes.split(' ') | join(', ') }}\nProcess:".into()),
+        completion: Some(" {{ Term_Description }}".into()),
+        ..RowTemplate::default()
+    };
+    let row = json!({"GO": "GO:0044029", "Genes": "ZMPSTE24 NIBAN2", "Gene_Count": "2", "Term_Description": "x y"});
+    let row = row.as_object().unwrap();
+    let format = RowFormat::new(FormatName::Auto, &mapping(&[]), Some(&table), row).ok().unwrap();
+    let expected =
+        Example::Completion { prompt: "Genes: ZMPSTE24, NIBAN2\nProcess:".into(), completion: " x y".into() };
+    assert_eq!(format.read(row).unwrap(), expected);
     let nothing = mapping(&[]);
     for (file, fields, template, name) in [
         ("medquad/train.jsonl", &nothing, None, "question_answer"),
@@ -162,7 +222,12 @@ fn the_biomedical_data_is_read() {
         ("mcq/mmlu_anatomy.jsonl", &nothing, None, "multiple_choice"),
         ("mcq/mmlu_professional_medicine.jsonl", &nothing, None, "multiple_choice"),
         ("gene_ontology/go_bp_genesets_direct.jsonl", &nothing, Some(&genes), "template"),
-        ("gene_ontology/go_definitions.jsonl", &mapping(&[("instruction", "term"), ("output", "definition")]), None, "alpaca"),
+        (
+            "gene_ontology/go_definitions.jsonl",
+            &mapping(&[("instruction", "term"), ("output", "definition")]),
+            None,
+            "alpaca",
+        ),
     ] {
         let Some(path) = testing::shared(&format!("data/{file}")) else { return };
         let text = std::fs::read_to_string(path).unwrap();
@@ -195,7 +260,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(5, 40, 6, move |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            proptest::collection::vec((names, inner), 0..6).prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            proptest::collection::vec((names, inner), 0..6)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
         ]
     })
 }

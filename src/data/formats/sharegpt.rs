@@ -50,10 +50,15 @@ mod tests {
                 {"from": "function_call", "value": "[{\"name\": \"look\"}, {\"name\": \"see\"}]"}]}"#,
         );
         let Example::Chat { messages, tools } = example.unwrap() else { panic!("a conversation") };
-        let turns: Vec<_> =
-            messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
-        let expected =
-            [("system", "s"), ("user", "q"), ("assistant", ""), ("tool", "found"), ("assistant", "a"), ("assistant", "")];
+        let turns: Vec<_> = messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
+        let expected = [
+            ("system", "s"),
+            ("user", "q"),
+            ("assistant", ""),
+            ("tool", "found"),
+            ("assistant", "a"),
+            ("assistant", ""),
+        ];
         assert_eq!(turns, expected);
         assert_eq!(messages[4].train, Some(false));
         assert_eq!(
@@ -67,9 +72,11 @@ mod tests {
     #[test]
     fn the_first_turn_says_which_names_a_row_has() {
         let plain = read(r#"{"conversations": [{"from": "user", "value": "q"}, {"from": "bot", "value": "a"}]}"#);
-        let open = read(r#"{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#);
+        let open =
+            read(r#"{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#);
         assert_eq!(plain.unwrap(), open.unwrap());
-        let mixed = read(r#"{"conversations": [{"from": "user", "value": "q"}, {"role": "assistant", "content": "a"}]}"#);
+        let mixed =
+            read(r#"{"conversations": [{"from": "user", "value": "q"}, {"role": "assistant", "content": "a"}]}"#);
         assert!(mixed.unwrap_err().message.starts_with("`from` is missing; the fields here: `role`, `content`"));
     }
 
@@ -82,7 +89,8 @@ mod tests {
             (r#"{"from": "function_call", "value": "{}"}"#, "`name` is missing"),
             (r#"{"from": "function_call", "value": "[]"}"#, "holds no call"),
         ] {
-            let error = read(&format!(r#"{{"conversations": [{{"from": "human", "value": "q"}}, {turn}]}}"#)).unwrap_err();
+            let error =
+                read(&format!(r#"{{"conversations": [{{"from": "human", "value": "q"}}, {turn}]}}"#)).unwrap_err();
             assert_eq!(error.path[..2], [Step::from("conversations"), Step::Index(1)]);
             assert!(error.message.contains(message), "{error:?}");
         }

@@ -126,7 +126,9 @@ mod tests {
     #[test]
     fn blank_answers_loops_and_failures_are_errors_of_the_row() {
         let row = json!({"a": " ", "n": 3});
-        assert!(read(&chat("q", "{{ a }}\n"), &row).unwrap_err().message.contains("`template.assistant` makes nothing"));
+        assert!(
+            read(&chat("q", "{{ a }}\n"), &row).unwrap_err().message.contains("`template.assistant` makes nothing")
+        );
         assert!(read(&chat("{{ a }}", "b"), &row).unwrap_err().message.contains("`template.user` makes nothing"));
         assert!(text("{{ a }}", &row).unwrap_err().message.contains("`template.completion`"));
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}";
