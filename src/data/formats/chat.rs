@@ -3,13 +3,13 @@
 use super::{Format, Row, RowError, conversation};
 use crate::data::example::Example;
 
-/// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as OpenAI has it.
+/// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as `OpenAI` has it.
 ///
 /// - Roles: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`).
 /// - `content` is text, or a list of parts of the type `text`, which are joined.
 /// - `tools` in the row, `tool_calls`, `tool_call_id` and `name` in a turn are for the chat template: see
 ///   [`conversation`](super::conversation). So is any other field of a turn, `reasoning_content` for one, as it stands.
-/// - `train` (or `training`) in a turn of the assistant, or OpenAI's `weight`, 0 or 1, says whether it is learnt.
+/// - `train` (or `training`) in a turn of the assistant, or `OpenAI`'s `weight`, 0 or 1, says whether it is learnt.
 /// - `system` in the row, where it holds text, is the system turn.
 pub struct Chat;
 

@@ -156,11 +156,14 @@ fn train(turn: Row<'_>, role: Role) -> Result<Option<bool>, RowError> {
             Value::Number(weight) if key == "weight" && weight.as_f64() == Some(1.0) => true,
             other => return Err(turn.wrong_type(key, if key == "weight" { "0 or 1" } else { "true or false" }, other)),
         };
-        // A weight stands at every turn in some files; to other turns than the assistant's it says nothing.
-        if role != Role::Assistant && train && key != "weight" {
-            return Err(turn
-                .error(key, "is true, and only the assistant's turns are learnt")
-                .with_help("remove it here, or use the format `template` with `completion`"));
+        if role != Role::Assistant {
+            // A weight stands at every turn in some files; to other turns than the assistant's it says nothing.
+            if train && key != "weight" {
+                return Err(turn
+                    .error(key, "is true, and only the assistant's turns are learnt")
+                    .with_help("remove it here, or use the format `template` with `completion`"));
+            }
+            continue;
         }
         match said {
             Some((other, before)) if before != train => {
@@ -169,7 +172,7 @@ fn train(turn: Row<'_>, role: Role) -> Result<Option<bool>, RowError> {
             _ => said = Some((key, train)),
         }
     }
-    Ok(said.map(|(_, train)| train).filter(|_| role == Role::Assistant))
+    Ok(said.map(|(_, train)| train))
 }
 
 /// What else a turn holds, for the chat template. Templates ask whether a field is there, so what is null is left out.

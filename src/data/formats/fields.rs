@@ -125,6 +125,9 @@ impl<'a> Row<'a> {
     }
 
     /// The text of a field.
+    ///
+    /// # Errors
+    /// When it is missing or no text.
     pub fn text(&self, field: &'static str) -> Result<&'a str, RowError> {
         match self.get(field) {
             Some(Value::String(text)) => Ok(text),
@@ -134,6 +137,9 @@ impl<'a> Row<'a> {
     }
 
     /// The text of a field, which must hold more than white space.
+    ///
+    /// # Errors
+    /// When it is missing, no text, or blank.
     pub fn some_text(&self, field: &'static str) -> Result<&'a str, RowError> {
         let text = self.text(field)?;
         if text.trim().is_empty() {
@@ -143,6 +149,9 @@ impl<'a> Row<'a> {
     }
 
     /// The text of a field; empty where it is missing or `null`.
+    ///
+    /// # Errors
+    /// When it is no text.
     pub fn optional_text(&self, field: &'static str) -> Result<&'a str, RowError> {
         self.given(field).map_or(Ok(""), |_| self.text(field))
     }

@@ -61,13 +61,11 @@ fn contexts<'a>(row: Row<'a>, field: &'static str, texts: &mut Vec<&'a str>) -> 
         Value::String(text) => add(text),
         Value::Array(list) => {
             for (index, part) in list.iter().enumerate() {
-                match part.as_str().or_else(|| part.as_object()?.get("text")?.as_str()) {
-                    Some(text) => add(text),
-                    None => {
-                        path.push(index.into());
-                        return Err(wrong(&path, part));
-                    }
-                }
+                let Some(text) = part.as_str().or_else(|| part.as_object()?.get("text")?.as_str()) else {
+                    path.push(index.into());
+                    return Err(wrong(&path, part));
+                };
+                add(text);
             }
         }
         other => return Err(wrong(&path, other)),

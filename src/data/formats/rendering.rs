@@ -154,7 +154,7 @@ fn value(json: &Json) -> Value {
             (None, None) => number.as_f64().map_or_else(|| Value::from(number.to_string()), Value::from),
         },
         Json::String(text) => Value::from(text.as_str()),
-        Json::Array(list) => Value::from(list.iter().map(value).collect::<Vec<_>>()),
+        Json::Array(list) => list.iter().map(value).collect(),
         Json::Object(object) => Value::from_pairs(object.iter().map(|(name, json)| (name.clone(), value(json)))),
     }
 }

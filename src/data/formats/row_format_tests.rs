@@ -142,7 +142,7 @@ fn mistakes_in_the_recipe_are_known_without_a_row() {
         (
             FormatName::Auto,
             mapping(&[]),
-            Some(template("a", "{{ b | nope }}")),
+            Some(template("a", "{% if b %}")),
             "data.template.assistant: is no valid",
             "Jinja",
         ),
@@ -203,6 +203,17 @@ fn the_biomedical_data_is_read() {
         assistant: Some("{{ term }}".into()),
         ..RowTemplate::default()
     };
+    let table = RowTemplate {
+        prompt: Some("Genes: {{ Genes.split(' ') | join(', ') }}\nProcess:".into()),
+        completion: Some(" {{ Term_Description }}".into()),
+        ..RowTemplate::default()
+    };
+    let row = json!({"GO": "GO:0044029", "Genes": "ZMPSTE24 NIBAN2", "Gene_Count": "2", "Term_Description": "x y"});
+    let row = row.as_object().unwrap();
+    let format = RowFormat::new(FormatName::Auto, &mapping(&[]), Some(&table), row).ok().unwrap();
+    let expected =
+        Example::Completion { prompt: "Genes: ZMPSTE24, NIBAN2\nProcess:".into(), completion: " x y".into() };
+    assert_eq!(format.read(row).unwrap(), expected);
     let nothing = mapping(&[]);
     for (file, fields, template, name) in [
         ("medquad/train.jsonl", &nothing, None, "question_answer"),

@@ -12,16 +12,15 @@ use std::borrow::Cow;
 
 /// The row's `tools`: a list, or the JSON text of one.
 pub fn descriptions(row: Row<'_>) -> Result<Vec<Value>, RowError> {
-    let step = |index: usize| move |error: RowError| error.inside(index);
     let (tools, is_text) = list(row, "tools")?;
     let read = |(index, tool): (usize, &Value)| match tool {
         Value::Object(tool) if tool.contains_key("name") && !tool.contains_key("function") => {
             Ok(wrap(Map::new(), tool.clone()))
         }
         Value::Object(_) => Ok(tool.clone()),
-        other => Err(step(index)(RowError::new([], format!("a tool must be an object, got {}", fields::kind(other))))),
+        other => Err(RowError::new([index.into()], format!("a tool must be an object, got {}", fields::kind(other)))),
     };
-    let read: Result<_, _> = tools.iter().enumerate().map(read).collect();
+    let read: Result<Vec<_>, _> = tools.iter().enumerate().map(read).collect();
     read.map_err(|error| placed(error, row, "tools", is_text))
 }
 
@@ -35,7 +34,7 @@ pub fn calls(turn: Row<'_>, role: Role) -> Result<Vec<Value>, RowError> {
         return Err(turn.error(key, "stands in a turn of another role, and only the assistant calls tools"));
     }
     let read = |(index, value)| call(value).map_err(|error| error.inside(index));
-    let read: Result<_, _> = calls.iter().enumerate().map(read).collect();
+    let read: Result<Vec<_>, _> = calls.iter().enumerate().map(read).collect();
     read.map_err(|error| placed(error, turn, key, is_text))
 }
 
@@ -58,12 +57,11 @@ fn call(value: &Value) -> Result<Value, RowError> {
     let Value::Object(object) = value else {
         return Err(RowError::new([], format!("a call of a tool must be an object, got {}", fields::kind(value))));
     };
-    let (outer, inner, nested) = match object.get("function") {
-        Some(Value::Object(inner)) => (object.clone(), inner, true),
-        _ => {
-            let id = object.get("id").map(|id| ("id".to_string(), id.clone()));
-            (id.into_iter().collect(), object, false)
-        }
+    let (outer, inner, nested) = if let Some(Value::Object(inner)) = object.get("function") {
+        (object.clone(), inner, true)
+    } else {
+        let id = object.get("id").map(|id| ("id".to_string(), id.clone()));
+        (id.into_iter().collect(), object, false)
     };
     let at = |error: RowError| if nested { error.inside("function") } else { error };
     Row::new(inner).some_text("name").map_err(at)?;
@@ -85,10 +83,10 @@ fn arguments(function: Row<'_>) -> Result<Value, RowError> {
         Some(Value::String(text)) => Cow::Owned(parse(function, "arguments", text, "an object")?),
         Some(other) => Cow::Borrowed(other),
     };
-    match *parsed {
-        Value::Object(_) => Ok(parsed.into_owned()),
-        ref other => Err(function.wrong_type("arguments", "an object, or the JSON text of one", other)),
+    if parsed.is_object() {
+        return Ok(parsed.into_owned());
     }
+    Err(function.wrong_type("arguments", "an object, or the JSON text of one", &parsed))
 }
 
 /// `function` inside what surrounds it, `type` first unless it is there already.
