@@ -21,10 +21,12 @@ pub fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
     if !pattern.contains(['*', '?', '[']) || path.exists() {
         return if path.exists() { Ok(vec![path.to_path_buf()]) } else { Err(missing(path)) };
     }
-    let options = glob::MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, case_sensitive: true };
+    let options =
+        glob::MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, case_sensitive: true };
     let matches = glob::glob_with(pattern, options).map_err(|error| {
         let message = format!("{pattern}: is no valid pattern: {} (character {})", error.msg, error.pos + 1);
-        Error::invalid(message).with_help("`*` stands for any part of a name, `**` for any folders, `[[]` for a bracket")
+        Error::invalid(message)
+            .with_help("`*` stands for any part of a name, `**` for any folders, `[[]` for a bracket")
     })?;
     let mut files = Vec::new();
     for found in matches {
@@ -132,7 +134,8 @@ mod tests {
 
     #[test]
     fn files_folders_and_patterns_are_expanded_in_order() {
-        let folder = folder(&["d/b.jsonl", "d/a.csv.gz", "d/README.md", "d/.c.jsonl", "d/e/f.jsonl", "x[1].jsonl", "x1.jsonl"]);
+        let folder =
+            folder(&["d/b.jsonl", "d/a.csv.gz", "d/README.md", "d/.c.jsonl", "d/e/f.jsonl", "x[1].jsonl", "x1.jsonl"]);
         assert_eq!(expanded(&folder, "d").unwrap(), ["d/a.csv.gz", "d/b.jsonl"]);
         assert_eq!(expanded(&folder, "d/b.jsonl").unwrap(), ["d/b.jsonl"]);
         assert_eq!(expanded(&folder, "d/*.jsonl").unwrap(), ["d/b.jsonl"]);
@@ -145,7 +148,9 @@ mod tests {
     fn what_is_not_there_is_answered_with_what_is() {
         let folder = folder(&["data/train.jsonl", "data/valid.jsonl", "docs/notes.md"]);
         let help = |pattern: &str| expanded(&folder, pattern).unwrap_err().help().unwrap().to_string();
-        assert!(help("data/trian.jsonl").contains("did you mean") && help("data/trian.jsonl").ends_with("train.jsonl?"));
+        assert!(
+            help("data/trian.jsonl").contains("did you mean") && help("data/trian.jsonl").ends_with("train.jsonl?")
+        );
         assert!(help("data/other.csv").contains("holds `train.jsonl`, `valid.jsonl`"), "{}", help("data/other.csv"));
         assert!(help("dta/train.jsonl").contains("there is no folder"), "{}", help("dta/train.jsonl"));
         assert!(help("data/*.csv").contains("`train.jsonl`"), "{}", help("data/*.csv"));

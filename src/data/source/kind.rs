@@ -55,8 +55,10 @@ impl Kind {
         match input.start.iter().find(|byte| !byte.is_ascii_whitespace()) {
             Some(b'{') => Ok(Self::JsonLines),
             Some(b'[') => Ok(Self::JsonArray),
-            _ if named(path).is_some() => Err(Error::file(path, "starts with neither `{` nor `[`, so it holds no rows of JSON")
-                .with_help("a `.json` file is an array of objects, or one object a line")),
+            _ if named(path).is_some() => {
+                Err(Error::file(path, "starts with neither `{` nor `[`, so it holds no rows of JSON")
+                    .with_help("a `.json` file is an array of objects, or one object a line"))
+            }
             _ => Err(Error::file(path, "is of no kind that is understood, by its name or by its first bytes")
                 .with_help(format!("data files are named {NAMES}"))),
         }

@@ -212,12 +212,16 @@ impl Record {
         let mut names = Vec::new();
         for index in 0..self.ends.len() {
             let name = text(self.field(index))
-                .map_err(|(_, message)| self.error(path, index, format!("the header: {message}")).with_help(ENCODING_HELP))?
+                .map_err(|(_, message)| {
+                    self.error(path, index, format!("the header: {message}")).with_help(ENCODING_HELP)
+                })?
                 .trim();
             if name.is_empty() {
                 return Err(self
                     .error(path, index, format!("the header has no name for column {}", index + 1))
-                    .with_help("the first line must name every field; pandas leaves its index out with `index=False`"));
+                    .with_help(
+                        "the first line must name every field; pandas leaves its index out with `index=False`",
+                    ));
             }
             if !seen.insert(name) {
                 return Err(self

@@ -131,10 +131,18 @@ fn files_without_rows_have_none() {
 #[test]
 fn one_bad_row_is_named_and_passed_over() {
     let folder = Folder::new();
-    let lines = |bad: &str| (1..=10_000).map(|n| if n == 7_341 { format!("{bad}\n") } else { "{\"a\": 1}\n".into() }).collect::<String>();
+    let lines = |bad: &str| {
+        (1..=10_000).map(|n| if n == 7_341 { format!("{bad}\n") } else { "{\"a\": 1}\n".into() }).collect::<String>()
+    };
     for name in ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"] {
         let text = lines("{\"ä\": oops}");
-        let packed = if name.ends_with("gz") { gzip(text.as_bytes()) } else if name.ends_with("zst") { zst(text.as_bytes()) } else { text.into_bytes() };
+        let packed = if name.ends_with("gz") {
+            gzip(text.as_bytes())
+        } else if name.ends_with("zst") {
+            zst(text.as_bytes())
+        } else {
+            text.into_bytes()
+        };
         let path = folder.write(name, packed);
         let error = located(failure(&path));
         assert_eq!((error.line, error.column, error.text.as_str()), (7_341, 7, "{\"ä\": oops}"));
@@ -258,7 +266,8 @@ fn what_a_row_means_is_placed_where_it_stands() {
     for (steps, expected) in cases {
         assert_eq!(marked(&located(error(&lines, steps))), expected);
     }
-    let array = folder.write("a.json", "[{\"a\": 1, \"b\": 0},\n {\"a\": 1,\n  \"b\": 22}, {\"a\": 1,\n  \"b\": 333}  ]");
+    let array =
+        folder.write("a.json", "[{\"a\": 1, \"b\": 0},\n {\"a\": 1,\n  \"b\": 22}, {\"a\": 1,\n  \"b\": 333}  ]");
     let place = located(error(&array, vec!["b".into()]));
     assert_eq!((place.line, place.column, place.text.as_str()), (4, 8, "  \"b\": 333}  ]"));
     assert_eq!(marked(&place), "333");

@@ -1,5 +1,6 @@
 //! The pages of a column, checked on their way into the `parquet` crate, which would fill the memory where they lie: by
-//! dictionaries of more entries than bytes, and by rows without end, which a few bytes can describe.
+//! dictionaries of more entries than bytes, by rows without end, which a few bytes can describe, and by differences of more
+//! values than the page has.
 
 use ::parquet::basic::Encoding;
 use ::parquet::bloom_filter::Sbbf;
@@ -26,9 +27,11 @@ impl RowGroupReader for CheckedGroup<'_> {
     }
 
     fn get_column_page_reader(&self, index: usize) -> Result<Box<dyn PageReader>> {
-        let max_level = self.metadata().column(index).column_descr().max_rep_level();
-        let width = 16 - (max_level as u16).leading_zeros();
-        Ok(Box::new(CheckedPages { pages: self.0.get_column_page_reader(index)?, row: Row { width, values: 0 } }))
+        let column = self.metadata().column(index).column_descr();
+        let width = 16 - (column.max_rep_level() as u16).leading_zeros();
+        let defined = column.max_def_level() > 0;
+        let pages = self.0.get_column_page_reader(index)?;
+        Ok(Box::new(CheckedPages { pages, row: Row { width, defined, values: 0 } }))
     }
 
     fn get_column_bloom_filter(&self, index: usize) -> Option<&Sbbf> {
@@ -79,33 +82,43 @@ impl Iterator for CheckedPages {
 struct Row {
     /// Bits of a repetition level; 0 in a column without lists.
     width: u32,
+    /// Whether there are definition levels.
+    defined: bool,
     /// Values so far.
     values: u64,
 }
 
 impl Row {
     fn check(&mut self, page: &Page) -> Result<(), &'static str> {
-        match page {
+        let (levels, values, count, encoding) = match page {
             // A value of a dictionary takes a byte at least, but for the one empty one.
             Page::DictionaryPage { buf, num_values, .. } if *num_values as usize > buf.len().max(1) => {
-                Err("a dictionary claims more values than it has bytes")
+                return Err("a dictionary claims more values than it has bytes");
             }
-            Page::DictionaryPage { .. } => Ok(()),
-            _ if self.width == 0 => Ok(()),
-            Page::DataPage { num_values, rep_level_encoding: Encoding::RLE, buf, .. } => {
-                let length = buf.get(..4).ok_or("a page is too short")?;
-                let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
-                let levels = buf.get(4..).and_then(|rest| rest.get(..length)).ok_or("a page is too short")?;
-                self.count(levels, u64::from(*num_values))
+            Page::DictionaryPage { .. } => return Ok(()),
+            Page::DataPage { num_values, rep_level_encoding, def_level_encoding, encoding, buf, .. } => {
+                let old = |encoding: &Encoding| *encoding != Encoding::RLE;
+                if self.width > 0 && old(rep_level_encoding) || self.defined && old(def_level_encoding) {
+                    // Levels as writers of old packed them, of no fewer bits than there are values.
+                    let few = self.width == 0 || u64::from(*num_values) <= MAX_VALUES;
+                    return if few { Ok(()) } else { Err("a page has too many values") };
+                }
+                let (levels, rest) = if self.width > 0 { prefixed(buf)? } else { (&buf[..0], &buf[..]) };
+                let (_, values) = if self.defined { prefixed(rest)? } else { (&buf[..0], rest) };
+                (levels, values, *num_values, *encoding)
             }
-            // An encoding of old, of no fewer bits than there are values.
-            Page::DataPage { num_values, .. } if u64::from(*num_values) <= MAX_VALUES => Ok(()),
-            Page::DataPage { .. } => Err("a page has too many values"),
-            Page::DataPageV2 { num_values, rep_levels_byte_len, buf, .. } => {
-                let levels = buf.get(..*rep_levels_byte_len as usize).ok_or("a page is too short")?;
-                self.count(levels, u64::from(*num_values))
+            Page::DataPageV2 { num_values, rep_levels_byte_len, def_levels_byte_len, encoding, buf, .. } => {
+                let (levels, rest) = buf.split_at_checked(*rep_levels_byte_len as usize).ok_or(SHORT)?;
+                (levels, rest.get(*def_levels_byte_len as usize..).ok_or(SHORT)?, *num_values, *encoding)
             }
+        };
+        if matches!(
+            encoding,
+            Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY | Encoding::DELTA_BYTE_ARRAY
+        ) {
+            check_differences(values, u64::from(count))?;
         }
+        if self.width > 0 { self.count(levels, u64::from(count)) } else { Ok(()) }
     }
 
     /// Counts the values of each row in repetition levels: runs of one level, and groups of eight packed ones. A level of 0
@@ -113,10 +126,10 @@ impl Row {
     fn count(&mut self, mut levels: &[u8], mut left: u64) -> Result<(), &'static str> {
         let width = self.width as usize;
         while left > 0 {
-            let header = varint(&mut levels).ok_or("the lists of a page are cut short")?;
+            let header = varint(&mut levels).ok_or(SHORT)?;
             if header & 1 == 0 {
                 let bytes = width.div_ceil(8);
-                let level = levels.get(..bytes).ok_or("the lists of a page are cut short")?;
+                let level = levels.get(..bytes).ok_or(SHORT)?;
                 let run = (header >> 1).min(left);
                 self.values = if level.iter().all(|&byte| byte == 0) { 1 } else { self.values.saturating_add(run) };
                 levels = &levels[bytes..];
@@ -144,6 +157,27 @@ impl Row {
     }
 }
 
+const SHORT: &str = "a page is cut short";
+
+/// Levels with their length before them, and what follows.
+fn prefixed(bytes: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
+    let (length, rest) = bytes.split_first_chunk().ok_or(SHORT)?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(SHORT)
+}
+
+/// Values as differences begin with the sizes of their blocks, and with how many they are.
+fn check_differences(mut values: &[u8], count: u64) -> Result<(), &'static str> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    let mut next = || varint(&mut values).ok_or(SHORT);
+    let (block, parts, total) = (next()?, next()?, next()?);
+    if block > MAX_VALUES || parts > block || total > count {
+        return Err("a page claims more values than it has");
+    }
+    Ok(())
+}
+
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
@@ -163,7 +197,7 @@ mod tests {
 
     #[test]
     fn values_are_counted_by_row_and_across_pages() {
-        let mut row = Row { width: 1, values: 0 };
+        let mut row = Row { width: 1, defined: true, values: 0 };
         // A run of one 0, a run of five 1, and packed: 1 1 0 1 0 0 0 0.
         row.count(&[2, 0, 10, 1, 3, 0b1011], 10).unwrap();
         assert_eq!(row.values, 2);
@@ -173,9 +207,9 @@ mod tests {
 
     #[test]
     fn a_row_without_end_is_refused() {
-        let mut row = Row { width: 1, values: 0 };
+        let mut row = Row { width: 1, defined: true, values: 0 };
         // A run of 2^31 - 1.
         assert!(row.count(&[0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 1], (1 << 31) - 1).is_err());
-        assert!(Row { width: 1, values: 0 }.count(&[], 1).is_err());
+        assert!(Row { width: 1, defined: true, values: 0 }.count(&[], 1).is_err());
     }
 }
