@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(kind_at("lora.target_modules"), Some(Kind::Other));
         assert_eq!(kind_at("training.max_steps"), Some(Kind::Count));
         assert_eq!(kind_at("training.learning_rate"), Some(Kind::Number));
-        assert_eq!(kind_at("data.train"), Some(Kind::Text));
+        assert_eq!(kind_at("data.train"), Some(Kind::Other));
         assert_eq!(kind_at("device"), Some(Kind::Text));
         assert_eq!(kind_at("lora.rank"), None);
         assert_eq!(kind_at("lora.r.x"), None);

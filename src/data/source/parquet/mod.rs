@@ -74,11 +74,8 @@ impl ParquetFile {
                 if let Some(row) = tried(&self.path, || rows.next().transpose())? {
                     self.read += 1;
                     let row = ParquetRow(row);
-                    let content = if row.size() > MAX_ROW {
-                        Content::ParquetTooLong
-                    } else {
-                        Content::Parquet(Box::new(row))
-                    };
+                    let content =
+                        if row.size() > MAX_ROW { Content::ParquetTooLong } else { Content::Parquet(Box::new(row)) };
                     return Ok(Some(RawRow::new(self.read, content)));
                 }
                 self.rows = None;
@@ -164,9 +161,9 @@ fn value(field: &Field) -> Result<Value, String> {
         Field::UInt(value) => Value::from(*value),
         Field::ULong(value) => Value::from(*value),
         // The shortest digits that mean this number, not those of the double next to it.
-        Field::Float16(value) => float(value.to_string().parse()),
-        Field::Float(value) => float(value.to_string().parse()),
-        Field::Double(value) => float(Ok(*value)),
+        Field::Float16(value) => float(value.to_string().parse().unwrap_or(f64::NAN)),
+        Field::Float(value) => float(value.to_string().parse().unwrap_or(f64::NAN)),
+        Field::Double(value) => float(*value),
         Field::Str(text) => Value::from(text.as_str()),
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
             Ok(text) => Value::from(text),
@@ -190,8 +187,8 @@ fn value(field: &Field) -> Result<Value, String> {
 }
 
 /// JSON has neither infinities nor NaN: they become null.
-fn float<E>(value: Result<f64, E>) -> Value {
-    value.ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number)
+fn float(value: f64) -> Value {
+    Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
 fn size(field: &Field) -> usize {

@@ -1,12 +1,12 @@
 //! Files made by the crate's own writer, whole and damaged.
 
 use super::*;
+use crate::data::source::RowReader;
 use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use ::parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type};
 use ::parquet::file::properties::{WriterProperties, WriterVersion};
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
-use crate::data::source::RowReader;
 use serde_json::json;
 use std::sync::Arc;
 
