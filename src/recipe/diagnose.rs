@@ -234,7 +234,6 @@ fn value_help(source: &Source<'_>, path: &str, kind: Kind, value: &Value) -> Str
         Kind::OneOf(words) => word_help(path, value, words),
         Kind::Text => match text {
             Some(text) => format!("put it in quotes: `{key}: \"{text}\"`"),
-            None if path == "data.train" => "one JSON Lines file; join several with `cat`".into(),
             None => String::new(),
         },
         Kind::Other if path.starts_with("lora.target_modules") => {

@@ -104,26 +104,39 @@ const TABLE: &[(&str, Answer)] = &[
     ("dataset_format data_format prompt_style dataset_type formatting", Ours("data.format")),
     ("excess_length_strategy truncation truncate truncation_mode", Ours("data.overlong")),
     (
-        "chat_template template jinja_template conversation_template prompt_template default_system_message chat_template_jinja",
-        No("the chat template is the base model's own, used by all of `data.format` but `text` and `completion`"),
+        "chat_template jinja_template conversation_template chat_template_jinja chat_template_path",
+        Ours("data.chat_template"),
+    ),
+    (
+        "prompt_template default_system_message default_system",
+        No("write `data.template`, whose `system`, `user` and `assistant` are Jinja over the row's fields"),
     ),
     (
         "train_on_inputs train_on_input train_on_prompt mask_prompt completion_only_loss assistant_only_loss \
-         dataset_text_field response_template roles_to_train train_on_responses_only mask_history",
+         response_template roles_to_train train_on_responses_only",
         No("only what the model shall write is learnt: completions, outputs, and the assistant's messages"),
     ),
+    ("mask_history", No("write `data.train_on_turns: last`")),
     (
-        "packing sample_packing packed neat_packing eval_packing pad_to_sequence_len pad_to_multiple_of group_by_length \
-         eval_sample_packing packing_strategy",
-        No("there is no key for how rows are laid into batches; it decides speed, not the result"),
+        "dataset_text_field field field_instruction field_output field_input columns",
+        No("write `data.fields`: the format's name, then the row's"),
     ),
+    ("sample_packing packed neat_packing", Ours("data.packing")),
+    ("length_column_name train_sampling_strategy", No("write `data.group_by_length: true`")),
     (
-        "dataset_prepared_path overwrite_cache preprocessing_num_workers dataset_num_proc dataloader_num_workers streaming \
-         dataset_processes tokenized_path dataloader_pin_memory dataset_kwargs buffer_size remove_unused_columns",
-        No("rows are read and tokenized at the start of each run; there is nothing to set"),
+        "eval_packing eval_sample_packing pad_to_sequence_len pad_to_multiple_of packing_strategy",
+        No("`data.packing` packs by best fit; padding is never computed"),
+    ),
+    ("dataset_prepared_path tokenized_path", Ours("data.cache")),
+    (
+        "overwrite_cache preprocessing_num_workers dataset_num_proc dataloader_num_workers streaming \
+         dataset_processes dataloader_pin_memory dataset_kwargs buffer_size remove_unused_columns",
+        No(
+            "rows are tokenized on all cores, and kept by what they were made of (`data.cache`); there is nothing to set",
+        ),
     ),
     ("shuffle shuffle_merged_datasets", No("rows are shuffled each epoch, by `training.seed`")),
-    ("max_samples max_train_samples num_samples", No("cut the file to size, for example with `head -n 1000`")),
+    ("max_samples max_train_samples num_samples", No("write the source as `{path: …, limit: 1000}`")),
     // Training.
     ("num_train_epochs num_epochs n_epochs total_epochs epoch max_epochs", Ours("training.epochs")),
     (
@@ -306,19 +319,46 @@ pub(super) fn convert(path: &str, value: &Value) -> Option<Value> {
         Kind::Count => value.as_u64().map(|_| value.clone()),
         Kind::Flag => value.is_bool().then(|| value.clone()),
         Kind::OneOf(words) => text.filter(|text| words.contains(&text.as_str())).map(Value::String),
-        Kind::Text => value.as_str().map(Value::from).or_else(|| only_file(value)),
+        Kind::Text => value.as_str().map(Value::from),
+        Kind::Other if matches!(path, "data.train" | "data.validation") => sources(value),
+        Kind::Other if path == "data.cache" => value.as_str().map(Value::from),
         Kind::Other => module_names(value),
         Kind::Section(_) => None,
     }
 }
 
-/// Axolotl's `datasets: [{path: x, type: y}]`, when it is one.
-fn only_file(value: &Value) -> Option<Value> {
-    match value.as_sequence()?.as_slice() {
-        [Value::String(path)] => Some(path.as_str().into()),
-        [Value::Mapping(one)] => one.get("path").or_else(|| one.get("data_files"))?.as_str().map(Value::from),
+/// Axolotl's `datasets: [{path: x, type: y}]`, or a list of paths: one source where it is one, else a list.
+fn sources(value: &Value) -> Option<Value> {
+    let source = |one: &Value| match one {
+        Value::String(_) => Some(one.clone()),
+        Value::Mapping(one) => {
+            let path = one
+                .get("path")
+                .filter(|path| is_file(path))
+                .or_else(|| one.get("data_files"))
+                .or_else(|| one.get("path"))?;
+            let path = path.as_str()?;
+            let format = one.get("type").and_then(Value::as_str).and_then(|theirs| {
+                convert("data.format", &theirs.into())
+                    .or_else(|| convert("data.format", &theirs.split('.').next()?.into()))
+            });
+            let Some(format) = format else { return Some(path.into()) };
+            Some(Value::Mapping([("path".into(), path.into()), ("format".into(), format)].into_iter().collect()))
+        }
         _ => None,
+    };
+    match value {
+        Value::Sequence(all) if all.len() == 1 => source(&all[0]),
+        Value::Sequence(all) if !all.is_empty() => {
+            all.iter().map(source).collect::<Option<Vec<_>>>().map(Value::Sequence)
+        }
+        one => source(one),
     }
+}
+
+/// Whether a path is that of a file, as `path: json` with `data_files` is not.
+fn is_file(path: &Value) -> bool {
+    path.as_str().is_some_and(|path| !matches!(path, "json" | "csv" | "parquet" | "text"))
 }
 
 /// A list of names, or LLaMA-Factory's names with commas between.
@@ -389,6 +429,11 @@ mod tests {
         assert_eq!(convert("training.gradient_checkpointing", "true").as_deref(), Some("\"layer\""));
         assert_eq!(convert("training.lr_scheduler", "inverse_sqrt"), None);
         assert_eq!(convert("quantization.type", "4").as_deref(), Some("\"q4_k\""));
-        assert_eq!(convert("data.train", "[{path: a.jsonl, type: alpaca}]").as_deref(), Some("\"a.jsonl\""));
+        let source = |yaml| convert("data.train", yaml).unwrap();
+        assert_eq!(source("a.jsonl"), "\"a.jsonl\"");
+        assert_eq!(source("[{path: a.jsonl, type: alpaca}]"), r#"{"path":"a.jsonl","format":"alpaca"}"#);
+        assert_eq!(source("[{path: a, type: sharegpt.simple}]"), r#"{"path":"a","format":"sharegpt"}"#);
+        assert_eq!(source("[{path: json, data_files: b.jsonl, type: new}, c.jsonl]"), r#"["b.jsonl","c.jsonl"]"#);
+        assert_eq!(convert("data.train", "[3]"), None);
     }
 }
