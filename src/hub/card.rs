@@ -144,7 +144,14 @@ mod tests {
 
     #[test]
     fn what_declares_nothing_declares_nothing() {
-        for text in ["", "# Title\n", "---\nlicense: mit\n---\n", "---\n---\n", "---\nconfigs:\n---\n", "---\nconfigs:\n- config_name: a\n"] {
+        for text in [
+            "",
+            "# Title\n",
+            "---\nlicense: mit\n---\n",
+            "---\n---\n",
+            "---\nconfigs:\n---\n",
+            "---\nconfigs:\n- config_name: a\n",
+        ] {
             assert_eq!(read(text), Ok(Vec::new()), "{text:?}");
         }
     }

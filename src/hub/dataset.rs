@@ -106,7 +106,9 @@ impl Shelf for OnHub<'_> {
     fn open(&mut self, revision: &str) -> Result<Option<Snapshot>> {
         match self.remote.describe(revision) {
             Ok((commit, files)) => Ok(Some(Snapshot { revision: revision.into(), commit, files })),
-            Err(HFError::RevisionNotFound { .. }) if revision == CONVERTED && self.cache.revision() != CONVERTED => Ok(None),
+            Err(HFError::RevisionNotFound { .. }) if revision == CONVERTED && self.cache.revision() != CONVERTED => {
+                Ok(None)
+            }
             Err(error) => {
                 self.unreachable = is_transient(&error);
                 Err(self.remote.explain(error))
@@ -274,7 +276,9 @@ impl Wanted<'_> {
             return names.iter().position(|(name, _)| *name == wanted).ok_or_else(|| {
                 let why = format!("subset `{wanted}` is not in the cache, which has: {all}");
                 let message = format!("subset: {reference} has no subset `{wanted}`");
-                shelf.lacks(&why).unwrap_or_else(|| Error::invalid(message).with_help(format!("its subsets are: {all}")))
+                shelf
+                    .lacks(&why)
+                    .unwrap_or_else(|| Error::invalid(message).with_help(format!("its subsets are: {all}")))
             });
         }
         if names.len() == 1 {
@@ -309,9 +313,13 @@ impl Wanted<'_> {
         let split = splits.swap_remove(at);
         if split.files.is_empty() && split.absent.is_empty() {
             let name = &split.name;
-            return Err(shelf.lacks(&format!("no file of split `{name}` is in the cache")).unwrap_or_else(|| Error::Hub {
-                message: format!("{reference}: what its README declares as split `{name}` is no file that can be read"),
-                help: Some(format!("take another split; what can be read is {READABLE}")),
+            return Err(shelf.lacks(&format!("no file of split `{name}` is in the cache")).unwrap_or_else(|| {
+                Error::Hub {
+                    message: format!(
+                        "{reference}: what its README declares as split `{name}` is no file that can be read"
+                    ),
+                    help: Some(format!("take another split; what can be read is {READABLE}")),
+                }
             }));
         }
         Ok(split)

@@ -9,7 +9,7 @@ const VALIDATION: &[&str] = &["validation", "valid", "dev", "test"];
 
 /// Asks for a dataset; answers with the names of its files in the cache, or with the error and its help.
 struct Ask<'a> {
-    hub: &'a Hub,
+    address: String,
     cache: &'a Path,
     subset: Option<&'a str>,
     split: Option<&'a str>,
@@ -17,8 +17,8 @@ struct Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    fn new(hub: &'a Hub, cache: &'a tempfile::TempDir) -> Self {
-        Self { hub, cache: cache.path(), subset: None, split: None, offline: false }
+    fn new(hub: &Hub, cache: &'a tempfile::TempDir) -> Self {
+        Self { address: hub.address.clone(), cache: cache.path(), subset: None, split: None, offline: false }
     }
 
     fn subset(self, subset: &'a str) -> Self {
@@ -34,10 +34,11 @@ impl<'a> Ask<'a> {
     }
 
     fn get(self, id: &str, default_splits: &[&str]) -> std::result::Result<String, String> {
-        let place = Place { endpoint: Some(format!("http://{}", self.hub.address)), cache: Some(self.cache.into()) };
+        let place = Place { endpoint: Some(format!("http://{}", self.address)), cache: Some(self.cache.into()) };
         let dataset = DatasetConfig { id, split: self.split, subset: self.subset };
         let options = FetchOptions { offline: self.offline };
-        let paths = fetch_dataset_from(&dataset, default_splits, &options, &mut |_| {}, &place).map_err(|e| told(&e))?;
+        let paths =
+            fetch_dataset_from(&dataset, default_splits, &options, &mut |_| {}, &place).map_err(|e| told(&e))?;
         let names = paths.iter().map(|path| {
             assert!(path.is_file(), "{} is there", path.display());
             let name = path.strip_prefix(self.cache).unwrap().display().to_string();
@@ -102,11 +103,12 @@ fn a_missing_shard_is_noticed_without_network() {
 #[test]
 fn a_hub_that_is_down_does_not_matter_when_the_split_is_here() {
     let cache = tempfile::tempdir().unwrap();
-    let mut hub = Hub::start(&[SHARDED]);
+    let hub = Hub::start(&[SHARDED]);
     let here = Ask::new(&hub, &cache).get("org/sharded", TRAIN).unwrap();
-    hub.address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    assert_eq!(Ask::new(&hub, &cache).get("org/sharded", TRAIN).unwrap(), here);
-    let message = Ask::new(&hub, &cache).get("org/other", TRAIN).unwrap_err();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let ask = || Ask { address: closed.clone(), ..Ask::new(&hub, &cache) };
+    assert_eq!(ask().get("org/sharded", TRAIN).unwrap(), here);
+    let message = ask().get("org/other", TRAIN).unwrap_err();
     assert!(message.contains("cannot be used") && message.contains("`path`"), "{message}");
 }
 
@@ -173,8 +175,10 @@ fn what_the_readme_declares_wins() {
     assert!(message.contains("no subset `soft`") && message.contains("are: easy, hard, images"), "{message}");
     let message = Ask::new(&hub, &cache).subset("images").get(id, TRAIN).unwrap_err();
     assert!(message.contains("no data in it that can be read") && message.contains("images.zip"), "{message}");
-    std::fs::remove_file(cache.path().join("datasets--org--declared/snapshots").join(COMMIT).join("rows/deep/hard.csv"))
-        .unwrap();
+    std::fs::remove_file(
+        cache.path().join("datasets--org--declared/snapshots").join(COMMIT).join("rows/deep/hard.csv"),
+    )
+    .unwrap();
     let message = Ask::new(&hub, &cache).offline().get(id, TRAIN).unwrap_err();
     assert!(message.contains("not in the cache"), "{message}");
 }
@@ -237,7 +241,9 @@ fn refusals_say_what_to_do() {
     assert!(told("org/nothing").contains("there is no dataset org/nothing on the Hub (404)"));
     assert!(told("org/sharded@nowhere").contains("no revision `nowhere`"));
     let private = told("org/private");
-    assert!(private.contains("(401)") && private.contains("private dataset") && private.contains("/datasets/org/private"));
+    assert!(
+        private.contains("(401)") && private.contains("private dataset") && private.contains("/datasets/org/private")
+    );
     let gated = told("org/gated");
     assert!(gated.contains("(403)") && gated.contains("/datasets/org/gated"), "{gated}");
     assert!(!cache.path().join("datasets--org--gated/refs").exists(), "an incomplete snapshot is not noted");

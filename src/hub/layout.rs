@@ -13,8 +13,18 @@ const KEYWORDS: &[(&str, &[&str])] = &[
 ];
 /// Files that are about the data; by the beginning of their names, in lower case.
 const NO_DATA: &[&str] = &[
-    "readme.", "readme_", "license.", "licence.", "notice.", "citation.", "changelog.", "requirements.", "config.json",
-    "dataset_info", "dataset_dict.json", "state.json",
+    "readme.",
+    "readme_",
+    "license.",
+    "licence.",
+    "notice.",
+    "citation.",
+    "changelog.",
+    "requirements.",
+    "config.json",
+    "dataset_info",
+    "dataset_dict.json",
+    "state.json",
 ];
 
 /// A subset ("configuration") of a dataset.
@@ -108,7 +118,8 @@ struct Shard<'a> {
 
 fn shard(path: &str) -> Option<Shard<'_>> {
     let at = path.rfind("-of-")?;
-    let digits = |text: &str| (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?;
+    let digits =
+        |text: &str| (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?;
     let index = digits(path.get(at.checked_sub(5)?..at)?)?;
     let total = digits(path.get(at + 4..at + 9)?)?;
     let prefix = path.get(..at - 5)?.strip_suffix(['-', '.', '_'])?;
@@ -201,10 +212,7 @@ pub(super) fn converted(files: &[String]) -> Vec<Subset> {
 
 fn subsets(found: Found) -> Vec<Subset> {
     let split = |(name, files): (String, Vec<&String>)| Split::of(name, files.into_iter().cloned().collect());
-    found
-        .into_iter()
-        .map(|(name, splits)| Subset { name, splits: splits.into_iter().map(split).collect() })
-        .collect()
+    found.into_iter().map(|(name, splits)| Subset { name, splits: splits.into_iter().map(split).collect() }).collect()
 }
 
 /// The splits of a declared subset.
@@ -263,7 +271,8 @@ fn matching(name: &str, paths: &[String], files: &[String]) -> Result<Split, Str
     // A name may hold brackets, too.
     let named: BTreeSet<&String> = paths.iter().collect();
     let is_meant = |file: &&String| named.contains(*file) || globs.is_match(file.as_str());
-    let mut meant: Vec<String> = files.iter().filter(is_meant).filter(|file| format_of(file).is_some()).cloned().collect();
+    let mut meant: Vec<String> =
+        files.iter().filter(is_meant).filter(|file| format_of(file).is_some()).cloned().collect();
     meant.sort();
     let there: BTreeSet<&String> = files.iter().collect();
     let absent = named.into_iter().filter(|path| !is_pattern(path) && !there.contains(path)).cloned().collect();
@@ -289,7 +298,8 @@ mod tests {
 
     /// `subset/split: files`, a line a split.
     fn told(subsets: &[Subset]) -> Vec<String> {
-        let line = |subset: &Subset, split: &Split| format!("{}/{}: {}", subset.name, split.name, split.files.join(" "));
+        let line =
+            |subset: &Subset, split: &Split| format!("{}/{}: {}", subset.name, split.name, split.files.join(" "));
         subsets.iter().flat_map(|subset| subset.splits.iter().map(move |split| line(subset, split))).collect()
     }
 
@@ -299,24 +309,33 @@ mod tests {
 
     #[test]
     fn names_tell_splits_and_subsets() {
-        assert_eq!(by_names_of(&["README.md", "train.jsonl", "dev.jsonl", "my_test_file.jsonl", "meta.json"]), [
-            "default/test: my_test_file.jsonl",
-            "default/train: train.jsonl",
-            "default/validation: dev.jsonl"
-        ]);
-        assert_eq!(by_names_of(&["data/train-00000-of-00002.parquet", "data/train-00001-of-00002-ab12.parquet"]), [
-            "default/train: data/train-00000-of-00002.parquet data/train-00001-of-00002-ab12.parquet"
-        ]);
-        assert_eq!(by_names_of(&["data/train_sft-00000-of-00001.parquet", "data/odd-00000-of-00001.parquet"]), [
-            "default/odd: data/odd-00000-of-00001.parquet",
-            "default/train_sft: data/train_sft-00000-of-00001.parquet"
-        ]);
-        assert_eq!(by_names_of(&["en/train-00000-of-00001.parquet", "de/train/0000.parquet", "train/x/a.parquet"]), [
-            "de/train: de/train/0000.parquet",
-            "default/train: train/x/a.parquet",
-            "en/train: en/train-00000-of-00001.parquet"
-        ]);
-        assert_eq!(by_names_of(&["c4-train.00000-of-00002.json.gz"]), ["default/train: c4-train.00000-of-00002.json.gz"]);
+        assert_eq!(
+            by_names_of(&["README.md", "train.jsonl", "dev.jsonl", "my_test_file.jsonl", "meta.json"]),
+            ["default/test: my_test_file.jsonl", "default/train: train.jsonl", "default/validation: dev.jsonl"]
+        );
+        assert_eq!(
+            by_names_of(&["data/train-00000-of-00002.parquet", "data/train-00001-of-00002-ab12.parquet"]),
+            ["default/train: data/train-00000-of-00002.parquet data/train-00001-of-00002-ab12.parquet"]
+        );
+        assert_eq!(
+            by_names_of(&["data/train_sft-00000-of-00001.parquet", "data/odd-00000-of-00001.parquet"]),
+            [
+                "default/odd: data/odd-00000-of-00001.parquet",
+                "default/train_sft: data/train_sft-00000-of-00001.parquet"
+            ]
+        );
+        assert_eq!(
+            by_names_of(&["en/train-00000-of-00001.parquet", "de/train/0000.parquet", "train/x/a.parquet"]),
+            [
+                "de/train: de/train/0000.parquet",
+                "default/train: train/x/a.parquet",
+                "en/train: en/train-00000-of-00001.parquet"
+            ]
+        );
+        assert_eq!(
+            by_names_of(&["c4-train.00000-of-00002.json.gz"]),
+            ["default/train: c4-train.00000-of-00002.json.gz"]
+        );
         assert_eq!(by_names_of(&["my-train-set/a.csv"]), ["default/train: my-train-set/a.csv"]);
     }
 
@@ -330,20 +349,20 @@ mod tests {
 
     #[test]
     fn files_without_split_are_all_train_and_folders_are_subsets() {
-        assert_eq!(by_names_of(&["a.txt.zst", "b/c.txt", "data/d.txt", "LICENSE.txt", ".hidden/x.txt", "__x/y.txt"]), [
-            "b/train: b/c.txt",
-            "default/train: a.txt.zst b/c.txt data/d.txt"
-        ]);
+        assert_eq!(
+            by_names_of(&["a.txt.zst", "b/c.txt", "data/d.txt", "LICENSE.txt", ".hidden/x.txt", "__x/y.txt"]),
+            ["b/train: b/c.txt", "default/train: a.txt.zst b/c.txt data/d.txt"]
+        );
         assert!(by_names(&names(&["script.py", "data.pkl", "README.md", "dataset_infos.json", "x.arrow"])).is_empty());
     }
 
     #[test]
     fn a_dataset_is_read_from_one_format() {
         assert_eq!(by_names_of(&["train.csv", "train.parquet", "a.jsonl"]), ["default/train: train.parquet"]);
-        assert_eq!(by_names_of(&["train.csv", "test.tsv", "labels.json"]), [
-            "default/test: test.tsv",
-            "default/train: train.csv"
-        ]);
+        assert_eq!(
+            by_names_of(&["train.csv", "test.tsv", "labels.json"]),
+            ["default/test: test.tsv", "default/train: train.csv"]
+        );
         assert_eq!(by_names_of(&["rows.jsonl", "other.csv"]), ["default/train: rows.jsonl"]);
     }
 
@@ -376,17 +395,21 @@ mod tests {
         let subset = Subset { name: "x".into(), splits };
         assert_eq!(told(&[subset]), ["x/test: x/deep/test.csv", "x/train: x/train.csv"]);
         let splits = of_declared(&declared(Some("x"), Some(&[("dev", &["*.csv", "gone.csv"])])), &files).unwrap();
-        assert_eq!((splits[0].files.join(" "), splits[0].absent.join(" ")), ("x/train.csv".into(), "x/gone.csv".into()));
+        assert_eq!(
+            (splits[0].files.join(" "), splits[0].absent.join(" ")),
+            ("x/train.csv".into(), "x/gone.csv".into())
+        );
         assert!(!splits[0].listed);
     }
 
     #[test]
     fn the_hubs_copies_are_told_by_their_folders() {
-        let files = names(&["en/train/0000.parquet", "en/train/0001.parquet", "de/partial-train/0000.parquet", "x.parquet"]);
-        assert_eq!(told(&converted(&files)), [
-            "de/train: de/partial-train/0000.parquet",
-            "en/train: en/train/0000.parquet en/train/0001.parquet"
-        ]);
+        let files =
+            names(&["en/train/0000.parquet", "en/train/0001.parquet", "de/partial-train/0000.parquet", "x.parquet"]);
+        assert_eq!(
+            told(&converted(&files)),
+            ["de/train: de/partial-train/0000.parquet", "en/train: en/train/0000.parquet en/train/0001.parquet"]
+        );
     }
 
     #[test]

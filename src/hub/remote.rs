@@ -81,9 +81,8 @@ impl<'a> Remote<'a> {
                 DownloadEvent::Complete => {}
             }
         };
-        let send = move |events| {
-            repository.download_file().filename(file).revision(commit).progress(Forward(events)).send()
-        };
+        let send =
+            move |events| repository.download_file().filename(file).revision(commit).progress(Forward(events)).send();
         patiently(on_event, send).map_err(|error| self.explain(error))
     }
 
