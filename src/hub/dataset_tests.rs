@@ -9,7 +9,7 @@ const VALIDATION: &[&str] = &["validation", "valid", "dev", "test"];
 
 /// Asks for a dataset; answers with the names of its files in the cache, or with the error and its help.
 struct Ask<'a> {
-    hub: &'a Hub,
+    address: String,
     cache: &'a Path,
     subset: Option<&'a str>,
     split: Option<&'a str>,
@@ -17,8 +17,8 @@ struct Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    fn new(hub: &'a Hub, cache: &'a tempfile::TempDir) -> Self {
-        Self { hub, cache: cache.path(), subset: None, split: None, offline: false }
+    fn new(hub: &Hub, cache: &'a tempfile::TempDir) -> Self {
+        Self { address: hub.address.clone(), cache: cache.path(), subset: None, split: None, offline: false }
     }
 
     fn subset(self, subset: &'a str) -> Self {
@@ -34,7 +34,7 @@ impl<'a> Ask<'a> {
     }
 
     fn get(self, id: &str, default_splits: &[&str]) -> std::result::Result<String, String> {
-        let place = Place { endpoint: Some(format!("http://{}", self.hub.address)), cache: Some(self.cache.into()) };
+        let place = Place { endpoint: Some(format!("http://{}", self.address)), cache: Some(self.cache.into()) };
         let dataset = DatasetConfig { id, split: self.split, subset: self.subset };
         let options = FetchOptions { offline: self.offline };
         let paths =
@@ -103,11 +103,12 @@ fn a_missing_shard_is_noticed_without_network() {
 #[test]
 fn a_hub_that_is_down_does_not_matter_when_the_split_is_here() {
     let cache = tempfile::tempdir().unwrap();
-    let mut hub = Hub::start(&[SHARDED]);
+    let hub = Hub::start(&[SHARDED]);
     let here = Ask::new(&hub, &cache).get("org/sharded", TRAIN).unwrap();
-    hub.address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    assert_eq!(Ask::new(&hub, &cache).get("org/sharded", TRAIN).unwrap(), here);
-    let message = Ask::new(&hub, &cache).get("org/other", TRAIN).unwrap_err();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let ask = || Ask { address: closed.clone(), ..Ask::new(&hub, &cache) };
+    assert_eq!(ask().get("org/sharded", TRAIN).unwrap(), here);
+    let message = ask().get("org/other", TRAIN).unwrap_err();
     assert!(message.contains("cannot be used") && message.contains("`path`"), "{message}");
 }
 
