@@ -29,7 +29,11 @@ pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub(super) fn zst(bytes: &[u8]) -> Vec<u8> {
-    zstd::stream::encode_all(bytes, 1).unwrap()
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    // As the program `zstd` does; without a checksum, damage may pass for other text.
+    encoder.include_checksum(true).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 fn rows(path: &Path) -> Vec<RawRow> {
@@ -272,7 +276,7 @@ fn what_a_row_means_is_placed_where_it_stands() {
     assert_eq!((place.line, place.column, place.text.as_str()), (4, 8, "  \"b\": 333}  ]"));
     assert_eq!(marked(&place), "333");
     let place = located(error(&array, vec!["c".into()]));
-    assert_eq!((place.line, place.column, place.text.as_str()), (3, 12, "  \"b\": 22}, {\"a\": 1,"));
+    assert_eq!((place.line, place.column, place.text.as_str()), (3, 13, "  \"b\": 22}, {\"a\": 1,"));
     let csv = folder.write("a.csv", "a,b,c\n\"1,1\",2,3\n");
     let place = located(error(&csv, vec!["b".into()]));
     assert_eq!((place.line, place.column), (2, 7));
@@ -294,14 +298,17 @@ fn a_cut_or_damaged_archive_is_told() {
         let middle = damaged.len() / 2;
         damaged[middle..middle + 20].fill(0x55);
         let path = folder.write(&name, damaged);
-        let mut reader = RowReader::open(&path).unwrap();
-        let error = loop {
-            match reader.next_row() {
-                Ok(row) => assert!(row.is_some(), "the damage is noticed"),
-                Err(error) => break error,
-            }
+        let error = match RowReader::open(&path) {
+            Err(error) => error,
+            Ok(mut reader) => loop {
+                match reader.next_row() {
+                    Ok(row) => assert!(row.is_some(), "the damage is noticed"),
+                    Err(error) => break error,
+                }
+            },
         };
-        assert!(error.to_string().contains("is damaged"), "{error}");
+        let told = ["is damaged", "cut short"].iter().any(|words| error.to_string().contains(words));
+        assert!(told, "{error}");
     }
 }
 
@@ -311,13 +318,14 @@ fn a_bomb_is_stopped() {
     for end in ["gz", "zst"] {
         let path = folder.0.path().join(format!("a.txt.{end}"));
         let file = fs::File::create(&path).unwrap();
-        let mut zeros = std::io::repeat(b' ').take(1 << 30);
+        let mut zeros = std::io::repeat(b' ').take(512 << 20);
         if end == "gz" {
-            std::io::copy(&mut zeros, &mut flate2::write::GzEncoder::new(file, flate2::Compression::fast())).unwrap();
+            std::io::copy(&mut zeros, &mut flate2::write::GzEncoder::new(file, flate2::Compression::default()))
+                .unwrap();
         } else {
             zstd::stream::copy_encode(zeros, file, 1).unwrap();
         }
-        assert!(fs::metadata(&path).unwrap().len() < 8 << 20);
+        assert!(fs::metadata(&path).unwrap().len() < 1 << 20);
         let error = failure(&path);
         assert!(error.to_string().contains("250 times its size"), "{error}");
     }
