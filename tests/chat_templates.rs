@@ -3,7 +3,7 @@
 //! `tests/parity/chat_templates.py` writes the goldens.
 
 use crate::support::{golden, json};
-use equipoise::data::{ChatTemplate, Encoder, Example, IGNORED, Message, Role, Sequence, TrainOnTurns};
+use equipoise::data::{ChatTemplate, Encoder, Example, IGNORED, Message, Role, Sequence, TrainOnTurns, named};
 use serde_json::Value;
 use std::path::PathBuf;
 use tokenizers::{AddedToken, Tokenizer};
@@ -49,16 +49,10 @@ impl Family {
     fn cases(&self) -> Vec<Case> {
         self.golden["cases"].as_array().unwrap().iter().map(Case::read).collect()
     }
-
-    /// What is learnt of a case, run by run.
-    fn learnt(&self, case: &str) -> Vec<String> {
-        let case = self.cases().into_iter().find(|one| one.name == case && !one.prompt).unwrap();
-        let sequence = self.encoder.encode(&case.example()).unwrap();
-        segments(&self.encoder, &sequence)
-    }
 }
 
-fn segments(encoder: &Encoder, sequence: &Sequence) -> Vec<String> {
+/// What is learnt, run by run.
+fn learnt(encoder: &Encoder, sequence: &Sequence) -> Vec<String> {
     let segments = encoder.segments(sequence).unwrap();
     segments.into_iter().filter(|(_, learnt)| *learnt).map(|(text, _)| text).collect()
 }
@@ -122,4 +116,79 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does() {
         }
     }
     assert!(differing.is_empty(), "{}", differing.join("\n\n"));
+}
+
+/// What is learnt of each case that ends with an answer: every run between `⟦` and `⟧`, or why there is none.
+///
+/// These were read one by one: an answer, what it thinks and calls where the template keeps that, and the token that ends it.
+#[test]
+fn what_is_learnt_is_the_answers_and_their_ends() {
+    for family in Family::all() {
+        let mut told = String::new();
+        for case in family.cases() {
+            let is_answered = case.messages.last().is_some_and(|message| message.role == Role::Assistant);
+            if case.prompt || !is_answered || case.expected["text"].is_null() {
+                continue;
+            }
+            told.extend(["# ", &case.name, "\n"]);
+            match family.encoder.encode(&case.example()) {
+                Ok(sequence) => told.extend(learnt(&family.encoder, &sequence).iter().map(|run| format!("⟦{run}⟧\n"))),
+                Err(error) => told.extend([&error.to_string(), "\n"]),
+            }
+        }
+        insta::assert_snapshot!(format!("chat_template_{}", family.name), told);
+    }
+}
+
+/// With `{% generation %}` blocks: the tokens that transformers' `return_assistant_tokens_mask` marks, but one that begins
+/// before the block, which only there counts as the answer's.
+#[test]
+fn generation_blocks_are_learnt_as_transformers_marks_them() {
+    for name in ["qwen3_training", "gemma3_training"] {
+        let (family, mut compared) = (Family::named(name), 0);
+        for case in family.cases() {
+            let Some(mask) = case.expected["mask"].as_str().filter(|mask| mask.contains('1')) else { continue };
+            let sequence = family.encoder.encode(&case.example()).unwrap();
+            let ours =
+                sequence.labels.iter().map(|&label| if label == IGNORED { '0' } else { '1' }).collect::<String>();
+            assert_eq!(ours, mask, "{name}, {}", case.name);
+            compared += 1;
+        }
+        assert!(compared >= 4, "{compared}");
+    }
+}
+
+#[test]
+fn the_last_answer_alone_is_learnt_where_the_recipe_says_so() {
+    for family in Family::all() {
+        let case = family.cases().into_iter().find(|case| case.name == "several turns" && !case.prompt).unwrap();
+        // DeepSeek-R1's asks with `<think>`, and leaves out thoughts: it is refused, as the snapshot tells.
+        let Ok(sequence) = family.encoder.encode(&case.example()) else { continue };
+        let (name, all) = (&family.name, learnt(&family.encoder, &sequence));
+        let encoder = family.encoder.with_turns(TrainOnTurns::Last);
+        let last = learnt(&encoder, &encoder.encode(&case.example()).unwrap());
+        assert_eq!(last[..], all[2..], "{name}");
+        assert_eq!(last.len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn named_templates_write_plain_conversations_as_the_published_ones_do() {
+    for (name, published, with_default_system) in
+        [("llama3", "llama3", false), ("gemma", "gemma3", false), ("phi3", "phi3", false), ("chatml", "smollm2", true)]
+    {
+        let (family, mut compared) = (Family::named(published), 0);
+        let (bos, eos) = (family.golden["bos"].as_str(), family.golden["eos"].as_str());
+        let template = ChatTemplate::at(&named::chat_template_source(name).unwrap(), bos, eos, 0).unwrap();
+        let plain = ["several turns", "a system message and several turns", "white space around answers"];
+        for case in family.cases().iter().filter(|case| plain.contains(&case.name.as_str())) {
+            if with_default_system && case.messages[0].role != Role::System {
+                continue;
+            }
+            let text = template.render(&case.messages, &[], case.prompt).unwrap();
+            assert_eq!(Some(text.as_str()), case.expected["text"].as_str(), "{name}, {}", case.name);
+            compared += 1;
+        }
+        assert!(compared >= 2, "{name}");
+    }
 }

@@ -29,7 +29,8 @@ pub struct Message {
     /// What is said. May be empty where `extra` holds calls of tools.
     pub content: String,
     /// What else the chat template may ask for: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on, as the
-    /// row has it. A `content` here stands in place of the other: null for calls alone, or a list of parts.
+    /// row has it. A `content` here stands in place of the other: a list of parts,
+    /// or null where nothing is said. What is null is not there for the template, as in transformers.
     pub extra: Map<String, Value>,
     /// Whether an assistant's turn is learnt; where nothing is said, the recipe decides.
     pub train: Option<bool>,
@@ -86,7 +87,7 @@ impl Message {
         Self::new(Role::User, content)
     }
 
-    /// An assistant's turn that calls tools and says nothing: its content is null to the template.
+    /// An assistant's turn that calls tools and says nothing: it has no content.
     pub fn calls(tool_calls: Vec<Value>) -> Self {
         Self::assistant("").with("content", Value::Null).with("tool_calls", Value::Array(tool_calls))
     }

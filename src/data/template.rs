@@ -4,7 +4,8 @@
 //! trailing newline of the template left out, loop controls, `raise_exception`, `strftime_now`, `tojson` without HTML
 //! escapes, Python's methods on text, lists and maps, values printed as Python does, a message's keys in the row's order,
 //! and thoughts under each of the names that templates read.
-//! Not as there: what a template does with values that are not there (`none` in a loop, say) fails less often.
+//! Not as there: a loop over `none`, and JSON of what `map` or `select` give, do not fail; the filters `escape` and `safe` leave
+//! other text as it is.
 
 pub(super) mod functions;
 pub mod named;
@@ -97,26 +98,28 @@ impl ChatTemplate {
         self.render_values(&messages, &Self::tools(tools), add_generation_prompt)
     }
 
-    /// A turn as the template sees it.
+    /// A turn as the template sees it. What is null is not there: few templates look for that.
     pub(super) fn value(message: &Message) -> Value {
         let of = |key: &str| message.extra.get(key).filter(|value| !value.is_null());
         let reasoning = REASONING.iter().find_map(|key| of(key)).map(from_json);
         let mut pairs: Vec<(&str, Value)> = Vec::with_capacity(message.extra.len() + 4);
-        // As transformers does it, so that a template that prints a whole message prints the same.
+        // In transformers' order, so that a template that prints a whole message prints the same.
         if let Some(reasoning) = &reasoning {
-            pairs.push(("thinking", message.extra.get("thinking").map_or(reasoning.clone(), from_json)));
+            pairs.push(("thinking", of("thinking").map_or(reasoning.clone(), from_json)));
         }
         pairs.push(("role", Value::from(message.role.as_str())));
-        let content = message.extra.get("content");
-        pairs.push(("content", content.map_or_else(|| Value::from(message.content.as_str()), from_json)));
-        for (key, value) in &message.extra {
+        match message.extra.get("content") {
+            None => pairs.push(("content", Value::from(message.content.as_str()))),
+            Some(content) => pairs.extend(of("content").map(|_| ("content", from_json(content)))),
+        }
+        for (key, value) in message.extra.iter().filter(|(_, value)| !value.is_null()) {
             match (key.as_str(), &reasoning) {
-                ("role" | "content", _) | ("thinking", Some(_)) => {}
+                ("role" | "content" | "thinking", _) => {}
                 ("reasoning_content", Some(reasoning)) => pairs.push((key.as_str(), reasoning.clone())),
                 _ => pairs.push((key.as_str(), from_json(value))),
             }
         }
-        if let Some(reasoning) = reasoning.filter(|_| !message.extra.contains_key("reasoning_content")) {
+        if let Some(reasoning) = reasoning.filter(|_| of("reasoning_content").is_none()) {
             pairs.push(("reasoning_content", reasoning));
         }
         Value::from_pairs(pairs)
@@ -129,11 +132,6 @@ impl ChatTemplate {
 
     pub(super) fn render_values(&self, messages: &[Value], tools: &Value, prompt: bool) -> Result<String> {
         self.render_in(&self.environment, messages, tools, prompt)
-    }
-
-    /// Whether the template itself says what the assistant writes, by `{% generation %}` blocks.
-    pub(super) fn marks_answers(&self) -> bool {
-        self.marking.is_some()
     }
 
     /// What `{% generation %}` blocks wrote: bytes of `text`, the rendering of the same conversation without generation
@@ -202,6 +200,7 @@ fn environment(translated: String, now: u64, marks: bool) -> Result<Environment<
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", functions::tojson);
     environment.add_filter("trim", python::trim);
+    environment.add_filter("string", functions::string);
     environment.add_test("iterable", python::is_iterable);
     environment.add_test("sequence", python::is_sequence);
     environment.add_filter(GENERATION_FILTER, move |text: String| {
@@ -256,10 +255,11 @@ fn describe(error: &minijinja::Error) -> Error {
 /// The template in minijinja's dialect of Jinja2, and whether it has `{% generation %}` blocks.
 ///
 /// These become filter blocks, so that the white space around them is treated as around any other block. A backslash at a
-/// line's end inside a tag continues a string, in Jinja2 as in Python.
+/// line's end inside a tag continues a string, in Jinja2 as in Python. Every end of a line becomes `\n`, as there.
 fn translate(source: &str) -> (String, bool) {
+    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
-    let (mut rest, mut has_generation) = (source, false);
+    let (mut rest, mut has_generation) = (source.as_str(), false);
     while let Some(open) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
         let (before, tag) = rest.split_at(open);
         out.push_str(before);
@@ -341,13 +341,13 @@ mod tests {
         for (source, expected) in [
             (
                 "{{ messages[1] | tojson }}",
-                "{\"thinking\": \"hm\", \"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", \
+                "{\"thinking\": \"hm\", \"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \
                  \"arguments\": {\"b\": [1.0, true], \"c\": 1e-07, \"a\": \"it's\"}}}], \"reasoning\": \"hm\", \"reasoning_content\": \"hm\"}",
             ),
             ("{{ messages[0].keys() | list }}", "['role', 'content', 'name']"),
-            ("{{ messages[1].tool_calls[0].function.arguments.a ~ messages[1].content }}", "it'sNone"),
+            ("{{ messages[1].tool_calls[0].function.arguments.a ~ none }}", "it'sNone"),
             ("{{ [1, none, 'a', \"it's\", true, {'k': 2}] }}", "[1, None, 'a', \"it's\", True, {'k': 2}]"),
-            ("{{ messages[1].content is none }}{{ messages[1].content is iterable }}", "TrueFalse"),
+            ("{{ messages[1].content is defined }}{{ none is iterable }}", "FalseFalse"),
             ("{{ messages[0].content is iterable }}{{ 'a' is sequence }}{{ {} is sequence }}", "TrueTrueTrue"),
             ("{{ messages[0].content.strip() }}|{{ messages[0].content | trim }}|", "q|q|"),
             ("{{ 'a.b'.removesuffix('.b') }}{{ 'a.b'.removeprefix('a.') }}", "ab"),
@@ -355,7 +355,8 @@ mod tests {
                 "{% for k, v in messages[1].tool_calls[0].function.arguments | items %}{{ k }}={{ v }};{% endfor %}",
                 "b=[1.0, True];c=1e-07;a=it's;",
             ),
-            ("{{ 1e-7 }} {{ 2.0 }} {{ 7 // 2 }} {{ 7 / 2 }}", "1e-07 2.0 3 3.5"),
+            ("{{ 1e-7 }} {{ 1e-7 | string }} {{ 2.0 }} {{ 7 // 2 }} {{ 7 / 2 }}", "1e-07 1e-07 2.0 3 3.5"),
+            ("{% if true %}\r\na\rb{{ 'c\r\nd' }}{% endif %}", "a\nbc\nd"),
             ("{{ 'héé'[1:] }}{{ 'abc'[::-1] }}{{ [1, 2, 3][-1] }}", "éécba3"),
         ] {
             assert_eq!(render(source, &messages, false).unwrap(), expected, "{source}");
@@ -377,6 +378,8 @@ mod tests {
         assert!(render(doubling, &[], false).unwrap_err().to_string().contains("does not come to an end"));
         assert!(render("{% if %}", &[], false).unwrap_err().to_string().contains("not valid"));
         assert!(render("{{ nothing.more }}", &[], false).unwrap_err().to_string().contains("fails"));
+        let torn = "{% for m in [1, 2] %}{% generation %}a{% if m == 1 %}{% continue %}{% endif %}{% break %}{% endgeneration %}{% endfor %}";
+        assert!(render(torn, &[], false).is_ok());
         let nested = format!("{}1{}", "{{ (".repeat(5000), ") }}".repeat(5000));
         assert!(render(&nested, &[], false).is_err());
     }

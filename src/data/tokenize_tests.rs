@@ -156,8 +156,8 @@ fn generation_blocks_say_what_is_learnt() {
     let without_end = source.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>");
     assert_eq!(learnt(&encoder_with(&without_end), &talk)[1], "hell<|im_end|>");
     let in_two = source.replace(
-        "{{ m.content }}<|im_end|>{% end",
-        "{{ m.content }}{% endgeneration %}!{% generation %}<|im_end|>{% end",
+        "{{ m.content }}<|im_end|>{% endgen",
+        "{{ m.content }}{% endgeneration %}!{% generation %}<|im_end|>{% endgen",
     );
     let two = encoder_with(&in_two);
     let pieces = ["\nhé 🧬 said: assistant\n a", "<|im_end|>", "hell", "<|im_end|>"];

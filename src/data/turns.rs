@@ -89,14 +89,16 @@ impl Finder<'_> {
         for &i in &answers {
             let text = self.first(i + 1, false)?;
             let through = self.template.answers(&self.values[..=i], &self.tools, &text)?.map_or(0, |found| found.len());
-            let through = if i == answers[answers.len() - 1] { pieces.len().max(through) } else { through };
             let own = pieces.get(done..through).ok_or_else(|| rewritten(i))?;
             if wanted.contains(&i) {
                 kept.extend_from_slice(own);
             }
             done = through;
         }
-        Ok(Some(kept))
+        match answers.last() {
+            Some(&last) if done != pieces.len() => Err(rewritten(last)),
+            _ => Ok(Some(kept)),
+        }
     }
 
     /// Where the answer `i` lies.
@@ -107,9 +109,13 @@ impl Finder<'_> {
         if end < start || !self.text.is_char_boundary(start) || !self.text.is_char_boundary(end) {
             return Err(rewritten(i));
         }
+        let (message, turn) = (&self.messages[i], &self.text[start..end]);
+        if calls(message).any(|call| call["name"].as_str().is_some_and(|name| !turn.contains(name))) {
+            return Err(left_out(i, "the call of a tool"));
+        }
         // In full only the last answer is sure to be there: some templates leave out what earlier ones thought.
-        if is_last && is_left_out(&self.messages[i].content, &self.text[start..end]) {
-            return Err(left_out(i));
+        if is_last && calls(message).next().is_none() && is_left_out(message, turn) {
+            return Err(left_out(i, "the answer"));
         }
         Ok(start..end)
     }
@@ -120,18 +126,18 @@ impl Finder<'_> {
         if self.text.starts_with(&before) {
             return Ok(before.len());
         }
-        let alone = self.first(i + 1, false)?;
-        if !alone.starts_with(&before) {
-            return Err(other_opening(&alone, &before, i));
-        }
         if let Some(last) = i.checked_sub(1)
-            && let Some(whole) = self.tail(last, self.values.len(), false, &self.text)?
-            && let Some(asked) = self.tail(last, i, true, &before)?
+            && let Some(whole) = self.tail(last, self.values.len(), false, &self.text)
+            && let Some(asked) = self.tail(last, i, true, &before)
             && whole.starts_with(asked)
         {
             return Ok(self.text.len() - whole.len() + asked.len());
         }
-        self.front(i)?.ok_or_else(|| rewritten(i))
+        let alone = self.first(i + 1, false)?;
+        if !alone.starts_with(&before) {
+            return Err(other_opening(&alone, &before, i));
+        }
+        self.front(i).ok_or_else(|| rewritten(i))
     }
 
     /// Where what the template puts after the answer `i` ends.
@@ -140,8 +146,8 @@ impl Finder<'_> {
         if let Some(end) = end_of_turn(&self.text, &through, self.eos) {
             return Ok(end);
         }
-        if let Some(whole) = self.tail(i, self.values.len(), false, &self.text)?
-            && let Some(alone) = self.tail(i, i + 1, false, &through)?
+        if let Some(whole) = self.tail(i, self.values.len(), false, &self.text)
+            && let Some(alone) = self.tail(i, i + 1, false, &through)
             && let Some(end) = end_of_turn(whole, alone, self.eos)
         {
             return Ok(self.text.len() - whole.len() + end);
@@ -150,18 +156,18 @@ impl Finder<'_> {
     }
 
     /// What follows message `i` in `rendered`, which is the first `count` messages: what is the same however it ends.
-    fn tail<'t>(&self, i: usize, count: usize, prompt: bool, rendered: &'t str) -> Result<Option<&'t str>> {
-        let Some([one, other]) = self.variants(i, count, prompt, ending_with)? else { return Ok(None) };
+    fn tail<'t>(&self, i: usize, count: usize, prompt: bool, rendered: &'t str) -> Option<&'t str> {
+        let [one, other] = self.variants(i, count, prompt, ending_with)?;
         let same = one.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count();
-        let Some(tail) = one.get(one.len() - same..).filter(|_| one != other) else { return Ok(None) };
-        Ok(rendered.ends_with(tail).then(|| &rendered[rendered.len() - tail.len()..]))
+        let tail = one.get(one.len() - same..).filter(|_| one != other)?;
+        rendered.ends_with(tail).then(|| &rendered[rendered.len() - tail.len()..])
     }
 
     /// Where the content of message `i` begins: what is the same however it begins.
-    fn front(&self, i: usize) -> Result<Option<usize>> {
-        let Some([one, other]) = self.variants(i, self.values.len(), false, beginning_with)? else { return Ok(None) };
+    fn front(&self, i: usize) -> Option<usize> {
+        let [one, other] = self.variants(i, self.values.len(), false, beginning_with)?;
         let same = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-        Ok((one != other && one.get(..same).is_some_and(|front| self.text.starts_with(front))).then_some(same))
+        (one != other && one.get(..same).is_some_and(|front| self.text.starts_with(front))).then_some(same)
     }
 
     /// The first `count` messages as text, the one at `i` changed in two ways. `None` where the template refuses it.
@@ -171,17 +177,14 @@ impl Finder<'_> {
         count: usize,
         prompt: bool,
         change: fn(&Message, char) -> Message,
-    ) -> Result<Option<[String; 2]>> {
+    ) -> Option<[String; 2]> {
         let mut values = self.values[..count].to_vec();
         let mut rendered = [String::new(), String::new()];
         for (text, letter) in rendered.iter_mut().zip(['a', 'b']) {
             values[i] = ChatTemplate::value(&change(&self.messages[i], letter));
-            match self.template.render_values(&values, &self.tools, prompt) {
-                Ok(changed) => *text = changed,
-                Err(_) => return Ok(None),
-            }
+            *text = self.template.render_values(&values, &self.tools, prompt).ok()?;
         }
-        Ok(Some(rendered))
+        Some(rendered)
     }
 }
 
@@ -238,14 +241,22 @@ fn end_of_turn(text: &str, through: &str, eos: Option<&str>) -> Option<usize> {
     text.starts_with(open).then_some(open.len())
 }
 
+/// The tools that a message calls: their names and arguments.
+fn calls(message: &Message) -> impl Iterator<Item = &Json> {
+    let calls = message.extra.get("tool_calls").and_then(Json::as_array);
+    calls.into_iter().flatten().map(|call| call.get("function").unwrap_or(call))
+}
+
 /// Whether no word of an answer is in what the template made of it.
-fn is_left_out(answer: &str, rendered: &str) -> bool {
-    let mut words = answer.split_whitespace().peekable();
+fn is_left_out(answer: &Message, rendered: &str) -> bool {
+    let parts = answer.extra.get("content").and_then(Json::as_array).into_iter().flatten();
+    let parts = parts.filter_map(|part| part["text"].as_str());
+    let mut words = parts.chain([answer.content.as_str()]).flat_map(str::split_whitespace).peekable();
     words.peek().is_some() && !words.any(|word| rendered.contains(word))
 }
 
-fn left_out(i: usize) -> Error {
-    Error::invalid(format!("the chat template leaves out the answer in turn {}: nothing of it would be learnt", i + 1))
+fn left_out(i: usize, what: &str) -> Error {
+    Error::invalid(format!("the chat template leaves out {what} in turn {}: nothing of it would be learnt", i + 1))
         .with_help(
             "look at the base's chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json)",
         )

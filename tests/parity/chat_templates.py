@@ -18,18 +18,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests/golden/chat_templates"
 NOW = 1_700_000_000
 
-# Template: BOS, EOS, and the other special tokens of the family, and those that are added but not special.
+# Of each template BOS, EOS, the other special tokens of the family, and those that are added but not special.
 FAMILIES = {
-    "llama3.1": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),
-    "llama3.2": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),
-    "qwen2.5": (None, "<|im_end|>", ["<|im_start|>"], ["<tool_call>", "</tool_call>"]),
+    "llama3_1": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),
+    "llama3_2": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),
+    "qwen2_5": (None, "<|im_end|>", ["<|im_start|>"], ["<tool_call>", "</tool_call>"]),
     "qwen3": (None, "<|im_end|>", ["<|im_start|>"], ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]),
     "qwen3_training": (None, "<|im_end|>", ["<|im_start|>"], ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]),
     "smollm2": ("<|im_start|>", "<|im_end|>", [], []),
     "gemma3": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], []),
-    "mistral": ("<s>", "</s>", ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"], []),
+    "gemma3_training": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], []),
+    "mistral_nemo": ("<s>", "</s>", ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"], []),
     "phi3": ("<s>", "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], []),
-    "phi4_mini": ("<|endoftext|>", "<|end|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>"], []),
+    "phi3_5": ("<s>", "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], []),
+    "llama3": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"], []),
+    "deepseek_r1_distill": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ["<｜User｜>", "<｜Assistant｜>"], ["<think>", "</think>"]),
 }
 
 TOOLS = [
@@ -132,7 +135,7 @@ class Fixed(datetime.datetime):
 
 
 def tokenizer(family):
-    bos, eos, special, added = FAMILIES[family]
+    bos, eos, special, added = FAMILIES.get(family, ("<s>", "</s>", [], []))
     made = PreTrainedTokenizerFast(tokenizer_file=str(ROOT / "examples/gene_ontology/base/tokenizer.json"))
     marks = [mark for mark in (bos, eos, *special) if mark]
     made.add_tokens(marks, special_tokens=True)

@@ -33,6 +33,15 @@ fn number(value: &Value) -> String {
     }
 }
 
+/// The filter `string`.
+pub fn string(value: &Value) -> Value {
+    match value.kind() {
+        ValueKind::String => value.clone(),
+        ValueKind::Number => Value::from(number(value)),
+        _ => Value::from(value.to_string()),
+    }
+}
+
 /// `tojson`, as Python's `json.dumps(value, ensure_ascii=False)`: no HTML escapes.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands over arguments by value")]
 pub fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, Error> {

@@ -174,13 +174,13 @@ mod tests {
             ("gemma", "<s><start_of_turn>user\ns\n\nq<end_of_turn>\n"),
             ("phi3", "<|system|>\ns<|end|>\n<|user|>\nq"),
             ("zephyr", "<|system|>\ns</s>\n<|user|>\nq"),
+            ("mistral", "<s>[INST] s\n\nq[/INST] a</s>[INST] r[/INST]"),
             ("alpaca", "<s>s\n\n### Instruction:\nq"),
             ("vicuna", "<s>s USER: q ASSISTANT: a</s>"),
         ] {
             let text = render(name, true, true);
             assert!(text.starts_with(beginning), "{name}: {text}");
         }
-        assert_eq!(render("mistral", true, true), "<s>[INST] q[/INST] a</s>[INST] s\n\nr[/INST]");
     }
 
     #[test]
