@@ -119,6 +119,10 @@ fn read_turn(turn: &Value, (speaker, text): Names) -> Result<Message, RowError> 
     message.train = train(turn, *role)?;
     message.extra = extra(object, &[speaker, text]);
     if !calls.is_empty() {
+        if *name == CALL || turn.given(text).is_none() {
+            // Some templates tell a turn without words from one with empty ones.
+            message.extra.insert("content".to_string(), Value::Null);
+        }
         message.extra.insert("tool_calls".to_string(), Value::Array(calls));
     }
     Ok(message)
