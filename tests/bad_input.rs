@@ -214,8 +214,8 @@ fn a_gguf_file_that_is_cut_short() {
 #[test]
 fn rows_that_cannot_be_learnt() {
     let place = Workplace::new();
-    place.refused(&["data.train=missing.jsonl"]).says(2, &["missing.jsonl: there is no such file", "check the path"]);
-    place.refused(&["data.train=hf"]).says(2, &["hf", "no such file"]);
+    place.refused(&["data.train=missing.jsonl"]).says(2, &["missing.jsonl: there is no such file", "`train.jsonl`"]);
+    place.refused(&["data.train=*.parquet"]).says(2, &["*.parquet", "`train.jsonl`"]);
     for (rows, phrases) in [
         ("", &["holds no rows", "JSON Lines"][..]),
         ("{\"instruction\": \"a\", \"output\": \"b\"}\nnot json\n", &["not valid JSON", "\"line\":2", "rows.jsonl"]),

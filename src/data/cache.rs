@@ -113,6 +113,7 @@ fn key(source: &Source<'_>) -> Result<String> {
         "format": format,
         "fields": fields,
         "template": template,
+        "columns": own.columns,
         "limit": own.limit,
         "max_seq_len": config.max_seq_len,
         "overlong": config.overlong,

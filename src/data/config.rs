@@ -75,6 +75,9 @@ pub struct SourceConfig {
     /// Of a Hub dataset: which of its configurations ("subset").
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<String>,
+    /// Of a table (CSV, TSV) without a header: the names of its columns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
     /// What its rows look like. Then `fields` and `template` are its own too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FormatName>,
@@ -265,6 +268,10 @@ impl SourceConfig {
         }
         if self.weight.is_some_and(|weight| !(weight > 0.0 && weight <= 1000.0)) {
             return Err(Error::invalid(format!("{key}: `weight` must be above 0, and at most 1000")));
+        }
+        let mut seen = std::collections::HashSet::new();
+        if let Some(column) = self.columns.iter().find(|column| column.is_empty() || !seen.insert(*column)) {
+            return Err(Error::invalid(format!("{key}: `columns` must have different names; `{column}` is none")));
         }
         if self.limit == Some(0) {
             return Err(Error::invalid(format!("{key}: `limit` must be at least 1")));

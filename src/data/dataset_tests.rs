@@ -101,7 +101,7 @@ fn the_first_bad_row_is_named_however_threads_run() {
     assert!(
         load(&folder.config(refused)).unwrap_err().to_string().contains("train.jsonl:1:14: `messages` holds no turn")
     );
-    let unknown = load(&folder.config("\n{\"question\": \"a\", \"answer\": \"b\"}")).unwrap_err();
+    let unknown = load(&folder.config("\n{\"Q\": \"a\", \"A\": \"b\"}")).unwrap_err();
     assert!(unknown.to_string().contains(":2:1: no data format has the fields of this row"), "{unknown}");
     assert!(load(&folder.config("\n \n")).unwrap_err().to_string().ends_with("holds no rows"));
     assert!(load(&folder.config("")).unwrap_err().to_string().ends_with("holds no rows"));
@@ -189,6 +189,25 @@ fn each_source_has_its_own_format_weight_and_limit() {
         "{:?}",
         dataset.report.duplicate_examples
     );
+}
+
+#[test]
+fn a_table_without_header_has_the_columns_of_the_recipe() {
+    let folder = Folder::new();
+    let path = folder.write("names.tsv", "A1BG\talpha-1-B glycoprotein\nA2M\talpha-2-macroglobulin\n");
+    let columns = vec!["symbol".to_owned(), "name".to_owned()];
+    let template = serde_json::from_str(r#"{"user": "{{ symbol }}?", "assistant": "{{ name }}"}"#).unwrap();
+    let source = SourceConfig {
+        columns: columns.clone(),
+        template: Some(template),
+        ..SourceConfig::file(path.to_str().unwrap())
+    };
+    let dataset = load(&DataConfig { cache: CacheConfig::Off, ..DataConfig::new(Sources(vec![source])) }).unwrap();
+    assert_eq!(dataset.train.len(), 2);
+    assert!(dataset.preview.segments[1].0.starts_with("alpha-1-B glycoprotein"));
+    let mut config = folder.config(&rows(2));
+    config.train.0[0].columns = columns;
+    assert!(load(&config).unwrap_err().to_string().contains("is no CSV or TSV"));
 }
 
 #[test]

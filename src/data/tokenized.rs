@@ -81,7 +81,7 @@ struct Outcome {
 
 impl Run<'_> {
     fn read(&mut self, number: usize, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let mut reader = RowReader::open(path)?;
+        let mut reader = RowReader::with_columns(path, &self.source.source.columns)?;
         if self.account.kind.is_empty() {
             self.account.kind = reader.kind().to_string();
         }

@@ -157,6 +157,14 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         return missing(source, path, field);
     }
     let path = path.trim_start_matches('.');
+    if let Some((field, fields)) = unknown_field(&serde_text) {
+        let help = match nearest(field, fields.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?\nthe keys here: {}", fields.join(", ")),
+            None => format!("the keys here: {}", fields.join(", ")),
+        };
+        let section = path.rsplit_once('.').map_or(path, |(section, _)| section);
+        return source.at_key(path, format!("{section}: unknown key `{field}`")).with_help(help);
+    }
     let value = at(root, path).cloned().unwrap_or(Value::Null);
     // The element of a list is told by its list.
     let key = path.split('[').next().unwrap_or(path);
@@ -167,6 +175,8 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         return source.at_value(path, format!("{path}: {serde_text}")).with_help(word_help(path, &value, &[]));
     }
     let message = match (kind, &value) {
+        // Sources, templates and their like say best themselves what they take.
+        (Kind::Other, _) if key.starts_with("data.") => format!("{path}: {serde_text}"),
         (Kind::OneOf(_), Value::String(_)) => format!("{path}: there is no `{}`", show(&value)),
         _ => format!("{path}: expected {}, got {}", expected(kind, key), describe(&value)),
     };
@@ -175,6 +185,13 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         help if help.is_empty() => error,
         help => error.with_help(help),
     }
+}
+
+/// The field of serde's "unknown field" and those that there are.
+fn unknown_field(serde_text: &str) -> Option<(&str, Vec<&str>)> {
+    let mut quoted = serde_text.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let field = quoted.next()?;
+    Some((field, quoted.collect()))
 }
 
 fn at<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {

@@ -134,12 +134,24 @@ fn block(root: &Mapping) -> String {
         match value {
             Value::Mapping(below) => {
                 lines.push(format!("{}:", show(key)));
-                lines.extend(below.iter().map(|(key, value)| format!("  {}: {}", show(key), show(value))));
+                for (key, value) in below {
+                    match nested(value) {
+                        Some(nested) => lines.extend([format!("  {}:", show(key)), nested]),
+                        None => lines.push(format!("  {}: {}", show(key), show(value))),
+                    }
+                }
             }
             _ => lines.push(format!("{}: {}", show(key), show(value))),
         }
     }
     lines.join("\n")
+}
+
+/// A mapping, or a list that holds one, as YAML of its own lines.
+fn nested(value: &Value) -> Option<String> {
+    let deep = value.is_mapping() || value.as_sequence().is_some_and(|list| list.iter().any(Value::is_mapping));
+    let text = serde_yaml::to_string(value).ok().filter(|_| deep)?;
+    Some(text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n"))
 }
 
 fn reply(found: &Unknown<'_>) -> Reply {

@@ -60,8 +60,23 @@ impl RowReader {
     /// When there is no such file (names that are near are given), when it is a folder, a pipe or a device, when it may not
     /// be read, and when it is of no kind that is understood here.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::with_columns(path, &[])
+    }
+
+    /// As [`RowReader::open`]; a table without a header has these columns. None: its first record is the header.
+    ///
+    /// # Errors
+    /// As [`RowReader::open`], and when the file is no table.
+    pub fn with_columns(path: &Path, columns: &[String]) -> Result<Self> {
         let (file, length) = compression::regular_file(path)?;
+        let no_table = || {
+            Error::file(path, "is no CSV or TSV, and `columns` names the columns of such a file")
+                .with_help("take `columns` out of the recipe")
+        };
         if kind::is_parquet(path, &file, length)? {
+            if !columns.is_empty() {
+                return Err(no_table());
+            }
             let rows = Rows::Parquet(Box::new(ParquetFile::open(path, file)?));
             let consumed = Arc::new(AtomicU64::new(0));
             return Ok(Self { rows, kind: Kind::Parquet.name().to_string(), consumed, length, read: 0, done: false });
@@ -74,11 +89,12 @@ impl RowReader {
             packed => format!("{} ({})", kind.name(), packed.name()),
         };
         let rows = match kind {
+            Kind::Csv => Rows::Table(Table::new(path, input, b',', columns)?),
+            Kind::Tsv => Rows::Table(Table::new(path, input, b'\t', columns)?),
+            _ if !columns.is_empty() => return Err(no_table()),
             Kind::JsonLines => Rows::Lines(Lines::new(path, input, Meaning::Json)),
             Kind::Text => Rows::Lines(Lines::new(path, input, Meaning::Text)),
             Kind::JsonArray => Rows::Array(JsonArray::new(path, input)),
-            Kind::Csv => Rows::Table(Table::new(path, input, b',')?),
-            Kind::Tsv => Rows::Table(Table::new(path, input, b'\t')?),
             Kind::Parquet => return Err(compression::packed_parquet(path)),
         };
         Ok(Self { rows, kind: name, consumed, length, read: 0, done: false })

@@ -44,15 +44,17 @@ pub(super) struct Record {
 }
 
 impl Table {
-    /// Reads the header.
+    /// Reads the header, unless the columns are given.
     ///
     /// # Errors
     /// When it is no text, or names a field not at all or twice.
-    pub fn new(path: &Path, input: Input, delimiter: u8) -> Result<Self> {
+    pub fn new(path: &Path, input: Input, delimiter: u8, columns: &[String]) -> Result<Self> {
         let core = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
         let path = path.to_path_buf();
         let mut table = Self { path, input, core, delimiter, line: 1, header: Arc::default() };
-        if let Some(record) = table.next_record()? {
+        if !columns.is_empty() {
+            table.header = Arc::new(columns.to_vec());
+        } else if let Some(record) = table.next_record()? {
             table.header = Arc::new(record.names(&table.path)?);
         }
         Ok(table)
