@@ -8,7 +8,7 @@ use super::config::{DataConfig, SourceConfig};
 use super::plan::{Arrangement, Plan};
 use super::report::{DataReport, Preview};
 use super::rows::{RowRef, Rows};
-use super::store::TokenStore;
+use super::store::{Entry, TokenStore};
 use super::tokenize::Encoder;
 use super::tokenized::{Source, tokenize};
 use crate::error::{Error, Result};
@@ -130,7 +130,7 @@ impl Dataset {
         let mut train = all(0..trained);
         let mut validation = all(trained..stores.len());
         if config.validation_split > 0.0 {
-            validation = vec![hold_out(&mut train, config, seed)?];
+            validation = vec![hold_out(&stores, &mut train, config, seed)?];
         }
         let train = assemble(&stores, train, &weights[..trained]);
         let validation = assemble(&stores, validation, &[]);
@@ -190,9 +190,15 @@ fn assemble(stores: &Arc<Vec<TokenStore>>, parts: Vec<Vec<RowRef>>, weights: &[f
     Rows::new(Arc::clone(stores), rows, sources)
 }
 
-/// Takes the share of `validation_split` out of the rows of all sources, each side in its order. A row's luck depends on the
-/// seed and its place among the rows that are kept.
-fn hold_out(train: &mut [Vec<RowRef>], config: &DataConfig, seed: u64) -> Result<Vec<RowRef>> {
+/// Takes the share of `validation_split` out of the rows of all sources, each side in its order. Rows with the same prompt
+/// stay together, so that what is measured on was not trained on; a row's luck depends on the seed and on its prompt. Where
+/// all rows have the same prompt, on all of its tokens.
+fn hold_out(
+    stores: &[TokenStore],
+    train: &mut [Vec<RowRef>],
+    config: &DataConfig,
+    seed: u64,
+) -> Result<Vec<RowRef>> {
     let rows: usize = train.iter().map(Vec::len).sum();
     if rows < 2 {
         let name = config.train.0.first().map(SourceConfig::name).unwrap_or_default();
@@ -202,13 +208,25 @@ fn hold_out(train: &mut [Vec<RowRef>], config: &DataConfig, seed: u64) -> Result
     // 0.07 · 100 is a little above 7 in floating point, and means 7.
     let count = ((config.validation_split * rows as f64 - 1e-6).ceil() as usize).clamp(1, rows - 1);
     let label = name_key("validation_split");
-    let luck = |row: &RowRef| (key(seed, &[label, u64::from(row.store), u64::from(row.row)]), row.store, row.row);
-    let mut drawn: Vec<_> = train.iter().flatten().map(luck).collect();
-    drawn.sort_unstable();
-    let limit = drawn[count];
+    let luck = |row: &RowRef, alike: fn(&Entry) -> u64| {
+        key(seed, &[label, alike(&stores[row.store as usize].index()[row.row as usize])])
+    };
+    let place = |row: &RowRef| key(seed, &[label, u64::from(row.store), u64::from(row.row)]);
+    let prompt = |row: &RowRef| luck(row, Entry::prompt_or_content);
+    let content = |row: &RowRef| luck(row, |entry| entry.content);
+    // The luckiest, as many as are wanted or a few more; less where that would be all.
+    let limit = [&prompt as &dyn Fn(&RowRef) -> u64, &content, &place].into_iter().find_map(|luck| {
+        let mut drawn: Vec<u64> = train.iter().flatten().map(luck).collect();
+        drawn.sort_unstable();
+        let last = drawn[count - 1];
+        let next = drawn.iter().find(|&&other| other > last).copied();
+        let limit = next.or_else(|| (drawn[0] < last).then_some(last))?;
+        Some((luck, limit))
+    });
+    let Some((luck, limit)) = limit else { return Ok(Vec::new()) };
     let mut held_out = Vec::with_capacity(count);
     for rows in train {
-        let (kept, out): (Vec<_>, Vec<_>) = std::mem::take(rows).into_iter().partition(|row| luck(row) >= limit);
+        let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(rows).into_iter().partition(|row| luck(row) < limit);
         *rows = kept;
         held_out.extend(out);
     }

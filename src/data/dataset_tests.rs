@@ -152,6 +152,26 @@ fn the_seed_alone_chooses_the_rows_that_are_held_out() {
 }
 
 #[test]
+fn rows_with_the_same_prompt_are_held_out_together() {
+    let folder = Folder::new();
+    let row = |i: usize| format!("{{\"instruction\": \"what is {}\", \"output\": \"it is {i}\"}}\n", i / 3);
+    let mut config = folder.config(&((0..300).map(row).collect::<String>() + &row(0)));
+    config.validation_split = 0.1;
+    let dataset = load(&config).unwrap();
+    assert_eq!((dataset.report.leaks, dataset.report.shared_prompts), (0, 0));
+    assert!((31..=34).contains(&dataset.validation.len()), "{}", dataset.validation.len());
+    // Where all rows have the same prompt, they are told apart by their answers.
+    let row = |i: usize| format!("{{\"instruction\": \"what\", \"output\": \"it is {}\"}}\n", i / 2);
+    config = folder.config(&(0..100).map(row).collect::<String>());
+    config.validation_split = 0.1;
+    let dataset = load(&config).unwrap();
+    assert_eq!((dataset.report.leaks, dataset.validation.len()), (0, 10));
+    config = folder.config(&"{\"text\": \"a\"}\n".repeat(10));
+    config.validation_split = 0.2;
+    assert_eq!(load(&config).unwrap().validation.len(), 2);
+}
+
+#[test]
 fn a_split_leaves_a_row_on_both_sides() {
     let folder = Folder::new();
     for (n, share, expected) in [(2, 0.01, (1, 1)), (2, 0.99, (1, 1)), (3, 0.5, (1, 2)), (100, 0.07, (93, 7))] {

@@ -143,7 +143,7 @@ impl TokenStore {
         &self.account
     }
 
-    /// SHA-256 of all that the store holds.
+    /// BLAKE3 of all that the store holds (see [`crate::fs::Fingerprint`]).
     pub const fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
     }

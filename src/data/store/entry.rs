@@ -22,6 +22,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What tells rows apart that should not be measured on where others like them are learnt: the prompt or, where all is
+    /// learnt, everything.
+    pub(in crate::data) const fn prompt_or_content(&self) -> u64 {
+        if self.supervised + 1 < self.tokens { self.prompt } else { self.content }
+    }
+
     /// Bytes of an entry in a file.
     pub(super) const BYTES: usize = 48;
 
