@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How the names of unfinished files and folders begin.
 pub const TEMPORARY_PREFIX: &str = ".tmp-";
@@ -18,7 +19,9 @@ fn temporary_sibling(path: &Path) -> PathBuf {
     static WRITERS: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
-    path.with_file_name(format!("{TEMPORARY_PREFIX}{}-{writer}-{name}", std::process::id()))
+    // Process numbers alone would be the same in two containers that share a folder.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    path.with_file_name(format!("{TEMPORARY_PREFIX}{}-{writer}-{now:x}-{name}", std::process::id()))
 }
 
 fn parent(path: &Path) -> &Path {

@@ -3,7 +3,7 @@
 use crate::support::{
     ALL_LINEAR, TINY, Tiny, batch, eight_rows, engine, lora, objective_kinds, pack, pad, relative_distance, rows,
 };
-use equipoise::data::Batch;
+use equipoise::data::{Arrangement, Batch, Plan, Rows, Sequence};
 use equipoise::models::Model;
 use equipoise::nn::{LoraConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig};
@@ -82,6 +82,28 @@ fn samples_packed_into_one_row_count_as_samples_of_their_own() {
         let apart = step(&model, &config, &[batch(&rows)]);
         let packed = step(&model, &config, std::slice::from_ref(&packed));
         assert_same(&format!("{config:?}, packed"), &packed, &apart);
+    }
+}
+
+/// What a run does with `data.packing`: best-fit packs of an epoch, cut into micro-batches.
+#[test]
+fn an_epoch_in_packs_is_the_same_step_as_its_rows_one_by_one() {
+    let (model, rows) = (model(), eight_rows());
+    let longest = rows.iter().map(Sequence::len).max().unwrap();
+    let plan = Plan::new(&Rows::of(&rows), Arrangement::Packed { max_seq_len: longest + 9 }, 5);
+    let epoch = plan.epoch(0);
+    let packs: Vec<Vec<&Sequence>> =
+        (0..epoch.len()).map(|pack| epoch.pack(pack).iter().map(|&row| &rows[row as usize]).collect()).collect();
+    assert!(packs.len() < rows.len() && packs.iter().any(|pack| pack.len() > 1), "some rows share a pack");
+    for config in objective_kinds() {
+        let apart = step(&model, &config, &[batch(&rows)]);
+        for micro in [1, 2, packs.len()] {
+            let batches: Vec<Batch> = packs
+                .chunks(micro)
+                .map(|packs| Batch::collate_packed(&packs.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0))
+                .collect();
+            assert_same(&format!("{config:?}, {micro} packs at a time"), &step(&model, &config, &batches), &apart);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Below so many bytes, `auto` keeps no file: they are tokenized in a moment.
 const WORTH_KEEPING: u64 = 8 << 20;
 /// Changes when the same settings would give other tokens than before.
-const VERSION: &str = "1";
+const VERSION: &str = concat!("1 of ", env!("CARGO_PKG_VERSION"));
 /// How old an unfinished file must be, so that no run can be at work on it.
 const ABANDONED: Duration = Duration::from_hours(48);
 
@@ -55,6 +55,7 @@ impl Cache {
 
     /// The source's tokens: those that are here, or made now and kept.
     pub fn load_or_make(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<TokenStore> {
+        let before = stamps(source)?;
         let path = self.folder.join(format!("{}.tokens", key(source)?));
         if path.exists() {
             match TokenStore::open(&path) {
@@ -66,16 +67,31 @@ impl Cache {
             }
         }
         self.sweep();
-        match fs::write_atomic_with(&path, |temporary| tokenize(source, Some(temporary), progress).map(|_| ())) {
-            Ok(()) => TokenStore::open(&path),
+        let made = fs::write_atomic_with(&path, |temporary| {
+            tokenize(source, Some(temporary), progress)?;
+            // Else the new tokens would stand under the old contents' name.
+            if stamps(source)? == before { Ok(()) } else { Err(changed(source)) }
+        });
+        match made.and_then(|()| TokenStore::open(&path)) {
             // The data's own faults are told as such; that a folder nobody asked for cannot be written is none.
-            Err(Error::Io { path: at, source: error, .. }) if !self.named && at.starts_with(&self.folder) => {
+            Err(error) if self.is_about(&error) && !self.named => {
                 tracing::warn!(folder = %self.folder.display(), %error, "tokens are held in memory");
                 let store = tokenize(source, None, progress)?;
                 Ok(store.expect("without a path, the store is in memory"))
             }
-            Err(error) => Err(error),
+            Err(Error::Io { action, source, path: at }) if at.starts_with(&self.folder) => {
+                // The file's name would be that of a temporary one.
+                let error = Error::Io { action, source, path: self.folder.clone() };
+                Err(Error::file(&self.folder, format!("no tokens can be kept here: {error}"))
+                    .with_help("set another `data.cache`, or `off`"))
+            }
+            outcome => outcome,
         }
+    }
+
+    /// Whether an error is one of this folder's files.
+    fn is_about(&self, error: &Error) -> bool {
+        matches!(error, Error::Io { path, .. } | Error::File { path, .. } if path.starts_with(&self.folder))
     }
 
     /// Removes what runs left that were killed while they wrote.
@@ -129,6 +145,20 @@ fn key(source: &Source<'_>) -> Result<String> {
         let _ = write!(hex, "{byte:02x}");
         hex
     }))
+}
+
+/// What changes when a file does: its length and when it was written.
+fn stamps(source: &Source<'_>) -> Result<Vec<(u64, Option<std::time::SystemTime>)>> {
+    let stamp = |path: &PathBuf| {
+        let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        Ok((metadata.len(), metadata.modified().ok()))
+    };
+    source.files.iter().map(stamp).collect()
+}
+
+fn changed(source: &Source<'_>) -> Error {
+    let name = source.files.first().cloned().unwrap_or_default();
+    Error::file(name, "was written to while it was read").with_help("begin again once it is whole")
 }
 
 fn content(path: &Path) -> Result<[u8; 32]> {

@@ -87,7 +87,8 @@ pub struct SourceConfig {
     /// How a row becomes text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<RowTemplate>,
-    /// How often its rows come in an epoch: 2 is twice, 0.5 is half of them, other ones in each epoch.
+    /// How often its rows come in an epoch: 2 is twice, 0.5 is half of them, other ones in each epoch (with `packing` the
+    /// same ones).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
     /// The most rows that are read.

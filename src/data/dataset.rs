@@ -14,6 +14,7 @@ use super::tokenized::{Source, tokenize};
 use crate::error::{Error, Result};
 use crate::rng::{key, name_key};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -133,6 +134,7 @@ impl Dataset {
             validation = vec![hold_out(&stores, &mut train, config, seed)?];
         }
         let train = assemble(&stores, train, &weights[..trained]);
+        check_weights(&train)?;
         let validation = assemble(&stores, validation, &[]);
         let report = DataReport::new(config, &stores, files, &train, &validation);
         let preview = Preview { segments: encoder.segments(&train.get(0)?)? };
@@ -154,22 +156,18 @@ impl Dataset {
         self.stores.iter().map(|store| store.account().largest_token).max().unwrap_or(0)
     }
 
-    /// SHA-256 of all tokens and labels and of what is held out, as hexadecimal digits: the same data, tokenizer, template,
-    /// weights and split have the same.
+    /// A hash of all tokens and labels, of weights and of what is held out, as hexadecimal digits. Where the data lies does not
+    /// matter.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        for store in self.stores.iter() {
-            hash.update(store.fingerprint());
-        }
         for rows in [&self.train, &self.validation] {
             hash.update((rows.len() as u64).to_le_bytes());
             for (range, weight) in rows.sources() {
                 hash.update((range.end as u64).to_le_bytes());
                 hash.update(weight.to_le_bytes());
             }
-            for row in rows.refs() {
-                hash.update(row.store.to_le_bytes());
-                hash.update(row.row.to_le_bytes());
+            for entry in rows.entries() {
+                hash.update(entry.content.to_le_bytes());
             }
         }
         hash.finalize().iter().fold(String::new(), |mut hex, byte| {
@@ -177,6 +175,19 @@ impl Dataset {
             hex
         })
     }
+}
+
+/// Refuses weights that make more of the rows than an order can hold.
+fn check_weights(rows: &Rows) -> Result<()> {
+    let drawn: f64 = rows.sources().iter().map(|(range, weight)| range.len() as f64 * weight).sum();
+    if drawn <= f64::from(1u32 << 30) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "data.train: by its weights an epoch has {drawn:.0} rows; at most {} are taken",
+        1 << 30
+    ))
+    .with_help("lower the weights: only how they relate to each other matters"))
 }
 
 /// Rows of several sources behind one another.
@@ -193,12 +204,7 @@ fn assemble(stores: &Arc<Vec<TokenStore>>, parts: Vec<Vec<RowRef>>, weights: &[f
 /// Takes the share of `validation_split` out of the rows of all sources, each side in its order. Rows with the same prompt
 /// stay together, so that what is measured on was not trained on; a row's luck depends on the seed and on its prompt. Where
 /// all rows have the same prompt, on all of its tokens.
-fn hold_out(
-    stores: &[TokenStore],
-    train: &mut [Vec<RowRef>],
-    config: &DataConfig,
-    seed: u64,
-) -> Result<Vec<RowRef>> {
+fn hold_out(stores: &[TokenStore], train: &mut [Vec<RowRef>], config: &DataConfig, seed: u64) -> Result<Vec<RowRef>> {
     let rows: usize = train.iter().map(Vec::len).sum();
     if rows < 2 {
         let name = config.train.0.first().map(SourceConfig::name).unwrap_or_default();
@@ -214,23 +220,38 @@ fn hold_out(
     let place = |row: &RowRef| key(seed, &[label, u64::from(row.store), u64::from(row.row)]);
     let prompt = |row: &RowRef| luck(row, Entry::prompt_or_content);
     let content = |row: &RowRef| luck(row, |entry| entry.content);
-    // The luckiest, as many as are wanted or a few more; less where that would be all.
-    let limit = [&prompt as &dyn Fn(&RowRef) -> u64, &content, &place].into_iter().find_map(|luck| {
-        let mut drawn: Vec<u64> = train.iter().flatten().map(luck).collect();
-        drawn.sort_unstable();
-        let last = drawn[count - 1];
-        let next = drawn.iter().find(|&&other| other > last).copied();
-        let limit = next.or_else(|| (drawn[0] < last).then_some(last))?;
-        Some((luck, limit))
-    });
-    let Some((luck, limit)) = limit else { return Ok(Vec::new()) };
-    let mut held_out = Vec::with_capacity(count);
-    for rows in train {
-        let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(rows).into_iter().partition(|row| luck(row) < limit);
-        *rows = kept;
-        held_out.extend(out);
+    for luck in [&prompt as &dyn Fn(&RowRef) -> u64, &content, &place] {
+        let drawn = draw(train.iter().flatten().map(luck).collect(), count);
+        if drawn.is_empty() {
+            continue;
+        }
+        let mut held_out = Vec::with_capacity(count);
+        for rows in train {
+            let (out, kept): (Vec<_>, Vec<_>) =
+                std::mem::take(rows).into_iter().partition(|row| drawn.contains(&luck(row)));
+            *rows = kept;
+            held_out.extend(out);
+        }
+        return Ok(held_out);
     }
-    Ok(held_out)
+    Ok(Vec::new())
+}
+
+/// The luckiest values, with all their rows: `count` rows at most, and no less than half of that, or none. Values with more
+/// rows than there is room for are passed over.
+fn draw(mut values: Vec<u64>, count: usize) -> HashSet<u64> {
+    values.sort_unstable();
+    let (mut drawn, mut rows) = (HashSet::new(), 0);
+    for alike in values.chunk_by(|a, b| a == b) {
+        if rows + alike.len() <= count {
+            drawn.insert(alike[0]);
+            rows += alike.len();
+        }
+        if rows == count {
+            break;
+        }
+    }
+    if 2 * rows < count { HashSet::new() } else { drawn }
 }
 
 #[cfg(test)]

@@ -105,6 +105,15 @@ impl Plan {
     /// The most tokens of `packs` packs.
     pub fn most_tokens(&self, packs: usize) -> usize {
         let mut lengths = self.lengths.clone();
+        let repeats = packs > lengths.len() || self.sources.iter().any(|(_, _, weight)| *weight > 1.0);
+        if repeats {
+            // The same row may come several times.
+            let longest = lengths.iter().max().map_or(0, |&length| length as usize);
+            return match self.arrangement {
+                Arrangement::Packed { max_seq_len } => packs.saturating_mul(max_seq_len.max(longest)),
+                _ => packs.saturating_mul(longest),
+            };
+        }
         let cut = packs.min(lengths.len());
         if cut < lengths.len() {
             lengths.select_nth_unstable_by(cut, |a, b| b.cmp(a));
@@ -113,7 +122,7 @@ impl Plan {
         match self.arrangement {
             Arrangement::Packed { max_seq_len } => {
                 let all = self.lengths.iter().map(|&length| length as usize).sum::<usize>();
-                longest.max(all.min(packs * max_seq_len))
+                longest.max(all.min(packs.saturating_mul(max_seq_len)))
             }
             _ => longest,
         }
@@ -127,7 +136,9 @@ impl Plan {
                 rows.extend(begin as u32..end as u32);
             }
             let n = end - begin;
-            let part = (weight.fract() * n as f64).round() as usize;
+            // A source that is small and light is still one that is wanted.
+            let least = usize::from(weight < 1.0).min(n);
+            let part = ((weight.fract() * n as f64).round() as usize).max(least);
             // How rows fall into packs depends on their lengths: with other rows, there would be other numbers of packs.
             let turn = if matches!(self.arrangement, Arrangement::Packed { .. }) { 0 } else { epoch };
             rows.extend(self.part(source, n, part, turn).into_iter().map(|row| (begin + row) as u32));

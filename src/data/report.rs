@@ -145,7 +145,13 @@ impl DataReport {
             report.skipped += account.skipped;
             report.eos_unsupervised_rows += account.eos_unsupervised;
             let room = EXAMPLES.saturating_sub(report.skipped_examples.len());
-            report.skipped_examples.extend(account.skipped_examples.iter().take(room).cloned());
+            let named = |(file, what): &(u32, String)| {
+                format!(
+                    "{}{what}",
+                    files.get(*file as usize).map(|path| path.display().to_string()).unwrap_or_default()
+                )
+            };
+            report.skipped_examples.extend(account.skipped_examples.iter().take(room).map(named));
             for &(length, rows) in &account.lengths {
                 *lengths.entry(length).or_default() += rows as usize;
             }
@@ -207,7 +213,7 @@ impl DataReport {
         self.packing = Some(PackingReport {
             packs: epoch.len(),
             rows_per_pack: rows as f64 / packs as f64,
-            fill: plan.tokens(&epoch) as f64 / (packs * max_seq_len) as f64,
+            fill: plan.tokens(&epoch) as f64 / (packs as f64 * max_seq_len as f64),
         });
     }
 }

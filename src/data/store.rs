@@ -46,8 +46,8 @@ pub struct Account {
     pub truncated: usize,
     /// Left out because they could not be read, under `on_bad_row: skip`.
     pub skipped: usize,
-    /// The first few of those, each with its reason.
-    pub skipped_examples: Vec<String>,
+    /// The first few of those: the number of the file, and what stands behind its path in the error.
+    pub skipped_examples: Vec<(u32, String)>,
     /// Rows with an answer after which no learnt token ends the turn.
     pub eos_unsupervised: usize,
     /// The highest token.
@@ -70,7 +70,6 @@ pub struct TokenStore {
     bytes: Bytes,
     index: Vec<Entry>,
     account: Account,
-    fingerprint: [u8; 32],
 }
 
 impl TokenStore {
@@ -108,7 +107,7 @@ impl TokenStore {
         let account: Account =
             serde_json::from_slice(account).map_err(|_| damaged("its account is of another version"))?;
         let index: Vec<Entry> = index.chunks_exact(Entry::BYTES).map(Entry::read).collect();
-        let store = Self { bytes: Bytes::File(file, path.to_path_buf()), index, account, fingerprint };
+        let store = Self { bytes: Bytes::File(file, path.to_path_buf()), index, account };
         if !store.index.iter().all(|entry| store.range(entry).is_some_and(|range| range.end <= begin)) {
             return Err(damaged("a row lies outside of it"));
         }
@@ -141,11 +140,6 @@ impl TokenStore {
     /// How the rows came about.
     pub const fn account(&self) -> &Account {
         &self.account
-    }
-
-    /// BLAKE3 of all that the store holds (see [`crate::fs::Fingerprint`]).
-    pub const fn fingerprint(&self) -> &[u8; 32] {
-        &self.fingerprint
     }
 
     /// The file, if there is one.
@@ -244,7 +238,7 @@ mod tests {
             let mut writer = StoreWriter::in_memory(vocabulary);
             fill(&mut writer, &rows);
             let memory = writer.finish(Account { rows: rows.len(), ..Account::default() }).unwrap().unwrap();
-            assert_eq!(file.fingerprint(), memory.fingerprint());
+            assert_eq!(file.index(), memory.index());
             for store in [&file, &memory] {
                 assert_eq!(
                     (store.account().token_bytes, store.account().largest_token, store.len()),

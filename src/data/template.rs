@@ -45,12 +45,15 @@ pub struct ChatTemplate {
 
 /// What of the time a template may print: nothing, the day, or all of it.
 fn moment(source: &str, now: u64) -> u64 {
-    let prints = |directive: &&str| source.contains(directive);
-    match source.contains("strftime_now") {
-        false => 0,
-        true if ["%H", "%I", "%M", "%S", "%T", "%p"].iter().any(|directive| prints(directive)) => now,
-        true => now / 86_400,
+    if !source.contains("strftime_now") {
+        return 0;
     }
+    // Behind a percent sign: a block's end, or a directive, which may have a hyphen before its letter.
+    let is_of_the_day = |rest: &str| {
+        let rest = rest.strip_prefix('-').unwrap_or(rest);
+        rest.starts_with(|c: char| c.is_whitespace() || "}aAbBdeFhmyY".contains(c))
+    };
+    if source.split('%').skip(1).all(is_of_the_day) { now / 86_400 } else { now }
 }
 
 impl ChatTemplate {
@@ -365,6 +368,20 @@ mod tests {
         assert_eq!(template.render(&messages, &[], false).unwrap(), "None|False");
         let tools = [serde_json::json!({"type": "function"})];
         assert_eq!(template.render(&messages, &tools, false).unwrap(), "[{'type': 'function'}]|True");
+    }
+
+    #[test]
+    fn a_template_that_prints_the_hour_is_another_one_in_each_second() {
+        let identity = |source: &str, now| ChatTemplate::at(source, None, None, now).unwrap().identity().to_owned();
+        for (source, changes) in [
+            ("{% if true %}{{ messages }}{%- endif -%}", false),
+            ("{%- if true -%}{{ strftime_now('%d %b %-d %Y') }}{% endif %}", false),
+            ("{{ strftime_now('%-I:%-M') }}", true),
+            ("{{ strftime_now('%' ~ 'H') }}", true),
+        ] {
+            assert_eq!(identity(source, 86_400) != identity(source, 86_401), changes, "{source}");
+            assert_eq!(identity(source, 86_400) != identity(source, 172_800), source.contains("now"), "{source}");
+        }
     }
 
     #[test]

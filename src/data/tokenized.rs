@@ -55,7 +55,11 @@ pub(super) fn tokenize(
     };
     let mut run = Run { source, writer, format: None, account: Account::default(), lengths: BTreeMap::new() };
     let mut done = 0;
+    let limit = source.source.limit.unwrap_or(usize::MAX);
     for (number, file) in source.files.iter().enumerate() {
+        if run.account.rows >= limit {
+            break;
+        }
         run.read(number, file, &mut |now| progress(done + now))?;
         done += std::fs::metadata(file).map_or(0, |metadata| metadata.len());
         progress(done);
@@ -111,7 +115,7 @@ impl Run<'_> {
                 Ok(format) => self.format = Some(format),
                 Err(error) if self.source.config.on_bad_row == OnBadRow::Skip && others.len() < chunk.len() => {
                     // The first row may be the bad one; when none fits, the end says so.
-                    self.skip(&error);
+                    self.skip(number, path, &error);
                     rest = others;
                 }
                 Err(error) => return Err(error),
@@ -120,15 +124,16 @@ impl Run<'_> {
         let format = self.format.as_ref().expect("found above");
         let (source, token_bytes) = (self.source, self.writer.token_bytes());
         // All outcomes, then the first error: the same one, however the threads run.
-        let outcomes: Vec<Result<Outcome>> =
+        let outcomes: Vec<Result<Outcome, Fault>> =
             rest.par_iter().map(|row| read_row(source, format, token_bytes, path, row)).collect();
         for (row, outcome) in rest.iter().zip(outcomes) {
             let outcome = match outcome {
-                Err(error) if source.config.on_bad_row == OnBadRow::Skip => {
-                    self.skip(&error);
+                Ok(outcome) => outcome,
+                Err(Fault::Bad(error)) if source.config.on_bad_row == OnBadRow::Skip => {
+                    self.skip(number, path, &error);
                     continue;
                 }
-                outcome => outcome?,
+                Err(Fault::Bad(error) | Fault::TooLong(error)) => return Err(error),
             };
             *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
             match outcome.row {
@@ -143,10 +148,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn skip(&mut self, error: &Error) {
+    fn skip(&mut self, number: usize, path: &Path, error: &Error) {
         self.account.skipped += 1;
         if self.account.skipped_examples.len() < SKIPPED_EXAMPLES {
-            self.account.skipped_examples.push(error.to_string());
+            // Without the path: the same tokens may serve the same file elsewhere.
+            let text = error.to_string();
+            let what = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
+            self.account.skipped_examples.push((u32::try_from(number).unwrap_or(u32::MAX), what.to_owned()));
         }
     }
 
@@ -159,17 +167,23 @@ impl Run<'_> {
             );
         }
         if self.writer.len() == 0 && skipped == rows {
-            let first = self.account.skipped_examples.first().cloned().unwrap_or_default();
-            return Err(Error::file(name, format!("none of the {rows} rows can be read; the first: {first}")));
+            let first = self.account.skipped_examples.first().map(|(_, what)| what.trim_start_matches(':'));
+            let message = format!("none of the {rows} rows can be read; the first: {}", first.unwrap_or_default());
+            return Err(Error::file(name, message));
         }
         if self.writer.len() == 0 {
-            let message = format!(
-                "none of the {rows} rows is left: all have more than max_seq_len = {} tokens",
-                self.source.config.max_seq_len
-            );
-            return Err(
-                Error::file(name, message).with_help("raise `data.max_seq_len`, or set `data.overlong` to `truncate`")
-            );
+            let config = self.source.config;
+            let others = if skipped > 0 { format!(", and {skipped} cannot be read") } else { String::new() };
+            let message = match config.overlong {
+                Overlong::Truncate => format!("have no answer within max_seq_len = {} tokens", config.max_seq_len),
+                _ => format!("have more than max_seq_len = {} tokens", config.max_seq_len),
+            };
+            let message = format!("none of the {rows} rows is left: {} {message}{others}", rows - skipped);
+            let help = match config.overlong {
+                Overlong::Truncate => "raise `data.max_seq_len`",
+                _ => "raise `data.max_seq_len`, or set `data.overlong` to `truncate`",
+            };
+            return Err(Error::file(name, message).with_help(help));
         }
         self.account.format = self.format.as_ref().map(RowFormat::explain).unwrap_or_default();
         self.account.lengths = self.lengths.into_iter().collect();
@@ -177,7 +191,27 @@ impl Run<'_> {
     }
 }
 
-fn read_row(source: &Source<'_>, format: &RowFormat, token_bytes: u8, path: &Path, row: &RawRow) -> Result<Outcome> {
+/// What is wrong with a row.
+enum Fault {
+    /// It cannot be read or learnt; it may be skipped.
+    Bad(Error),
+    /// It is too long, and the recipe wants to hear of that.
+    TooLong(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Bad(error)
+    }
+}
+
+fn read_row(
+    source: &Source<'_>,
+    format: &RowFormat,
+    token_bytes: u8,
+    path: &Path,
+    row: &RawRow,
+) -> Result<Outcome, Fault> {
     let Source { config, encoder, .. } = source;
     let fields = row.parse(path)?;
     let example = format.read(&fields).map_err(|error| row.row_error(path, error))?;
@@ -186,7 +220,7 @@ fn read_row(source: &Source<'_>, format: &RowFormat, token_bytes: u8, path: &Pat
     if sequence.supervised() == 0 {
         let error = Error::invalid("the row teaches nothing: no token of it is learnt")
             .with_help("the answer may hold only what the tokenizer leaves out; mend the row, or remove it");
-        return Err(row.place(path, error));
+        return Err(row.place(path, error).into());
     }
     let ends_supervised = encoder.ends_supervised(&sequence);
     let (mut truncated, mut dropped) = (false, false);
@@ -201,7 +235,7 @@ fn read_row(source: &Source<'_>, format: &RowFormat, token_bytes: u8, path: &Pat
             Overlong::Error => {
                 let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
                 let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
-                return Err(row.place(path, Error::invalid(message).with_help(help)));
+                return Err(Fault::TooLong(row.place(path, Error::invalid(message).with_help(help))));
             }
         }
     }

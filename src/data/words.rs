@@ -13,8 +13,9 @@ use tokenizers::{ModelWrapper, Tokenizer};
 
 /// The longest piece that is remembered, in bytes.
 const MAX_PIECE: usize = 40;
-/// The most pieces that a thread remembers.
+/// The most pieces that a thread remembers, and all threads together.
 const MAX_PIECES: usize = 1 << 16;
+const ALL_PIECES: usize = 1 << 19;
 
 /// Tokens of a text, and the bytes that each stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,6 +61,7 @@ impl WordTokenizer {
         let memory = &self.memories[rayon::current_thread_index().unwrap_or(others).min(others)];
         // Whatever a thread left in the middle of, what is remembered is right.
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = MAX_PIECES.min(ALL_PIECES / self.memories.len());
         let mut begin = 0;
         for end in cuts(text).chain([text.len()]) {
             let piece = &text[begin..end];
@@ -71,7 +73,7 @@ impl WordTokenizer {
             } else {
                 let first = tokens.ids.len();
                 self.append(piece, begin, &mut tokens)?;
-                if piece.len() <= MAX_PIECE && memory.len() < MAX_PIECES {
+                if piece.len() <= MAX_PIECE && memory.len() < most {
                     let new = tokens.ids[first..].iter().zip(&tokens.offsets[first..]);
                     let new = new.map(|(&id, &(from, to))| (id, (from - begin) as u32, (to - begin) as u32)).collect();
                     memory.insert(piece.into(), new);
@@ -192,6 +194,12 @@ mod tests {
             tokenizer.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::sequence::Sequence::new(steps)));
             all.push(WordTokenizer::new(tokenizer));
         }
+        // As SmolLM2 has it: digits first, each by itself.
+        let mut digits = bare();
+        let digit = Split::new(SplitPattern::Regex(r"\p{N}".into()), SplitDelimiterBehavior::Isolated, false).unwrap();
+        let steps = vec![digit.into(), ByteLevel::new(false, true, true).into()];
+        digits.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::sequence::Sequence::new(steps)));
+        all.push(WordTokenizer::new(digits));
         assert!(all.iter().all(|tokenizer| !tokenizer.memories.is_empty()), "all are of words");
         all
     }

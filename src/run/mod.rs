@@ -12,7 +12,6 @@ pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
-use crate::data::named;
 use crate::device::process_memory;
 use crate::error::{Error, Result};
 use crate::fs;
@@ -84,20 +83,26 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let (mut files, mut sample) = (Vec::new(), None);
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
-        files = write_adapter(recipe, &model, &fit, &out)?;
+        files = write_adapter(recipe, &model, &fit, prepared.chat_template.as_deref(), &out)?;
         sample = prepared.sample(&model.lm, observer);
     }
     Ok(summary(recipe, &prepared, &model, fit, (files, sample, start)))
 }
 
-fn write_adapter(recipe: &Recipe, model: &Model, fit: &FitSummary, out: &OutputFolder) -> Result<Vec<PathBuf>> {
+fn write_adapter(
+    recipe: &Recipe,
+    model: &Model,
+    fit: &FitSummary,
+    chat_template: Option<&str>,
+    out: &OutputFolder,
+) -> Result<Vec<PathBuf>> {
     let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
     let mut files = AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path())?;
     files.push(write_card(recipe, fit, out)?);
-    if let Some(setting) = &recipe.data.chat_template {
-        // Where PEFT and servers look for it: the base's own would not do.
-        let path = out.path().join(CHAT_TEMPLATE);
-        fs::write_atomic(&path, named::chat_template_source(setting)?.as_bytes())?;
+    // Where PEFT and servers look for it: the base's own would not do.
+    let path = out.path().join(CHAT_TEMPLATE);
+    if let Some(template) = chat_template {
+        fs::write_atomic(&path, template.as_bytes())?;
         files.push(path);
     }
     files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));

@@ -1,5 +1,6 @@
 //! The output folder: whose it is, and that only one run writes there.
 
+use super::CHAT_TEMPLATE;
 use super::RunOptions;
 use crate::error::{Error, Result};
 use crate::fs;
@@ -135,7 +136,7 @@ fn clear(path: &Path) -> Result<()> {
         let folder = checkpoint_folder(path, step);
         std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     }
-    for name in ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE] {
+    for name in ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE, CHAT_TEMPLATE] {
         let file = path.join(name);
         if file.exists() {
             std::fs::remove_file(&file).map_err(Error::io("remove", &file))?;

@@ -23,6 +23,8 @@ const SAMPLE_TOKENS: usize = 48;
 pub(super) struct Prepared {
     pub base: Base,
     pub encoder: Encoder,
+    /// The chat template that the recipe names, as it was when the run began.
+    pub chat_template: Option<String>,
     pub dataset: Dataset,
     pub plan: Plan,
     pub device: Device,
@@ -61,9 +63,13 @@ pub(super) fn encoder(base: &Base, template: Option<&str>, now: u64) -> Result<E
 }
 
 /// As [`encoder`], as a recipe's data wants it.
-pub(super) fn data_encoder(base: &Base, data: &DataConfig, now: u64) -> Result<Encoder> {
-    let template = data.chat_template.as_deref().map(named::chat_template_source).transpose()?;
-    Ok(encoder(base, template.as_deref(), now)?.with_turns(data.train_on_turns))
+pub(super) fn data_encoder(base: &Base, data: &DataConfig, template: Option<&str>, now: u64) -> Result<Encoder> {
+    Ok(encoder(base, template, now)?.with_turns(data.train_on_turns))
+}
+
+/// The chat template that a recipe names in place of the base's.
+pub(super) fn named_template(data: &DataConfig) -> Result<Option<String>> {
+    data.chat_template.as_deref().map(named::chat_template_source).transpose()
 }
 
 /// Reads and tokenizes the recipe's data.
@@ -124,11 +130,13 @@ impl Prepared {
             ))
             .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
         }
-        let encoder = data_encoder(&base, &recipe.data, now)?;
+        let chat_template = named_template(&recipe.data)?;
+        let encoder = data_encoder(&base, &recipe.data, chat_template.as_deref(), now)?;
         let (dataset, plan) = dataset(recipe, &encoder, options.offline, observer)?;
         let mut prepared = Self {
             base,
             encoder,
+            chat_template,
             dataset,
             plan,
             compute: recipe.compute.resolve(&device),

@@ -147,7 +147,12 @@ fn right(row: Row<'_>, choices: &[Choice]) -> Result<usize, RowError> {
         fields::list(choices.iter().take(30).map(|choice| choice.letter), "or"),
         choices.len() - 1
     );
-    let in_range = |index: u64| usize::try_from(index).ok().filter(|&index| index < choices.len());
+    // Where the letters are numbers, a number is one of them, not a place.
+    let numbered = choices.iter().any(|choice| choice.letter.parse::<u64>().is_ok());
+    let in_range = |index: u64| {
+        let labelled = choices.iter().position(|choice| choice.letter == index.to_string());
+        if numbered { labelled } else { usize::try_from(index).ok().filter(|&index| index < choices.len()) }
+    };
     match row.get("answer") {
         Some(Value::Number(number)) => number.as_u64().and_then(in_range).ok_or_else(|| {
             row.error("answer", format!("is {number}, and there are {} choices", choices.len())).with_help(help)
@@ -229,14 +234,15 @@ mod tests {
             assert!(error.message.contains(message), "{error:?}");
             assert_eq!(error.path, [Step::from("answer")]);
         }
-        for (choices, given) in [
-            (json!(["B", "A"]), json!("A")),
-            (json!(["1", "2", "3"]), json!("1")),
-            (json!({"1": "x", "2": "y"}), json!("1")),
-        ] {
+        for (choices, given) in [(json!(["B", "A"]), json!("A")), (json!(["1", "2", "3"]), json!("1"))] {
             assert!(answer(&choices, &given).unwrap_err().message.contains("more than one"), "{choices}");
         }
         assert_eq!(answer(&json!(["A", "B"]), &json!("A")).unwrap(), "A. A");
+        // As in some rows of ARC: where letters are numbers, numbers are letters.
+        for given in [json!("1"), json!(1)] {
+            assert_eq!(answer(&json!({"text": ["x", "y"], "label": ["1", "2"]}), &given).unwrap(), "1. x");
+        }
+        assert!(answer(&json!({"1": "x", "2": "y"}), &json!(0)).is_err());
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl<'a> StoreWriter<'a> {
         }
         let fingerprint = std::mem::take(&mut self.hash).finish();
         match &mut self.file {
-            None => Ok(Some(TokenStore { bytes: Bytes::Memory(self.bytes), index, account, fingerprint })),
+            None => Ok(Some(TokenStore { bytes: Bytes::Memory(self.bytes), index, account })),
             Some((file, path)) => {
                 self.bytes.extend(fingerprint);
                 self.bytes.extend(MAGIC);
