@@ -83,6 +83,9 @@ fn render(summary: &DataSummary, colors: bool) -> String {
 
 fn rows(data: &DataReport) -> String {
     let mut text = format!("{} to train on, {} to validate on", data.train_rows, data.validation_rows);
+    if data.epoch_rows != data.train_rows {
+        let _ = write!(text, "\n{} in an epoch, by the sources' weights", data.epoch_rows);
+    }
     for (rows, what) in [
         (data.dropped, "left out: over `data.max_seq_len`"),
         (data.truncated, "cut at `data.max_seq_len`"),

@@ -213,6 +213,9 @@ impl DataConfig {
         }
         self.train.validate("data.train", self)?;
         self.validation.iter().try_for_each(|sources| sources.validate("data.validation", self))?;
+        if self.validation.iter().flat_map(|sources| &sources.0).any(|source| source.weight.is_some()) {
+            return Err(Error::invalid("data.validation: has no weights; each row is measured once"));
+        }
         Ok(())
     }
 }

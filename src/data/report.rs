@@ -22,6 +22,8 @@ pub struct DataReport {
     pub rows: usize,
     /// Rows to train on.
     pub train_rows: usize,
+    /// Rows that an epoch takes, by the sources' weights.
+    pub epoch_rows: usize,
     /// Rows to validate on.
     pub validation_rows: usize,
     /// Tokens of the rows to train on.
@@ -43,6 +45,8 @@ pub struct DataReport {
     /// Rows with an answer after which no learnt token ends the turn: what the model learns from them does not stop. Cut
     /// rows are judged as they were before the cut.
     pub eos_unsupervised_rows: usize,
+    /// Rows with tools that the chat template leaves out.
+    pub tools_left_out: usize,
     /// Rows to train on that are the same, token by token, as one before them.
     pub duplicates: usize,
     /// Some of them.
@@ -144,6 +148,7 @@ impl DataReport {
             report.truncated += account.truncated;
             report.skipped += account.skipped;
             report.eos_unsupervised_rows += account.eos_unsupervised;
+            report.tools_left_out += account.tools_left_out;
             let room = EXAMPLES.saturating_sub(report.skipped_examples.len());
             let named = |(file, what): &(u32, String)| {
                 format!(
@@ -205,10 +210,13 @@ impl DataReport {
         }
     }
 
-    /// Adds what packing makes of the rows.
-    pub fn add_packing(&mut self, plan: &Plan, max_seq_len: usize) {
+    /// Adds what the plan makes of the rows; `max_seq_len` where it packs them.
+    pub fn add_plan(&mut self, plan: &Plan, max_seq_len: Option<usize>) {
+        self.epoch_rows = plan.packs_per_epoch();
+        let Some(max_seq_len) = max_seq_len else { return };
         let epoch = plan.epoch(0);
         let rows: usize = (0..epoch.len()).map(|pack| epoch.pack(pack).len()).sum();
+        self.epoch_rows = rows;
         let packs = epoch.len().max(1);
         self.packing = Some(PackingReport {
             packs: epoch.len(),

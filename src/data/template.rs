@@ -9,7 +9,7 @@
 
 pub(super) mod functions;
 pub mod named;
-mod python;
+pub(super) mod python;
 
 use super::example::Message;
 use crate::error::{Error, Result};
@@ -168,7 +168,7 @@ impl ChatTemplate {
             ("tools", tools.clone()),
             ("documents", Value::from(())),
         ]);
-        template.render(context).map_err(|error| describe(&error))
+        template.render(context).and_then(functions::bounded).map_err(|error| describe(&error))
     }
 }
 

@@ -153,6 +153,19 @@ impl Encoder {
         tokenizer.get_vocab(true).into_values().max().map_or(0, |highest| highest as usize + 1).max(count)
     }
 
+    /// Whether a row has tools, and the chat template says nothing of them.
+    ///
+    /// # Errors
+    /// When the template does not fit the example.
+    pub fn leaves_out_tools(&self, example: &Example) -> Result<bool> {
+        let Example::Chat { messages, tools } = example else { return Ok(false) };
+        if tools.is_empty() {
+            return Ok(false);
+        }
+        let template = self.need_template()?;
+        Ok(template.render(messages, tools, false)? == template.render(messages, &[], false)?)
+    }
+
     /// A hash of all that decides which tokens an example has and which of them are learnt.
     ///
     /// # Errors
@@ -190,15 +203,41 @@ impl Encoder {
     /// # Errors
     /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
     pub fn encode(&self, example: &Example) -> Result<Sequence> {
+        Ok(self.encode_within(example, usize::MAX)?.expect("nothing is longer than that"))
+    }
+
+    /// As [`Encoder::encode`]; but a text of so many bytes that it must have more than `most` tokens is not tokenized, which
+    /// might take much time and memory. The answer is then the fewest tokens that it can have.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn encode_within(&self, example: &Example, most: usize) -> Result<Result<Sequence, usize>> {
         match example {
-            Example::Chat { messages, tools } => self.encode_chat(messages, tools),
-            Example::Completion { prompt, completion } => self.encode_completion(prompt, completion),
+            Example::Chat { messages, tools } => self.encode_chat(messages, tools, most),
+            Example::Completion { prompt, completion } => match self.least_tokens(prompt.len() + completion.len()) {
+                least if least > most => Ok(Err(least)),
+                _ => self.encode_completion(prompt, completion).map(Ok),
+            },
         }
     }
 
-    fn encode_chat(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<Sequence> {
+    /// The fewest tokens that a text of so many bytes can have; 0 where that cannot be told.
+    fn least_tokens(&self, bytes: usize) -> usize {
+        self.tokenizer.longest_token().map_or(0, |longest| bytes / longest)
+    }
+
+    fn encode_chat(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+        most: usize,
+    ) -> Result<Result<Sequence, usize>> {
         let (template, eos) = (self.need_template()?, self.eos().map(|(text, _)| text));
         let rendering = Rendering::new(template, messages, tools, eos, &self.learnt(messages))?;
+        let least = self.least_tokens(rendering.text.len());
+        if least > most {
+            return Ok(Err(least));
+        }
         let tokens = self.tokenize(&rendering.text)?;
         let (ids, starts) = (&tokens.ids, &tokens.offsets);
         let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
@@ -221,7 +260,7 @@ impl Encoder {
         if let (true, true, false, Some((_, eos))) = (rendering.ends_with_answer, open_end, last_is_closed, &self.eos) {
             sequence.push(&[*eos], true);
         }
-        Ok(sequence)
+        Ok(Ok(sequence))
     }
 
     /// For each message whether it is learnt.
@@ -296,7 +335,7 @@ impl Encoder {
     pub fn stop_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.eos().map(|(_, id)| id).into_iter().collect();
         let probe = [Message::user("x"), Message::assistant("x")];
-        if let Some(Ok(sequence)) = self.template().map(|_| self.encode_chat(&probe, &[])) {
+        if let Some(Ok(sequence)) = self.template().map(|_| self.encode(&Example::chat(probe.to_vec()))) {
             let last = sequence.labels.iter().rposition(|&label| label != IGNORED).map(|i| sequence.input_ids[i]);
             ids.extend(last.filter(|id| self.ends.contains(id) && !ids.contains(id)));
         }

@@ -219,6 +219,19 @@ fn a_stream_yields_whole_characters_and_the_whole_text() {
 }
 
 #[test]
+fn what_is_far_too_long_is_not_tokenized() {
+    let encoder = encoder();
+    let dna = |n: usize| chat(&[(Role::User, "q"), (Role::Assistant, &"ACGT".repeat(n))]);
+    let whole = encoder.encode(&dna(5000)).unwrap();
+    let least = encoder.encode_within(&dna(5000), 100).unwrap().unwrap_err();
+    assert!(least > 100 && least <= whole.len(), "{least}");
+    assert_eq!(encoder.encode_within(&dna(5000), whole.len()).unwrap().unwrap(), whole);
+    let text = Example::Completion { prompt: "q".into(), completion: "é🧬".repeat(5000) };
+    let least = encoder.encode_within(&text, 100).unwrap().unwrap_err();
+    assert!(least > 100 && least <= encoder.encode(&text).unwrap().len(), "{least}");
+}
+
+#[test]
 fn generation_stops_where_the_template_ends_a_turn() {
     assert_eq!(encoder().stop_ids(), [END]);
     let template = ChatTemplate::at(CHATML, None, None, 0).unwrap();

@@ -80,6 +80,7 @@ struct Outcome {
     length: usize,
     ends_supervised: bool,
     truncated: bool,
+    tools_left_out: bool,
     row: Option<Encoded>,
 }
 
@@ -136,6 +137,7 @@ impl Run<'_> {
                 Err(Fault::Bad(error) | Fault::TooLong(error)) => return Err(error),
             };
             *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
+            self.account.tools_left_out += usize::from(outcome.tools_left_out);
             match outcome.row {
                 None => self.account.dropped += 1,
                 Some(encoded) => {
@@ -215,7 +217,22 @@ fn read_row(
     let Source { config, encoder, .. } = source;
     let fields = row.parse(path)?;
     let example = format.read(&fields).map_err(|error| row.row_error(path, error))?;
-    let mut sequence = encoder.encode(&example).map_err(|error| row.place(path, error))?;
+    let too_long = |length: String| {
+        let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
+        let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
+        Fault::TooLong(row.place(path, Error::invalid(message).with_help(help)))
+    };
+    // A row that is far too long would take much time and memory to tokenize, to be left out.
+    let most = if config.overlong == Overlong::Truncate { usize::MAX } else { config.max_seq_len };
+    let mut sequence = match encoder.encode_within(&example, most).map_err(|error| row.place(path, error))? {
+        Ok(sequence) => sequence,
+        Err(least) if config.overlong == Overlong::Error => return Err(too_long(format!("at least {least}"))),
+        Err(length) => {
+            let (ends_supervised, truncated, tools_left_out) = (true, false, false);
+            return Ok(Outcome { length, ends_supervised, truncated, tools_left_out, row: None });
+        }
+    };
+    let tools_left_out = encoder.leaves_out_tools(&example).map_err(|error| row.place(path, error))?;
     let length = sequence.len();
     if sequence.supervised() == 0 {
         let error = Error::invalid("the row teaches nothing: no token of it is learnt")
@@ -232,13 +249,9 @@ fn read_row(
                 dropped = sequence.supervised() == 0;
                 truncated = !dropped;
             }
-            Overlong::Error => {
-                let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
-                let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
-                return Err(Fault::TooLong(row.place(path, Error::invalid(message).with_help(help))));
-            }
+            Overlong::Error => return Err(too_long(length.to_string())),
         }
     }
     let row = (!dropped).then(|| encode(&sequence, token_bytes));
-    Ok(Outcome { length, ends_supervised, truncated, row })
+    Ok(Outcome { length, ends_supervised, truncated, tools_left_out, row })
 }

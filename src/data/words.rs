@@ -34,13 +34,24 @@ pub struct WordTokenizer {
     tokenizer: Tokenizer,
     /// Empty where texts are not cut.
     memories: Vec<Mutex<Memory>>,
+    /// Where texts are cut: the most bytes of text that a token can stand for.
+    longest: Option<usize>,
 }
 
 impl WordTokenizer {
     /// Remembers for this tokenizer, if its way of splitting is known.
     pub fn new(tokenizer: Tokenizer) -> Self {
-        let threads = if of_words(&tokenizer) { rayon::current_num_threads() + 1 } else { 0 };
-        Self { tokenizer, memories: std::iter::repeat_with(Mutex::default).take(threads).collect() }
+        let of_words = of_words(&tokenizer);
+        let threads = if of_words { rayon::current_num_threads() + 1 } else { 0 };
+        // Composing characters (NFC) makes three bytes of text one at most; each character of a token is a byte.
+        let longest = || tokenizer.get_vocab(true).into_keys().map(|token| 3 * token.len()).max();
+        let longest = if of_words { longest() } else { None };
+        Self { tokenizer, memories: std::iter::repeat_with(Mutex::default).take(threads).collect(), longest }
+    }
+
+    /// The most bytes of text that a token can stand for; `None` where that cannot be told.
+    pub const fn longest_token(&self) -> Option<usize> {
+        self.longest
     }
 
     /// The tokenizer itself.

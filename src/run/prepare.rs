@@ -69,7 +69,14 @@ pub(super) fn data_encoder(base: &Base, data: &DataConfig, template: Option<&str
 
 /// The chat template that a recipe names in place of the base's.
 pub(super) fn named_template(data: &DataConfig) -> Result<Option<String>> {
-    data.chat_template.as_deref().map(named::chat_template_source).transpose()
+    let Some(setting) = data.chat_template.as_deref() else { return Ok(None) };
+    let source = named::chat_template_source(setting)?;
+    // A mistake in it is one of that file, not of the base.
+    ChatTemplate::at(&source, None, None, 0).map_err(|error| {
+        Error::invalid(format!("data.chat_template: `{setting}`: {error}"))
+            .with_help("mend that template, or name another")
+    })?;
+    Ok(Some(source))
 }
 
 /// Reads and tokenizes the recipe's data.
@@ -102,9 +109,7 @@ pub(super) fn dataset(
         observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
     })?;
     let plan = dataset.plan(data, training.micro_batch_size * training.gradient_accumulation_steps, training.seed);
-    if data.packing {
-        dataset.report.add_packing(&plan, data.max_seq_len);
-    }
+    dataset.report.add_plan(&plan, data.packing.then_some(data.max_seq_len));
     tracing::info!(train = dataset.train.len(), validation = dataset.validation.len(), "tokenized");
     Ok((dataset, plan))
 }
@@ -327,27 +332,33 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
     let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
     if report.eos_unsupervised_rows > 0 {
         warnings.push(format!(
-            "{} of the data end no turn with their last learnt token: the model does not learn to stop there",
+            "the model does not learn to stop in {} of the data: the last learnt token ends no turn",
             rows(report.eos_unsupervised_rows)
         ));
     }
     if report.skipped > 0 {
         warnings.push(format!(
-            "{} could not be read and are left out{}",
+            "left out, since not readable: {}{}",
             rows(report.skipped),
             example(&report.skipped_examples)
         ));
     }
+    if report.tools_left_out > 0 {
+        warnings.push(format!(
+            "tools of {} are not taught: the chat template leaves them out (`data.chat_template` names another)",
+            rows(report.tools_left_out)
+        ));
+    }
     if report.leaks > 0 {
         warnings.push(format!(
-            "{} to validate on are trained on too{}: the validation loss flatters",
+            "to validate on and trained on too: {}{}; the validation loss flatters",
             rows(report.leaks),
             example(&report.leak_examples)
         ));
     }
     if report.duplicates > 0 {
         warnings.push(format!(
-            "{} to train on repeat another one{}",
+            "there more than once: {}{}",
             rows(report.duplicates),
             example(&report.duplicate_examples)
         ));

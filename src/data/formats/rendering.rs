@@ -3,7 +3,7 @@
 use super::fields::{self, Row, RowError};
 use crate::data::config::RowTemplate;
 use crate::data::example::{Example, Message, Role};
-use crate::data::template::functions;
+use crate::data::template::{functions, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::Value as Json;
@@ -72,7 +72,8 @@ impl Templates {
             return Ok(None);
         }
         let template = self.environment.get_template(key).expect("`keys` holds the names of templates that were added");
-        template.render(variables).map(Some).map_err(|error| describe(key, row, &error))
+        let text = template.render(variables).and_then(functions::bounded);
+        text.map(Some).map_err(|error| describe(key, row, &error))
     }
 
     /// As [`Templates::render`]; the text must hold more than white space.
@@ -124,7 +125,7 @@ fn environment() -> Environment<'static> {
     environment.set_syntax(syntax.expect("the marks are Jinja's own"));
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python::method);
     environment.set_formatter(functions::print);
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", functions::tojson);

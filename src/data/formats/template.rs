@@ -136,6 +136,13 @@ mod tests {
         let doubling =
             "{% set x = namespace(s='ab') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}";
         assert!(text(doubling, &row).unwrap_err().message.contains("does not come to an end"));
+        for much in [
+            "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
+            "{{ 'x'.join(['y' * 1000000] * 1000) }}",
+            "{{ 'a' * 100000000 }}",
+        ] {
+            assert!(text(much, &row).unwrap_err().message.contains("does not come to an end"), "{much}");
+        }
         let deep = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
         assert!(text(deep, &row).is_err());
         assert!(text("{{ n | join }}", &row).unwrap_err().message.starts_with("`template.completion`, line 1: "));

@@ -77,11 +77,13 @@ fn around(path: &Path) -> String {
     if !parent.is_dir() {
         let there = path.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
         let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-        let lacking = path.ancestors().skip(1).take_while(|folder| !folder.is_dir()).last().unwrap_or(parent);
+        let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.is_dir();
+        let lacking = path.ancestors().skip(1).take_while(missing).last().unwrap_or(parent);
         if lacking.to_string_lossy().contains(['*', '?', '[']) {
             return holds(there);
         }
-        return format!("there is no folder {}; {}", lacking.display(), holds(there));
+        let here = if there == Path::new(".") { "this folder" } else { "what is there" };
+        return format!("there is no folder `{}`; {here}: {}", lacking.display(), holds(there));
     }
     let wanted = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let near = |name: &String| strsim::jaro_winkler(&name.to_lowercase(), &wanted);

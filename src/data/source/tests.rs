@@ -124,6 +124,18 @@ fn rows_are_numbered_by_their_lines() {
 }
 
 #[test]
+fn numbers_keep_their_digits() {
+    let folder = Folder::new();
+    let numbers =
+        ["9.163453718085519", "0.009409760010891", "5e-324", "1.7976931348623157e308", "18446744073709551615"];
+    let text: String = numbers.iter().map(|number| format!("{{\"v\": {number}}}\n")).collect();
+    let values = values(&folder.write("n.jsonl", text));
+    for (value, number) in values.iter().zip(numbers) {
+        assert_eq!(value["v"].as_f64(), number.parse::<f64>().ok(), "{number}");
+    }
+}
+
+#[test]
 fn files_without_rows_have_none() {
     let folder = Folder::new();
     let names = ["a.jsonl", "a.json", "a.csv", "a.txt"];

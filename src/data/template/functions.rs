@@ -8,6 +8,20 @@ use std::fmt::Write as _;
 /// How the detail of an error begins that `raise_exception` made.
 pub const REFUSED: &str = "raise_exception: ";
 
+/// The most bytes of a text that a template makes.
+pub const MAX_TEXT: usize = 64 << 20;
+
+/// A rendered text, if it is not over [`MAX_TEXT`].
+///
+/// # Errors
+/// When it is.
+pub fn bounded(text: String) -> Result<String, Error> {
+    if text.len() <= MAX_TEXT {
+        return Ok(text);
+    }
+    Err(Error::new(ErrorKind::OutOfFuel, format!("it makes a text of {} bytes", text.len())))
+}
+
 /// `raise_exception(message)`.
 pub fn raise_exception(message: &str) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))

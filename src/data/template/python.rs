@@ -1,12 +1,27 @@
 //! What Python and Jinja2 make of text and values where minijinja makes something else.
 
+use super::functions::MAX_TEXT;
 use minijinja::value::ValueKind;
-use minijinja::{Error, State, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// A method of Python's `str`, `list` or `dict`.
+/// A method of Python's `str`, `list` or `dict`. Those that can make much of little are measured first: fuel counts what is
+/// done, not how long it gets.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, name, arguments) };
+    let length = match (name, arguments) {
+        ("replace", [old, new, ..]) => {
+            let (old, new) = (old.as_str().unwrap_or_default(), new.as_str().unwrap_or_default());
+            text.matches(old).count().saturating_mul(new.len())
+        }
+        ("join", [parts]) => parts.try_iter().map_or(0, |parts| {
+            parts.fold(0usize, |sum, part| sum.saturating_add(part.as_str().map_or(0, str::len) + text.len()))
+        }),
+        _ => 0,
+    };
+    if length > MAX_TEXT {
+        return Err(Error::new(ErrorKind::OutOfFuel, format!("`{name}` would make a text of {length} bytes")));
+    }
     let affix = arguments.first().and_then(Value::as_str);
     let changed = match (name, arguments.len(), affix) {
         ("strip", 0, _) => text.trim_matches(is_space),

@@ -118,6 +118,10 @@ impl ParquetRow {
 fn tried<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     match quietly(read) {
         Some(Ok(value)) => Ok(value),
+        Some(Err(error)) if error.to_string().contains("isabled feature") => {
+            Err(Error::file(path, "is compressed in a way that is not read here (brotli)")
+                .with_help("write it again with zstd or snappy"))
+        }
         Some(Err(ParquetError::NYI(message))) => {
             Err(Error::file(path, format!("holds what is not read here: {message}"))
                 .with_help("write it again with plain columns, or as JSON Lines"))
@@ -182,8 +186,20 @@ fn value(field: &Field) -> Result<Value, String> {
             }
             Value::Object(object)
         }
+        Field::TimestampMillis(value) => moment(*value, 1_000)?,
+        Field::TimestampMicros(value) => moment(*value, 1_000_000)?,
         other => Value::from(other.to_string()),
     })
+}
+
+/// A moment as ISO 8601 has it, without a zone: the file may mean one or none. `parts` are those of a second.
+fn moment(value: i64, parts: i64) -> Result<Value, String> {
+    let (seconds, rest) = (value.div_euclid(parts), value.rem_euclid(parts));
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let day = Field::Date(i32::try_from(days).map_err(|_| "a moment is out of any range".to_string())?);
+    let digits = parts.ilog10() as usize;
+    let part = if rest == 0 { String::new() } else { format!(".{rest:0digits$}") };
+    Ok(Value::from(format!("{day}T{:02}:{:02}:{:02}{part}", second / 3600, second / 60 % 60, second % 60)))
 }
 
 /// JSON has neither infinities nor NaN: they become null.

@@ -2,7 +2,8 @@
 //! dictionaries of more entries than bytes, by rows without end, which a few bytes can describe, and by differences of more
 //! values than the page has.
 
-use ::parquet::basic::Encoding;
+use super::MAX_ROW;
+use ::parquet::basic::{Encoding, Type as Physical};
 use ::parquet::bloom_filter::Sbbf;
 use ::parquet::column::page::{Page, PageMetadata, PageReader};
 use ::parquet::errors::{ParquetError, Result};
@@ -31,7 +32,8 @@ impl RowGroupReader for CheckedGroup<'_> {
         let width = 16 - (column.max_rep_level() as u16).leading_zeros();
         let defined = column.max_def_level() > 0;
         let pages = self.0.get_column_page_reader(index)?;
-        Ok(Box::new(CheckedPages { pages, row: Row { width, defined, values: 0 } }))
+        let text = column.physical_type() == Physical::BYTE_ARRAY;
+        Ok(Box::new(CheckedPages { pages, row: Row { width, defined, text, values: 0, most: MAX_VALUES } }))
     }
 
     fn get_column_bloom_filter(&self, index: usize) -> Option<&Sbbf> {
@@ -84,8 +86,12 @@ struct Row {
     width: u32,
     /// Whether there are definition levels.
     defined: bool,
+    /// Whether values are texts.
+    text: bool,
     /// Values so far.
     values: u64,
+    /// The most values: fewer where the dictionary's texts are long, since each use of one is a copy.
+    most: u64,
 }
 
 impl Row {
@@ -95,7 +101,11 @@ impl Row {
             Page::DictionaryPage { buf, num_values, .. } if *num_values as usize > buf.len().max(1) => {
                 return Err("a dictionary claims more values than it has bytes");
             }
-            Page::DictionaryPage { .. } => return Ok(()),
+            Page::DictionaryPage { buf, .. } => {
+                let longest = if self.text { longest(buf) } else { 1 };
+                self.most = MAX_VALUES.min((MAX_ROW as u64 / longest).max(1));
+                return Ok(());
+            }
             Page::DataPage { num_values, rep_level_encoding, def_level_encoding, encoding, buf, .. } => {
                 let old = |encoding: &Encoding| *encoding != Encoding::RLE;
                 if self.width > 0 && old(rep_level_encoding) || self.defined && old(def_level_encoding) {
@@ -141,7 +151,7 @@ impl Row {
                     let mut bits = index * width..(index + 1) * width;
                     let set = bits.any(|bit| levels.get(bit / 8).is_some_and(|byte| byte >> (bit % 8) & 1 == 1));
                     self.values = if set { self.values + 1 } else { 1 };
-                    if self.values > MAX_VALUES || index * width / 8 > levels.len() {
+                    if self.values > self.most || index * width / 8 > levels.len() {
                         break;
                     }
                 }
@@ -149,12 +159,23 @@ impl Row {
                 levels = &levels[bytes as usize..];
                 left -= count;
             }
-            if self.values > MAX_VALUES {
-                return Err("a row has more than a million values in one column");
+            if self.values > self.most {
+                return Err("a row has more than a million values, or 64 MiB, in one column");
             }
         }
         Ok(())
     }
+}
+
+/// Bytes of the longest text of a dictionary: each has its length before it.
+fn longest(mut dictionary: &[u8]) -> u64 {
+    let mut longest = 1;
+    while let Some((length, rest)) = dictionary.split_first_chunk() {
+        let length = u32::from_le_bytes(*length);
+        longest = longest.max(u64::from(length));
+        dictionary = rest.get(length as usize..).unwrap_or_default();
+    }
+    longest
 }
 
 const SHORT: &str = "a page is cut short";
@@ -197,7 +218,7 @@ mod tests {
 
     #[test]
     fn values_are_counted_by_row_and_across_pages() {
-        let mut row = Row { width: 1, defined: true, values: 0 };
+        let mut row = Row { width: 1, defined: true, text: false, values: 0, most: MAX_VALUES };
         // A run of one 0, a run of five 1, and packed: 1 1 0 1 0 0 0 0.
         row.count(&[2, 0, 10, 1, 3, 0b1011], 10).unwrap();
         assert_eq!(row.values, 2);
@@ -207,9 +228,19 @@ mod tests {
 
     #[test]
     fn a_row_without_end_is_refused() {
-        let mut row = Row { width: 1, defined: true, values: 0 };
+        let mut row = Row { width: 1, defined: true, text: false, values: 0, most: MAX_VALUES };
         // A run of 2^31 - 1.
         assert!(row.count(&[0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 1], (1 << 31) - 1).is_err());
-        assert!(Row { width: 1, defined: true, values: 0 }.count(&[], 1).is_err());
+        assert!(Row { width: 1, defined: true, text: false, values: 0, most: MAX_VALUES }.count(&[], 1).is_err());
+        // Ten uses of a text of 32 MiB.
+        let mut row = Row { width: 1, defined: true, text: true, values: 0, most: MAX_VALUES };
+        let length = 1u32 << 25;
+        let mut dictionary = length.to_le_bytes().to_vec();
+        dictionary.resize(4 + length as usize, b'a');
+        let page =
+            Page::DictionaryPage { buf: dictionary.into(), num_values: 1, encoding: Encoding::PLAIN, is_sorted: false };
+        row.check(&page).unwrap();
+        row.count(&[2, 0], 1).unwrap();
+        assert!(row.count(&[20, 1], 10).is_err());
     }
 }
