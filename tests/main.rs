@@ -7,6 +7,7 @@ mod architecture;
 mod bad_input;
 mod chat_templates;
 mod cli;
+mod data;
 mod gradients;
 mod objectives;
 mod parity;

@@ -43,9 +43,8 @@ impl Cache {
         };
         match std::fs::create_dir_all(&folder) {
             Ok(()) => Ok(Some(Self { folder, named })),
-            Err(error) if named => {
-                Err(Error::io("create", folder)(error).with_help("set another `data.cache`, or `off`"))
-            }
+            Err(error) if named => Err(Error::file(&folder, format!("cannot be a folder of tokens: {error}"))
+                .with_help("set another `data.cache`, or `off`")),
             Err(error) => {
                 tracing::warn!(folder = %folder.display(), %error, "tokens are not kept");
                 Ok(None)

@@ -119,6 +119,7 @@ impl Workplace {
         let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
         command.env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1").env_remove("EQUIPOISE_LOG");
+        command.env("EQUIPOISE_CACHE", self.path("cache"));
         command
     }
 
