@@ -80,18 +80,21 @@ def table(sides: dict[str, Side], args: argparse.Namespace, python: Path) -> str
     """The results as Markdown."""
     counts = set().union(*(side.counts for side in sides.values()))
     if len(counts) != 1:
-        raise SystemExit(f"the sides do not agree (rows, tokens, learnt): { {name: side.counts for name, side in sides.items()} }")
+        told = {name: side.counts for name, side in sides.items()}
+        raise SystemExit(f"the sides do not agree (rows, tokens, learnt): {told}")
     rows, tokens, learnt = counts.pop()
     rate = {name: rows / statistics.median(side.seconds) for name, side in sides.items()}
     best = max(PEERS, key=lambda name: rate[name])
     machine = measuring.machine()
+    versions = setup_peer.versions(python, ("datasets", "transformers", "tokenizers"))
+    peer = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         "# Rows to tokens: Equipoise against datasets and transformers",
         "",
         f"Written by `{shlex.join(['python3', 'tests/benches/bench_data.py', '--write'])}`; {args.rounds} rounds, medians.",
         "",
         f"- Machine: {machine.cpu}, {args.threads} of {machine.cores} cores, {machine.memory_gib} GiB; {machine.kernel}",
-        f"- Peer: {', '.join(f'{name} {version}' for name, version in setup_peer.versions(python, ('datasets', 'transformers', 'tokenizers')).items())}",
+        f"- Peer: {peer}",
         f"- Data: MedQuAD, {rows} rows, {tokens} tokens, {learnt} of them learnt: the same on all sides",
         f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "",

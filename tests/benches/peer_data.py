@@ -17,12 +17,17 @@ def messages(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def labels(ids: list[int], given: int) -> list[int]:
+    """What is behind the given tokens, but for the newline that the template writes after the end of the answer."""
+    return [IGNORED] * given + ids[given:-1] + [IGNORED]
+
+
 def by_prefix(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
     """The conversation and its beginning, both tokenized: what is behind the beginning is learnt."""
     turns = messages(row["question"], row["answer"])
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     given = tokenizer.apply_chat_template(turns[:1], tokenize=True, add_generation_prompt=True, return_dict=False)
-    return {"input_ids": ids, "labels": [IGNORED] * len(given) + ids[len(given) :]}
+    return {"input_ids": ids, "labels": labels(ids, len(given))}
 
 
 def by_mask(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
@@ -41,7 +46,7 @@ def by_batch(tokenizer: Any, rows: dict[str, list[Any]]) -> dict[str, list[list[
     whole = tokenizer([render(t, tokenize=False) for t in turns], add_special_tokens=False)["input_ids"]
     starts = [render(t[:1], tokenize=False, add_generation_prompt=True) for t in turns]
     given = [len(ids) for ids in tokenizer(starts, add_special_tokens=False)["input_ids"]]
-    return {"input_ids": whole, "labels": [[IGNORED] * n + ids[n:] for n, ids in zip(given, whole)]}
+    return {"input_ids": whole, "labels": [labels(ids, n) for n, ids in zip(given, whole)]}
 
 
 def main() -> None:
