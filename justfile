@@ -39,6 +39,10 @@ bench *ARGS:
 check-cuda:
     PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" cargo check --release --features cuda
 
+# Rows to tokens against datasets and transformers.
+bench-data *ARGS:
+    python3 tests/benches/bench_data.py {{ ARGS }}
+
 # Speed and memory against PyTorch + PEFT: see tests/benches/README.md.
 bench-peft *ARGS:
     python3 tests/benches/bench_peft.py {{ ARGS }}

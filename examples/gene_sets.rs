@@ -18,7 +18,7 @@ const FEWEST_GENES: usize = 3;
 fn convert(sets: &str, table: &str, out: &str) -> Result<(), Box<dyn Error>> {
     let table = std::fs::read_to_string(table)?;
     let held_out: HashSet<&str> = table.lines().skip(1).filter_map(|line| line.split(',').next()).collect();
-    let (mut kept, mut measured, mut small) = (Vec::new(), 0, 0);
+    let (mut kept, mut rows, mut measured, mut small) = (Vec::new(), 0, 0, 0);
     for (number, line) in std::fs::read_to_string(sets)?.lines().enumerate() {
         let row: serde_json::Value =
             serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))?;
@@ -29,10 +29,10 @@ fn convert(sets: &str, table: &str, out: &str) -> Result<(), Box<dyn Error>> {
             small += 1;
         } else {
             writeln!(kept, "{line}")?;
+            rows += 1;
         }
     }
     std::fs::write(out, &kept)?;
-    let rows = kept.iter().filter(|&&byte| byte == b'\n').count();
     eprintln!("{out}: {rows} sets; left out: {measured} to measure on, {small} of fewer than {FEWEST_GENES} genes");
     Ok(())
 }

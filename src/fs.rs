@@ -184,7 +184,7 @@ pub fn fingerprint_of(file: &File, path: &Path, length: u64) -> Result<[u8; 32]>
     let segments = length.div_ceil(SEGMENT as u64);
     let hash = |segment: u64| -> Result<[u8; 32]> {
         // Pieces that stay in the cache between reading and hashing.
-        let (mut buffer, mut hash) = ([0; 1 << 16], blake3::Hasher::new());
+        let (mut buffer, mut hash) = (vec![0; 1 << 16], blake3::Hasher::new());
         let mut at = segment * SEGMENT as u64;
         let end = length.min(at + SEGMENT as u64);
         while at < end {
@@ -197,7 +197,9 @@ pub fn fingerprint_of(file: &File, path: &Path, length: u64) -> Result<[u8; 32]>
     };
     let hashes: Vec<[u8; 32]> = (0..segments).into_par_iter().map(hash).collect::<Result<_>>()?;
     let mut all = blake3::Hasher::new();
-    hashes.iter().for_each(|hash| _ = all.update(hash));
+    for hash in &hashes {
+        all.update(hash);
+    }
     Ok(*all.finalize().as_bytes())
 }
 

@@ -6,7 +6,7 @@
 
 use super::config::CacheConfig;
 use super::store::TokenStore;
-use super::tokenized::{Source, tokenize};
+use super::tokenized::{Source, tokenize, tokenize_into};
 use crate::error::{Error, Result};
 use crate::fs;
 use sha2::{Digest, Sha256};
@@ -18,8 +18,10 @@ use std::time::Duration;
 const WORTH_KEEPING: u64 = 8 << 20;
 /// Changes when the same settings would give other tokens than before.
 const VERSION: &str = concat!("1 of ", env!("CARGO_PKG_VERSION"));
-/// How old an unfinished file must be, so that no run can be at work on it.
+/// How long nobody must have written to an unfinished file, so that no run can be at work on it; and how long where the
+/// process that wrote it is gone from this machine.
 const ABANDONED: Duration = Duration::from_hours(48);
+const ORPHANED: Duration = Duration::from_mins(10);
 
 /// A folder of token files.
 #[derive(Debug, Clone)]
@@ -56,6 +58,7 @@ impl Cache {
     pub fn load_or_make(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<TokenStore> {
         let before = stamps(source)?;
         let path = self.folder.join(format!("{}.tokens", key(source)?));
+        self.sweep();
         if path.exists() {
             match TokenStore::open(&path) {
                 Ok(store) => {
@@ -65,9 +68,8 @@ impl Cache {
                 Err(error) => tracing::warn!(%error, "the tokens are made anew"),
             }
         }
-        self.sweep();
         let made = fs::write_atomic_with(&path, |temporary| {
-            tokenize(source, Some(temporary), progress)?;
+            tokenize_into(temporary, source, progress)?;
             // Else the new tokens would stand under the old contents' name.
             if stamps(source)? == before { Ok(()) } else { Err(changed(source)) }
         });
@@ -75,8 +77,7 @@ impl Cache {
             // The data's own faults are told as such; that a folder nobody asked for cannot be written is none.
             Err(error) if self.is_about(&error) && !self.named => {
                 tracing::warn!(folder = %self.folder.display(), %error, "tokens are held in memory");
-                let store = tokenize(source, None, progress)?;
-                Ok(store.expect("without a path, the store is in memory"))
+                tokenize(source, progress)
             }
             Err(Error::Io { action, source, path: at }) if at.starts_with(&self.folder) => {
                 // The file's name would be that of a temporary one.
@@ -96,9 +97,12 @@ impl Cache {
     /// Removes what runs left that were killed while they wrote.
     fn sweep(&self) {
         for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let unfinished = entry.file_name().to_string_lossy().starts_with(fs::TEMPORARY_PREFIX);
+            let name = entry.file_name();
+            let Some(writer) = name.to_str().and_then(|name| name.strip_prefix(fs::TEMPORARY_PREFIX)) else { continue };
             let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
-            if unfinished && age.is_some_and(|age| age > ABANDONED) {
+            let process = writer.split('-').next().unwrap_or_default();
+            let gone = Path::new("/proc/self").exists() && !Path::new("/proc").join(process).exists();
+            if age.is_some_and(|age| age > if gone { ORPHANED } else { ABANDONED }) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -115,7 +119,7 @@ fn default_folder() -> Option<PathBuf> {
 
 /// The hash of everything that decides about a source's tokens.
 fn key(source: &Source<'_>) -> Result<String> {
-    let (config, own) = (source.config, source.source);
+    let (config, own) = (source.config, source.own);
     let mut hash = Sha256::new();
     let mut add = |part: &[u8]| {
         hash.update((part.len() as u64).to_le_bytes());

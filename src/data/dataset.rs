@@ -95,7 +95,7 @@ impl Dataset {
             .iter()
             .zip(&files.train)
             .chain(validation.iter().zip(&files.validation))
-            .map(|(source, files)| Source { config, source, files, encoder })
+            .map(|(own, files)| Source { config, own, files, encoder })
             .collect();
         let bytes: u64 = sources.iter().map(Source::bytes).sum();
         let cache = Cache::new(&config.cache, bytes)?;
@@ -104,13 +104,13 @@ impl Dataset {
             let mut step = |now: u64| progress((done + now).min(bytes), bytes);
             stores.push(match &cache {
                 Some(cache) => cache.load_or_make(source, &mut step)?,
-                None => tokenize(source, None, &mut step)?.expect("without a path, the store is in memory"),
+                None => tokenize(source, &mut step)?,
             });
             done += source.bytes();
             progress(done.min(bytes), bytes);
         }
         let trained = config.train.0.len();
-        let weights: Vec<f64> = sources.iter().map(|source| source.source.weight.unwrap_or(1.0)).collect();
+        let weights: Vec<f64> = sources.iter().map(|source| source.own.weight.unwrap_or(1.0)).collect();
         let files: Vec<&[PathBuf]> = sources.iter().map(|source| source.files).collect();
         Self::of(config, (stores, &files), (trained, &weights), encoder, seed)
     }

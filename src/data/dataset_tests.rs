@@ -155,14 +155,14 @@ fn the_seed_alone_chooses_the_rows_that_are_held_out() {
 fn rows_with_the_same_prompt_are_held_out_together() {
     let folder = Folder::new();
     let row = |i: usize| format!("{{\"instruction\": \"what is {}\", \"output\": \"it is {i}\"}}\n", i / 3);
-    let mut config = folder.config(&((0..300).map(row).collect::<String>() + &row(0)));
+    let mut config = folder.config(&((0..300).map(row).collect::<Vec<_>>().concat() + &row(0)));
     config.validation_split = 0.1;
     let dataset = load(&config).unwrap();
     assert_eq!((dataset.report.leaks, dataset.report.shared_prompts), (0, 0));
     assert!((28..=31).contains(&dataset.validation.len()), "{}", dataset.validation.len());
     // Where all rows have the same prompt, they are told apart by their answers.
     let row = |i: usize| format!("{{\"instruction\": \"what\", \"output\": \"it is {}\"}}\n", i / 2);
-    config = folder.config(&(0..100).map(row).collect::<String>());
+    config = folder.config(&(0..100).map(row).collect::<Vec<_>>().concat());
     config.validation_split = 0.1;
     let dataset = load(&config).unwrap();
     assert_eq!((dataset.report.leaks, dataset.validation.len()), (0, 10));
@@ -298,7 +298,7 @@ fn whatever_decides_about_tokens_is_part_of_their_name() {
     let row = |i| {
         format!("{{\"instruction\": \"what {i}\", \"output\": \"it {i}\", \"prompt\": \"p\", \"completion\": \"c\"}}\n")
     };
-    let base = folder.cached(&(0..5).map(row).collect::<String>());
+    let base = folder.cached(&(0..5).map(row).collect::<Vec<_>>().concat());
     let base = DataConfig { format: FormatName::Alpaca, ..base };
     load(&base).unwrap();
     let own = |source: SourceConfig| Sources(vec![SourceConfig { path: base.train.0[0].path.clone(), ..source }]);
@@ -355,7 +355,7 @@ fn one_frequent_prompt_does_not_empty_either_side() {
         format!("{{\"instruction\": \"{what}\", \"output\": \"it is {i}\"}}\n")
     };
     for seed in 0..5 {
-        let mut config = folder.config(&(0..1000).map(row).collect::<String>());
+        let mut config = folder.config(&(0..1000).map(row).collect::<Vec<_>>().concat());
         config.validation_split = 0.01;
         assert_eq!(load_with(&config, seed, &mut |_, _| {}).unwrap().validation.len(), 10);
     }
@@ -402,6 +402,24 @@ fn damaged_tokens_are_made_anew_and_a_failure_leaves_none() {
     folder.write("train.jsonl", &(rows(300) + "{oops"));
     assert!(load(&config).is_err());
     assert_eq!(folder.cache_files(), [file]);
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_and_what_others_write_is_not() {
+    let folder = Folder::new();
+    let config = folder.cached(&rows(3));
+    std::fs::create_dir(folder.0.path().join("cache")).unwrap();
+    let (dead, mine) = (format!(".tmp-{}-0-0-a.tokens", u32::MAX), format!(".tmp-{}-0-0-b.tokens", std::process::id()));
+    let hours_ago = |name: &str, hours: u64| {
+        let file = std::fs::File::create(folder.0.path().join("cache").join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600 * hours)).unwrap();
+    };
+    hours_ago(&dead, 1);
+    hours_ago(&mine, 1);
+    hours_ago(".tmp-1-0-0-c.tokens", 72);
+    load(&config).unwrap();
+    let names: Vec<_> = folder.cache_files().iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+    assert!(names.contains(&mine.into()) && names.len() == 2, "{names:?}");
 }
 
 #[test]

@@ -270,7 +270,9 @@ mod tests {
             assert_eq!(rows.len(), 56);
             assert!((0..10).all(|row| rows.iter().filter(|&&other| other == row).count() == 2));
             assert!((10..110).all(|row| rows.iter().filter(|&&other| other == row).count() <= 1));
-            rows.iter().for_each(|&row| times[row as usize] += 1);
+            for row in rows {
+                times[row as usize] += 1;
+            }
         }
         assert!(times[10..110].iter().all(|&times| (2..=4).contains(&times)), "{times:?}");
         assert!(times[110..].iter().all(|&times| (14..=16).contains(&times)), "{times:?}");

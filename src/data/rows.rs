@@ -17,7 +17,7 @@ pub(super) struct RowRef {
 #[derive(Debug, Clone)]
 pub struct Rows {
     stores: Arc<Vec<TokenStore>>,
-    rows: Vec<RowRef>,
+    refs: Vec<RowRef>,
     /// For each source, which of the rows are its own, and how often they come in an epoch.
     sources: Vec<(Range<usize>, f64)>,
 }
@@ -26,10 +26,10 @@ impl Rows {
     /// These rows of these stores. `sources` cuts the rows up, in order, each part with its weight.
     pub(super) const fn new(
         stores: Arc<Vec<TokenStore>>,
-        rows: Vec<RowRef>,
+        refs: Vec<RowRef>,
         sources: Vec<(Range<usize>, f64)>,
     ) -> Self {
-        Self { stores, rows, sources }
+        Self { stores, refs, sources }
     }
 
     /// These sequences, in memory, each once an epoch.
@@ -47,17 +47,17 @@ impl Rows {
 
     /// Number of rows.
     pub const fn len(&self) -> usize {
-        self.rows.len()
+        self.refs.len()
     }
 
     /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.refs.is_empty()
     }
 
     /// What is known of a row without reading it.
     pub fn entry(&self, row: usize) -> &Entry {
-        let RowRef { store, row } = self.rows[row];
+        let RowRef { store, row } = self.refs[row];
         &self.stores[store as usize].index()[row as usize]
     }
 
@@ -71,12 +71,12 @@ impl Rows {
     /// # Errors
     /// When the file of tokens can no longer be read.
     pub fn get(&self, row: usize) -> Result<Sequence> {
-        let RowRef { store, row } = self.rows[row];
+        let RowRef { store, row } = self.refs[row];
         self.stores[store as usize].row(row as usize)
     }
 
     pub(super) fn refs(&self) -> &[RowRef] {
-        &self.rows
+        &self.refs
     }
 
     pub(super) fn sources(&self) -> &[(Range<usize>, f64)] {

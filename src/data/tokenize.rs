@@ -203,7 +203,8 @@ impl Encoder {
     /// # Errors
     /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
     pub fn encode(&self, example: &Example) -> Result<Sequence> {
-        Ok(self.encode_within(example, usize::MAX)?.expect("nothing is longer than that"))
+        let too_long = |least| Error::invalid(format!("internal: {least} tokens are too many"));
+        self.encode_within(example, usize::MAX)?.map_err(too_long)
     }
 
     /// As [`Encoder::encode`]; but a text of so many bytes that it must have more than `most` tokens is not tokenized, which

@@ -23,7 +23,8 @@ const SKIPPED_EXAMPLES: usize = 20;
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub config: &'a DataConfig,
-    pub source: &'a SourceConfig,
+    /// What the recipe says of it alone.
+    pub own: &'a SourceConfig,
     pub files: &'a [PathBuf],
     pub encoder: &'a Encoder,
 }
@@ -35,27 +36,29 @@ impl Source<'_> {
     }
 
     fn format(&self, first: &RawRow, path: &Path) -> Result<RowFormat> {
-        let (format, fields, template) = self.source.rows(self.config);
+        let (format, fields, template) = self.own.rows(self.config);
         let row = first.parse(path)?;
         RowFormat::new(format, fields, template, &row).map_err(|error| first.row_error(path, error))
     }
 }
 
-/// Tokenizes a source into a file at `path`, or, without one, in memory; then the store is the answer. `progress` gets the
-/// bytes of the files that are done.
-pub(super) fn tokenize(
-    source: &Source<'_>,
-    path: Option<&Path>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Option<TokenStore>> {
-    let vocabulary = source.encoder.vocabulary();
-    let writer = match path {
-        Some(path) => StoreWriter::create(path, vocabulary)?,
-        None => StoreWriter::in_memory(vocabulary),
-    };
+/// Tokenizes a source, and holds the tokens in memory. `progress` gets the bytes of the files that are done.
+pub(super) fn tokenize(source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<TokenStore> {
+    let writer = StoreWriter::in_memory(source.encoder.vocabulary());
+    let store = fill(source, writer, progress)?;
+    store.ok_or_else(|| Error::invalid("internal: tokens in memory went into a file"))
+}
+
+/// Tokenizes a source into a new file. `progress` gets the bytes of the files that are done.
+pub(super) fn tokenize_into(path: &Path, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    let writer = StoreWriter::create(path, source.encoder.vocabulary())?;
+    fill(source, writer, progress).map(drop)
+}
+
+fn fill(source: &Source<'_>, writer: StoreWriter<'_>, progress: &mut dyn FnMut(u64)) -> Result<Option<TokenStore>> {
     let mut run = Run { source, writer, format: None, account: Account::default(), lengths: BTreeMap::new() };
+    let limit = source.own.limit.unwrap_or(usize::MAX);
     let mut done = 0;
-    let limit = source.source.limit.unwrap_or(usize::MAX);
     for (number, file) in source.files.iter().enumerate() {
         if run.account.rows >= limit {
             break;
@@ -67,9 +70,9 @@ pub(super) fn tokenize(
     run.finish()
 }
 
-struct Run<'a> {
+struct Run<'a, 'w> {
     source: &'a Source<'a>,
-    writer: StoreWriter<'a>,
+    writer: StoreWriter<'w>,
     format: Option<RowFormat>,
     account: Account,
     lengths: BTreeMap<u32, u32>,
@@ -84,13 +87,13 @@ struct Outcome {
     row: Option<Encoded>,
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     fn read(&mut self, number: usize, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let mut reader = RowReader::with_columns(path, &self.source.source.columns)?;
+        let mut reader = RowReader::with_columns(path, &self.source.own.columns)?;
         if self.account.kind.is_empty() {
             self.account.kind = reader.kind().to_string();
         }
-        let limit = self.source.source.limit.unwrap_or(usize::MAX);
+        let limit = self.source.own.limit.unwrap_or(usize::MAX);
         while self.account.rows < limit {
             let (mut chunk, mut bytes) = (Vec::new(), 0);
             while chunk.len() < CHUNK_ROWS.min(limit - self.account.rows) && bytes < CHUNK_BYTES {
@@ -162,7 +165,7 @@ impl Run<'_> {
 
     fn finish(mut self) -> Result<Option<TokenStore>> {
         let Account { rows, skipped, .. } = self.account;
-        let name = self.source.files.first().map_or_else(|| PathBuf::from(self.source.source.name()), Clone::clone);
+        let name = self.source.files.first().map_or_else(|| PathBuf::from(self.source.own.name()), Clone::clone);
         if rows == 0 {
             return Err(
                 Error::file(name, "holds no rows").with_help("look at the file; a recipe needs rows to learn from")

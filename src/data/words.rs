@@ -130,7 +130,7 @@ fn of_words(tokenizer: &Tokenizer) -> bool {
     let Some(splitter) = json(tokenizer.get_pre_tokenizer().map(serde_json::to_value)) else { return false };
     let added = tokenizer.get_added_tokens_decoder();
     let within_words = added.values().all(|token| {
-        !(token.lstrip || token.rstrip || token.single_word) && !token.content.contains(char::is_whitespace)
+        !(token.lstrip || token.rstrip || token.single_word || token.content.contains(char::is_whitespace))
     });
     within_words && keeps_words(&normalizer) && splits_words(&splitter)
 }

@@ -30,7 +30,8 @@ struct Card {
 
 #[derive(Deserialize)]
 struct Config {
-    config_name: Option<Value>,
+    #[serde(rename = "config_name")]
+    name: Option<Value>,
     #[serde(default)]
     default: bool,
     data_dir: Option<String>,
@@ -72,7 +73,7 @@ fn parse(yaml: &str) -> Result<Vec<Declared>, String> {
 }
 
 fn subset(config: Config) -> Result<Declared, String> {
-    let name = config.config_name.as_ref().map_or(Some("default".into()), text).ok_or("`config_name` must be text")?;
+    let name = config.name.as_ref().map_or(Some("default".into()), text).ok_or("`config_name` must be text")?;
     let splits = match config.data_files {
         None | Some(Value::Null) => None,
         Some(value) => {
@@ -166,7 +167,7 @@ mod tests {
         let mut bomb = String::from("---\na0: &a0 [x, x, x, x, x, x, x, x, x]\n");
         for level in 1..12 {
             let before = format!("*a{}, ", level - 1).repeat(9);
-            bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
+            bomb += format!("a{level}: &a{level} [{before}]\n").as_str();
         }
         bomb.push_str("configs:\n- config_name: a\n  data_files: *a11\n---\n");
         assert!(read(&bomb).is_err());

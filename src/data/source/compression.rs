@@ -143,7 +143,7 @@ fn read_error(path: &Path, compression: Compression, error: io::Error) -> Error 
         return Error::io("read", path)(error);
     }
     let name = compression.name();
-    if error.get_ref().is_some_and(|inner| inner.is::<Bomb>()) {
+    if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Bomb>) {
         let message = format!("unpacks to over {MAX_RATIO} times its size ({name}), which no text does");
         return Error::file(path, message).with_help("if it is what it should be, unpack it first, and train on that");
     }

@@ -187,14 +187,13 @@ impl Scan {
             match byte {
                 b'"' => self.in_text = true,
                 b'{' | b'[' => self.depth += 1,
-                b'}' | b']' if self.depth == 0 => return (at, true),
+                b',' | b'}' | b']' if self.depth == 0 => return (at, true),
                 b'}' | b']' => {
                     self.depth -= 1;
                     if self.depth == 0 {
                         return (at + 1, true);
                     }
                 }
-                b',' if self.depth == 0 => return (at, true),
                 byte if self.depth == 0 && is_space(byte) => return (at, true),
                 _ => {}
             }

@@ -48,7 +48,7 @@ pub struct RowReader {
 enum Rows {
     Lines(Lines),
     Array(JsonArray),
-    Table(Table),
+    Table(Box<Table>),
     Parquet(Box<ParquetFile>),
 }
 
@@ -89,8 +89,8 @@ impl RowReader {
             packed => format!("{} ({})", kind.name(), packed.name()),
         };
         let rows = match kind {
-            Kind::Csv => Rows::Table(Table::new(path, input, b',', columns)?),
-            Kind::Tsv => Rows::Table(Table::new(path, input, b'\t', columns)?),
+            Kind::Csv => Rows::Table(Box::new(Table::new(path, input, b',', columns)?)),
+            Kind::Tsv => Rows::Table(Box::new(Table::new(path, input, b'\t', columns)?)),
             _ if !columns.is_empty() => return Err(no_table()),
             Kind::JsonLines => Rows::Lines(Lines::new(path, input, Meaning::Json)),
             Kind::Text => Rows::Lines(Lines::new(path, input, Meaning::Text)),

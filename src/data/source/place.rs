@@ -82,7 +82,7 @@ impl Place {
 
 /// How many line ends there are.
 pub(super) fn newlines(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|&&byte| byte == b'\n').count()
+    count(bytes, b'\n')
 }
 
 const fn is_continuation(byte: u8) -> bool {
@@ -102,6 +102,12 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, (usize, String)> {
 
 /// What to do about text in another encoding.
 pub(super) const ENCODING_HELP: &str = "data files are UTF-8; `iconv -f latin1 -t utf-8` converts other text";
+
+/// How often a byte stands in others.
+#[expect(clippy::naive_bytecount, reason = "the compiler makes vectors of it; a crate for this is not worth its name")]
+pub(super) fn count(bytes: &[u8], wanted: u8) -> usize {
+    bytes.iter().filter(|&&byte| byte == wanted).count()
+}
 
 #[cfg(test)]
 mod tests {

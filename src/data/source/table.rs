@@ -5,7 +5,7 @@
 use super::MAX_ROW;
 use super::compression::Input;
 use super::lines::too_long;
-use super::place::{ENCODING_HELP, Place, newlines, text};
+use super::place::{ENCODING_HELP, Place, count, newlines, text};
 use super::row::{Content, RawRow};
 use crate::data::formats::{RowError, Step};
 use crate::error::{Error, Located, Result};
@@ -108,7 +108,7 @@ impl Table {
                 self.core.read_record(buffer, &mut values[filled..], &mut ends[fields..]);
             record.keep_first_line(&buffer[..read], self.line);
             self.line += newlines(&buffer[..read]);
-            quotes += buffer[..read].iter().filter(|&&byte| byte == b'"').count();
+            quotes += count(&buffer[..read], b'"');
             self.input.reader.consume(read);
             filled += written;
             fields += ended;

@@ -128,7 +128,7 @@ fn numbers_keep_their_digits() {
     let folder = Folder::new();
     let numbers =
         ["9.163453718085519", "0.009409760010891", "5e-324", "1.7976931348623157e308", "18446744073709551615"];
-    let text: String = numbers.iter().map(|number| format!("{{\"v\": {number}}}\n")).collect();
+    let text = numbers.map(|number| format!("{{\"v\": {number}}}\n")).concat();
     let values = values(&folder.write("n.jsonl", text));
     for (value, number) in values.iter().zip(numbers) {
         assert_eq!(value["v"].as_f64(), number.parse::<f64>().ok(), "{number}");
@@ -301,7 +301,7 @@ fn what_a_row_means_is_placed_where_it_stands() {
 #[test]
 fn a_cut_or_damaged_archive_is_told() {
     let folder = Folder::new();
-    let text = (0..5000).map(|n| format!("{{\"a\": {n}}}\n")).collect::<String>();
+    let text = (0..5000).map(|n| format!("{{\"a\": {n}}}\n")).collect::<Vec<_>>().concat();
     for (end, packed) in [("gz", gzip(text.as_bytes())), ("zst", zst(text.as_bytes()))] {
         let name = format!("a.jsonl.{end}");
         let cut = failure(&folder.write(&name, &packed[..packed.len() / 2]));

@@ -140,7 +140,9 @@ impl<'a> StoreWriter<'a> {
         let tail = serde_json::to_vec(&account).map_err(|error| Error::invalid(format!("internal: {error}")))?;
         let (index, rows_end) = (std::mem::take(&mut self.index), self.bytes.len());
         for entries in index.chunks(CHUNK / Entry::BYTES) {
-            entries.iter().for_each(|entry| entry.write(&mut self.bytes));
+            for entry in entries {
+                entry.write(&mut self.bytes);
+            }
             self.flush(CHUNK)?;
         }
         self.bytes.extend_from_slice(&tail);
