@@ -224,7 +224,7 @@ fn rows_that_cannot_be_learnt() {
         ("{\"instruction\": \"a\", \"output\": 7}\n", &["`output` must be text, got the integer 7", "\"line\":1"]),
         (
             "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n",
-            &["no turn of the role `assistant`", "\"line\":1"],
+            &["no turn of the assistant", "\"line\":1"],
         ),
         ("\u{feff}\n\n", &["holds no rows"]),
     ] {
