@@ -349,7 +349,7 @@ fn one_interrupt_saves_and_says_how_to_go_on_and_two_end_at_once() {
     // On a busy machine two signals may come as one: the third is then the second.
     for _ in 0..2 {
         std::thread::sleep(std::time::Duration::from_millis(400));
-        run.signal("INT");
+        run.signal_if_running("INT");
     }
     let (code, stderr) = run.end();
     assert!(begin.elapsed().as_secs() < 5 && stderr.contains("stopped at once"), "{stderr}");
