@@ -222,10 +222,7 @@ fn rows_that_cannot_be_learnt() {
         ("[1, 2]\n", &["a row must be a JSON object", "\"line\":1"]),
         ("{\"instruction\": \"a\", \"output\": \"\"}\n", &["`output` is empty", "\"line\":1", "remove the row"]),
         ("{\"instruction\": \"a\", \"output\": 7}\n", &["`output` must be text, got the integer 7", "\"line\":1"]),
-        (
-            "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n",
-            &["no turn of the assistant", "\"line\":1"],
-        ),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n", &["no turn of the assistant", "\"line\":1"]),
         ("\u{feff}\n\n", &["holds no rows"]),
     ] {
         place.write("rows.jsonl", rows);

@@ -9,6 +9,9 @@ use crate::run::{self, DataSummary, RunOptions, ShownRow};
 use clap::Args;
 use std::fmt::Write as _;
 
+/// What becomes of rows whose answer begins behind the cut.
+const CUT_AWAY: &str = "left out: nothing learnt is within `data.max_seq_len`";
+
 /// The longest bar of the histogram, in characters.
 const BAR: usize = 40;
 
@@ -16,7 +19,7 @@ const BAR: usize = 40;
 pub(super) struct DataArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Show the first N rows of each split as the model sees them.
+    /// Show the first N rows of each source as the model sees them.
     #[arg(long, value_name = "N", default_value = "1")]
     show: usize,
 }
@@ -53,9 +56,8 @@ fn render(summary: &DataSummary, colors: bool) -> String {
         }
         table.row(source.split, printable(&text));
     }
-    if let Some(template) = &summary.chat_template {
-        table.row("template", printable(template));
-    }
+    let template = summary.chat_template.as_deref().unwrap_or("none: the rows are plain text");
+    table.row("template", printable(template));
     table.row("rows", printable(&rows(data)));
     table.row("tokens", format!("{}\nread in {}", tokens(data), duration(summary.seconds)));
     table.row("lengths", histogram(data, summary.max_seq_len));
@@ -87,7 +89,7 @@ fn rows(data: &DataReport) -> String {
         let _ = write!(text, "\n{} in an epoch, by the sources' weights", data.epoch_rows);
     }
     for (rows, what) in [
-        (data.dropped, "left out: over `data.max_seq_len`"),
+        (data.dropped, if data.truncated > 0 { CUT_AWAY } else { "left out: over `data.max_seq_len`" }),
         (data.truncated, "cut at `data.max_seq_len`"),
         (data.skipped, "left out: they cannot be read"),
     ] {
@@ -105,7 +107,7 @@ fn tokens(data: &DataReport) -> String {
     let share = 100.0 * data.supervised_tokens as f64 / data.tokens.max(1) as f64;
     let Lengths { min, p50, p90, max } = data.lengths;
     format!(
-        "{} to train on, {} of them learnt ({share:.0}%)\n{min} to {max} a row, half of the rows up to {p50}, 90% up to {p90}",
+        "{} in the rows to train on, {} of them learnt ({share:.0}%)\n{min} to {max} a row, half of the rows up to {p50}, 90% up to {p90}",
         count(data.tokens),
         count(data.supervised_tokens),
     )

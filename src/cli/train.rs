@@ -137,7 +137,8 @@ fn sample_rows(table: &mut Table, sample: &Sample) {
 fn generate_command(output_dir: &Path, sample: Option<&Sample>) -> String {
     let short = |prompt: &&str| !prompt.contains(char::is_control) && prompt.chars().count() <= 200;
     let prompt = sample.map(|sample| sample.prompt.trim()).filter(short).unwrap_or("your prompt");
-    format!("equipoise generate {} {}", quoted(&output_dir.display().to_string()), quoted(prompt))
+    let raw = if sample.is_some_and(|sample| sample.raw) { "--raw " } else { "" };
+    format!("equipoise generate {raw}{} {}", quoted(&output_dir.display().to_string()), quoted(prompt))
 }
 
 #[cfg(test)]
@@ -177,6 +178,7 @@ mod tests {
                 reference: "The process in which\ncells digest parts of themselves.".into(),
                 before: String::new(),
                 after: "A \u{1b}[31mprocess.".into(),
+                raw: false,
             }),
             files: vec!["adapters/quickstart/adapter_model.safetensors".into(), "adapters/quickstart/README.md".into()],
         }

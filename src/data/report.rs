@@ -45,6 +45,8 @@ pub struct DataReport {
     /// Rows with an answer after which no learnt token ends the turn: what the model learns from them does not stop. Cut
     /// rows are judged as they were before the cut.
     pub eos_unsupervised_rows: usize,
+    /// Rows that are conversations, through the chat template; the others are plain text.
+    pub conversations: usize,
     /// Rows with tools that the chat template leaves out.
     pub tools_left_out: usize,
     /// Rows to train on that are the same, token by token, as one before them.
@@ -148,6 +150,7 @@ impl DataReport {
             report.truncated += account.truncated;
             report.skipped += account.skipped;
             report.eos_unsupervised_rows += account.eos_unsupervised;
+            report.conversations += account.conversations;
             report.tools_left_out += account.tools_left_out;
             let room = EXAMPLES.saturating_sub(report.skipped_examples.len());
             let named = |(file, what): &(u32, String)| {
@@ -269,7 +272,7 @@ fn histogram(counts: &BTreeMap<u32, usize>) -> Vec<Bin> {
     let power = 10u32.pow(wanted.ilog10());
     let width = [1, 2, 5, 10].into_iter().map(|k| power.saturating_mul(k)).find(|&w| w >= wanted).unwrap_or(wanted);
     let mut bins = Vec::new();
-    let mut from = 0;
+    let mut from = counts.keys().next().map_or(0, |shortest| shortest / width * width);
     while from <= longest {
         let to = from.saturating_add(width - 1);
         bins.push(Bin { from, to, rows: counts.range(from..=to).map(|(_, rows)| rows).sum() });
@@ -311,11 +314,11 @@ mod tests {
             let counts = counts([1, longest / 2 + 1, longest, longest]);
             let bins = histogram(&counts);
             assert_eq!(bins.iter().map(|bin| bin.rows).sum::<usize>(), 4, "{longest}");
-            assert!(bins.len() <= BINS as usize + 1, "{longest}: {bins:?}");
+            assert!(bins.len() <= BINS as usize + 1 && bins[0].rows > 0, "{longest}: {bins:?}");
             assert!(bins.windows(2).all(|pair| pair[0].to + 1 == pair[1].from));
             assert!(bins.last().is_some_and(|bin| (bin.from..=bin.to).contains(&longest)));
         }
-        assert_eq!(histogram(&counts([480]))[1], Bin { from: 50, to: 99, rows: 0 });
+        assert_eq!(histogram(&counts([480])), [Bin { from: 450, to: 499, rows: 1 }]);
         assert!(histogram(&counts([])).is_empty());
     }
 }

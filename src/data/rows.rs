@@ -55,6 +55,11 @@ impl Rows {
         self.refs.is_empty()
     }
 
+    /// The first `n` rows of each source.
+    pub fn firsts(&self, n: usize) -> impl Iterator<Item = usize> {
+        self.sources.iter().flat_map(move |(range, _)| range.clone().take(n))
+    }
+
     /// What is known of a row without reading it.
     pub fn entry(&self, row: usize) -> &Entry {
         let RowRef { store, row } = self.refs[row];

@@ -50,6 +50,8 @@ pub struct Account {
     pub skipped_examples: Vec<(u32, String)>,
     /// Rows with an answer after which no learnt token ends the turn.
     pub eos_unsupervised: usize,
+    /// Rows that are conversations, through the chat template.
+    pub conversations: usize,
     /// Rows with tools that the chat template leaves out.
     pub tools_left_out: usize,
     /// The highest token.

@@ -4,6 +4,7 @@
 //! of threads.
 
 use super::config::{DataConfig, OnBadRow, Overlong, SourceConfig};
+use super::example::Example;
 use super::formats::RowFormat;
 use super::source::{RawRow, RowReader};
 use super::store::{Account, Encoded, StoreWriter, TokenStore, encode};
@@ -79,11 +80,13 @@ struct Run<'a, 'w> {
 }
 
 /// What became of a row.
+#[expect(clippy::struct_excessive_bools, reason = "each counts for itself")]
 struct Outcome {
     length: usize,
     ends_supervised: bool,
     truncated: bool,
     tools_left_out: bool,
+    conversation: bool,
     row: Option<Encoded>,
 }
 
@@ -141,6 +144,7 @@ impl Run<'_, '_> {
             };
             *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
             self.account.tools_left_out += usize::from(outcome.tools_left_out);
+            self.account.conversations += usize::from(outcome.conversation);
             match outcome.row {
                 None => self.account.dropped += 1,
                 Some(encoded) => {
@@ -220,6 +224,7 @@ fn read_row(
     let Source { config, encoder, .. } = source;
     let fields = row.parse(path)?;
     let example = format.read(&fields).map_err(|error| row.row_error(path, error))?;
+    let conversation = matches!(example, Example::Chat { .. });
     let too_long = |length: String| {
         let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
         let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
@@ -232,7 +237,7 @@ fn read_row(
         Err(least) if config.overlong == Overlong::Error => return Err(too_long(format!("at least {least}"))),
         Err(length) => {
             let (ends_supervised, truncated, tools_left_out) = (true, false, false);
-            return Ok(Outcome { length, ends_supervised, truncated, tools_left_out, row: None });
+            return Ok(Outcome { length, ends_supervised, truncated, tools_left_out, conversation, row: None });
         }
     };
     let tools_left_out = encoder.leaves_out_tools(&example).map_err(|error| row.place(path, error))?;
@@ -256,5 +261,5 @@ fn read_row(
         }
     }
     let row = (!dropped).then(|| encode(&sequence, token_bytes));
-    Ok(Outcome { length, ends_supervised, truncated, tools_left_out, row })
+    Ok(Outcome { length, ends_supervised, truncated, tools_left_out, conversation, row })
 }

@@ -338,12 +338,23 @@ fn sources(value: &Value) -> Option<Value> {
                 .or_else(|| one.get("data_files"))
                 .or_else(|| one.get("path"))?;
             let path = path.as_str()?;
+            // A name with an owner and without an ending is a dataset on the Hub.
+            let hub = path.split('/').count() == 2
+                && !path.starts_with('.')
+                && !path.ends_with('/')
+                && !path.contains('*')
+                && std::path::Path::new(path).extension().is_none()
+                && !std::path::Path::new(path).exists();
+            let key = if hub { "hub" } else { "path" };
             let format = one.get("type").and_then(Value::as_str).and_then(|theirs| {
                 convert("data.format", &theirs.into())
                     .or_else(|| convert("data.format", &theirs.split('.').next()?.into()))
             });
-            let Some(format) = format else { return Some(path.into()) };
-            Some(Value::Mapping([("path".into(), path.into()), ("format".into(), format)].into_iter().collect()))
+            let format = format.map(|format| ("format".into(), format));
+            match format {
+                None if !hub => Some(path.into()),
+                format => Some(Value::Mapping([(key.into(), path.into())].into_iter().chain(format).collect())),
+            }
         }
         _ => None,
     };
@@ -434,6 +445,11 @@ mod tests {
         assert_eq!(source("[{path: a.jsonl, type: alpaca}]"), r#"{"path":"a.jsonl","format":"alpaca"}"#);
         assert_eq!(source("[{path: a, type: sharegpt.simple}]"), r#"{"path":"a","format":"sharegpt"}"#);
         assert_eq!(source("[{path: json, data_files: b.jsonl, type: new}, c.jsonl]"), r#"["b.jsonl","c.jsonl"]"#);
+        assert_eq!(
+            source("[{path: tatsu-lab/alpaca, type: alpaca}]"),
+            r#"{"hub":"tatsu-lab/alpaca","format":"alpaca"}"#
+        );
+        assert_eq!(source("[{path: tatsu-lab/alpaca}]"), r#"{"hub":"tatsu-lab/alpaca"}"#);
         assert_eq!(convert("data.train", "[3]"), None);
     }
 }

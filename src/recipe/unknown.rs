@@ -159,10 +159,12 @@ fn reply(found: &Unknown<'_>) -> Reply {
     if keys_of(&found.section).contains(&plain_name.as_str()) {
         return Reply { text: format!("write `{plain_name}`"), ours: None, lost: false };
     }
-    if let Some(elsewhere) = own_key_elsewhere(found, &plain_name) {
+    // LLaMA-Factory's `template: llama3` is a name; ours under `data` is another thing.
+    let is_name = plain_name == "template" && found.value.is_string();
+    if let Some(elsewhere) = own_key_elsewhere(found, &plain_name).filter(|_| !is_name) {
         return elsewhere;
     }
-    match answer(&found.key) {
+    match answer(if is_name { "chat_template" } else { &found.key }) {
         Some(Answer::Ours(path)) => {
             let ours = translated(path, found.value);
             return Reply { text: format!("this is `{path}` here"), ours, lost: false };

@@ -43,7 +43,7 @@ pub struct ShownRow {
     pub segments: Vec<(String, bool)>,
 }
 
-/// Reads and tokenizes the data of a recipe, as [`super::train`] would, with the first `show` rows of each split.
+/// Reads and tokenizes the data of a recipe, as [`super::train`] would, with the first `show` rows of each source.
 ///
 /// # Errors
 /// When base or data cannot be read, as for [`super::check`].
@@ -56,11 +56,13 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
     let seconds = start.elapsed().as_secs_f64();
     let mut rows = Vec::new();
     for (split, all) in [("train", &dataset.train), ("validation", &dataset.validation)] {
-        for row in 0..show.min(all.len()) {
+        // Of each source, since each may have a format or a template of its own.
+        for row in all.firsts(show) {
             rows.push(shown(split, all, row, |sequence| encoder.segments(sequence))?);
         }
     }
     let chat_template = match (&recipe.data.chat_template, base.chat_template()) {
+        _ if dataset.report.conversations == 0 => None,
         (Some(named), _) => Some(format!("`data.chat_template`: {named}")),
         (None, Some(_)) => Some("the base's".to_owned()),
         (None, None) => None,

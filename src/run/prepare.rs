@@ -321,6 +321,7 @@ impl Prepared {
             reference: self.encoder.decode(reference, true)?,
             before: write(false)?,
             after: write(true)?,
+            raw: self.dataset.report.conversations == 0,
         })
     }
 }

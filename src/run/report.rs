@@ -60,6 +60,8 @@ pub struct Sample {
     pub before: String,
     /// The adapter's answer.
     pub after: String,
+    /// Whether the prompt is plain text, which no chat template made.
+    pub raw: bool,
 }
 
 /// What a run would do.

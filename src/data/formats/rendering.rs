@@ -5,7 +5,7 @@ use crate::data::config::RowTemplate;
 use crate::data::example::{Example, Message, Role};
 use crate::data::template::{functions, python};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
+use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior, Value};
 use serde_json::Value as Json;
 
 /// Bounds the time and memory of one row's text: steps, and 64 bytes each of what is made on the way.
@@ -126,12 +126,21 @@ fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(python::method);
-    environment.set_formatter(functions::print);
+    environment.set_formatter(print);
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", functions::tojson);
     // So that errors name the variable that is not there.
     environment.set_debug(true);
     environment
+}
+
+/// Prints a value as Python does; but what is null is no text, and would be learnt as the word `None`.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
+    if value.is_none() {
+        let message = "a value that it prints is null; where one may be missing, write `{{ name or '' }}`";
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+    }
+    functions::print(out, state, value)
 }
 
 /// A row's fields as a template's variables: under the row's names, under those of the recipe's `fields`, and all of them

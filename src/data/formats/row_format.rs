@@ -225,7 +225,7 @@ fn detect(row: Row<'_>) -> Result<&'static dyn Format, RowError> {
             let message = format!("no data format has the fields of this row: {}", names(row.object()));
             Err(RowError::new([], message).with_help(format!(
                 "say with `data.fields` what the rows call a format's fields (`fields: {{question: Q}}`), or write a \
-                 `data.template`, which reads any fields. The formats: {}",
+                 `data.template`, which reads any fields; a table without a header needs `columns` at its source. The formats: {}",
                 overview()
             )))
         }

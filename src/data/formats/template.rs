@@ -83,7 +83,7 @@ mod tests {
     fn values_print_as_in_python() {
         let row = json!({"a": true, "b": null, "c": 3, "d": 0.5, "e": ["x", {"y": "é"}], "Gene Count": 4, "f": "<é>"});
         for (template, expected) in [
-            ("{{ a }} {{ b }} {{ c }} {{ d }}", "True None 3 0.5"),
+            ("{{ a }} {{ b or '-' }} {{ c }} {{ d }}", "True - 3 0.5"),
             ("{{ e | tojson }}", r#"["x", {"y": "é"}]"#),
             ("{{ row['Gene Count'] + 1 }}", "5"),
             ("{{ f.upper() }}|{{ e[1].y }}", "<É>|é"),
@@ -136,6 +136,9 @@ mod tests {
         let doubling =
             "{% set x = namespace(s='ab') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}";
         assert!(text(doubling, &row).unwrap_err().message.contains("does not come to an end"));
+        let null = json!({"a": null});
+        assert!(text("{{ a }}", &null).unwrap_err().message.contains("is null"));
+        assert_eq!(text("{{ a or 'b' }}", &null).unwrap(), "b");
         for much in [
             "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
             "{{ 'x'.join(['y' * 1000000] * 1000) }}",

@@ -55,6 +55,10 @@ fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
             files.push(path);
         }
     }
+    // A licence or a note beside tables is none of them.
+    if files.iter().any(|path| !is_text(path)) {
+        files.retain(|path| !is_text(path));
+    }
     if files.is_empty() {
         let help = format!("{}; data files are named {NAMES}", holds(folder));
         return Err(Error::file(folder, "there is no data file in this folder").with_help(help));
@@ -63,9 +67,21 @@ fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+fn is_text(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    [".txt", ".txt.gz", ".txt.zst"].iter().any(|end| name.ends_with(end))
+}
+
 /// The error of a file that is not there, with the names that are near.
 pub(super) fn missing(path: &Path) -> Error {
-    Error::file(path, "there is no such file").with_help(around(path))
+    let text = path.to_string_lossy();
+    let hub = match text.split('/').collect::<Vec<_>>()[..] {
+        [owner, name] if !owner.is_empty() && !owner.starts_with('.') && !is_data_file(Path::new(name)) => {
+            format!("; a dataset on the Hub is written `{{hub: {text}}}`")
+        }
+        _ => String::new(),
+    };
+    Error::file(path, "there is no such file").with_help(format!("{}{hub}", around(path)))
 }
 
 /// What there is in place of `path`, for people.
@@ -136,6 +152,8 @@ mod tests {
 
     #[test]
     fn files_folders_and_patterns_are_expanded_in_order() {
+        let licensed = folder(&["d/rows.jsonl", "d/LICENSE.txt"]);
+        assert_eq!(expanded(&licensed, "d").unwrap(), ["d/rows.jsonl"], "a licence is no data");
         let folder =
             folder(&["d/b.jsonl", "d/a.csv.gz", "d/README.md", "d/.c.jsonl", "d/e/f.jsonl", "x[1].jsonl", "x1.jsonl"]);
         assert_eq!(expanded(&folder, "d").unwrap(), ["d/a.csv.gz", "d/b.jsonl"]);
