@@ -249,9 +249,10 @@ fn describe(error: &minijinja::Error) -> Error {
         ErrorKind::InvalidOperation if error.detail().is_some_and(|detail| detail.starts_with(functions::REFUSED)) => {
             let reason = error.detail().unwrap_or_default().trim_start_matches(functions::REFUSED);
             Error::invalid(format!("the chat template refuses the conversation: {reason}")).with_help(
-                match reason.to_lowercase().contains("tool") {
-                    true => "take a chat template that knows tools, or write the calls into the turns' `content`",
-                    false => "bring the roles into the order that the model's template asks for",
+                if reason.to_lowercase().contains("tool") {
+                    "take a chat template that knows tools, or write the calls into the turns' `content`"
+                } else {
+                    "bring the roles into the order that the model's template asks for"
                 },
             )
         }
