@@ -212,8 +212,7 @@ fn environment(translated: String, now: u64, marks: bool) -> Result<Environment<
     });
     environment.add_function("raise_exception", functions::raise_exception);
     environment.add_function("strftime_now", move |format: &str| functions::strftime(format, now));
-    environment
-        .add_template_owned(NAME, translated)
+    functions::add(&mut environment, NAME, translated)
         .map_err(|error| Error::invalid(format!("the chat template is not valid: {error}")))?;
     Ok(environment)
 }

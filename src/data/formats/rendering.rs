@@ -36,7 +36,7 @@ impl Templates {
         let mut keys = Vec::new();
         for (key, source) in sources(template) {
             let Some(source) = source else { continue };
-            environment.add_template_owned(key, source.clone()).map_err(|error| {
+            functions::add(&mut environment, key, source.clone()).map_err(|error| {
                 let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
                 (key, format!("{line}{}", reason(&error)))
             })?;

@@ -139,6 +139,9 @@ mod tests {
         let null = json!({"a": null});
         assert!(text("{{ a }}", &null).unwrap_err().message.contains("is null"));
         assert_eq!(text("{{ a or 'b' }}", &null).unwrap(), "b");
+        for deep in [format!("{{{{ {}1 }}}}", "-".repeat(130_000)), format!("{{{{ 1{} }}}}", "+1".repeat(65_000))] {
+            let _ = text(&deep, &row); // It may fail, but not end the process.
+        }
         for much in [
             "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
             "{{ 'x'.join(['y' * 1000000] * 1000) }}",

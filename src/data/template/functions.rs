@@ -2,7 +2,7 @@
 
 use super::python;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Output, State, Value};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use std::fmt::Write as _;
 
 /// How the detail of an error begins that `raise_exception` made.
@@ -10,6 +10,35 @@ pub const REFUSED: &str = "raise_exception: ";
 
 /// The most bytes of a text that a template makes.
 pub const MAX_TEXT: usize = 64 << 20;
+
+/// The longest template; published ones have some thousand bytes.
+const MAX_SOURCE: usize = 128 << 10;
+/// Room for a parser that calls itself for each operator of the longest template. What is not used takes no memory.
+const STACK: usize = 256 << 20;
+
+/// Adds a template to an environment. The parser follows some chains of operators without a bound, so it gets a stack that the
+/// longest of them does not fill: a base's template must not end the process.
+///
+/// # Errors
+/// When the template is no valid Jinja2, or too long.
+pub fn add(environment: &mut Environment<'static>, name: &'static str, source: String) -> Result<(), Error> {
+    if source.len() > MAX_SOURCE {
+        return Err(Error::new(
+            ErrorKind::SyntaxError,
+            format!("it has {} bytes; at most {MAX_SOURCE} are read", source.len()),
+        ));
+    }
+    let mut outcome = None;
+    std::thread::scope(|scope| {
+        let work = || environment.add_template_owned(name, source.clone());
+        if let Ok(thread) = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work) {
+            let failed = || Error::new(ErrorKind::SyntaxError, "its parser fails");
+            outcome = Some(thread.join().unwrap_or_else(|_| Err(failed())));
+        }
+    });
+    // Where there is no room for such a stack, any template but a hostile one does with less.
+    outcome.unwrap_or_else(|| environment.add_template_owned(name, source))
+}
 
 /// A rendered text, if it is not over [`MAX_TEXT`].
 ///
