@@ -6,11 +6,11 @@
 
 use super::config::CacheConfig;
 use super::store::TokenStore;
+use super::tokenize::Encoder;
 use super::tokenized::{Source, tokenize, tokenize_into};
 use crate::error::{Error, Result};
 use crate::fs;
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,11 +29,13 @@ pub(super) struct Cache {
     folder: PathBuf,
     /// Whether the recipe names the folder: then that it cannot be written is an error.
     named: bool,
+    /// The tokenizer's and the chat template's hash, which is a moment's work.
+    encoder: String,
 }
 
 impl Cache {
     /// The folder that the setting means for `bytes` of data; `None` where no file is to be kept.
-    pub fn new(setting: &CacheConfig, bytes: u64) -> Result<Option<Self>> {
+    pub fn new(setting: &CacheConfig, bytes: u64, encoder: &Encoder) -> Result<Option<Self>> {
         let (folder, named) = match setting {
             CacheConfig::Off => return Ok(None),
             CacheConfig::Auto if bytes < WORTH_KEEPING => return Ok(None),
@@ -44,7 +46,7 @@ impl Cache {
             CacheConfig::Folder(folder) => (folder.clone(), true),
         };
         match std::fs::create_dir_all(&folder) {
-            Ok(()) => Ok(Some(Self { folder, named })),
+            Ok(()) => Ok(Some(Self { folder, named, encoder: encoder.identity()? })),
             Err(error) if named => Err(Error::file(&folder, format!("cannot be a folder of tokens: {error}"))
                 .with_help("set another `data.cache`, or `off`")),
             Err(error) => {
@@ -57,7 +59,7 @@ impl Cache {
     /// The source's tokens: those that are here, or made now and kept.
     pub fn load_or_make(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<TokenStore> {
         let before = stamps(source)?;
-        let path = self.folder.join(format!("{}.tokens", key(source)?));
+        let path = self.folder.join(format!("{}.tokens", key(source, &self.encoder)?));
         self.sweep();
         if path.exists() {
             match TokenStore::open(&path) {
@@ -118,7 +120,7 @@ fn default_folder() -> Option<PathBuf> {
 }
 
 /// The hash of everything that decides about a source's tokens.
-fn key(source: &Source<'_>) -> Result<String> {
+fn key(source: &Source<'_>, encoder: &str) -> Result<String> {
     let (config, own) = (source.config, source.own);
     let mut hash = Sha256::new();
     let mut add = |part: &[u8]| {
@@ -126,7 +128,7 @@ fn key(source: &Source<'_>) -> Result<String> {
         hash.update(part);
     };
     add(VERSION.as_bytes());
-    add(source.encoder.identity()?.as_bytes());
+    add(encoder.as_bytes());
     let (format, fields, template) = own.rows(config);
     let settings = serde_json::json!({
         "format": format,
@@ -144,10 +146,9 @@ fn key(source: &Source<'_>) -> Result<String> {
         add(path.file_name().unwrap_or_default().as_encoded_bytes());
         add(&content(path)?);
     }
-    Ok(hash.finalize()[..20].iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    }))
+    let mut hex = format!("{:x}", hash.finalize());
+    hex.truncate(40);
+    Ok(hex)
 }
 
 /// What changes when a file does: its length and when it was written.

@@ -15,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::rng::{key, name_key};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,7 +97,7 @@ impl Dataset {
             .map(|(own, files)| Source { config, own, files, encoder })
             .collect();
         let bytes: u64 = sources.iter().map(Source::bytes).sum();
-        let cache = Cache::new(&config.cache, bytes)?;
+        let cache = Cache::new(&config.cache, bytes, encoder)?;
         let (mut stores, mut done) = (Vec::with_capacity(sources.len()), 0);
         for source in &sources {
             let mut step = |now: u64| progress((done + now).min(bytes), bytes);
@@ -170,10 +169,7 @@ impl Dataset {
                 hash.update(entry.content.to_le_bytes());
             }
         }
-        hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        format!("{:x}", hash.finalize())
     }
 }
 

@@ -97,9 +97,10 @@ impl Plan {
         }
     }
 
-    /// Tokens of an epoch.
-    pub fn tokens(&self, epoch: &Epoch) -> usize {
-        epoch.rows.iter().map(|&row| self.lengths[row as usize] as usize).sum()
+    /// Rows of an epoch, and tokens of the first one, however they are packed.
+    pub fn rows_and_tokens(&self) -> (usize, usize) {
+        let rows = self.drawn(0);
+        (rows.len(), rows.iter().map(|&row| self.lengths[row as usize] as usize).sum())
     }
 
     /// The most tokens of `packs` packs.

@@ -215,16 +215,14 @@ impl DataReport {
 
     /// Adds what the plan makes of the rows; `max_seq_len` where it packs them.
     pub fn add_plan(&mut self, plan: &Plan, max_seq_len: Option<usize>) {
-        self.epoch_rows = plan.packs_per_epoch();
-        let Some(max_seq_len) = max_seq_len else { return };
-        let epoch = plan.epoch(0);
-        let rows: usize = (0..epoch.len()).map(|pack| epoch.pack(pack).len()).sum();
+        let (rows, tokens) = plan.rows_and_tokens();
         self.epoch_rows = rows;
-        let packs = epoch.len().max(1);
+        let Some(max_seq_len) = max_seq_len else { return };
+        let packs = plan.packs_per_epoch().max(1);
         self.packing = Some(PackingReport {
-            packs: epoch.len(),
+            packs,
             rows_per_pack: rows as f64 / packs as f64,
-            fill: plan.tokens(&epoch) as f64 / (packs as f64 * max_seq_len as f64),
+            fill: tokens as f64 / (packs as f64 * max_seq_len as f64),
         });
     }
 }

@@ -104,22 +104,22 @@ impl ChatTemplate {
     /// A turn as the template sees it. What is null is not there: few templates look for that.
     pub(super) fn value(message: &Message) -> Value {
         let of = |key: &str| message.extra.get(key).filter(|value| !value.is_null());
-        let reasoning = REASONING.iter().find_map(|key| of(key)).map(from_json);
+        let reasoning = REASONING.iter().find_map(|key| of(key)).map(functions::from_json);
         let mut pairs: Vec<(&str, Value)> = Vec::with_capacity(message.extra.len() + 4);
         // In transformers' order, so that a template that prints a whole message prints the same.
         if let Some(reasoning) = &reasoning {
-            pairs.push(("thinking", of("thinking").map_or(reasoning.clone(), from_json)));
+            pairs.push(("thinking", of("thinking").map_or(reasoning.clone(), functions::from_json)));
         }
         pairs.push(("role", Value::from(message.role.as_str())));
         match message.extra.get("content") {
             None => pairs.push(("content", Value::from(message.content.as_str()))),
-            Some(content) => pairs.extend(of("content").map(|_| ("content", from_json(content)))),
+            Some(content) => pairs.extend(of("content").map(|_| ("content", functions::from_json(content)))),
         }
         for (key, value) in message.extra.iter().filter(|(_, value)| !value.is_null()) {
             match (key.as_str(), &reasoning) {
                 ("role" | "content" | "thinking", _) => {}
                 ("reasoning_content", Some(reasoning)) => pairs.push((key.as_str(), reasoning.clone())),
-                _ => pairs.push((key.as_str(), from_json(value))),
+                _ => pairs.push((key.as_str(), functions::from_json(value))),
             }
         }
         if let Some(reasoning) = reasoning.filter(|_| of("reasoning_content").is_none()) {
@@ -130,7 +130,7 @@ impl ChatTemplate {
 
     /// Tools as the template sees them.
     pub(super) fn tools(tools: &[serde_json::Value]) -> Value {
-        if tools.is_empty() { Value::from(()) } else { tools.iter().map(from_json).collect() }
+        if tools.is_empty() { Value::from(()) } else { tools.iter().map(functions::from_json).collect() }
     }
 
     pub(super) fn render_values(&self, messages: &[Value], tools: &Value, prompt: bool) -> Result<String> {
@@ -169,25 +169,6 @@ impl ChatTemplate {
             ("documents", Value::from(())),
         ]);
         template.render(context).and_then(functions::bounded).map_err(|error| describe(&error))
-    }
-}
-
-/// A JSON value as the template sees it, keys in their order.
-fn from_json(json: &serde_json::Value) -> Value {
-    use serde_json::Value as Json;
-    match json {
-        Json::Null => Value::from(()),
-        Json::Bool(value) => Value::from(*value),
-        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(integer), _) => Value::from(integer),
-            (None, Some(integer)) => Value::from(integer),
-            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::String(text) => Value::from(text.as_str()),
-        Json::Array(items) => items.iter().map(from_json).collect(),
-        Json::Object(fields) => {
-            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), from_json(value))).collect::<Vec<_>>())
-        }
     }
 }
 

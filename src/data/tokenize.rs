@@ -144,13 +144,7 @@ impl Encoder {
 
     /// A number above all tokens.
     pub fn vocabulary(&self) -> usize {
-        let tokenizer = self.tokenizer();
-        let count = tokenizer.get_vocab_size(true);
-        if count > 1 << 16 {
-            return count;
-        }
-        // Ids may have gaps.
-        tokenizer.get_vocab(true).into_values().max().map_or(0, |highest| highest as usize + 1).max(count)
+        self.tokenizer.highest_token() as usize + 1
     }
 
     /// Whether a row has tools, and the chat template says nothing of them.

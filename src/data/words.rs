@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::weights::WORD_PATTERNS;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tokenizers::{ModelWrapper, Tokenizer};
 
 /// The longest piece that is remembered, in bytes.
@@ -34,24 +34,44 @@ pub struct WordTokenizer {
     tokenizer: Tokenizer,
     /// Empty where texts are not cut.
     memories: Vec<Mutex<Memory>>,
-    /// Where texts are cut: the most bytes of text that a token can stand for.
-    longest: Option<usize>,
+    vocabulary: OnceLock<Vocabulary>,
+}
+
+/// What is asked of all tokens together. To list them takes a moment, so it is done once, and only where it is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Vocabulary {
+    highest: u32,
+    /// Bytes of the longest token's name.
+    longest: usize,
 }
 
 impl WordTokenizer {
     /// Remembers for this tokenizer, if its way of splitting is known.
     pub fn new(tokenizer: Tokenizer) -> Self {
-        let of_words = of_words(&tokenizer);
-        let threads = if of_words { rayon::current_num_threads() + 1 } else { 0 };
-        // Composing characters (NFC) makes three bytes of text one at most; each character of a token is a byte.
-        let longest = || tokenizer.get_vocab(true).into_keys().map(|token| 3 * token.len()).max();
-        let longest = if of_words { longest() } else { None };
-        Self { tokenizer, memories: std::iter::repeat_with(Mutex::default).take(threads).collect(), longest }
+        let threads = if of_words(&tokenizer) { rayon::current_num_threads() + 1 } else { 0 };
+        let memories = std::iter::repeat_with(Mutex::default).take(threads).collect();
+        Self { tokenizer, memories, vocabulary: OnceLock::new() }
+    }
+
+    fn vocabulary(&self) -> Vocabulary {
+        *self.vocabulary.get_or_init(|| {
+            let nothing = Vocabulary { highest: 0, longest: 1 };
+            self.tokenizer.get_vocab(true).iter().fold(nothing, |all, (token, &id)| Vocabulary {
+                highest: all.highest.max(id),
+                longest: all.longest.max(token.len()),
+            })
+        })
+    }
+
+    /// The highest token; ids may have gaps.
+    pub fn highest_token(&self) -> u32 {
+        self.vocabulary().highest
     }
 
     /// The most bytes of text that a token can stand for; `None` where that cannot be told.
-    pub const fn longest_token(&self) -> Option<usize> {
-        self.longest
+    pub fn longest_token(&self) -> Option<usize> {
+        // Composing characters (NFC) makes one byte of three at most; each character of a token is a byte.
+        (!self.memories.is_empty()).then(|| 3 * self.vocabulary().longest)
     }
 
     /// The tokenizer itself.

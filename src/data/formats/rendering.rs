@@ -6,7 +6,6 @@ use crate::data::example::{Example, Message, Role};
 use crate::data::template::{functions, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior, Value};
-use serde_json::Value as Json;
 
 /// Bounds the time and memory of one row's text: steps, and 64 bytes each of what is made on the way.
 const FUEL: u64 = 4_000_000;
@@ -146,27 +145,12 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minij
 /// A row's fields as a template's variables: under the row's names, under those of the recipe's `fields`, and all of them
 /// in `row`, for names that are no words. `more` comes last and hides what has the same name.
 pub fn variables(row: Row<'_>, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
-    let own: Vec<(String, Value)> = row.object().iter().map(|(name, json)| (name.clone(), value(json))).collect();
+    let own: Vec<(String, Value)> =
+        row.object().iter().map(|(name, json)| (name.clone(), functions::from_json(json))).collect();
     let all = ("row".to_string(), Value::from_pairs(own.clone()));
-    let named = row.columns().keys().filter_map(|field| Some((field.clone(), value(row.get(field)?))));
+    let named = row.columns().keys().filter_map(|field| Some((field.clone(), functions::from_json(row.get(field)?))));
     let more = more.into_iter().map(|(name, value)| (name.to_string(), value));
     Value::from_pairs(std::iter::once(all).chain(own).chain(named).chain(more))
-}
-
-/// JSON as a template sees it.
-fn value(json: &Json) -> Value {
-    match json {
-        Json::Null => Value::from(()),
-        Json::Bool(value) => Value::from(*value),
-        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(integer), _) => Value::from(integer),
-            (None, Some(integer)) => Value::from(integer),
-            (None, None) => number.as_f64().map_or_else(|| Value::from(number.to_string()), Value::from),
-        },
-        Json::String(text) => Value::from(text.as_str()),
-        Json::Array(list) => list.iter().map(value).collect(),
-        Json::Object(object) => Value::from_pairs(object.iter().map(|(name, json)| (name.clone(), value(json)))),
-    }
 }
 
 fn reason(error: &minijinja::Error) -> String {

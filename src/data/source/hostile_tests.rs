@@ -31,7 +31,6 @@ fn read_all(path: &Path) -> usize {
     let mut count = 0;
     while let Ok(Some(row)) = reader.next_row() {
         count += 1;
-        assert_eq!(row.ordinal(), count);
         if let Err(error) = row.parse(path) {
             assert!(!error.to_string().is_empty());
         }

@@ -41,7 +41,6 @@ pub struct RowReader {
     /// Bytes taken from the disk; Parquet is told by its rows instead.
     consumed: Arc<AtomicU64>,
     length: u64,
-    read: usize,
     done: bool,
 }
 
@@ -79,7 +78,7 @@ impl RowReader {
             }
             let rows = Rows::Parquet(Box::new(ParquetFile::open(path, file)?));
             let consumed = Arc::new(AtomicU64::new(0));
-            return Ok(Self { rows, kind: Kind::Parquet.name().to_string(), consumed, length, read: 0, done: false });
+            return Ok(Self { rows, kind: Kind::Parquet.name().to_string(), consumed, length, done: false });
         }
         let input = Input::open(path, file)?;
         let consumed = input.consumed.clone();
@@ -97,7 +96,7 @@ impl RowReader {
             Kind::JsonArray => Rows::Array(JsonArray::new(path, input)),
             Kind::Parquet => return Err(compression::packed_parquet(path)),
         };
-        Ok(Self { rows, kind: name, consumed, length, read: 0, done: false })
+        Ok(Self { rows, kind: name, consumed, length, done: false })
     }
 
     /// The next row; `None` at the end, and after an error.
@@ -117,8 +116,7 @@ impl RowReader {
             Rows::Parquet(rows) => rows.next_row(),
         };
         self.done = !matches!(row, Ok(Some(_)));
-        self.read += usize::from(!self.done);
-        Ok(row?.map(|row| row.at(self.read)))
+        row
     }
 
     /// What the file is, for people: `JSON Lines`, `CSV (gzip)`, `Parquet`.

@@ -13,7 +13,6 @@ use std::path::Path;
 /// One row as it stands in its file. Rows are read one after the other, and parsed in parallel.
 pub struct RawRow {
     number: usize,
-    ordinal: usize,
     content: Content,
 }
 
@@ -44,22 +43,12 @@ pub(super) struct Unreadable {
 
 impl RawRow {
     pub(super) const fn new(number: usize, content: Content) -> Self {
-        Self { number, ordinal: 0, content }
-    }
-
-    pub(super) const fn at(mut self, ordinal: usize) -> Self {
-        self.ordinal = ordinal;
-        self
+        Self { number, content }
     }
 
     /// The line that it starts on, from 1; in Parquet the row's number, from 1. Rows of an array may share a line.
     pub const fn number(&self) -> usize {
         self.number
-    }
-
-    /// Which row of the file it is, from 1; no two share it.
-    pub const fn ordinal(&self) -> usize {
-        self.ordinal
     }
 
     /// About how many bytes it holds.

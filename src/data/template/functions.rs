@@ -8,6 +8,25 @@ use std::fmt::Write as _;
 /// How the detail of an error begins that `raise_exception` made.
 pub const REFUSED: &str = "raise_exception: ";
 
+/// A JSON value as a template sees it, keys in their order.
+pub fn from_json(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (None, Some(integer)) => Value::from(integer),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(from_json).collect(),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), from_json(value))).collect::<Vec<_>>())
+        }
+    }
+}
+
 /// The most bytes of a text that a template makes.
 pub const MAX_TEXT: usize = 64 << 20;
 
