@@ -9,6 +9,7 @@ pub mod cli;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod export;
 pub mod fs;
 pub mod hub;
 pub mod models;

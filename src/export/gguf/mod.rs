@@ -1,0 +1,1 @@
+//! Writing GGUF files: the container, the metadata that llama.cpp wants, and the tokenizer inside.

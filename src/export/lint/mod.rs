@@ -1,0 +1,1 @@
+//! What each inference server would refuse in an adapter, or take and silently get wrong.

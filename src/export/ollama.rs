@@ -1,0 +1,1 @@
+//! Ollama's Modelfile: the chat template in Go's template language, and the stop tokens.
