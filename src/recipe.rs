@@ -11,6 +11,7 @@ mod locate;
 mod source;
 mod unknown;
 
+use crate::adapter::AdapterSummary;
 use crate::data::DataConfig;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
@@ -108,6 +109,7 @@ impl Recipe {
         source.apply(overrides, &mut root)?;
         unknown::check(&root, &source)?;
         drop_empty_sections(&mut root);
+        take_from_adapter(&mut root).map_err(|error| diagnose::out_of_range(&source, error))?;
         let file: RecipeFile = serde_path_to_error::deserialize(root.clone())
             .map_err(|error| diagnose::wrong_value(&source, &root, &error.path().to_string(), error.inner()))?;
         Self::from_file(file, path).map_err(|error| diagnose::out_of_range(&source, error))
@@ -232,6 +234,27 @@ fn drop_empty_sections(root: &mut Value) {
                 && key.as_str().is_some_and(|key| matches!(keys::kind_at(key), Some(keys::Kind::Section(_)))))
         });
     }
+}
+
+/// What of `lora` goes without saying under `lora.init_from` is the adapter's own.
+fn take_from_adapter(root: &mut Value) -> Result<()> {
+    let Some(Value::Mapping(lora)) = root.get_mut("lora") else { return Ok(()) };
+    let Some(path) = lora.get("init_from").and_then(Value::as_str).map(PathBuf::from) else { return Ok(()) };
+    if ["r", "lora_alpha", "use_rslora", "target_modules"].iter().all(|key| lora.contains_key(*key)) {
+        return Ok(());
+    }
+    let its = AdapterSummary::read(&path).map_err(|error| {
+        let help = error.help().map(str::to_owned);
+        let located = Error::invalid(format!("lora.init_from: {error}"));
+        if let Some(help) = help { located.with_help(help) } else { located }
+    })?;
+    let its = serde_yaml::to_value(&its.lora).map_err(|error| Error::invalid(format!("internal: {error}")))?;
+    for key in ["r", "lora_alpha", "use_rslora", "target_modules"] {
+        if let Some(value) = its.get(key).filter(|_| !lora.contains_key(key)) {
+            lora.insert(key.into(), value.clone());
+        }
+    }
+    Ok(())
 }
 
 fn is_name(name: &str) -> bool {

@@ -73,7 +73,7 @@ fn the_embedded_base_gives_the_logits_of_transformers() {
 fn an_adapter_of_ours_gives_the_same_logits_under_peft() {
     let (base, folder) =
         (Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gene_ontology/base"), golden("peft_adapter"));
-    let adapter = AdapterBundle::load(&folder).unwrap();
+    let adapter = AdapterBundle::load(&folder, &Base::open(&base).unwrap()).unwrap();
     let model = load(&base, Some(&adapter.config.lora));
     model.params.assign(&adapter.tensors, &folder).unwrap();
     compare_with_transformers(&model, &folder.join("expected.json"));
@@ -146,7 +146,7 @@ fn compare_with_transformers(model: &Model, path: &Path) {
 fn ten_steps(name: &str, kind: ObjectiveKind) {
     let Some(path) = shared("models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
     let Some(folder) = shared("golden/peft-smollm2") else { return };
-    let start = AdapterBundle::load(&folder.join("init_adapter")).unwrap();
+    let start = AdapterBundle::load(&folder.join("init_adapter"), &Base::open(&path).unwrap()).unwrap();
     let model = load(&path, Some(&start.config.lora));
     model.params.assign(&start.tensors, &folder).unwrap();
 

@@ -1,11 +1,20 @@
-//! A trained adapter as a folder, in PEFT's layout.
+//! An adapter as files: PEFT's layout, which is ours too, and what other programs write.
 //!
 //! It owns the files and their names; it trains nothing and merges nothing.
 
 mod bundle;
 mod card;
+mod config;
+mod format;
+mod mlx;
+mod peft;
+mod read;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
-pub use bundle::{AdapterBundle, AdapterConfig};
+pub use bundle::AdapterBundle;
 pub use card::{CardFacts, model_card};
+pub use config::AdapterConfig;
+pub use format::{AdapterFormat, AdapterSummary};
 pub use tensors::{read_tensors, serialize_tensors};

@@ -1,7 +1,7 @@
 //! From a base's tensors to layers: shapes are checked, weights quantized, adapters created.
 
 use super::linear::{Linear, LoraAdapter};
-use super::lora_config::LoraConfig;
+use super::lora_config::{LoraConfig, is_end_of};
 use super::params::{AdapterParams, peft_name};
 use super::quantization::{QuantizationConfig, QuantizationType, fallback_of};
 use crate::error::{Error, Result, ShapeMismatch};
@@ -33,6 +33,10 @@ pub struct BuildReport {
     pub target_modules: BTreeSet<String>,
     /// All linear modules, by the last part of their names.
     pub modules: BTreeSet<String>,
+    /// The paths of all linear modules.
+    pub linear: BTreeSet<String>,
+    /// The types that the matrices are held in, by the names of the tensors.
+    pub held: BTreeMap<String, GgmlDType>,
     /// Things a user should know: fallback types and the like.
     pub notes: BTreeSet<String>,
 }
@@ -116,6 +120,7 @@ impl<'a> Builder<'a> {
         let fits = self.fits(name, &[rows, columns]);
         let stored = self.base.tensor(name).map_or(GgmlDType::F32, |(_, dtype)| dtype);
         let dtype = self.dtype_for(stored, columns, keep_precise);
+        self.state.borrow_mut().report.held.insert(name.into(), dtype);
         self.account(&[rows, columns], Some(dtype));
         if self.plan || !fits {
             return Ok(FrozenWeight::hollow(rows, columns)?);
@@ -145,8 +150,11 @@ impl<'a> Builder<'a> {
         let bias = format!("{path}.bias");
         let bias = if self.has(&bias) { Some(self.tensor(&bias, &[outputs])?) } else { None };
         let name = path.rsplit('.').next().unwrap_or(path);
-        self.state.borrow_mut().report.modules.insert(name.into());
-        let Some(lora) = self.lora.filter(|lora| lora.targets(name)) else {
+        let mut state = self.state.borrow_mut();
+        state.report.modules.insert(name.into());
+        state.report.linear.insert(path.into());
+        drop(state);
+        let Some(lora) = self.lora.filter(|lora| lora.targets(path)) else {
             return Ok(Linear { weight, bias, adapter: None });
         };
         let mut state = self.state.borrow_mut();
@@ -182,7 +190,7 @@ impl<'a> Builder<'a> {
             return Err(Error::Shapes { path: self.base.path().into(), mismatches });
         }
         if let Some(super::TargetModules::Names(names)) = self.lora.map(|lora| &lora.target_modules)
-            && let Some(name) = names.iter().find(|name| !report.target_modules.contains(*name))
+            && let Some(name) = names.iter().find(|name| !report.linear.iter().any(|path| is_end_of(name, path)))
         {
             let modules: Vec<_> = report.modules.iter().map(String::as_str).collect();
             return Err(Error::invalid(format!("lora.target_modules: this model has no module `{name}`"))

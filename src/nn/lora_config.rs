@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// The recipe's `lora`: rank, scale and where the adapter sits. Names and meanings are those of PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +18,10 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// Which linear layers get an adapter.
     pub target_modules: TargetModules,
+    /// An adapter to begin with, in place of a new one. What of `r`, `lora_alpha`, `use_rslora` and `target_modules` is not
+    /// written in the recipe is then the adapter's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
 }
 
 /// The recipe's `lora.target_modules`.
@@ -25,7 +30,7 @@ pub struct LoraConfig {
 pub enum TargetModules {
     /// A word for a set of modules; `all-linear` is the only one: every linear layer but the head.
     Keyword(TargetKeyword),
-    /// Names such as `q_proj`, matched against the last part of a module's path.
+    /// Names such as `q_proj`: the last parts of a module's path, as many as are given (`layers.3.mlp.up_proj`).
     Names(Vec<String>),
 }
 
@@ -45,6 +50,7 @@ impl Default for LoraConfig {
             lora_dropout: 0.0,
             use_rslora: false,
             target_modules: TargetModules::Keyword(TargetKeyword::AllLinear),
+            init_from: None,
         }
     }
 }
@@ -83,11 +89,16 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Whether the module `name` (its last part, such as `q_proj`) gets an adapter.
-    pub fn targets(&self, name: &str) -> bool {
+    /// Whether the module at `path` (`model.layers.3.mlp.up_proj`) gets an adapter.
+    pub fn targets(&self, path: &str) -> bool {
         match &self.target_modules {
             TargetModules::Keyword(TargetKeyword::AllLinear) => true,
-            TargetModules::Names(names) => names.iter().any(|target| target == name),
+            TargetModules::Names(names) => names.iter().any(|name| is_end_of(name, path)),
         }
     }
+}
+
+/// Whether a path ends in all parts of `name`.
+pub(super) fn is_end_of(name: &str, path: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }

@@ -1,25 +1,21 @@
 //! Text from a base and an adapter.
 
-use super::CHAT_TEMPLATE;
 use super::output::now;
-use super::prepare::{encoder, ends, open_base};
-use crate::adapter::AdapterBundle;
+use super::prepare::{encoder, ends};
+use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message, Role};
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
-use crate::hub::BaseConfig;
 use crate::models::{self, Generator, Sampling};
-use crate::nn::QuantizationConfig;
-use crate::recipe::Recipe;
 use crate::train::Observer;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// What to generate from.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
-    /// An adapter folder, as `train` writes it or PEFT does.
+    /// An adapter: a folder that `train` wrote, or PEFT's, mlx-lm's or llama.cpp's.
     pub adapter: PathBuf,
     /// Another base than the adapter names.
     pub base: Option<String>,
@@ -70,14 +66,13 @@ pub fn generate(
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<GenerateSummary> {
     let device = request.device.open()?;
-    let bundle = AdapterBundle::load(&request.adapter)?;
-    let (config, quantization) = which_base(request, &bundle)?;
-    let base = open_base(&config, request.offline, observer)?;
-    let quantization = if base.is_gguf() { QuantizationConfig::default() } else { quantization };
-    let model = models::load(&base, quantization, Some(&bundle.config.lora), 0, &device, false)?;
-    model.params.assign(&bundle.tensors, &request.adapter.join("adapter_model.safetensors"))?;
+    let trained_on = TrainedOn::of(&request.adapter, request.base.as_deref())?;
+    let base = trained_on.open(request.offline, observer)?;
+    let bundle = trained_on.adapter(&base, observer)?;
+    let model = models::load(&base, trained_on.held(&base), Some(&bundle.config.lora), 0, &device, false)?;
+    model.params.assign(&bundle.tensors, &request.adapter)?;
 
-    let encoder = encoder(&base, own_template(&request.adapter)?.as_deref(), now())?;
+    let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;
     let prompt = encode_prompt(request, &encoder, model.lm.dimensions.max_positions)?;
 
     let start = Instant::now();
@@ -108,35 +103,6 @@ pub fn generate(
     }
     let seconds = start.elapsed().as_secs_f64();
     Ok(GenerateSummary { prompt_tokens: prompt.len(), tokens, seconds, finished_by_eos, text })
-}
-
-/// The base that the adapter was trained on, held as it was; or the one that was asked for.
-fn which_base(request: &GenerateRequest, bundle: &AdapterBundle) -> Result<(BaseConfig, QuantizationConfig)> {
-    let recipe_path = request.adapter.join("recipe.yaml");
-    let recipe = if recipe_path.is_file() { Some(Recipe::load(&recipe_path, &[])?) } else { None };
-    let (mut config, quantization) = match recipe {
-        Some(recipe) => (recipe.base, recipe.quantization),
-        None => (
-            BaseConfig { model: bundle.config.base_model_name_or_path.clone(), file: None },
-            QuantizationConfig::default(),
-        ),
-    };
-    if let Some(model) = &request.base {
-        config = BaseConfig { model: model.clone(), file: None };
-    }
-    if config.model.is_empty() {
-        return Err(Error::file(&request.adapter, "names no base").with_help("give one with `--base`"));
-    }
-    Ok((config, quantization))
-}
-
-/// The chat template that an adapter brings along, as one does that was not trained on its base's.
-fn own_template(adapter: &Path) -> Result<Option<String>> {
-    let path = adapter.join(CHAT_TEMPLATE);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    std::fs::read_to_string(&path).map(Some).map_err(Error::io("read", path))
 }
 
 /// The prompt's tokens, through the chat template where there is one and it is wanted; `limit` is the model's positions.

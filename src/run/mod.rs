@@ -6,6 +6,7 @@ mod generate;
 mod output;
 mod prepare;
 mod report;
+mod trained_on;
 
 pub use data::{DataSummary, ShownRow, data};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
@@ -83,7 +84,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let (mut files, mut sample) = (Vec::new(), None);
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
-        files = write_adapter(recipe, &model, &fit, prepared.chat_template.as_deref(), &out)?;
+        files = write_adapter(recipe, &prepared, &model, &fit, &out)?;
         sample = prepared.sample(&model.lm, observer);
     }
     Ok(summary(recipe, &prepared, &model, fit, (files, sample, start)))
@@ -91,17 +92,21 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
 
 fn write_adapter(
     recipe: &Recipe,
+    prepared: &Prepared,
     model: &Model,
     fit: &FitSummary,
-    chat_template: Option<&str>,
     out: &OutputFolder,
 ) -> Result<Vec<PathBuf>> {
-    let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
-    let mut files = AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path())?;
+    let config = AdapterConfig {
+        base_model_name_or_path: recipe.base.model.clone(),
+        base_sha256: Some(prepared.base.fingerprint()?),
+        lora: recipe.lora.clone(),
+    };
+    let mut files = AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), None)?;
     files.push(write_card(recipe, fit, out)?);
     // Where PEFT and servers look for it: the base's own would not do.
     let path = out.path().join(CHAT_TEMPLATE);
-    if let Some(template) = chat_template {
+    if let Some(template) = &prepared.chat_template {
         fs::write_atomic(&path, template.as_bytes())?;
         files.push(path);
     }

@@ -2,6 +2,7 @@
 
 use super::RunOptions;
 use super::report::Sample;
+use crate::adapter::AdapterBundle;
 use crate::data::{
     ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
@@ -15,6 +16,7 @@ use crate::recipe::Recipe;
 use crate::train::{Event, GradientCheckpointing, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
 use candle_core::Device;
+use std::path::Path;
 
 /// Tokens of the sample in the summary.
 const SAMPLE_TOKENS: usize = 48;
@@ -175,11 +177,49 @@ impl Prepared {
         observer.event(&Event::Phase("loading the weights".into()));
         let lora = Some(&recipe.lora);
         let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
+        if let Some(path) = &recipe.lora.init_from {
+            self.begin_with(path, recipe, &model, observer)?;
+        }
         tracing::info!(parameters = model.report.parameters, bytes = model.report.bytes, "loaded the weights");
         for note in &model.report.notes {
             observer.event(&Event::Note(note.clone()));
         }
         Ok(model)
+    }
+
+    /// Gives the adapter the numbers of another one.
+    fn begin_with(&self, path: &Path, recipe: &Recipe, model: &Model, observer: &mut dyn Observer) -> Result<()> {
+        let bundle = AdapterBundle::load(path, &self.base)?;
+        let (ours, its) = (&recipe.lora, &bundle.config.lora);
+        for (key, ours, its) in [("r", ours.r as f64, its.r as f64), ("lora_alpha", ours.lora_alpha, its.lora_alpha)] {
+            if ours != its {
+                return Err(Error::invalid(format!(
+                    "lora.{key}: is {ours}, but the adapter of `lora.init_from` has {its}"
+                ))
+                .with_help(format!("delete `lora.{key}`: without it the adapter's own is taken")));
+            }
+        }
+        if ours.use_rslora != its.use_rslora {
+            return Err(Error::invalid(format!(
+                "lora.use_rslora: is {}, but the adapter of `lora.init_from` has {}",
+                ours.use_rslora, its.use_rslora
+            ))
+            .with_help("delete `lora.use_rslora`: without it the adapter's own is taken"));
+        }
+        let mut tensors = bundle.tensors;
+        let known = tensors.len();
+        for (name, variable) in model.params.iter() {
+            tensors.entry(name.to_owned()).or_insert_with(|| variable.as_tensor().clone());
+        }
+        if tensors.len() > known {
+            observer.event(&Event::Note(format!(
+                "{} of the {} modules are not in {}: they begin anew",
+                (tensors.len() - known) / 2,
+                tensors.len() / 2,
+                path.display()
+            )));
+        }
+        model.params.assign(&tensors, path)
     }
 
     /// What fills up a batch. Padding is masked by place, so that any token will do.

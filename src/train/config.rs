@@ -12,7 +12,7 @@ const MAX_ROWS_PER_STEP: usize = 1 << 20;
 pub struct TrainingConfig {
     /// Passes over the training rows; `max_steps` goes before it.
     pub epochs: f64,
-    /// Optimizer steps.
+    /// Optimizer steps; 0 writes the adapter as it begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<usize>,
     /// Rows that go through the model at once. It decides memory; the result depends only on its product with
@@ -125,7 +125,6 @@ impl TrainingConfig {
             ("gradient_accumulation_steps", self.gradient_accumulation_steps),
             ("save_total_limit", self.save_total_limit),
             ("max_skipped_steps", self.max_skipped_steps),
-            ("max_steps", self.max_steps.unwrap_or(1)),
             ("max_memory_mb", self.max_memory_mb.unwrap_or(1) as usize),
         ];
         for (key, value) in at_least_one {

@@ -6,17 +6,20 @@
 
 mod folder;
 pub mod gguf;
+mod safetensors_header;
 mod shards;
 mod special_tokens;
 mod table;
 
 pub(crate) use gguf::WORD_PATTERNS;
+pub use safetensors_header::{TensorInfo, safetensors_header};
 pub use special_tokens::SpecialTokens;
 
 use crate::error::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use table::Table;
 use tokenizers::Tokenizer;
@@ -120,6 +123,14 @@ impl Base {
     /// When there is no such tensor, or the file has shrunk or cannot be read.
     pub fn read(&self, name: &str) -> Result<RawTensor> {
         self.contents.table.read(name, &self.path)
+    }
+
+    /// Reads some rows of a matrix (the whole of a vector is its only row), as [`Self::read`] would give them.
+    ///
+    /// # Errors
+    /// When there is no such tensor or row, or the file has shrunk or cannot be read.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<u8>> {
+        self.contents.table.read_rows(name, rows, &self.path)
     }
 
     /// The tokenizer. `encode(text, false)` adds no token of its own; neither truncation nor padding is on.

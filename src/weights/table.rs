@@ -7,6 +7,7 @@ use candle_core::quantized::GgmlDType;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,16 @@ pub(super) struct Entry {
     pub len: usize,
     /// Where the rows are in llama.cpp's order: of how many heads.
     pub permuted_heads: Option<usize>,
+}
+
+impl Entry {
+    /// What can be read by itself: the rows of a matrix, the numbers of a permuted vector, any other tensor as a whole.
+    fn rows(&self) -> usize {
+        match (self.shape.as_slice(), self.permuted_heads) {
+            ([numbers], Some(_)) => *numbers,
+            (shape, _) => shape.split_last().map_or(1, |(_, outer)| outer.iter().product()),
+        }
+    }
 }
 
 /// All tensors, under Hugging Face's names.
@@ -116,13 +127,39 @@ impl Table {
 
     /// Reads a tensor; `base` is what errors name.
     pub fn read(&self, name: &str, base: &Path) -> Result<RawTensor> {
-        let entry = self.get(name).ok_or_else(|| Error::file(base, format!("there is no tensor `{name}`")))?;
-        let mut bytes = self.files[entry.file].read_at(entry.offset, entry.len)?;
-        if let Some(heads) = entry.permuted_heads {
-            bytes = rows::to_hugging_face(&bytes, entry.shape[0], heads)
-                .ok_or_else(|| Error::file(base, rows::misfit(&entry.stored, entry.shape[0], heads)))?;
-        }
+        let entry = self.find(name, base)?;
+        let bytes = self.read_range(entry, 0..entry.rows(), base)?;
         Ok(RawTensor { shape: entry.shape.clone(), dtype: entry.dtype, bytes })
+    }
+
+    /// Reads some rows of a matrix; a vector is one row.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>, base: &Path) -> Result<Vec<u8>> {
+        let entry = self.find(name, base)?;
+        let rows = if entry.shape.len() > 1 { rows } else { rows.start * entry.rows()..rows.end * entry.rows() };
+        self.read_range(entry, rows, base)
+    }
+
+    /// Of a tensor in llama.cpp's order whole heads are read.
+    fn read_range(&self, entry: &Entry, rows: Range<usize>, base: &Path) -> Result<Vec<u8>> {
+        let all = entry.rows();
+        if rows.end > all || rows.start > rows.end {
+            return Err(Error::file(base, format!("tensor `{}` has {all} rows, and none at {rows:?}", entry.stored)));
+        }
+        let row_bytes = entry.len / all.max(1);
+        let read = |rows: &Range<usize>| {
+            let offset = entry.offset + (rows.start * row_bytes) as u64;
+            self.files[entry.file].read_at(offset, rows.len() * row_bytes)
+        };
+        let Some(heads) = entry.permuted_heads.filter(|_| !rows.is_empty()) else { return read(&rows) };
+        let misfit = || Error::file(base, rows::misfit(&entry.stored, all, heads));
+        let height = all.checked_div(heads).filter(|&height| height > 0).ok_or_else(misfit)?;
+        let whole = rows.start / height * height..rows.end.next_multiple_of(height);
+        let bytes = rows::to_hugging_face(&read(&whole)?, whole.len(), whole.len() / height).ok_or_else(misfit)?;
+        Ok(bytes[(rows.start - whole.start) * row_bytes..][..rows.len() * row_bytes].to_vec())
+    }
+
+    fn find(&self, name: &str, base: &Path) -> Result<&Entry> {
+        self.get(name).ok_or_else(|| Error::file(base, format!("there is no tensor `{name}`")))
     }
 
     /// What [`super::Base::fingerprint`] says about files and tensors.

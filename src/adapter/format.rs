@@ -1,0 +1,78 @@
+//! Which of the formats an adapter is in, and what can be said of it without its base.
+
+use super::peft::{self, CONFIG};
+use super::{config::Targets, mlx};
+use crate::error::{Error, Result};
+use crate::nn::{LoraConfig, TargetModules};
+use std::path::Path;
+
+/// A format that adapters are read in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdapterFormat {
+    /// PEFT's folder: `adapter_config.json` and `adapter_model.safetensors`.
+    Peft,
+    /// mlx-lm's folder: `adapter_config.json` and `adapters.safetensors`.
+    Mlx,
+    /// llama.cpp's file.
+    Gguf,
+}
+
+/// What an adapter says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterSummary {
+    /// The base that it names; empty where it names none.
+    pub base_model: String,
+    /// Rank, scale and targets.
+    pub lora: LoraConfig,
+}
+
+impl AdapterFormat {
+    /// The format of what lies at `path`.
+    ///
+    /// # Errors
+    /// When nothing is there, or it is no adapter.
+    pub fn of(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+                return Ok(Self::Gguf);
+            }
+            return Err(Error::file(path, "is no adapter").with_help(HELP));
+        }
+        if !path.is_dir() {
+            return Err(Error::file(path, "no such folder or file").with_help(HELP));
+        }
+        if !path.join(CONFIG).is_file() {
+            return Err(Error::file(path, format!("is no adapter's folder: there is no {CONFIG} in it")).with_help(
+                "name a folder that `train` wrote (a run that was interrupted has none yet), or a PEFT folder",
+            ));
+        }
+        Ok(if path.join(mlx::TENSORS).is_file() && !path.join(peft::TENSORS).is_file() {
+            Self::Mlx
+        } else {
+            Self::Peft
+        })
+    }
+}
+
+const HELP: &str =
+    "an adapter is a folder that `train` wrote, a PEFT or mlx-lm folder, or a GGUF file of a LoRA adapter";
+
+impl AdapterSummary {
+    /// Reads what an adapter says of itself.
+    ///
+    /// # Errors
+    /// As [`super::AdapterBundle::load`], as far as it shows without a base.
+    pub fn read(path: &Path) -> Result<Self> {
+        let raw = match AdapterFormat::of(path)? {
+            AdapterFormat::Peft => peft::read(path)?,
+            AdapterFormat::Mlx => mlx::read(path)?,
+            AdapterFormat::Gguf => return Err(Error::file(path, "adapters in GGUF are not read yet")),
+        };
+        let modules = raw.modules()?;
+        let mut lora = raw.lora(&modules);
+        let targets = Targets::of(&modules);
+        let names = if targets.layers.is_some() { modules } else { targets.names };
+        lora.target_modules = TargetModules::Names(names.into_iter().collect());
+        Ok(Self { base_model: raw.base_model, lora })
+    }
+}

@@ -1,0 +1,108 @@
+//! What an adapter was trained on: its base, how that was held, and the chat template.
+
+use super::CHAT_TEMPLATE;
+use super::prepare::open_base;
+use crate::adapter::{AdapterBundle, AdapterSummary};
+use crate::error::{Error, Result};
+use crate::hub::BaseConfig;
+use crate::nn::{QuantizationConfig, QuantizationType};
+use crate::recipe::Recipe;
+use crate::train::{Event, Observer};
+use crate::weights::Base;
+use std::path::{Path, PathBuf};
+
+/// The base of an adapter.
+pub(super) struct TrainedOn {
+    adapter: PathBuf,
+    config: BaseConfig,
+    /// How the weights were held, where the folder has the recipe.
+    quantization: Option<QuantizationConfig>,
+    /// Whether somebody named another base than the adapter does.
+    pub given: bool,
+}
+
+impl TrainedOn {
+    /// The base that the folder's `recipe.yaml` names, else the one that the adapter names; `base` goes before both.
+    ///
+    /// # Errors
+    /// When the adapter cannot be read, or no base is named.
+    pub fn of(adapter: &Path, base: Option<&str>) -> Result<Self> {
+        let recipe_path = adapter.join("recipe.yaml");
+        let recipe = if recipe_path.is_file() { Some(Recipe::load(&recipe_path, &[])?) } else { None };
+        let quantization = recipe.as_ref().map(|recipe| recipe.quantization);
+        let named = |model: &str| BaseConfig { model: model.to_owned(), file: None };
+        let config = match (base, recipe) {
+            (Some(model), _) => named(model),
+            (None, Some(recipe)) => recipe.base,
+            (None, None) => named(&AdapterSummary::read(adapter)?.base_model),
+        };
+        if config.model.is_empty() {
+            return Err(Error::file(adapter, "names no base").with_help("give one with `--base MODEL`"));
+        }
+        Ok(Self { adapter: adapter.to_owned(), config, quantization, given: base.is_some() })
+    }
+
+    /// Finds the base and opens it.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be read.
+    pub fn open(&self, offline: bool, observer: &mut dyn Observer) -> Result<Base> {
+        open_base(&self.config, offline, observer).map_err(|error| {
+            if self.given {
+                return error;
+            }
+            let help = error.help().map(|help| format!("{help}; ")).unwrap_or_default();
+            error.with_help(format!("{help}the adapter names this base; `--base MODEL` names another place of it"))
+        })
+    }
+
+    /// How the weights were held in training. Of an adapter from elsewhere: as [`QuantizationType::Auto`] says.
+    pub fn held(&self, base: &Base) -> QuantizationConfig {
+        if base.is_gguf() { QuantizationConfig::default() } else { self.quantization.unwrap_or_default() }
+    }
+
+    /// How the weights were, to merge into: those of an adapter from elsewhere as they are stored.
+    pub fn held_to_merge(&self, base: &Base) -> QuantizationConfig {
+        let stored = QuantizationConfig { kind: QuantizationType::None };
+        if base.is_gguf() { QuantizationConfig::default() } else { self.quantization.unwrap_or(stored) }
+    }
+
+    /// The base as the adapter or its recipe names it.
+    pub fn base_name(&self) -> &str {
+        &self.config.model
+    }
+
+    /// Reads the adapter, and holds the base against the one that it was trained on.
+    ///
+    /// # Errors
+    /// When the adapter does not fit, or the base that it names is no longer what it was. A base that somebody named is
+    /// only noted.
+    pub fn adapter(&self, base: &Base, observer: &mut dyn Observer) -> Result<AdapterBundle> {
+        let bundle = AdapterBundle::load(&self.adapter, base)?;
+        let known = bundle.config.base_sha256.as_deref();
+        if let Some(known) = known.filter(|_| !self.given)
+            && known != base.fingerprint()?
+        {
+            let message =
+                format!("is not the base that {} was trained on: its files have changed", self.adapter.display());
+            return Err(Error::file(base.path(), message)
+                .with_help(format!("`--base {}` takes it all the same", self.config.model)));
+        }
+        if self.given && known.is_some_and(|known| base.fingerprint().is_ok_and(|now| now != known)) {
+            observer.event(&Event::Note("this base is not the very one that the adapter was trained on".into()));
+        }
+        Ok(bundle)
+    }
+
+    /// The chat template that the adapter brings along, as one does that was not trained on its base's.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn chat_template(&self) -> Result<Option<String>> {
+        let path = self.adapter.join(CHAT_TEMPLATE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        std::fs::read_to_string(&path).map(Some).map_err(Error::io("read", path))
+    }
+}
