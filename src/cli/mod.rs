@@ -4,12 +4,14 @@
 
 mod check;
 mod data;
+mod export;
 mod generate;
 mod interrupt;
 mod output;
 mod progress;
 mod report;
 mod train;
+mod verify;
 
 use crate::device::DeviceConfig;
 use crate::error::Result;
@@ -46,6 +48,10 @@ enum Command {
     Data(data::DataArgs),
     /// Write text with a trained adapter.
     Generate(generate::GenerateArgs),
+    /// Write an adapter in the forms that inference servers take, or merge it.
+    Export(export::ExportArgs),
+    /// Compare exports with base and adapter.
+    Verify(verify::VerifyArgs),
 }
 
 /// What every command on a recipe takes.
@@ -99,6 +105,8 @@ pub fn main() -> u8 {
         Command::Check(args) => (check::run(args), args.recipe.json),
         Command::Data(args) => (data::run(args), args.recipe.json),
         Command::Generate(args) => (generate::run(args), args.json),
+        Command::Export(args) => (export::run(args), args.json),
+        Command::Verify(args) => (verify::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {
         if json {

@@ -1,8 +1,222 @@
 //! An adapter in the form that a server takes.
 //!
 //! It owns what is written for whom: folders and files, and what each server would refuse. It does not own reading adapters
-//! ([`crate::adapter`]), nor sending anything anywhere ([`crate::hub`]).
+//! ([`crate::adapter`]), nor sending anything anywhere ([`crate::hub`]). One file and one line of [`TARGETS`] add a target.
 
 pub mod gguf;
 pub mod lint;
+mod manifest;
+mod merged;
+mod merged_weights;
+mod mlx;
 pub mod ollama;
+mod output;
+mod peft;
+mod verify;
+
+pub use manifest::{MANIFEST, Manifest};
+pub use merged_weights::MergedWeights;
+pub use output::{FileEntry, Output, Watch};
+pub use verify::{Difference, Reference, allowed_kl, open_export};
+
+use crate::adapter::AdapterBundle;
+use crate::error::{Error, Result};
+use crate::fs::write_folder_atomic;
+use crate::nn::{QuantizationConfig, QuantizationType};
+use crate::weights::Base;
+use candle_core::quantized::GgmlDType;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A form that an adapter can be written in.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name: `peft`, `merged` and so on.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub about: &'static str,
+    export: fn(&Job<'_>, &mut Output<'_>) -> Result<()>,
+}
+
+/// The targets.
+pub const TARGETS: &[Target] = &[
+    Target { name: "peft", about: "PEFT's folder, which most servers take beside a base", export: peft::export },
+    Target { name: "merged", about: "a whole model as a Hugging Face folder, in safetensors", export: merged::export },
+    Target { name: "mlx", about: "mlx-lm's adapter folder", export: mlx::export },
+];
+
+impl Target {
+    /// The target of this name.
+    ///
+    /// # Errors
+    /// When there is none; all are listed.
+    pub fn find(name: &str) -> Result<&'static Self> {
+        TARGETS.iter().find(|target| target.name == name).ok_or_else(|| {
+            let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+            Error::invalid(format!("there is no target `{name}`")).with_help(format!("targets: {}", names.join(", ")))
+        })
+    }
+}
+
+/// A floating type for what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloatType {
+    /// 32 bits.
+    F32,
+    /// 16 bits, 5 of them exponent.
+    F16,
+    /// 16 bits, 8 of them exponent.
+    BF16,
+}
+
+impl FloatType {
+    /// GGML's type.
+    pub const fn ggml(self) -> GgmlDType {
+        match self {
+            Self::F32 => GgmlDType::F32,
+            Self::F16 => GgmlDType::F16,
+            Self::BF16 => GgmlDType::BF16,
+        }
+    }
+
+    /// candle's type.
+    pub const fn candle(self) -> candle_core::DType {
+        match self {
+            Self::F32 => candle_core::DType::F32,
+            Self::F16 => candle_core::DType::F16,
+            Self::BF16 => candle_core::DType::BF16,
+        }
+    }
+}
+
+/// The type of a GGUF file's matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufType {
+    /// A floating type.
+    Float(FloatType),
+    /// Blocks.
+    Blocks(QuantizationType),
+}
+
+/// What a user chooses of an export.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExportOptions {
+    /// The type of floating weights; by default f32 for adapters, and for merged models what the base has (bf16 of a
+    /// quantized one).
+    pub dtype: Option<FloatType>,
+    /// The type of a GGUF file's matrices; by default those of a GGUF base, and `q8_0` of another.
+    pub quantize: Option<GgufType>,
+}
+
+/// What is to be exported.
+pub struct Job<'a> {
+    /// The adapter's name, which files take.
+    pub name: &'a str,
+    /// Its folder or file.
+    pub path: &'a Path,
+    /// The adapter.
+    pub adapter: &'a AdapterBundle,
+    /// The base as it was named.
+    pub base_name: &'a str,
+    /// Whether `quantization` is not that of the training.
+    pub original: bool,
+    /// How the base's weights are held for a merge.
+    pub quantization: QuantizationConfig,
+    /// The base.
+    pub base: &'a Base,
+    /// A chat template that goes before the base's.
+    pub chat_template: Option<&'a str>,
+    /// What the user chose.
+    pub options: ExportOptions,
+}
+
+impl<'a> Job<'a> {
+    /// The weights with the adapter merged in.
+    ///
+    /// # Errors
+    /// As [`MergedWeights::new`].
+    pub fn merged(&self) -> Result<MergedWeights<'a>> {
+        MergedWeights::new(self.base, self.quantization, self.adapter)
+    }
+
+    /// The chat template: the adapter's, or the base's.
+    pub fn chat_template(&self) -> Option<&'a str> {
+        self.chat_template.or(self.base.chat_template())
+    }
+}
+
+/// What an export wrote.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// The folder.
+    pub folder: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// What a user should know.
+    pub notes: Vec<String>,
+}
+
+/// Whether an export may be written to `folder`.
+///
+/// # Errors
+/// When something stands there that is not an earlier export, or `overwrite` is not set.
+pub fn look(folder: &Path, overwrite: bool) -> Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::file(folder, "is no folder, or a part of the path is a file")
+                .with_help("name another folder with `--out`"));
+        }
+        Err(error) => return Err(Error::io("read", folder)(error)),
+    };
+    if !entries {
+        return Ok(());
+    }
+    if !folder.join(MANIFEST).is_file() {
+        return Err(Error::file(folder, "is not empty, and holds no export of Equipoise")
+            .with_help("name another folder with `--out`, or empty this one"));
+    }
+    if !overwrite {
+        return Err(Error::file(folder, "holds an earlier export")
+            .with_help("`--overwrite` replaces it; `--out FOLDER` keeps it and writes elsewhere"));
+    }
+    Ok(())
+}
+
+/// Writes one target into `folder`: whole or not at all.
+///
+/// # Errors
+/// As [`look`]; when the base cannot be read, the adapter cannot be written in this form, or the disk refuses.
+pub fn export(
+    target: &Target,
+    job: &Job<'_>,
+    folder: &Path,
+    overwrite: bool,
+    watch: &mut Watch<'_>,
+) -> Result<Exported> {
+    look(folder, overwrite)?;
+    let mut written = None;
+    write_folder_atomic(folder, |temporary| {
+        let mut out = Output::new(temporary, folder, watch);
+        (target.export)(job, &mut out)?;
+        let manifest = Manifest {
+            equipoise: env!("CARGO_PKG_VERSION").to_owned(),
+            target: target.name.to_owned(),
+            adapter: job.path.to_owned(),
+            base: job.base_name.to_owned(),
+            original: job.original,
+            quantization: job.quantization,
+            types: std::mem::take(&mut out.types).into_iter().collect(),
+            files: std::mem::take(&mut out.files),
+        };
+        out.small(MANIFEST, manifest.to_json().as_bytes())?;
+        written = Some((manifest, std::mem::take(&mut out.notes)));
+        Ok(())
+    })?;
+    let (manifest, notes) = written.expect("the folder was filled");
+    Ok(Exported { folder: folder.to_owned(), manifest, notes })
+}
+
+/// Counts of types, for the manifest.
+type Types = BTreeMap<String, usize>;

@@ -1,8 +1,8 @@
 //! Text, token by token, with a cache of keys and values; in `f32`.
 
 use super::{CausalLm, TapeContext};
-use crate::nn::{ForwardContext, KvCache};
-use crate::ops::{Group, Module, Pool, SavedInput, Sequence, composed, numbers, rms_norm};
+use crate::nn::KvCache;
+use crate::ops::{Pool, composed};
 use crate::rng::{Rng, key, name_key};
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -65,31 +65,8 @@ impl<'a> Generator<'a> {
     }
 
     fn feed_cpu(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let (lm, n) = (self.lm, ids.len());
-        let (hidden, end) = (lm.dimensions.hidden, self.tokens + n);
-        let positions: Vec<u32> = (self.tokens as u32..end as u32).collect();
-        let context = ForwardContext {
-            rope: lm.rope(&positions),
-            sequences: vec![Sequence { queries: 0..n, keys: 0..end }],
-            dropout_keys: None,
-            adapter: self.adapter,
-            cache: Some(&self.cache),
-            pool: &self.pool,
-            tokens: n,
-            capacity: n,
-        };
-        let mut x = context.take::<f32>(hidden);
-        lm.embed(ids, &mut x)?;
-        for layer in &lm.layers {
-            x = layer.forward(&x, &context)?.0;
-        }
-        let mut last = vec![0f32; hidden];
-        rms_norm(&x[(n - 1) * hidden..], &numbers(&lm.norm)?, lm.epsilon, &mut last);
-        let mut logits = vec![0f32; lm.dimensions.vocabulary];
-        let head = Module { weight: &lm.lm_head, bias: None, update: None };
-        let group = Group { modules: &[head], pool: &self.pool, capacity: 1 };
-        group.forward(SavedInput { x: &last[..], down: &[] }, &mut logits)?;
-        Ok(logits)
+        let hidden = self.lm.hidden_cpu(ids, self.tokens, self.adapter, Some(&self.cache), &self.pool)?;
+        self.lm.head_cpu(&hidden[hidden.len() - self.lm.dimensions.hidden..], &self.pool)
     }
 
     /// Without a cache: all tokens go through again.

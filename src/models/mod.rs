@@ -4,6 +4,7 @@
 //! activations, or of where its weights came from. One file and one line of `REGISTRY` add one; the file is named as Hugging
 //! Face's `model_type`.
 
+mod forward;
 mod generate;
 mod llama;
 mod tape;

@@ -2,15 +2,19 @@
 //! what it made (`generate`).
 
 mod data;
+mod export;
 mod generate;
 mod output;
 mod prepare;
 mod report;
 mod trained_on;
+mod verify;
 
 pub use data::{DataSummary, ShownRow, data};
+pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
+pub use verify::{Verified, VerifyRequest, verify};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
 use crate::device::process_memory;

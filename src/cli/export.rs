@@ -1,0 +1,163 @@
+//! `equipoise export`: an adapter in the forms that servers take.
+
+use super::interrupt::Interrupt;
+use super::output::{Stdout, Table, bytes, duration, printable, quoted};
+use super::progress::Progress;
+use super::verify;
+use crate::error::Result;
+use crate::export::{ExportOptions, FloatType, GgufType, TARGETS};
+use crate::nn::QuantizationType;
+use crate::run::{self, ExportRequest, ExportSummary, ExportedTarget, Verified};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// The adapter: a folder that `train` wrote, PEFT's or mlx-lm's folder, or llama.cpp's .gguf file.
+    adapter: PathBuf,
+    /// What to write; several with commas.
+    #[arg(long, value_name = "TARGET", value_delimiter = ',', required = true,
+          value_parser = PossibleValuesParser::new(TARGETS.iter().map(|target| {
+              clap::builder::PossibleValue::new(target.name).help(target.about)
+          })))]
+    to: Vec<String>,
+    /// Where to; with several targets, the folder of their folders [default: exports/ADAPTER/TARGET]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// What to merge into: `trained` (the weights as they were held in training), `original` (unquantized), `original:MODEL`,
+    /// or MODEL, another place of the base than the adapter names.
+    #[arg(long, value_name = "BASE")]
+    base: Option<String>,
+    /// The type of floating weights: f32, f16 or bf16 [default: f32 for adapters; as the base, or bf16, for `merged`]
+    #[arg(long, value_name = "TYPE", value_parser = float_type)]
+    dtype: Option<FloatType>,
+    /// The type of a GGUF file's matrices: `q4_k`, `q8_0`, `bf16` and so on [default: as a GGUF base, else `q8_0`]
+    #[arg(long, value_name = "TYPE", value_parser = gguf_type)]
+    quantize: Option<GgufType>,
+    /// Replace an earlier export.
+    #[arg(long)]
+    overwrite: bool,
+    /// Do not compare what was written with base and adapter.
+    #[arg(long)]
+    no_verify: bool,
+    /// Use only what is on this machine; fetch nothing.
+    #[arg(long)]
+    offline: bool,
+    /// Show no progress.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print JSON on stdout, one object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn float_type(text: &str) -> Result<FloatType, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "f32" | "float32" | "fp32" => Ok(FloatType::F32),
+        "f16" | "float16" | "fp16" => Ok(FloatType::F16),
+        "bf16" | "bfloat16" => Ok(FloatType::BF16),
+        _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
+fn gguf_type(text: &str) -> Result<GgufType, String> {
+    if let Ok(float) = float_type(text) {
+        return Ok(GgufType::Float(float));
+    }
+    let name = serde_json::Value::String(text.to_ascii_lowercase());
+    match serde_json::from_value::<QuantizationType>(name) {
+        Ok(kind) if kind.ggml().is_some() && kind != QuantizationType::Auto => Ok(GgufType::Blocks(kind)),
+        _ => Err("expected f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k".into()),
+    }
+}
+
+pub(super) fn run(args: &ExportArgs) -> Result<u8> {
+    let mut targets = args.to.clone();
+    targets.dedup();
+    let request = ExportRequest {
+        adapter: args.adapter.clone(),
+        targets,
+        out: args.out.clone(),
+        base: args.base.clone(),
+        options: ExportOptions { dtype: args.dtype, quantize: args.quantize },
+        overwrite: args.overwrite,
+        verify: !args.no_verify,
+        offline: args.offline,
+    };
+    let mut progress = Progress::new(args.json, args.quiet, Some(Interrupt::listen()));
+    let outcome = run::export(&request, &mut progress);
+    let written = progress.finish();
+    let summary = outcome?;
+    written?;
+    let mut stdout = Stdout::new();
+    if args.json {
+        stdout.json("summary", &summary);
+    } else {
+        stdout.text(&render(&summary));
+    }
+    stdout.finish()?;
+    Ok(verify::exit_code(&verified(&summary)))
+}
+
+fn render(summary: &ExportSummary) -> String {
+    let mut table = Table::default();
+    for export in &summary.exports {
+        let manifest = &export.manifest;
+        let total = manifest.files.iter().map(|file| file.bytes).sum();
+        table.row(
+            &manifest.target,
+            format!("{} ({} in {})", export.folder.display(), bytes(total), duration(export.seconds)),
+        );
+        let files: Vec<String> =
+            manifest.files.iter().map(|file| format!("{} ({})", printable(&file.name), bytes(file.bytes))).collect();
+        table.row("", files.join("\n"));
+        table.row("", types(&manifest.types));
+    }
+    let verified = verified(summary);
+    if !verified.is_empty() {
+        table.row("", " ");
+        table.row("compared", verify::table(&verified));
+    }
+    for export in &summary.exports {
+        table.row("next", next(export));
+    }
+    table.render()
+}
+
+fn verified(summary: &ExportSummary) -> Vec<Verified> {
+    summary.exports.iter().filter_map(|export| export.verified.clone()).collect()
+}
+
+fn types(types: &[(String, usize)]) -> String {
+    types.iter().map(|(name, count)| format!("{count} × {name}")).collect::<Vec<_>>().join(", ")
+}
+
+/// A command that serves the export.
+fn next(export: &ExportedTarget) -> String {
+    let folder = quoted(&export.folder.display().to_string());
+    let base = quoted(&export.manifest.base);
+    let gguf = export.manifest.files.iter().find(|file| Path::new(&file.name).extension().is_some_and(|e| e == "gguf"));
+    let file = gguf.map(|file| quoted(&export.folder.join(&file.name).display().to_string())).unwrap_or_default();
+    match export.manifest.target.as_str() {
+        "peft" => format!("vllm serve {base} --enable-lora --max-lora-rank 64 --lora-modules adapter={folder}"),
+        "merged" => format!("vllm serve {folder}"),
+        "gguf" => format!("llama-server -m {file}"),
+        "gguf-adapter" => format!("llama-server -m BASE.gguf --lora {file}"),
+        "mlx" => format!("mlx_lm.generate --model {base} --adapter-path {folder} --prompt \"…\""),
+        "ollama" => format!("(cd {folder} && ollama create NAME -f Modelfile)"),
+        _ => folder,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_go_by_the_names_that_people_know() {
+        assert_eq!(gguf_type("Q4_K").unwrap(), GgufType::Blocks(QuantizationType::Q4K));
+        assert_eq!(gguf_type("bf16").unwrap(), GgufType::Float(FloatType::BF16));
+        assert!(gguf_type("auto").is_err() && gguf_type("q9").is_err());
+    }
+}

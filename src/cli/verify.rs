@@ -1,0 +1,125 @@
+//! `equipoise verify`: exports held against base and adapter.
+
+use super::interrupt::Interrupt;
+use super::output::{Stdout, say};
+use super::progress::Progress;
+use crate::error::{Error, Result};
+use crate::run::{self, Verified, VerifyRequest};
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Folders that `export` wrote.
+    #[arg(required = true, value_name = "EXPORT")]
+    exports: Vec<PathBuf>,
+    /// Another place of the adapter than the export names.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Another place of the base that the adapter was trained on.
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// A text file to compare on, one prompt a line, in place of the built-in prompts.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Fail past this mean KL divergence (nats), in place of what the types of the weights allow.
+    #[arg(long, value_name = "NATS", value_parser = nats)]
+    max_kl: Option<f64>,
+    /// Use only what is on this machine; fetch nothing.
+    #[arg(long)]
+    offline: bool,
+    /// Show no progress.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print JSON on stdout, one object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn nats(text: &str) -> Result<f64, String> {
+    let fits = |number: &f64| number.is_finite() && *number >= 0.0;
+    text.parse().ok().filter(fits).ok_or_else(|| "expected a number, at least 0".into())
+}
+
+/// The most bytes of a file of prompts.
+const MAX_PROMPTS: u64 = 1 << 20;
+
+fn prompts(path: &Path) -> Result<Vec<String>> {
+    let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if length > MAX_PROMPTS {
+        return Err(Error::file(path, "is over 1 MiB; give a few prompts, one a line"));
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+    if prompts.is_empty() {
+        return Err(Error::file(path, "holds no prompt").with_help("write one a line"));
+    }
+    Ok(prompts)
+}
+
+pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
+    let request = VerifyRequest {
+        exports: args.exports.clone(),
+        adapter: args.adapter.clone(),
+        base: args.base.clone(),
+        prompts: args.prompts.as_deref().map(prompts).transpose()?.unwrap_or_default(),
+        max_kl: args.max_kl,
+        offline: args.offline,
+    };
+    let mut progress = Progress::new(args.json, args.quiet, Some(Interrupt::listen()));
+    let outcome = run::verify(&request, &mut progress);
+    let written = progress.finish();
+    let verified = outcome?;
+    written?;
+    let mut stdout = Stdout::new();
+    if args.json {
+        for verified in &verified {
+            stdout.json("verified", verified);
+        }
+    } else {
+        stdout.text(&table(&verified));
+        stdout.text("\n");
+    }
+    stdout.finish()?;
+    Ok(exit_code(&verified))
+}
+
+/// A row for each export.
+pub(super) fn table(verified: &[Verified]) -> String {
+    let mut rows = vec![["export", "mean KL", "allowed", "max KL", "top-1", "max Δlogit", "tokens"].map(String::from)];
+    for verified in verified {
+        let difference = &verified.difference;
+        let mark = if verified.passed { "" } else { "  too far" };
+        rows.push([
+            verified.target.clone(),
+            format!("{:.2e}", difference.mean_kl),
+            format!("{:.0e}", verified.allowed_kl),
+            format!("{:.2e}", difference.max_kl),
+            format!("{:.1}%", difference.top1_agreement * 100.0),
+            format!("{:.2e}", difference.max_logit_difference),
+            format!("{}{mark}", difference.tokens),
+        ]);
+    }
+    let widths: Vec<usize> =
+        (0..7).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; 7]| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// The exit code: 1 where an export is too far from base and adapter, which is then said.
+pub(super) fn exit_code(verified: &[Verified]) -> u8 {
+    let failed = || verified.iter().filter(|verified| !verified.passed);
+    for verified in failed() {
+        say(&format!(
+            "{}: {} nats of mean KL, more than the {} that its types allow; do not serve it. Try more bits (`--quantize`, \
+             `--dtype`), and `--base trained`",
+            verified.folder.display(),
+            verified.difference.mean_kl,
+            verified.allowed_kl
+        ));
+    }
+    u8::from(failed().next().is_some())
+}

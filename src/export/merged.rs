@@ -1,0 +1,212 @@
+//! A whole model as a Hugging Face folder: weights in shards, configuration, tokenizer and chat template.
+
+use super::{FloatType, Job, MergedWeights, Output};
+use crate::error::{Error, Result};
+use crate::nn::rope_frequencies;
+use crate::weights::{Base, TensorInfo, safetensors_header};
+use candle_core::quantized::GgmlDType;
+use serde_json::{Map, Value, json};
+
+/// The most bytes of a shard, as transformers has had it for years.
+const SHARD: usize = 5_000_000_000;
+
+/// What a tokenizer and a model card's licence come in. The weights and `config.json` are written anew.
+const COMPANIONS: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+];
+
+pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let weights = job.merged()?;
+    let dtype = job.options.dtype.map_or_else(|| stored_type(&weights), FloatType::ggml);
+    let mut tensors = weights.tensors();
+    // llama.cpp's factors of the rotary frequencies: Hugging Face has them in config.json.
+    tensors.retain(|tensor| tensor.name != "rope_freqs.weight");
+    for tensor in &mut tensors {
+        tensor.dtype = dtype;
+    }
+    let mut config = job.base.config().clone();
+    if job.base.is_gguf() {
+        complete_config(job.base, &mut config)?;
+    }
+    config.remove("quantization_config");
+    for key in ["torch_dtype", "dtype"] {
+        if config.contains_key(key) || key == "torch_dtype" {
+            config.insert(key.into(), json!(name_of(dtype)));
+        }
+    }
+    write_shards(&weights, &tensors, out)?;
+    out.small("config.json", &pretty(&Value::Object(config)))?;
+    if job.base.is_gguf() {
+        write_tokenizer(job, out)
+    } else {
+        for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || **name != "chat_template.jinja") {
+            out.copy_if_there(&job.base.path().join(name), name)?;
+        }
+        job.chat_template.map_or(Ok(()), |template| out.small("chat_template.jinja", template.as_bytes()))
+    }
+}
+
+/// The type of most of the base's numbers, where that is a floating one.
+fn stored_type(weights: &MergedWeights<'_>) -> GgmlDType {
+    let tensors = weights.tensors();
+    let largest = tensors.iter().filter(|tensor| tensor.shape.len() > 1).max_by_key(|tensor| tensor.bytes());
+    match largest.map(|tensor| tensor.dtype) {
+        Some(dtype @ (GgmlDType::F32 | GgmlDType::F16)) => dtype,
+        _ => GgmlDType::BF16,
+    }
+}
+
+const fn name_of(dtype: GgmlDType) -> &'static str {
+    match dtype {
+        GgmlDType::F32 => "float32",
+        GgmlDType::F16 => "float16",
+        _ => "bfloat16",
+    }
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// Consecutive tensors up to [`SHARD`] bytes each.
+fn shards(tensors: &[TensorInfo], most: usize) -> Vec<&[TensorInfo]> {
+    let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (index, tensor) in tensors.iter().enumerate() {
+        if index > start && bytes + tensor.bytes() > most {
+            shards.push(&tensors[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += tensor.bytes();
+    }
+    shards.push(&tensors[start..]);
+    shards
+}
+
+fn write_shards(weights: &MergedWeights<'_>, tensors: &[TensorInfo], out: &mut Output<'_>) -> Result<()> {
+    let total: usize = tensors.iter().map(TensorInfo::bytes).sum();
+    out.expect(total as u64);
+    let shards = shards(tensors, SHARD);
+    let count = shards.len();
+    let mut map = Map::new();
+    for (number, shard) in shards.into_iter().enumerate() {
+        let name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        out.file(&name, |write| {
+            write(&safetensors_header(shard, &[("format", "pt")]))?;
+            shard.iter().try_for_each(|tensor| {
+                let (_, stored) = weights.base().tensor(&tensor.name).expect("the list is the base's");
+                let source = TensorInfo { dtype: stored, ..tensor.clone() };
+                weights.stream(&source, tensor.dtype, 1, &|bytes, _| Ok(bytes), write)
+            })
+        })?;
+        for tensor in shard {
+            map.insert(tensor.name.clone(), json!(name));
+            out.count(tensor.dtype);
+        }
+    }
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        out.small("model.safetensors.index.json", &pretty(&index))?;
+    }
+    Ok(())
+}
+
+/// What `config.json` says besides what GGUF's metadata give.
+fn complete_config(base: &Base, config: &mut Map<String, Value>) -> Result<()> {
+    let architecture = match base.model_type() {
+        "llama" => "LlamaForCausalLM",
+        "qwen2" => "Qwen2ForCausalLM",
+        "qwen3" => "Qwen3ForCausalLM",
+        other => return Err(Error::invalid(format!("the architecture `{other}` cannot be written as a folder yet"))),
+    };
+    config.insert("architectures".into(), json!([architecture]));
+    for (key, token) in [("bos_token_id", &base.special_tokens().bos), ("pad_token_id", &base.special_tokens().pad)] {
+        if let Some((_, id)) = token {
+            config.insert(key.into(), json!(id));
+        }
+    }
+    if base.tensor("rope_freqs.weight").is_some() {
+        config.insert("rope_scaling".into(), rope_scaling(base, config)?);
+    }
+    Ok(())
+}
+
+/// The parameters of Llama 3's scaling that give the factors of the file.
+fn rope_scaling(base: &Base, config: &Map<String, Value>) -> Result<Value> {
+    let head_dim = config.get("head_dim").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let raw = base.read("rope_freqs.weight")?;
+    let factors: Vec<f32> = raw.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let wanted = rope_frequencies(config, head_dim, Some(&factors))?;
+    for factor in [8.0, 32.0, 16.0, 4.0, 2.0, 64.0] {
+        let scaling = json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192 });
+        let mut config = config.clone();
+        config.insert("rope_scaling".into(), scaling.clone());
+        let got = rope_frequencies(&config, head_dim, None)?;
+        if got.iter().zip(&wanted).all(|(x, y)| (x - y).abs() <= 1e-5 * y.abs()) {
+            return Ok(scaling);
+        }
+    }
+    Err(Error::file(
+        base.path(),
+        "its rotary factors (rope_freqs.weight) are none of Llama 3's, and config.json has no place for others",
+    )
+    .with_help("merge into the unquantized model: --base original:MODEL"))
+}
+
+/// The tokenizer of a GGUF file as the files that transformers reads.
+fn write_tokenizer(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let special = job.base.special_tokens();
+    let tokenizer = job.base.tokenizer()?;
+    let text = tokenizer.to_string(true).map_err(|error| Error::invalid(format!("the tokenizer: {error}")))?;
+    out.small("tokenizer.json", text.as_bytes())?;
+    let mut config = Map::new();
+    config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+    config.insert("clean_up_tokenization_spaces".into(), json!(false));
+    config.insert("add_bos_token".into(), json!(special.add_bos));
+    let mut map = Map::new();
+    for (key, token) in [("bos_token", &special.bos), ("eos_token", &special.eos), ("pad_token", &special.pad)] {
+        if let Some((text, _)) = token {
+            config.insert(key.into(), json!(text));
+            map.insert(key.into(), json!(text));
+        }
+    }
+    if let Some(length) = job.base.config().get("max_position_embeddings") {
+        config.insert("model_max_length".into(), length.clone());
+    }
+    out.small("tokenizer_config.json", &pretty(&Value::Object(config)))?;
+    out.small("special_tokens_map.json", &pretty(&Value::Object(map)))?;
+    let mut generation = Map::new();
+    for (key, token) in [("bos_token_id", &special.bos), ("pad_token_id", &special.pad)] {
+        if let Some((_, id)) = token {
+            generation.insert(key.into(), json!(id));
+        }
+    }
+    let ends = match special.eos_ids.as_slice() {
+        [one] => json!(one),
+        ids => json!(ids),
+    };
+    generation.insert("eos_token_id".into(), ends);
+    out.small("generation_config.json", &pretty(&Value::Object(generation)))?;
+    if let Some(template) = job.chat_template() {
+        out.small("chat_template.jinja", template.as_bytes())?;
+    }
+    Ok(())
+}

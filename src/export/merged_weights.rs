@@ -1,0 +1,187 @@
+//! `W + scale·B·A`, tensor by tensor and panel by panel: what a merge writes, whatever the format.
+//!
+//! No tensor is ever whole in memory: a few panels of rows are, for each thread.
+
+use crate::adapter::AdapterBundle;
+use crate::error::{Error, Result};
+use crate::models;
+use crate::nn::{QuantizationConfig, peft_name};
+use crate::ops::dequantize::dequantize;
+use crate::ops::simd::vectorized;
+use crate::weights::{Base, TensorInfo};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Numbers of a panel: 1 MiB of `f32`, so that a machine of many threads stays small too.
+const PANEL: usize = 1 << 18;
+
+/// The weights of a base with an adapter added.
+pub struct MergedWeights<'a> {
+    base: &'a Base,
+    /// The types that matrices were held in while the adapter was trained, where those are not the stored ones.
+    held: BTreeMap<String, GgmlDType>,
+    updates: BTreeMap<String, Update>,
+}
+
+/// The update of one matrix.
+struct Update {
+    /// `[r, in]`
+    a: Vec<f32>,
+    /// `[out, r]`, times the scale
+    b: Vec<f32>,
+    r: usize,
+}
+
+impl<'a> MergedWeights<'a> {
+    /// The weights of `base`, held as `quantization` says, with the adapter's updates.
+    ///
+    /// # Errors
+    /// When the base is of an architecture that is not known, or the adapter holds something else than its linear layers'.
+    pub fn new(base: &'a Base, quantization: QuantizationConfig, adapter: &AdapterBundle) -> Result<Self> {
+        let lora = Some(&adapter.config.lora);
+        let plan = models::load(base, quantization, lora, 0, &Device::Cpu, true)?.report;
+        let mut updates = BTreeMap::new();
+        for module in adapter.modules() {
+            if !plan.linear.contains(&module) {
+                let message = format!("the module `{module}` cannot be merged: it is no linear layer of the decoder's");
+                return Err(Error::invalid(message).with_help("export the adapter by itself: --to peft"));
+            }
+            let numbers = |part: &str| -> Result<Vec<f32>> {
+                Ok(adapter.tensors[&peft_name(&module, part)].flatten_all()?.to_vec1()?)
+            };
+            let scale = adapter.config.lora.scale() as f32;
+            let b = numbers("lora_B")?.into_iter().map(|x| x * scale).collect();
+            updates.insert(format!("{module}.weight"), Update { a: numbers("lora_A")?, b, r: adapter.config.lora.r });
+        }
+        let mut held = plan.held;
+        held.retain(|name, dtype| base.tensor(name).is_some_and(|(_, stored)| stored != *dtype));
+        Ok(Self { base, held, updates })
+    }
+
+    /// The base that is merged into.
+    pub fn base(&self) -> &'a Base {
+        self.base
+    }
+
+    /// All tensors of the base, under Hugging Face's names, in their order, with the types that they are stored in.
+    pub fn tensors(&self) -> Vec<TensorInfo> {
+        let info = |name: &str| {
+            let (shape, dtype) = self.base.tensor(name)?;
+            Some(TensorInfo { name: name.to_owned(), shape: shape.to_vec(), dtype })
+        };
+        self.base.tensor_names().filter_map(info).collect()
+    }
+
+    /// Whether the tensor differs from what the base stores.
+    pub fn is_changed(&self, name: &str) -> bool {
+        self.updates.contains_key(name) || self.held.contains_key(name)
+    }
+
+    /// Gives the tensor's bytes in `dtype`, in pieces from the first row to the last. What the merge does not change and is
+    /// stored in that type comes as it is stored. A piece is of a multiple of `height` rows, and `arrange` may bring the rows
+    /// of each piece into another order.
+    ///
+    /// # Errors
+    /// When the base cannot be read, or holds a number that is not finite or does not fit the type; and what `write` answers.
+    pub fn stream(
+        &self,
+        tensor: &TensorInfo,
+        dtype: GgmlDType,
+        height: usize,
+        arrange: &(dyn Fn(Vec<u8>, usize) -> Result<Vec<u8>> + Sync),
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (columns, outer) = tensor.shape.split_last().unwrap_or((&1, &[]));
+        let rows: usize = outer.iter().product();
+        let panel = (PANEL / columns.max(&1)).max(1).next_multiple_of(height.max(1));
+        let starts: Vec<usize> = (0..rows).step_by(panel).collect();
+        for group in starts.chunks(2 * rayon::current_num_threads()) {
+            let pieces: Vec<Vec<u8>> = group
+                .par_iter()
+                .map(|&start| {
+                    let range = start..(start + panel).min(rows);
+                    let count = range.len();
+                    arrange(self.panel(tensor, range, dtype)?, count)
+                })
+                .collect::<Result<_>>()?;
+            for piece in pieces {
+                write(&piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn panel(&self, tensor: &TensorInfo, rows: Range<usize>, dtype: GgmlDType) -> Result<Vec<u8>> {
+        let bytes = self.base.read_rows(&tensor.name, rows.clone())?;
+        if dtype == tensor.dtype && !self.is_changed(&tensor.name) {
+            return Ok(bytes);
+        }
+        let columns = *tensor.shape.last().unwrap_or(&1);
+        let mut values = vec![0f32; rows.len() * columns];
+        dequantize(tensor.dtype, &bytes, &mut values);
+        self.check_finite(&tensor.name, &values)?;
+        if let Some(held) = self.held.get(&tensor.name) {
+            let bytes = encode(&values, columns, *held)?;
+            dequantize(*held, &bytes, &mut values);
+        }
+        if let Some(update) = self.updates.get(&tensor.name) {
+            update.add(rows, columns, &mut values);
+            self.check_finite(&tensor.name, &values)?;
+        }
+        let bytes = encode(&values, columns, dtype)?;
+        if dtype == GgmlDType::F16 && bytes.chunks_exact(2).any(|x| !f16::from_le_bytes([x[0], x[1]]).is_finite()) {
+            let message = format!("the tensor `{}` holds numbers beyond what f16 can hold", tensor.name);
+            return Err(Error::file(self.base.path(), message).with_help("take bf16 or f32"));
+        }
+        Ok(bytes)
+    }
+
+    fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {
+        if values.iter().all(|x| x.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::file(self.base.path(), format!("the tensor `{name}` holds a number that is not finite"))
+            .with_help("the file is damaged, or was written by a run that diverged; fetch it again"))
+    }
+}
+
+impl Update {
+    /// Adds rows of `B·A` to `values`.
+    fn add(&self, rows: Range<usize>, columns: usize, values: &mut [f32]) {
+        for (row, out) in rows.zip(values.chunks_exact_mut(columns)) {
+            let b = &self.b[row * self.r..][..self.r];
+            for (b, a) in b.iter().zip(self.a.chunks_exact(columns)) {
+                add_scaled(*b, a, out);
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// `out += b·a`. Products and sums are not fused: a merge has the same bits on every machine.
+    fn add_scaled(b: f32, a: &[f32], out: &mut [f32]) {
+        for (out, a) in out.iter_mut().zip(a) {
+            *out += b * a;
+        }
+    }
+}
+
+/// Rows in a type.
+///
+/// # Errors
+/// When the rows are no whole blocks.
+pub(super) fn encode(values: &[f32], columns: usize, dtype: GgmlDType) -> Result<Vec<u8>> {
+    Ok(match dtype {
+        GgmlDType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        GgmlDType::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        GgmlDType::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        blocks => {
+            let tensor = Tensor::from_slice(values, (values.len() / columns.max(1), columns), &Device::Cpu)?;
+            QTensor::quantize(&tensor, blocks)?.data()?.into_owned()
+        }
+    })
+}

@@ -1,0 +1,25 @@
+//! PEFT's folder: what vLLM, SGLang, TGI, LoRAX and mistral.rs take beside a base.
+
+use super::{FloatType, Job, Output};
+use crate::error::Result;
+
+/// Files of the adapter's own folder that go along.
+const COMPANIONS: &[&str] = &["README.md", "recipe.yaml", "chat_template.jinja"];
+
+pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let dtype = job.options.dtype.unwrap_or(FloatType::F32);
+    let folder = out.folder().to_owned();
+    for path in job.adapter.save(&folder, Some(dtype.candle()))? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        out.adopt(&name)?;
+    }
+    for _ in &job.adapter.tensors {
+        out.count(dtype.ggml());
+    }
+    if job.path.is_dir() {
+        for name in COMPANIONS {
+            out.copy_if_there(&job.path.join(name), name)?;
+        }
+    }
+    Ok(())
+}

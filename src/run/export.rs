@@ -1,0 +1,184 @@
+//! An adapter in the forms that servers take, each compared with base and adapter.
+
+use super::trained_on::TrainedOn;
+use super::verify::{Verified, verify_all};
+use crate::error::{Error, Result};
+use crate::export::{self, ExportOptions, Exported, Job, Manifest, Target};
+use crate::nn::{QuantizationConfig, QuantizationType};
+use crate::train::{Event, Observer};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What to export, and how.
+#[derive(Debug, Clone)]
+pub struct ExportRequest {
+    /// An adapter: a folder that `train` wrote, or PEFT's, mlx-lm's or llama.cpp's.
+    pub adapter: PathBuf,
+    /// The targets' names.
+    pub targets: Vec<String>,
+    /// Where to: the target's folder, or with several targets the folder of their folders.
+    pub out: Option<PathBuf>,
+    /// `trained` (what goes without saying), `original`, `original:MODEL`, or a model.
+    pub base: Option<String>,
+    /// Types.
+    pub options: ExportOptions,
+    /// Replace an earlier export.
+    pub overwrite: bool,
+    /// Compare what was written with base and adapter.
+    pub verify: bool,
+    /// Fetch nothing.
+    pub offline: bool,
+}
+
+/// What was exported.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportSummary {
+    /// One for each target.
+    pub exports: Vec<ExportedTarget>,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+/// One target's export.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportedTarget {
+    /// The folder.
+    pub folder: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// What a user should know.
+    pub notes: Vec<String>,
+    /// The comparison, if there was one.
+    pub verified: Option<Verified>,
+    /// Seconds of writing.
+    pub seconds: f64,
+}
+
+/// What `--base` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct BaseChoice {
+    /// Another place than the adapter names.
+    pub model: Option<String>,
+    /// The weights as they are stored, not as they were held in training.
+    pub original: bool,
+}
+
+impl BaseChoice {
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            None | Some("trained") => Self::default(),
+            Some("original") => Self { model: None, original: true },
+            Some(text) => match text.strip_prefix("original:") {
+                Some(model) => Self { model: Some(model.into()), original: true },
+                None => Self { model: Some(text.into()), original: false },
+            },
+        }
+    }
+}
+
+/// Writes an adapter for each target.
+///
+/// # Errors
+/// Before anything is written: when adapter or base cannot be read or do not fit each other, a target is not known, or a
+/// folder is in use. Then: when the disk refuses, or [`Verified`] is not as good as it must be.
+pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<ExportSummary> {
+    let start = Instant::now();
+    let targets = request.targets.iter().map(|name| Target::find(name)).collect::<Result<Vec<_>>>()?;
+    let name = name_of(&request.adapter)?;
+    let folders: Vec<PathBuf> = targets.iter().map(|target| folder_of(request, &name, target)).collect();
+    for folder in &folders {
+        export::look(folder, request.overwrite)?;
+    }
+    let choice = BaseChoice::parse(request.base.as_deref());
+    let trained_on = TrainedOn::of(&request.adapter, choice.model.as_deref())?;
+    let base = trained_on.open(request.offline, observer)?;
+    if choice.original && base.is_gguf() {
+        return Err(Error::invalid(format!("{} is a GGUF file, not the unquantized model", base.path().display()))
+            .with_help("name that one: --base original:MODEL"));
+    }
+    let adapter = trained_on.adapter(&base, observer)?;
+    let quantization = if choice.original {
+        QuantizationConfig { kind: QuantizationType::None }
+    } else {
+        trained_on.held_to_merge(&base)
+    };
+    let template = trained_on.chat_template()?;
+    let job = Job {
+        name: &name,
+        path: &request.adapter,
+        adapter: &adapter,
+        base_name: trained_on.base_name(),
+        original: choice.original,
+        quantization,
+        base: &base,
+        chat_template: template.as_deref(),
+        options: request.options,
+    };
+    let mut exports = Vec::new();
+    for (target, folder) in targets.into_iter().zip(folders) {
+        exports.push(export_one(target, &job, folder, request.overwrite, observer)?);
+    }
+    if request.verify {
+        let folders: Vec<&Path> = exports.iter().map(|export| export.folder.as_path()).collect();
+        let verified = verify_all(&folders, &request.adapter, &choice, request.offline, &[], observer)?;
+        for (export, verified) in exports.iter_mut().zip(verified) {
+            export.verified = Some(verified);
+        }
+    }
+    Ok(ExportSummary { exports, seconds: start.elapsed().as_secs_f64() })
+}
+
+fn export_one(
+    target: &Target,
+    job: &Job<'_>,
+    folder: PathBuf,
+    overwrite: bool,
+    observer: &mut dyn Observer,
+) -> Result<ExportedTarget> {
+    let start = Instant::now();
+    let what = format!("writing {}", folder.display());
+    observer.event(&Event::Bytes { what: what.clone(), done: 0, total: 0 });
+    let Exported { folder, manifest, notes } = export::export(target, job, &folder, overwrite, &mut |done, total| {
+        observer.event(&Event::Bytes { what: what.clone(), done, total });
+        !observer.stop_requested()
+    })?;
+    for note in &notes {
+        observer.event(&Event::Note(format!("{}: {note}", target.name)));
+    }
+    Ok(ExportedTarget { folder, manifest, notes, verified: None, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// The adapter's name: that of its folder or file.
+fn name_of(adapter: &Path) -> Result<String> {
+    let path = adapter.canonicalize().map_err(|_| {
+        Error::file(adapter, "no such folder or file").with_help("name a folder that `train` wrote, or another adapter")
+    })?;
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    Ok(name.map_or("adapter".into(), |name| name.to_string_lossy().into_owned()))
+}
+
+fn folder_of(request: &ExportRequest, name: &str, target: &Target) -> PathBuf {
+    match &request.out {
+        Some(out) if request.targets.len() == 1 => out.clone(),
+        Some(out) => out.join(target.name),
+        None => Path::new("exports").join(name).join(target.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_a_place_or_a_kind_or_both() {
+        let choice = |text: &str| {
+            let choice = BaseChoice::parse(Some(text));
+            (choice.model, choice.original)
+        };
+        assert_eq!(choice("trained"), (None, false));
+        assert_eq!(choice("original"), (None, true));
+        assert_eq!(choice("original:org/name"), (Some("org/name".into()), true));
+        assert_eq!(choice("models/x.gguf"), (Some("models/x.gguf".into()), false));
+    }
+}
