@@ -4,6 +4,7 @@
 
 mod bundle;
 mod card;
+pub mod gguf;
 mod tensors;
 
 pub use bundle::{AdapterBundle, AdapterConfig};
