@@ -4,7 +4,7 @@ use super::config::AdapterConfig;
 use super::format::AdapterFormat;
 use super::peft::{BASE_SHA256, CONFIG, TENSORS};
 use super::tensors::serialize_adapter;
-use super::{mlx, peft};
+use super::{gguf, mlx, peft};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::weights::Base;
@@ -63,7 +63,7 @@ impl AdapterBundle {
         match AdapterFormat::of(path)? {
             AdapterFormat::Peft => peft::read(path)?.fit(base),
             AdapterFormat::Mlx => mlx::read(path)?.fit(base),
-            AdapterFormat::Gguf => Err(Error::file(path, "adapters in GGUF are not read yet")),
+            AdapterFormat::Gguf => gguf::read(path, Some(base))?.fit(base),
         }
     }
 }

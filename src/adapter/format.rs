@@ -1,7 +1,7 @@
 //! Which of the formats an adapter is in, and what can be said of it without its base.
 
 use super::peft::{self, CONFIG};
-use super::{config::Targets, mlx};
+use super::{config::Targets, gguf, mlx};
 use crate::error::{Error, Result};
 use crate::nn::{LoraConfig, TargetModules};
 use std::path::Path;
@@ -66,7 +66,7 @@ impl AdapterSummary {
         let raw = match AdapterFormat::of(path)? {
             AdapterFormat::Peft => peft::read(path)?,
             AdapterFormat::Mlx => mlx::read(path)?,
-            AdapterFormat::Gguf => return Err(Error::file(path, "adapters in GGUF are not read yet")),
+            AdapterFormat::Gguf => gguf::read(path, None)?,
         };
         let modules = raw.modules()?;
         let mut lora = raw.lora(&modules);

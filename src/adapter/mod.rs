@@ -6,6 +6,7 @@ mod bundle;
 mod card;
 mod config;
 mod format;
+mod gguf;
 mod mlx;
 mod peft;
 mod read;

@@ -42,6 +42,12 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "peft", about: "PEFT's folder, which most servers take beside a base", export: peft::export },
     Target { name: "merged", about: "a whole model as a Hugging Face folder, in safetensors", export: merged::export },
+    Target { name: "gguf", about: "a whole model as one GGUF file, for llama.cpp", export: gguf::export_merged },
+    Target {
+        name: "gguf-adapter",
+        about: "the adapter as a GGUF file, to lay on a base's",
+        export: gguf::export_adapter,
+    },
     Target { name: "mlx", about: "mlx-lm's adapter folder", export: mlx::export },
 ];
 
@@ -96,6 +102,22 @@ pub enum GgufType {
     Float(FloatType),
     /// Blocks.
     Blocks(QuantizationType),
+}
+
+impl GgufType {
+    /// GGML's type.
+    pub fn ggml(self) -> GgmlDType {
+        match self {
+            Self::Float(float) => float.ggml(),
+            Self::Blocks(kind) => kind.ggml().unwrap_or(GgmlDType::Q8_0),
+        }
+    }
+}
+
+/// A type's name as people write it: `q4_k`, `bf16`.
+pub fn type_name(dtype: GgmlDType) -> String {
+    let name = format!("{dtype:?}").to_lowercase();
+    name.strip_suffix('k').map_or_else(|| name.clone(), |stem| format!("{stem}_k"))
 }
 
 /// What a user chooses of an export.

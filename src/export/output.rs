@@ -1,6 +1,6 @@
 //! The files of an export: written into a folder that is not in place yet, hashed as they go.
 
-use super::Types;
+use super::{Types, type_name};
 use crate::error::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ impl<'a> Output<'a> {
 
     /// Counts a tensor of this type.
     pub fn count(&mut self, dtype: GgmlDType) {
-        *self.types.entry(format!("{dtype:?}")).or_default() += 1;
+        *self.types.entry(type_name(dtype)).or_default() += 1;
     }
 
     /// Keeps a remark for the user.

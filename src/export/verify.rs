@@ -93,11 +93,11 @@ fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
 /// (see tests/benches/EXPORT.md), and some four times that.
 pub fn allowed_kl(manifest: &Manifest) -> f64 {
     let of_type = |name: &str| match name {
-        "F32" => 1e-5,
-        "F16" | "BF16" => 1e-2,
-        "Q8_0" => 2e-2,
-        "Q6K" | "Q5_0" | "Q5_1" | "Q5K" => 0.1,
-        "Q4_0" | "Q4_1" | "Q4K" => 0.5,
+        "f32" => 1e-5,
+        "f16" | "bf16" => 1e-2,
+        "q8_0" => 2e-2,
+        "q6_k" | "q5_0" | "q5_1" | "q5_k" => 0.1,
+        "q4_0" | "q4_1" | "q4_k" => 0.5,
         _ => 2.0,
     };
     let worst = manifest.types.iter().map(|(name, _)| of_type(name)).fold(1e-5, f64::max);

@@ -1,1 +1,46 @@
 //! Writing GGUF files: the container, the metadata that llama.cpp wants, and the tokenizer inside.
+//!
+//! It owns bytes, keys and names. It does not own what the weights are: whoever merges or quantizes streams them in.
+
+mod adapter;
+mod hub_id;
+mod metadata;
+mod model;
+mod rope;
+mod tensors;
+mod tokenizer;
+mod tokenizer_kind;
+mod writer;
+
+pub use adapter::{AdapterFacts, adapter_metadata, write_adapter};
+pub use metadata::{ModelFacts, file_type, metadata};
+pub(super) use model::export_model;
+pub use rope::{ROPE_FREQS, rope_freqs};
+pub use tensors::{Placement, placement};
+pub use writer::{GgufWriter, TensorInfo, file_size};
+
+use super::{FloatType, Job, Output};
+use crate::error::{Error, Result};
+use candle_core::quantized::GgmlDType;
+
+/// `--to gguf`: the merged model.
+pub(super) fn export_merged(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    export_model(job, out).map(drop)
+}
+
+/// `--to gguf-adapter`: the adapter by itself; the base stays as it is.
+pub(super) fn export_adapter(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let dtype = match job.options.dtype {
+        None | Some(FloatType::F32) => GgmlDType::F32,
+        Some(FloatType::F16) => GgmlDType::F16,
+        Some(FloatType::BF16) => {
+            return Err(Error::invalid("--dtype: llama.cpp's adapters are f32 or f16, not bf16"));
+        }
+    };
+    let name = format!("{}-lora.gguf", job.name);
+    write_adapter(&out.folder().join(&name), job.base, job.adapter, &AdapterFacts { name: job.name, dtype })?;
+    for _ in &job.adapter.tensors {
+        out.count(dtype);
+    }
+    out.adopt(&name)
+}

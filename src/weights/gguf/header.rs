@@ -221,6 +221,26 @@ fn dtype(kind: u32) -> Option<GgmlDType> {
     })
 }
 
+/// ggml's number of a type, for what is written; `None` for the formats of activations.
+pub(crate) fn type_number(dtype: GgmlDType) -> Option<u32> {
+    Some(match dtype {
+        GgmlDType::F32 => 0,
+        GgmlDType::F16 => 1,
+        GgmlDType::Q4_0 => 2,
+        GgmlDType::Q4_1 => 3,
+        GgmlDType::Q5_0 => 6,
+        GgmlDType::Q5_1 => 7,
+        GgmlDType::Q8_0 => 8,
+        GgmlDType::Q2K => 10,
+        GgmlDType::Q3K => 11,
+        GgmlDType::Q4K => 12,
+        GgmlDType::Q5K => 13,
+        GgmlDType::Q6K => 14,
+        GgmlDType::BF16 => 30,
+        GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
+    })
+}
+
 fn type_name(kind: u32) -> String {
     let name = match kind {
         9 => "Q8_1",

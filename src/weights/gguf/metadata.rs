@@ -35,12 +35,18 @@ impl Metadata {
     }
 
     /// A non-negative whole number of at most 32 bits, stored as whatever integer.
-    pub(super) fn number(&self, key: &str) -> Result<Option<u32>> {
+    ///
+    /// # Errors
+    /// When the value is of another kind.
+    pub fn number(&self, key: &str) -> Result<Option<u32>> {
         self.typed(key, "a non-negative whole number of 32 bits", whole)
     }
 
     /// A floating-point number. An f32 becomes the shortest decimal that it stands for: `1e-5`, not `9.99999974e-6`.
-    pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
+    ///
+    /// # Errors
+    /// When the value is of another kind.
+    pub fn float(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", |value| match value {
             Value::F32(number) => number.to_string().parse().ok(),
             Value::F64(number) => Some(*number),
@@ -49,7 +55,10 @@ impl Metadata {
     }
 
     /// A string.
-    pub(super) fn string(&self, key: &str) -> Result<Option<&str>> {
+    ///
+    /// # Errors
+    /// When the value is of another kind.
+    pub fn string(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a string", |value| match value {
             Value::String(text) => Some(text.as_str()),
             _ => None,
@@ -65,7 +74,10 @@ impl Metadata {
     }
 
     /// An array of strings.
-    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
+    ///
+    /// # Errors
+    /// When the value is of another kind.
+    pub fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.array(key, "an array of strings", |value| match value {
             Value::String(text) => Some(text.as_str()),
             _ => None,

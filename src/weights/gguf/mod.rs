@@ -1,8 +1,9 @@
 //! GGUF files: llama.cpp's container of quantized weights, under Hugging Face's names.
 //!
 //! It owns reading the header, the names and row orders of architectures, and building the tokenizer from the metadata.
-//! It does not own dequantizing, nor writing GGUF files.
+//! It does not own dequantizing, nor writing GGUF files: `export` does that, with the tables of names, types and patterns here.
 
+pub(crate) mod adapter_file;
 pub mod architecture;
 mod config;
 mod header;
@@ -13,16 +14,25 @@ mod sentencepiece;
 mod special_tokens;
 mod tokenizer;
 
+pub use adapter_file::{AdapterFile, open_adapter};
+pub(crate) use header::type_number;
 pub use metadata::Metadata;
-pub(crate) use pre_tokenizer::WORD_PATTERNS;
+pub(crate) use pre_tokenizer::{GPT2, Splitting, WORD_PATTERNS, name_of as pre_tokenizer_name};
+pub(crate) use special_tokens::is_known_end;
 pub(super) use tokenizer::tokenizer;
 
 use super::Contents;
 use super::table::{Entry, Table, WeightFile, byte_len};
 use crate::error::{Error, Result};
 use architecture::Architecture;
+use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value};
 use std::path::Path;
+
+/// The bytes of a tensor; `None` when its rows are no whole blocks or the number does not fit.
+pub(crate) fn tensor_bytes(shape: &[usize], dtype: GgmlDType) -> Option<usize> {
+    byte_len(shape, dtype)
+}
 
 /// Reads and checks the header of a GGUF file.
 pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {

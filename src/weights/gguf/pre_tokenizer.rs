@@ -9,7 +9,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
@@ -60,6 +60,32 @@ pub(super) fn find(name: &str) -> Option<&'static PreTokenizer> {
     TABLE.iter().find(|row| row.names.contains(&name))
 }
 
+/// What a `tokenizer.json` says of splitting, as far as the table can tell its rows apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Splitting {
+    /// Regular expressions, as in [`PreTokenizer`].
+    pub patterns: Vec<String>,
+    pub ignore_merges: bool,
+    pub nfc: bool,
+}
+
+/// The `tokenizer.ggml.pre` of a way of splitting; `None` when it is no row of the table.
+///
+/// Text that is to be composed (NFC) first takes a row that says so, and else one that splits alike: llama.cpp itself
+/// composes nothing, whatever the name.
+pub(crate) fn name_of(splitting: &Splitting) -> Option<&'static str> {
+    // `default` is what llama.cpp falls back to; no model means it.
+    let fits = |row: &&PreTokenizer| {
+        row.names != ["default"]
+            && row.patterns == splitting.patterns.as_slice()
+            && row.ignore_merges == splitting.ignore_merges
+    };
+    let exact = TABLE.iter().filter(fits).find(|row| row.nfc == splitting.nfc);
+    let row = exact.or_else(|| TABLE.iter().filter(fits).find(|row| !row.nfc));
+    // Of Qwen's names the first leaves out what it would have composed.
+    row.map(|row| if row.names[0] == "stablelm2" { "deepseek-r1-qwen" } else { row.names[0] })
+}
+
 /// All names, for messages.
 pub(super) fn names() -> String {
     TABLE.iter().flat_map(|row| row.names).copied().collect::<Vec<_>>().join(", ")
@@ -98,6 +124,24 @@ mod tests {
         assert_eq!(split("llama-bpe", text), ["It", "'s", " ", "123", "4", " \n\n", " ok"]);
         assert_eq!(split("qwen2", text), ["It", "'s", " ", "1", "2", "3", "4", " \n\n", " ok"]);
         assert_eq!(split("tekken", "aB/\n"), ["a", "B", "/\n"]);
+    }
+
+    #[test]
+    fn ways_of_splitting_have_the_names_that_llama_cpp_gives_them() {
+        let name = |patterns: &[&str], ignore_merges, nfc| {
+            let patterns = patterns.iter().map(|pattern| (*pattern).to_string()).collect();
+            name_of(&Splitting { patterns, ignore_merges, nfc })
+        };
+        assert_eq!(name(&[GPT2], false, false), Some("gpt-2"));
+        assert_eq!(name(&[GPT2], false, true), Some("gpt-2"));
+        assert_eq!(name(&[DIGIT, GPT2], false, false), Some("smollm"));
+        assert_eq!(name(&[LLAMA3], true, false), Some("llama-bpe"));
+        assert_eq!(name(&[LLAMA3], false, false), Some("smaug-bpe"));
+        assert_eq!(name(&[QWEN2], false, true), Some("qwen2"));
+        assert_eq!(name(&[QWEN2], false, false), Some("deepseek-r1-qwen"));
+        assert_eq!(name(&[TEKKEN], true, false), Some("tekken"));
+        assert_eq!(name(&[TEKKEN], false, false), None);
+        assert_eq!(name(&[], false, false), None);
     }
 
     #[test]

@@ -17,6 +17,11 @@ const ENDS: &[&str] = &[
     "<|end_of_turn|>",
     "<EOT>",
 ];
+/// Whether llama.cpp too knows by its text that a control token ends a generation.
+pub(crate) fn is_known_end(token: &str) -> bool {
+    ENDS.contains(&token)
+}
+
 /// ggml's token type of control tokens.
 pub(super) const CONTROL: u32 = 3;
 
