@@ -32,7 +32,7 @@ pub(super) struct ExportArgs {
     /// The type of floating weights: f32, f16 or bf16 [default: f32 for adapters; as the base, or bf16, for `merged`]
     #[arg(long, value_name = "TYPE", value_parser = float_type)]
     dtype: Option<FloatType>,
-    /// The type of a GGUF file's matrices: `q4_k`, `q8_0`, `bf16` and so on [default: as a GGUF base, else `q8_0`]
+    /// The type of a GGUF file's matrices: `q4_k`, `q8_0`, `bf16` and so on [default: `q8_0`; what the adapter leaves alone stays as it is in a GGUF base]
     #[arg(long, value_name = "TYPE", value_parser = gguf_type)]
     quantize: Option<GgufType>,
     /// Replace an earlier export.
@@ -136,16 +136,21 @@ fn types(types: &[(String, usize)]) -> String {
 /// A command that serves the export.
 fn next(export: &ExportedTarget) -> String {
     let folder = quoted(&export.folder.display().to_string());
-    let base = quoted(&export.manifest.base);
-    let gguf = export.manifest.files.iter().find(|file| Path::new(&file.name).extension().is_some_and(|e| e == "gguf"));
-    let file = gguf.map(|file| quoted(&export.folder.join(&file.name).display().to_string())).unwrap_or_default();
+    // A GGUF base serves llama.cpp only; the others want the folder that it was made from.
+    let is_gguf = |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "gguf");
+    let (base, base_gguf) = match export.manifest.base.as_str() {
+        base if is_gguf(base) => ("BASE".to_owned(), quoted(base)),
+        base => (quoted(base), "BASE.gguf".to_owned()),
+    };
+    let file = export.manifest.files.iter().find(|file| is_gguf(&file.name));
+    let file = file.map(|file| quoted(&export.folder.join(&file.name).display().to_string())).unwrap_or_default();
     match export.manifest.target.as_str() {
         "peft" => format!("vllm serve {base} --enable-lora --max-lora-rank 64 --lora-modules adapter={folder}"),
         "merged" => format!("vllm serve {folder}"),
         "gguf" => format!("llama-server -m {file}"),
-        "gguf-adapter" => format!("llama-server -m BASE.gguf --lora {file}"),
-        "mlx" => format!("mlx_lm.generate --model {base} --adapter-path {folder} --prompt \"…\""),
-        "ollama" => format!("(cd {folder} && ollama create NAME -f Modelfile)"),
+        "gguf-adapter" => format!("llama-server -m {base_gguf} --lora {file}"),
+        "mlx" => format!("mlx_lm.generate --model {base} --adapter-path {folder} --prompt PROMPT"),
+        "ollama" => format!("cd {folder} && ollama create NAME -f Modelfile"),
         _ => folder,
     }
 }

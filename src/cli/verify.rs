@@ -4,6 +4,7 @@ use super::interrupt::Interrupt;
 use super::output::{Stdout, say};
 use super::progress::Progress;
 use crate::error::{Error, Result};
+use crate::export::Difference;
 use crate::run::{self, Verified, VerifyRequest};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -87,18 +88,24 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
 /// A row for each export.
 pub(super) fn table(verified: &[Verified]) -> String {
     let mut rows = vec![["export", "mean KL", "allowed", "max KL", "top-1", "max Δlogit", "tokens"].map(String::from)];
-    for verified in verified {
-        let difference = &verified.difference;
-        let mark = if verified.passed { "" } else { "  too far" };
-        rows.push([
-            verified.target.clone(),
+    let row = |name: &str, difference: &Difference, allowed: String, mark: &str| {
+        [
+            name.to_owned(),
             format!("{:.2e}", difference.mean_kl),
-            format!("{:.0e}", verified.allowed_kl),
+            allowed,
             format!("{:.2e}", difference.max_kl),
             format!("{:.1}%", difference.top1_agreement * 100.0),
             format!("{:.2e}", difference.max_logit_difference),
             format!("{}{mark}", difference.tokens),
-        ]);
+        ]
+    };
+    for verified in verified {
+        let mark = if verified.passed { "" } else { "  too far" };
+        rows.push(row(&verified.target, &verified.difference, format!("{:.0e}", verified.allowed_kl), mark));
+    }
+    // What the adapter does, to measure the others by.
+    if let Some(verified) = verified.first() {
+        rows.push(row("(base alone)", &verified.base_alone, String::new(), ""));
     }
     let widths: Vec<usize> =
         (0..7).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();

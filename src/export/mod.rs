@@ -126,7 +126,7 @@ pub struct ExportOptions {
     /// The type of floating weights; by default f32 for adapters, and for merged models what the base has (bf16 of a
     /// quantized one).
     pub dtype: Option<FloatType>,
-    /// The type of a GGUF file's matrices; by default those of a GGUF base, and `q8_0` of another.
+    /// The type of a GGUF file's matrices; by default `q8_0`, and of what the adapter leaves alone that of a GGUF base.
     pub quantize: Option<GgufType>,
 }
 

@@ -29,28 +29,36 @@ pub struct Difference {
 pub struct Reference {
     texts: Vec<Vec<u32>>,
     logits: Vec<Vec<f32>>,
+    /// How far the base alone is from it: what the adapter does.
+    pub base_alone: Difference,
 }
 
 impl Reference {
-    /// Runs the reference over the texts.
+    /// Runs base and adapter over the texts, and the base alone.
     ///
     /// # Errors
     /// When a text has no token, or too many.
     pub fn new(lm: &CausalLm, texts: Vec<Vec<u32>>, device: &Device) -> Result<Self> {
         let logits = texts.iter().map(|ids| Ok(lm.logits(ids, true, device)?)).collect::<Result<_>>()?;
-        Ok(Self { texts, logits })
+        let mut reference = Self { texts, logits, base_alone: Difference::default() };
+        reference.base_alone = reference.compare_with(lm, false, device)?;
+        Ok(reference)
     }
 
     /// Runs another model over the same texts.
     ///
     /// # Errors
-    /// When it cannot read them, or has another vocabulary.
+    /// When it cannot read them.
     pub fn compare(&self, lm: &CausalLm, device: &Device) -> Result<Difference> {
+        self.compare_with(lm, true, device)
+    }
+
+    fn compare_with(&self, lm: &CausalLm, adapter: bool, device: &Device) -> Result<Difference> {
         let vocabulary = lm.dimensions.vocabulary;
         let mut difference = Difference::default();
         let mut same = 0;
         for (ids, reference) in self.texts.iter().zip(&self.logits) {
-            let logits = lm.logits(ids, true, device)?;
+            let logits = lm.logits(ids, adapter, device)?;
             // A vocabulary may be filled up with tokens that nobody uses.
             let of_reference = reference.len() / ids.len();
             for (p, q) in reference.chunks_exact(of_reference).zip(logits.chunks_exact(vocabulary)) {

@@ -54,6 +54,8 @@ pub struct Verified {
     pub types: Vec<(String, usize)>,
     /// How far it is from base and adapter.
     pub difference: Difference,
+    /// How far the base alone is: what the adapter does.
+    pub base_alone: Difference,
     /// The mean KL that is allowed.
     pub allowed_kl: f64,
     /// Whether it is within that.
@@ -129,6 +131,7 @@ pub(super) fn verify_all(
             types: manifest.types,
             passed: difference.mean_kl <= allowed_kl,
             difference,
+            base_alone: reference.base_alone.clone(),
             allowed_kl,
         });
         if observer.stop_requested() {

@@ -117,7 +117,7 @@ fn moves(
     let mut moves = Vec::new();
     for source in weights.tensors() {
         let place = placement(job.base, &source.name)?;
-        let wanted = wanted(job, &source);
+        let wanted = wanted(job, &source, weights.is_changed(&source.name));
         let mut dtype = wanted;
         let width = source.shape.last().copied().unwrap_or(1);
         if !width.is_multiple_of(dtype.block_size()) {
@@ -137,14 +137,15 @@ fn moves(
 
 /// The type of a tensor in the file. Vectors are f32, as llama.cpp wants them; embeddings and head have 8 bits at least, as
 /// in training.
-fn wanted(job: &Job<'_>, tensor: &weights::TensorInfo) -> GgmlDType {
+fn wanted(job: &Job<'_>, tensor: &weights::TensorInfo, changed: bool) -> GgmlDType {
     if tensor.shape.len() < 2 {
         return GgmlDType::F32;
     }
     let chosen = match job.options.quantize {
         Some(GgufType::Float(float)) => return float.ggml(),
         Some(GgufType::Blocks(kind)) => kind.ggml().unwrap_or(GgmlDType::Q8_0),
-        None if job.base.is_gguf() => return tensor.dtype,
+        // Blocks of few bits round small updates away: a number that lies on the grid of its block stays where it is.
+        None if job.base.is_gguf() && (!changed || tensor.dtype.block_size() == 1) => return tensor.dtype,
         None => GgmlDType::Q8_0,
     };
     let precise = ["model.embed_tokens.weight", "lm_head.weight"].contains(&tensor.name.as_str());
