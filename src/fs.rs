@@ -126,6 +126,13 @@ pub fn sweep(folder: &Path) {
     }
 }
 
+/// The bytes that may still be written to the disk of `folder`, or of the next folder above that is there.
+pub fn free_space(folder: &Path) -> Option<u64> {
+    let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let disk = rustix::fs::statvfs(if there.as_os_str().is_empty() { Path::new(".") } else { there }).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
 /// Bytes that are hashed in one go, by one thread.
 const SEGMENT: usize = 4 << 20;
 

@@ -99,7 +99,7 @@ fn shards(tensors: &[TensorInfo], most: usize) -> Vec<&[TensorInfo]> {
 
 fn write_shards(weights: &MergedWeights<'_>, tensors: &[TensorInfo], out: &mut Output<'_>) -> Result<()> {
     let total: usize = tensors.iter().map(TensorInfo::bytes).sum();
-    out.expect(total as u64);
+    out.expect(total as u64)?;
     let shards = shards(tensors, SHARD);
     let count = shards.len();
     let mut map = Map::new();

@@ -2,6 +2,7 @@
 
 use super::{Types, type_name};
 use crate::error::{Error, Result};
+use crate::fs::free_space;
 use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -51,8 +52,18 @@ impl<'a> Output<'a> {
     }
 
     /// Says how much there is to write.
-    pub fn expect(&mut self, bytes: u64) {
+    ///
+    /// # Errors
+    /// When the disk has no room for it.
+    pub fn expect(&mut self, bytes: u64) -> Result<()> {
         self.total += bytes;
+        match free_space(&self.folder).filter(|free| *free < bytes) {
+            Some(free) => {
+                let message = format!("needs {} MB, and its disk has {} MB free", bytes >> 20, free >> 20);
+                Err(Error::file(&self.shown, message).with_help("free some space, or name another folder with `--out`"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Counts a tensor of this type.

@@ -46,7 +46,7 @@ pub(in crate::export) fn export_model(job: &Job<'_>, out: &mut Output<'_>) -> Re
     }
     let name = format!("{}-{}.gguf", job.name, type_name(label));
     let path = Path::new(&name);
-    out.expect(file_size(path, &metadata, &infos)?);
+    out.expect(file_size(path, &metadata, &infos)?)?;
     for info in &infos {
         out.count(info.dtype);
     }
