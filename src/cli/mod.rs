@@ -6,6 +6,7 @@ mod check;
 mod data;
 mod generate;
 mod interrupt;
+mod lint;
 mod output;
 mod progress;
 mod report;
@@ -46,6 +47,8 @@ enum Command {
     Data(data::DataArgs),
     /// Write text with a trained adapter.
     Generate(generate::GenerateArgs),
+    /// Say what servers would refuse in an adapter, or load and get wrong.
+    Lint(lint::LintArgs),
 }
 
 /// What every command on a recipe takes.
@@ -99,6 +102,7 @@ pub fn main() -> u8 {
         Command::Check(args) => (check::run(args), args.recipe.json),
         Command::Data(args) => (data::run(args), args.recipe.json),
         Command::Generate(args) => (generate::run(args), args.json),
+        Command::Lint(args) => (lint::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {
         if json {

@@ -1,14 +1,16 @@
-//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), and text from
-//! what it made (`generate`).
+//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), text from what it
+//! made (`generate`), and what servers would make of that (`lint`).
 
 mod data;
 mod generate;
+mod lint;
 mod output;
 mod prepare;
 mod report;
 
 pub use data::{DataSummary, ShownRow, data};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
+pub use lint::{LintRequest, LintSummary, ServerReport, lint};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
