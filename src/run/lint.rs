@@ -136,3 +136,73 @@ fn warning(finding: &Finding) -> String {
     let Finding { rule, found, why, mend, .. } = finding;
     format!("export.for: {} {what}: {found}: {why}; {mend} ({rule})", servers.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::AdapterBundle;
+
+    const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gene_ontology/base");
+    const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/peft_adapter");
+
+    fn warnings(overrides: &[&str]) -> Vec<String> {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+        let text = format!("base:\n  model: {BASE}\ndata:\n  train: rows.jsonl\n");
+        let recipe = Recipe::parse(&text, Path::new("x.yaml"), &overrides).unwrap();
+        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let all = targets.into_iter().filter(|name| recipe.lora.targets(name)).map(str::to_owned).collect();
+        export_warnings(&recipe, &Base::open(Path::new(BASE)).unwrap(), &all)
+    }
+
+    #[test]
+    fn a_recipe_is_warned_of_what_its_servers_would_refuse() {
+        assert_eq!(warnings(&[]), [""; 0]);
+        assert_eq!(warnings(&["lora.r=7"]), ["lora.r is 7: some servers take 8, 16, 32 and 64 only"]);
+        assert_eq!(warnings(&["export.for=[vllm, sglang, mistralrs]"]), [""; 0]);
+        let odd = warnings(&["export.for=[vllm, tgi]", "lora.r=24", "base.model=org/base"]);
+        let [wrong, flag] = &odd[..] else { panic!("{odd:?}") };
+        assert!(
+            wrong.starts_with("export.for: tgi will load the adapter and compute something else: `r` is 24"),
+            "{wrong}"
+        );
+        assert!(flag.contains("vllm") && flag.contains("--max-lora-rank 32"), "{flag}");
+        // Rank-stabilised scaling is folded when the adapter is written.
+        assert_eq!(warnings(&["export.for=[sglang]", "lora.use_rslora=true"]), [""; 0]);
+        let half = warnings(&["export.for=[sglang]", "lora.target_modules=[q_proj]"]);
+        assert!(half.len() == 1 && half[0].contains("sglang will not load the adapter"), "{half:?}");
+        let template = warnings(&["export.for=[vllm]", "data.chat_template=chatml"]);
+        assert!(template.len() == 1 && template[0].contains("chat_template.jinja"), "{template:?}");
+    }
+
+    fn request(adapter: &Path, servers: &[Server]) -> LintRequest {
+        LintRequest {
+            adapter: adapter.into(),
+            servers: servers.to_vec(),
+            settings: Settings::default(),
+            base: Some(BASE.into()),
+            offline: true,
+        }
+    }
+
+    #[test]
+    fn an_adapter_is_held_against_its_base() {
+        let summary = lint(&request(Path::new(ADAPTER), &[Server::Vllm, Server::Peft]), &mut ()).unwrap();
+        assert!(summary.is_clean() && summary.base.is_some(), "{summary:?}");
+        let summary = lint(&request(Path::new(ADAPTER), &[Server::Tgi]), &mut ()).unwrap();
+        assert_eq!((summary.servers.len(), summary.servers[0].wrong, summary.is_clean()), (1, 1, false), "rank 4");
+
+        // The same tensors under names of layers that the base does not have.
+        let mut bundle = AdapterBundle::load(Path::new(ADAPTER)).unwrap();
+        bundle.tensors =
+            bundle.tensors.into_iter().map(|(name, t)| (name.replace("layers.0.", "layers.99."), t)).collect();
+        let folder = tempfile::tempdir().unwrap();
+        bundle.save(folder.path()).unwrap();
+        let summary = lint(&request(folder.path(), &Server::ALL), &mut ()).unwrap();
+        let found: Vec<&str> = summary.findings.iter().map(|finding| finding.rule).collect();
+        assert!(found.contains(&"unknown-module-kind") && found.contains(&"unknown-module"), "{found:?}");
+        let without = LintRequest { base: None, ..request(folder.path(), &Server::ALL) };
+        std::fs::write(folder.path().join("recipe.yaml"), "base: {model: /nowhere}\ndata: {train: x}\n").unwrap();
+        assert_eq!(lint(&without, &mut ()).unwrap().base, None, "that a base is not there is no error");
+        assert!(lint(&LintRequest { base: Some("/nowhere".into()), ..without }, &mut ()).is_err());
+    }
+}

@@ -307,7 +307,7 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule {
         name: "task-type-unknown",
-        servers: &[Peft, Tgi],
+        servers: &[Tgi, Peft],
         severity: Severity::Refused,
         source: "PEFT config.py",
         why: "PEFT, with which they read the configuration, refuses a task that it does not know",

@@ -76,7 +76,7 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule {
         name: "peft-layers-pattern",
-        servers: &[Peft, Tgi],
+        servers: &[Tgi, Peft],
         severity: Severity::Refused,
         source: "PEFT tuners/lora/config.py",
         why: "PEFT, with which they read the configuration, takes `layers_to_transform` and `layers_pattern` only with a list \
