@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::export::lint::{Finding, Server, Settings};
 use crate::run::{self, LintRequest, LintSummary, ServerReport};
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -36,7 +36,12 @@ pub(super) struct LintArgs {
 }
 
 fn server() -> impl TypedValueParser<Value = Server> {
-    PossibleValuesParser::new(Server::ALL.map(Server::name)).try_map(|name| name.parse::<Server>())
+    // LoRAX has TGI's loader.
+    let value = |server: Server| match server {
+        Server::Tgi => PossibleValue::new(server.name()).alias("lorax"),
+        server => PossibleValue::new(server.name()),
+    };
+    PossibleValuesParser::new(Server::ALL.map(value)).try_map(|name| name.parse::<Server>())
 }
 
 pub(super) fn run(args: &LintArgs) -> Result<u8> {

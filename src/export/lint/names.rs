@@ -101,7 +101,7 @@ fn split(name: &str) -> (&str, TensorKind, Option<&str>) {
         return match (kind, tail) {
             (TensorKind::A | TensorKind::B, "weight") => (module, kind, None),
             (TensorKind::B, "bias") => (module, TensorKind::BiasOfB, None),
-            (TensorKind::B, tail) if tail.ends_with(".bias") => (module, TensorKind::BiasOfB, None),
+            (TensorKind::B, tail) if tail.strip_suffix(".bias").is_some() => (module, TensorKind::BiasOfB, None),
             (TensorKind::A | TensorKind::B, tail) => match tail.strip_suffix(".weight") {
                 Some(adapter) => (module, kind, Some(adapter)),
                 None => (module, TensorKind::Other, None),

@@ -35,7 +35,8 @@ impl AdapterFacts {
         }
         let files = list(path)?;
         if !files.contains(CONFIG) {
-            let gguf = files.iter().find(|name| name.ends_with(".gguf"));
+            let gguf =
+                files.iter().find(|name| Path::new(name).extension().is_some_and(|extension| extension == "gguf"));
             let help = match gguf {
                 Some(name) => format!("name the file itself: {}", path.join(name).display()),
                 None => "name a folder that `train` wrote (a run that was interrupted has none yet), or a PEFT folder"

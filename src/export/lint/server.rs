@@ -7,14 +7,13 @@ use std::str::FromStr;
 
 /// A program that serves an adapter, or loads one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Server {
     /// vLLM.
     Vllm,
     /// `SGLang`.
     Sglang,
     /// Text Generation Inference, and `LoRAX`, whose loader it has.
-    #[serde(alias = "lorax")]
     Tgi,
     /// mistral.rs.
     MistralRs,
@@ -64,6 +63,14 @@ impl FromStr for Server {
             let shown: String = text.chars().take(40).collect();
             Error::invalid(format!("`{shown}` is no server that adapters are checked for; these are: {names}"))
         })
+    }
+}
+
+impl TryFrom<String> for Server {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 

@@ -344,7 +344,7 @@ fn the_worst_comes_first() {
     assert!(severities.is_sorted() && severities.len() > 4, "{severities:?}");
 }
 
-/// `adapter_config.json` as PEFT itself writes it (tests/parity/peft_configs.py), with the tensors of a plain adapter.
+/// `adapter_config.json` as PEFT itself writes it (`tests/parity/peft_configs.py`), with the tensors of a plain adapter.
 #[test]
 fn configurations_of_peft_are_understood() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/lint");

@@ -5,6 +5,7 @@ use super::super::facts::{AdapterFacts, Layout};
 use super::super::read::TENSORS;
 use super::super::{Rule, Settings, Severity};
 use super::{Check, Found, cut, facts_only, listed};
+use std::fmt::Write as _;
 use std::path::Path;
 
 pub(super) const RULES: &[Rule] = &[
@@ -187,7 +188,7 @@ fn pickle(facts: &AdapterFacts) -> Check {
 /// Whether it is a place in a file system rather than the name of a model on the Hub.
 fn is_path(base: &str) -> bool {
     base.starts_with(['/', '.', '~', '\\'])
-        || base.ends_with(".gguf")
+        || Path::new(base).extension().is_some_and(|extension| extension == "gguf")
         || base.matches('/').count() > 1
         || base.contains('\\')
         || Path::new(base).exists()
@@ -201,10 +202,10 @@ fn ollama_folder(facts: &AdapterFacts) -> Check {
     let Found { mut what, mend } = folder(facts)?;
     let model_type = facts.base.as_ref().map(|base| base.model_type.as_str());
     if let Some(other) = model_type.filter(|kind| !matches!(*kind, "llama" | "mistral" | "mixtral" | "gemma2")) {
-        what.push_str(&format!("; its base is of the architecture `{other}`"));
+        let _ = write!(what, "; its base is of the architecture `{other}`");
     }
     if let Some(alpha) = facts.value("lora_alpha").filter(|alpha| alpha.as_u64().is_none()) {
-        what.push_str(&format!("; `lora_alpha` is {alpha}"));
+        let _ = write!(what, "; `lora_alpha` is {alpha}");
     }
     let leaves = facts.leaves();
     if leaves.contains("q_proj") || leaves.contains("k_proj") {

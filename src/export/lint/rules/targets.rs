@@ -345,7 +345,7 @@ fn undeclared(facts: &AdapterFacts) -> Check {
     let declared = |module: &str| {
         let ends =
             |target: &&str| module.strip_suffix(*target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        targets.iter().any(|target| ends(&target))
+        targets.iter().any(ends)
     };
     if facts.truthy("target_parameters").is_some() {
         return None;
