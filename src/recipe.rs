@@ -15,6 +15,7 @@ use crate::adapter::AdapterSummary;
 use crate::data::DataConfig;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
+use crate::export::ExportConfig;
 use crate::hub::BaseConfig;
 use crate::nn::{LoraConfig, QuantizationConfig};
 use crate::objectives::ObjectiveConfig;
@@ -48,6 +49,9 @@ pub struct RecipeFile {
     /// The optimizer, its schedule, and what is saved when.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// What the adapter is made for.
+    #[serde(default)]
+    pub export: ExportConfig,
     /// Where the arithmetic runs.
     #[serde(default)]
     pub device: DeviceConfig,
@@ -76,6 +80,8 @@ pub struct Recipe {
     pub data: DataConfig,
     /// The optimizer, its schedule, and what is saved when.
     pub training: TrainingConfig,
+    /// What the adapter is made for.
+    pub export: ExportConfig,
     /// Where the arithmetic runs.
     pub device: DeviceConfig,
     /// The type of products and activations.
@@ -143,6 +149,7 @@ impl Recipe {
             objective: file.objective,
             data: file.data,
             training: file.training,
+            export: file.export,
             device: file.device,
             compute: file.compute,
             output_dir,
@@ -160,6 +167,7 @@ impl Recipe {
             objective: self.objective.clone(),
             data: self.data.clone(),
             training: self.training.clone(),
+            export: self.export.clone(),
             device: self.device,
             compute: self.compute,
             output_dir: Some(self.output_dir.clone()),
@@ -178,7 +186,7 @@ impl Recipe {
 
     /// The keys whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an unset key
     /// shows as `null`. `name` and `output_dir` do not count: they decide where the result goes, not what it is; nor do
-    /// `training.gradient_checkpointing` with `training.max_memory_mb` and `data.cache`, which change no bit of it.
+    /// `training.gradient_checkpointing` with `training.max_memory_mb`, `data.cache` and `export`, which change no bit of it.
     pub fn differences(&self, earlier: &Self) -> Vec<String> {
         let (now, before) = (self.result_values(), earlier.result_values());
         let mut keys: Vec<&String> = now.iter().chain(&before).map(|(key, _)| key).collect();
@@ -210,7 +218,7 @@ impl Recipe {
         let root = serde_yaml::to_value(self.to_file()).unwrap_or(Value::Null);
         flatten("", &root, &mut values);
         let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb", "data.cache"];
-        values.retain(|(key, _)| !free.contains(&key.as_str()));
+        values.retain(|(key, _)| !free.contains(&key.as_str()) && !key.starts_with("export."));
         values
     }
 }

@@ -160,3 +160,23 @@ fn a_reader_that_leaves_is_no_error() {
     assert_eq!(output.status.code(), Some(2), "the recipe's error stands");
     assert!(!text(&output.stderr).contains("stdout"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn lint_ends_with_1_when_a_server_asked_for_does_not_serve_the_adapter_as_it_should() {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let lint =
+        |arguments: &[&str]| run(home, &[&["lint", "tests/golden/peft_adapter", "--offline"], arguments].concat());
+    let good = lint(&["--for", "vllm,peft"]);
+    assert_eq!((good.status.code(), text(&good.stderr)), (Some(0), String::new()));
+    assert!(text(&good.stdout).starts_with("vllm  ok\npeft  ok"), "{}", text(&good.stdout));
+    let wrong = lint(&["--for", "lorax", "--json"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&wrong.stdout).unwrap();
+    assert_eq!((&json["event"], &json["findings"][0]["rule"]), (&"lint".into(), &"tgi-rank-padding".into()));
+    let unknown = lint(&["--for", "vlm"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("vllm, sglang, tgi, mistralrs, llamacpp, ollama, mlx, peft"));
+    let missing = run(home, &["lint", "tests/golden"]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("adapter_config.json"));
+}

@@ -7,6 +7,7 @@ mod data;
 mod export;
 mod generate;
 mod interrupt;
+mod lint;
 mod output;
 mod progress;
 mod report;
@@ -52,6 +53,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Compare exports with base and adapter.
     Verify(verify::VerifyArgs),
+    /// Say what servers would refuse in an adapter, or load and get wrong.
+    Lint(lint::LintArgs),
 }
 
 /// What every command on a recipe takes.
@@ -107,6 +110,7 @@ pub fn main() -> u8 {
         Command::Generate(args) => (generate::run(args), args.json),
         Command::Export(args) => (export::run(args), args.json),
         Command::Verify(args) => (verify::run(args), args.json),
+        Command::Lint(args) => (lint::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {
         if json {

@@ -3,6 +3,7 @@
 //! It owns what is written for whom: folders and files, and what each server would refuse. It does not own reading adapters
 //! ([`crate::adapter`]), nor sending anything anywhere ([`crate::hub`]). One file and one line of [`TARGETS`] add a target.
 
+mod config;
 pub mod gguf;
 pub mod lint;
 mod manifest;
@@ -14,6 +15,7 @@ mod output;
 mod peft;
 mod verify;
 
+pub use config::ExportConfig;
 pub use manifest::{MANIFEST, Manifest};
 pub use merged_weights::MergedWeights;
 pub use output::{FileEntry, Output, Watch};

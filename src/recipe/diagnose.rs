@@ -176,7 +176,9 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
     }
     let message = match (kind, &value) {
         // Sources, templates and their like say best themselves what they take.
-        (Kind::Other, _) if key.starts_with("data.") => format!("{path}: {serde_text}"),
+        (Kind::Other, _) if key.starts_with("data.") || key == "export.for" && path != key => {
+            format!("{path}: {serde_text}")
+        }
         (Kind::OneOf(_), Value::String(_)) => format!("{path}: there is no `{}`", show(&value)),
         _ => format!("{path}: expected {}, got {}", expected(kind, key), describe(&value)),
     };
@@ -231,6 +233,7 @@ fn expected(kind: Kind, path: &str) -> String {
         Kind::Flag => "`true` or `false`".into(),
         Kind::Text => "text".into(),
         Kind::Other if path == "lora.target_modules" => "`all-linear` or a list of names".into(),
+        Kind::Other if path == "export.for" => "a list of servers, such as `[vllm, peft]`".into(),
         Kind::Other => "something else".into(),
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::error::Located;
+use crate::export::lint::Server;
 use crate::nn::TargetModules;
 use proptest::prelude::*;
 
@@ -93,7 +94,8 @@ fn overrides_apply_in_order_and_make_sections() {
 #[test]
 fn a_changed_value_is_told_and_changes_the_hash_but_its_place_does_not() {
     let plain = set(&[]).unwrap();
-    let moved = set(&["name=y", "output_dir=z"]).unwrap();
+    let moved = set(&["name=y", "output_dir=z", "export.for=[vllm, lorax]"]).unwrap();
+    assert_eq!(moved.export.servers, [Server::Vllm, Server::Tgi]);
     assert_eq!((plain.differences(&moved), plain.hash()), (vec![], moved.hash()));
     let changed = set(&["training.seed=43", "training.max_steps=5", "lora.target_modules=[q_proj]"]).unwrap();
     assert_ne!(changed.hash(), plain.hash());
@@ -151,6 +153,8 @@ fn wrong_values_are_told_with_what_fits() {
         ("quantization:\n  type: 4\n", "write `q4_k`", "4"),
         ("training:\n  gradient_checkpointing: true\n", "write `layer`", "true"),
         ("objective: sft\n", "write:\nobjective:\n  type: sft", "sft"),
+        ("export:\n  for: [vllm, llama.cpp]\n", "`llama.cpp` is no server that adapters", "llama.cpp"),
+        ("export:\n  for: vllm\n", "export.for: expected a list of servers", "vllm"),
         ("device: gpu\n", "write `cuda`", "gpu"),
         ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),
         ("name: ../x\n", "name: `../x` is no name for a folder", "../x"),

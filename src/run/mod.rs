@@ -1,9 +1,10 @@
-//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), and text from
-//! what it made (`generate`).
+//! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), text from what it
+//! made (`generate`), and what servers would make of that (`lint`).
 
 mod data;
 mod export;
 mod generate;
+mod lint;
 mod output;
 mod prepare;
 mod report;
@@ -13,6 +14,7 @@ mod verify;
 pub use data::{DataSummary, ShownRow, data};
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
+pub use lint::{LintRequest, LintSummary, ServerReport, lint};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 pub use verify::{Verified, VerifyRequest, verify};
 

@@ -1,6 +1,7 @@
 //! Everything before the first step: device, base, tokens, plan.
 
 use super::RunOptions;
+use super::lint::export_warnings;
 use super::report::Sample;
 use crate::adapter::AdapterBundle;
 use crate::data::{
@@ -16,6 +17,7 @@ use crate::recipe::Recipe;
 use crate::train::{Event, GradientCheckpointing, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
 use candle_core::Device;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Tokens of the sample in the summary.
@@ -36,6 +38,8 @@ pub(super) struct Prepared {
     dimensions: Dimensions,
     weights_bytes: u64,
     adapter_parameters: usize,
+    /// The modules that get an adapter, by the last part of their names.
+    target_modules: BTreeSet<String>,
 }
 
 /// Finds the base and opens it.
@@ -152,6 +156,7 @@ impl Prepared {
             dimensions,
             weights_bytes: rehearsal.report.bytes,
             adapter_parameters: rehearsal.report.adapter_parameters,
+            target_modules: rehearsal.report.target_modules,
         };
         prepared.check_vocabulary()?;
         prepared.kept_layers = prepared.layers_to_keep(recipe);
@@ -318,10 +323,7 @@ impl Prepared {
                 available >> 20
             ));
         }
-        let recommended = [8, 16, 32, 64];
-        if !recommended.contains(&recipe.lora.r) {
-            warnings.push(format!("lora.r is {}: some servers take 8, 16, 32 and 64 only", recipe.lora.r));
-        }
+        warnings.extend(export_warnings(recipe, &self.base, &self.target_modules));
         warnings
     }
 

@@ -72,7 +72,7 @@ impl Pack {
 /// Optimizer steps of a run whose epochs have `rows` rows, or packs of rows.
 pub fn total_steps(config: &TrainingConfig, rows: usize) -> usize {
     let rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps;
-    config.max_steps.unwrap_or_else(|| total_rows(config, rows).div_ceil(rows_per_step)).max(1)
+    config.max_steps.unwrap_or_else(|| total_rows(config, rows).div_ceil(rows_per_step).max(1))
 }
 
 fn total_rows(config: &TrainingConfig, rows: usize) -> usize {

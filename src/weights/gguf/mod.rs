@@ -68,6 +68,45 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
     Ok((Contents { config, table, special_tokens, chat_template }, metadata))
 }
 
+/// The header of a GGUF file, whatever it holds: a model or an adapter.
+#[derive(Debug)]
+pub struct Header {
+    /// Keys and values.
+    pub metadata: Metadata,
+    /// The tensors, under the names that they have in the file.
+    pub tensors: Vec<HeaderTensor>,
+}
+
+/// A tensor as the header has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeaderTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The type of the elements, or of the blocks that hold them.
+    pub dtype: GgmlDType,
+}
+
+/// Reads the header of a GGUF file, and checks that the file holds the tensors that it names.
+///
+/// # Errors
+/// When it is no GGUF file, is cut short, or contradicts itself.
+pub fn header(path: &Path) -> Result<Header> {
+    let file = WeightFile::open(path)?;
+    let (metadata, records) = header::read(path, &file.file, file.len)?;
+    let mut tensors = Vec::with_capacity(records.len());
+    for header::Record { name, shape, dtype, offset } in records {
+        let end = byte_len(&shape, dtype).and_then(|len| offset.checked_add(len as u64));
+        if end.is_none_or(|end| end > file.len) {
+            return Err(Error::file(path, format!("tensor `{name}`: {shape:?} of {dtype:?} is beyond the file's end"))
+                .with_help("the file was not written or fetched whole; write or fetch it again"));
+        }
+        tensors.push(HeaderTensor { name, shape, dtype });
+    }
+    Ok(Header { metadata, tensors })
+}
+
 /// Of how many heads the rows of a q or k tensor are, checked against its shape.
 fn heads(path: &Path, config: &Map<String, Value>, name: &str, record: &header::Record) -> Result<usize> {
     let key = if name.contains(".q_proj.") { "num_attention_heads" } else { "num_key_value_heads" };
