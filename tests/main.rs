@@ -8,6 +8,7 @@ mod bad_input;
 mod chat_templates;
 mod cli;
 mod data;
+mod export_gguf;
 mod gradients;
 mod objectives;
 mod parity;

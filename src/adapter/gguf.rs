@@ -36,7 +36,10 @@ pub fn read(path: &Path, base: &Base) -> Result<(AdapterConfig, BTreeMap<String,
                 Some(partner) if file.tensor(&partner).is_some() => continue,
                 Some(partner) => return Err(Error::file(path, format!("has `{name}`, but no `{partner}`"))),
                 None => {
-                    return Err(Error::file(path, format!("`{name}` is no tensor of LoRA: no `.lora_a`, no `.lora_b`")));
+                    return Err(Error::file(
+                        path,
+                        format!("`{name}` is no tensor of LoRA: no `.lora_a`, no `.lora_b`"),
+                    ));
                 }
             }
         };
