@@ -224,7 +224,7 @@ impl Probe<'_> {
                 if with_system {
                     messages.push(Message::new(Role::System, "Be brief.\nBe \"kind\"."));
                 }
-                let role = |turn: usize| if turn % 2 == 0 { Role::User } else { Role::Assistant };
+                let role = |turn: usize| if turn.is_multiple_of(2) { Role::User } else { Role::Assistant };
                 messages.extend(said[..turns].iter().enumerate().map(|(turn, text)| Message::new(role(turn), *text)));
                 if with_system && !derived.takes_system() {
                     continue;
@@ -288,7 +288,7 @@ pub fn modelfile(facts: &ModelfileFacts) -> String {
 /// A value in quotes. Ollama takes off the quotes and reads no escapes, so three of them stand around a text with quotes; `None`
 /// for what neither can hold.
 fn quoted(text: &str) -> Option<String> {
-    if text.chars().any(|c| c.is_control()) || text.contains("\"\"\"") || text.ends_with('"') {
+    if text.chars().any(char::is_control) || text.contains("\"\"\"") || text.ends_with('"') {
         return None;
     }
     Some(if text.contains('"') { format!("\"\"\"{text}\"\"\"") } else { format!("\"{text}\"") })

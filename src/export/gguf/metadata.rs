@@ -153,8 +153,8 @@ fn parameters(base: &Base) -> u64 {
 fn size_label(parameters: u64) -> String {
     let (scale, suffix) = match parameters {
         0..=1_000_000 => (1e-3, "K"),
-        ..=1_000_000_000 => (1e-6, "M"),
-        ..=1_000_000_000_000 => (1e-9, "B"),
+        1_000_001..=1_000_000_000 => (1e-6, "M"),
+        1_000_000_001..=1_000_000_000_000 => (1e-9, "B"),
         _ => (1e-12, "T"),
     };
     let scaled = parameters as f64 * scale;

@@ -288,7 +288,7 @@ mod tests {
     fn value(keys: &[(String, Value)], key: &str) -> String {
         let found = keys.iter().find(|(name, _)| name.strip_prefix("tokenizer.ggml.") == Some(key));
         found.map_or("none".into(), |(_, value)| match value {
-            Value::Array(values) => values.iter().map(|value| format!("{value:?} ")).collect::<String>(),
+            Value::Array(values) => values.iter().fold(String::new(), |all, value| format!("{all}{value:?} ")),
             value => format!("{value:?}"),
         })
     }
