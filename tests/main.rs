@@ -9,6 +9,7 @@ mod chat_templates;
 mod cli;
 mod data;
 mod export;
+mod export_gguf;
 mod gradients;
 mod objectives;
 mod parity;

@@ -2,7 +2,7 @@
 //!
 //! The file has the names and the row order of the base's own GGUF: `lora_b` of q and k is permuted where the base's weights are.
 
-use super::metadata::{file_type, size_label};
+use super::metadata::file_type;
 use super::tensors::{self, Placement};
 use super::writer::{GgufWriter, TensorInfo};
 use super::{hub_id, placement};
@@ -44,22 +44,12 @@ pub fn adapter_metadata(base: &Base, bundle: &AdapterBundle, facts: &AdapterFact
         ("general.type".into(), text("adapter")),
         ("adapter.type".into(), text("lora")),
         ("general.name".into(), text(facts.name)),
-        ("general.size_label".into(), Value::String(size_label(adapted(bundle)))),
     ];
     all.extend(hub_id::base_model(&bundle.config.base_model_name_or_path));
     all.push(("general.file_type".into(), Value::U32(file_type(facts.dtype))));
     all.push(("adapter.lora.alpha".into(), Value::F32((lora.scale() * lora.r as f64) as f32)));
     all.push(("general.quantization_version".into(), Value::U32(2)));
     Ok(all)
-}
-
-/// How many weights of the base the adapter changes: that is what llama.cpp labels an adapter's size with.
-fn adapted(bundle: &AdapterBundle) -> u64 {
-    let pairs = bundle.tensors.iter().filter_map(|(name, b)| {
-        let a = bundle.tensors.get(&format!("{}{A}", name.strip_suffix(B)?))?;
-        Some(*b.dims().first()? as u64 * *a.dims().last()? as u64)
-    });
-    pairs.sum()
 }
 
 /// Writes an adapter as a GGUF file, whole or not at all.

@@ -150,11 +150,11 @@ fn parameters(base: &Base) -> u64 {
 }
 
 /// A number of parameters as llama.cpp writes it: two digits at least, in thousands, millions, billions or trillions.
-pub(super) fn size_label(parameters: u64) -> String {
+fn size_label(parameters: u64) -> String {
     let (scale, suffix) = match parameters {
         0..=1_000_000 => (1e-3, "K"),
-        ..=1_000_000_000 => (1e-6, "M"),
-        ..=1_000_000_000_000 => (1e-9, "B"),
+        1_000_001..=1_000_000_000 => (1e-6, "M"),
+        1_000_000_001..=1_000_000_000_000 => (1e-9, "B"),
         _ => (1e-12, "T"),
     };
     let scaled = parameters as f64 * scale;
@@ -203,7 +203,7 @@ impl Keys<'_> {
             ("attention.head_count_kv", Value::U32(self.optional("num_key_value_heads")?.unwrap_or(heads))),
         ];
         keys.extend(rope::keys(self.config)?);
-        keys.push(("rope.freq_base", Value::F32(rope::theta(self.config) as f32)));
+        keys.push(("rope.freq_base", Value::F32(rope::theta(self.config)? as f32)));
         keys.push(("attention.layer_norm_rms_epsilon", Value::F32(epsilon as f32)));
         // transformers' class of Llama always has a width of heads, so llama.cpp's converter always finds one.
         let width = if architecture == "llama" { Some(head_dim.unwrap_or(hidden / heads)) } else { head_dim };

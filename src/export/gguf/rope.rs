@@ -9,8 +9,14 @@ use std::f32::consts::PI;
 pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// What `config.json` says of scaling, `rope_parameters` (transformers 5) before `rope_scaling`.
-fn scaling(config: &Map<String, Value>) -> Option<&Map<String, Value>> {
-    ["rope_parameters", "rope_scaling"].iter().find_map(|key| config.get(*key)?.as_object())
+fn scaling(config: &Map<String, Value>) -> Result<Option<&Map<String, Value>>> {
+    let keys = ["rope_parameters", "rope_scaling"].iter();
+    let Some((key, value)) = keys.filter_map(|key| Some((key, config.get(*key)?))).find(|(_, value)| !value.is_null())
+    else {
+        return Ok(None);
+    };
+    let wrong = || Error::invalid(format!("config.json: {key}: expected an object, got {value}"));
+    value.as_object().map(Some).ok_or_else(wrong)
 }
 
 fn kind(scaling: &Map<String, Value>) -> &str {
@@ -26,9 +32,15 @@ fn above_zero(scaling: &Map<String, Value>, key: &str) -> Result<f64> {
 }
 
 /// `theta` of `config.json`.
-pub(super) fn theta(config: &Map<String, Value>) -> f64 {
-    let nested = scaling(config).and_then(|scaling| scaling.get("rope_theta"));
-    nested.or_else(|| config.get("rope_theta")).and_then(Value::as_f64).unwrap_or(1e4)
+pub(super) fn theta(config: &Map<String, Value>) -> Result<f64> {
+    let nested = scaling(config)?.and_then(|scaling| scaling.get("rope_theta"));
+    let given = config.get("rope_theta").or(nested).filter(|value| !value.is_null());
+    given.map_or(Some(1e4), Value::as_f64).filter(|theta| *theta > 0.0).ok_or_else(|| {
+        Error::invalid(format!(
+            "config.json: rope_theta: expected a number above 0, got {}",
+            given.unwrap_or(&Value::Null)
+        ))
+    })
 }
 
 /// The keys of scaling, after the architecture's name.
@@ -36,7 +48,7 @@ pub(super) fn theta(config: &Map<String, Value>) -> f64 {
 /// # Errors
 /// For kinds that llama.cpp has no keys for, and for missing parameters.
 pub(super) fn keys(config: &Map<String, Value>) -> Result<Vec<(&'static str, Metadatum)>> {
-    let Some(scaling) = scaling(config) else { return Ok(Vec::new()) };
+    let Some(scaling) = scaling(config)? else { return Ok(Vec::new()) };
     let float = |key: &str| above_zero(scaling, key).map(|value| Metadatum::F32(value as f32));
     let text = |text: &str| Metadatum::String(text.into());
     match kind(scaling) {
@@ -83,12 +95,12 @@ pub(super) fn keys(config: &Map<String, Value>) -> Result<Vec<(&'static str, Met
 /// # Errors
 /// For missing parameters.
 pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize) -> Result<Option<Vec<f32>>> {
-    let Some(scaling) = scaling(config).filter(|scaling| kind(scaling) == "llama3") else { return Ok(None) };
+    let Some(scaling) = scaling(config)?.filter(|scaling| kind(scaling) == "llama3") else { return Ok(None) };
     let parameter = |key: &str| above_zero(scaling, key);
     let factor = parameter("factor")?;
     let (low, high) = (parameter("low_freq_factor")?, parameter("high_freq_factor")?);
     let context = parameter("original_max_position_embeddings")?;
-    let (theta, width) = (theta(config) as f32, head_dim as f32);
+    let (theta, width) = (theta(config)? as f32, head_dim as f32);
     let factors = (0..head_dim / 2).map(|i| {
         let frequency = 1.0 / theta.powf(2.0 * i as f32 / width);
         let wavelength = 2.0 * PI / frequency;
@@ -140,6 +152,7 @@ mod tests {
             json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 32});
         let yarn = of(yarn).unwrap();
         assert!(yarn.contains("U32(32768)") && yarn.contains("yarn_beta_fast\", F32(32.0)"), "{yarn}");
+        assert!(of(json!("linear")).unwrap_err().to_string().contains("expected an object"));
         assert!(of(json!({"rope_type": "longrope"})).unwrap_err().to_string().contains("longrope"));
         assert!(of(json!({"rope_type": "linear"})).unwrap_err().to_string().contains("rope_scaling.factor"));
     }

@@ -11,7 +11,7 @@ use crate::weights::gguf::is_known_end;
 use candle_core::quantized::gguf_file::Value;
 use serde::Deserialize;
 use serde_json::Value as Json;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tokenizers::{Model, Tokenizer};
 
 /// ggml's types of tokens.
@@ -117,6 +117,11 @@ impl<'a> Tokens<'a> {
             types[*id as usize] = if control { CONTROL } else { USER_DEFINED };
             // llama.cpp looks for such tokens in the text itself, where a space is a space.
             *place = if control { content.clone() } else { content.replace('▁', " ") };
+        }
+        let mut seen = HashSet::with_capacity(size);
+        if let Some(twice) = texts.iter().find(|text| !seen.insert(text.as_str())) {
+            let message = format!("would have the token `{twice}` twice, at which llama.cpp ends");
+            return Err(Error::file(base.path().join("tokenizer.json"), message).with_help(REFUSED_HELP));
         }
         Ok(Self { base, tokenizer, json, texts, types })
     }
@@ -242,4 +247,119 @@ fn ends_with(processor: &Json, token: &str) -> bool {
     let last = processor.get("single").and_then(Json::as_array).and_then(|single| single.last());
     last.and_then(|piece| piece.get("SpecialToken")?.get("id")?.as_str()) == Some(token)
         || nested.into_iter().any(|inner| ends_with(inner, token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::test_support::write_safetensors;
+    use serde_json::{Map, json};
+    use std::path::Path;
+
+    const FIRST: &[(&str, &str)] = &[("a", "b"), ("ab", "c")];
+
+    /// A folder of a model with ten embeddings, and this tokenizer.
+    fn base(folder: &Path, json: &Json, config: &Json) -> Base {
+        std::fs::write(folder.join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
+        std::fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
+        std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
+        write_safetensors(&folder.join("model.safetensors"), &[("model.embed_tokens.weight", &[10, 1], &[0.0; 10])]);
+        Base::open(folder).unwrap()
+    }
+
+    fn tokenizer(tokens: &[&str], merges: &[(&str, &str)], added: &Json, sentence_piece: bool) -> Json {
+        let vocab: Map<String, Json> =
+            tokens.iter().enumerate().map(|(id, text)| ((*text).into(), json!(id))).collect();
+        let pre = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        json!({
+            "version": "1.0", "added_tokens": added, "post_processor": null, "decoder": null,
+            "normalizer": if sentence_piece { space } else { Json::Null },
+            "pre_tokenizer": if sentence_piece { Json::Null } else { pre },
+            "model": {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": sentence_piece},
+        })
+    }
+
+    fn added(id: u32, content: &str, special: bool) -> Json {
+        json!({"id": id, "content": content, "special": special, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    }
+
+    fn value(keys: &[(String, Value)], key: &str) -> String {
+        let found = keys.iter().find(|(name, _)| name.strip_prefix("tokenizer.ggml.") == Some(key));
+        found.map_or("none".into(), |(_, value)| match value {
+            Value::Array(values) => values.iter().fold(String::new(), |all, value| format!("{all}{value:?} ")),
+            value => format!("{value:?}"),
+        })
+    }
+
+    #[test]
+    fn a_byte_level_vocabulary_is_padded_and_typed() {
+        let folder = tempfile::tempdir().unwrap();
+        let more = json!([
+            added(5, "<s>", true),
+            added(6, "<|user|>", false),
+            added(7, "▁think▁", false),
+            added(8, "<end>", true)
+        ]);
+        let json = tokenizer(&["a", "b", "c", "ab", "abc"], FIRST, &more, false);
+        let config = json!({"bos_token": "<s>", "unk_token": {"content": "a"}, "eos_token": "<end>"});
+        std::fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [6, 8]}"#).unwrap();
+        let keys = keys(&base(folder.path(), &json, &config)).unwrap();
+        assert_eq!(value(&keys, "model"), "String(\"gpt2\")");
+        assert_eq!(value(&keys, "merges"), "String(\"a b\") String(\"ab c\") ");
+        let tokens = value(&keys, "tokens");
+        assert!(
+            tokens.ends_with("String(\"<|user|>\") String(\" think \") String(\"<end>\") String(\"[PAD9]\") "),
+            "{tokens}"
+        );
+        assert_eq!(
+            value(&keys, "token_type"),
+            "I32(1) I32(1) I32(1) I32(1) I32(1) I32(3) I32(3) I32(4) I32(3) I32(5) "
+        );
+        for (key, id) in [("bos", 5), ("eos", 8), ("eot", 6), ("unknown", 0)] {
+            assert_eq!(value(&keys, &format!("{key}_token_id")), format!("U32({id})"));
+        }
+        assert_eq!(value(&keys, "padding_token_id"), "none");
+        assert_eq!((value(&keys, "add_bos_token"), value(&keys, "scores")), ("Bool(false)".into(), "none".into()));
+    }
+
+    #[test]
+    fn pieces_of_sentencepiece_are_scored_by_their_merges() {
+        let folder = tempfile::tempdir().unwrap();
+        let json = tokenizer(&["<0x0A>", "a", "b", "c", "abc", "ab"], FIRST, &json!([added(6, "</s>", true)]), true);
+        let keys = keys(&base(folder.path(), &json, &json!({"eos_token": "</s>"}))).unwrap();
+        assert_eq!(value(&keys, "model"), "String(\"llama\")");
+        assert_eq!(
+            value(&keys, "scores"),
+            "F32(0.0) F32(-2.0) F32(-3.0) F32(-4.0) F32(-1.0) F32(-0.0) F32(-1000.0) F32(-1000.0) F32(-1000.0) F32(-1000.0) "
+        );
+        assert_eq!(
+            value(&keys, "token_type"),
+            "I32(6) I32(1) I32(1) I32(1) I32(1) I32(1) I32(3) I32(5) I32(5) I32(5) "
+        );
+        assert_eq!(value(&keys, "add_space_prefix"), "Bool(false)");
+        assert_eq!(value(&keys, "merges"), "none");
+    }
+
+    #[test]
+    fn what_llama_cpp_would_follow_otherwise_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |json: &Json| {
+            let error = keys(&base(folder.path(), json, &json!({}))).unwrap_err();
+            format!("{error} | {}", error.help().unwrap_or_default())
+        };
+        let pieces = ["a", "b", "c", "ab", "bc", "abc"];
+        // `bc` is merged first, so that `abc` never comes about: llama.cpp would make it of `a` and `bc`.
+        let unreached = tokenizer(&pieces, &[("b", "c"), ("ab", "c"), ("a", "b")], &json!([]), true);
+        let message = refused(&unreached);
+        assert!(message.contains("never makes the piece `abc`") && message.contains("`--to merged`"), "{message}");
+        let apart = tokenizer(&pieces, &[("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")], &json!([]), true);
+        assert!(refused(&apart).contains("merges `abc` at two ranks"));
+        let eleven = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
+        let message = refused(&tokenizer(&eleven, &[], &json!([]), false));
+        assert!(message.contains("`k` has the id 10, but the model has 10 embeddings"), "{message}");
+        let twice = tokenizer(&["a", "[PAD2]"], &[], &json!([]), false);
+        assert!(refused(&twice).contains("`[PAD2]` twice"));
+    }
 }

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn find(normalizer: &Json, pre_tokenizer: &Json, model: Json) -> Result<Kind, String> {
+    fn find(normalizer: &Json, pre_tokenizer: &Json, model: &Json) -> Result<Kind, String> {
         let mut all = json!({"type": "BPE", "merges": []});
         all.as_object_mut().unwrap().extend(model.as_object().unwrap().clone());
         let json = json!({"added_tokens": [], "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
@@ -151,18 +151,18 @@ mod tests {
         let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         let qwen2 = llama3.replace("{1,3}", "");
         let digits = json!({"type": "Digits", "individual_digits": true});
-        assert_eq!(pre(find(&json!(null), &bytes(true), json!({}))), "gpt-2");
-        assert_eq!(pre(find(&json!(null), &sequence(vec![digits, bytes(true)]), json!({}))), "smollm");
+        assert_eq!(pre(find(&json!(null), &bytes(true), &json!({}))), "gpt-2");
+        assert_eq!(pre(find(&json!(null), &sequence(vec![digits, bytes(true)]), &json!({}))), "smollm");
         let llama = sequence(vec![split(llama3), bytes(false)]);
-        assert_eq!(pre(find(&json!(null), &llama, json!({"ignore_merges": true}))), "llama-bpe");
+        assert_eq!(pre(find(&json!(null), &llama, &json!({"ignore_merges": true}))), "llama-bpe");
         let qwen = sequence(vec![split(&qwen2), bytes(false)]);
-        assert_eq!(pre(find(&json!({"type": "NFC"}), &qwen, json!({}))), "qwen2");
+        assert_eq!(pre(find(&json!({"type": "NFC"}), &qwen, &json!({}))), "qwen2");
         let unlike = sequence(vec![split(r"\p{N}{1,2}|\s+"), bytes(false)]);
-        let message = pre(find(&json!(null), &unlike, json!({})));
+        let message = pre(find(&json!(null), &unlike, &json!({})));
         assert!(message.contains("knows no such pre-tokenizer") && message.contains("{1,2}"), "{message}");
-        assert!(pre(find(&json!({"type": "Lowercase"}), &bytes(true), json!({}))).contains("(Lowercase)"));
+        assert!(pre(find(&json!({"type": "Lowercase"}), &bytes(true), &json!({}))).contains("(Lowercase)"));
         let prefixed = json!({"type": "ByteLevel", "add_prefix_space": true, "use_regex": true});
-        assert!(pre(find(&json!(null), &prefixed, json!({}))).contains("no such pre-tokenizer"));
+        assert!(pre(find(&json!(null), &prefixed, &json!({}))).contains("no such pre-tokenizer"));
     }
 
     #[test]
@@ -171,14 +171,16 @@ mod tests {
         let prepend = json!({"type": "Prepend", "prepend": "▁"});
         let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
         let both = json!({"type": "Sequence", "normalizers": [prepend, replace]});
-        assert_eq!(find(&both, &json!(null), fallback()), Ok(Kind::SentencePiece { space_prefix: true }));
-        assert_eq!(find(&replace, &json!(null), fallback()), Ok(Kind::SentencePiece { space_prefix: false }));
+        assert_eq!(find(&both, &json!(null), &fallback()), Ok(Kind::SentencePiece { space_prefix: true }));
+        assert_eq!(find(&replace, &json!(null), &fallback()), Ok(Kind::SentencePiece { space_prefix: false }));
         let metaspace =
             |split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": split});
-        assert_eq!(find(&json!(null), &metaspace(false), fallback()), Ok(Kind::SentencePiece { space_prefix: true }));
-        assert!(find(&json!(null), &metaspace(true), fallback()).unwrap_err().contains("neither byte-level nor"));
-        assert!(find(&json!(null), &json!(null), json!({})).unwrap_err().contains("neither byte-level nor"));
-        assert!(find(&json!(null), &json!(null), json!({"type": "WordPiece"})).unwrap_err().contains("`WordPiece`"));
-        assert!(find(&both, &json!(null), json!({"end_of_word_suffix": "</w>"})).unwrap_err().contains("end of words"));
+        assert_eq!(find(&json!(null), &metaspace(false), &fallback()), Ok(Kind::SentencePiece { space_prefix: true }));
+        assert!(find(&json!(null), &metaspace(true), &fallback()).unwrap_err().contains("neither byte-level nor"));
+        assert!(find(&json!(null), &json!(null), &json!({})).unwrap_err().contains("neither byte-level nor"));
+        assert!(find(&json!(null), &json!(null), &json!({"type": "WordPiece"})).unwrap_err().contains("`WordPiece`"));
+        assert!(
+            find(&both, &json!(null), &json!({"end_of_word_suffix": "</w>"})).unwrap_err().contains("end of words")
+        );
     }
 }
