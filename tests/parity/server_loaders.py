@@ -7,17 +7,19 @@ everything else the servers would import, and reads a folder with them.
 
     pip download --no-deps vllm==0.33.0 sglang==0.5.23
     unzip -q vllm-*.whl 'vllm/*.py' -d SOURCES; unzip -q sglang-*.whl '*.py' -d SOURCES
-    python server_loaders.py --sources SOURCES --server vllm --adapter PEFT_FOLDER
+    python server_loaders.py --sources SOURCES --server vllm --adapter PEFT_FOLDER --base BASE
     python server_loaders.py --sources SOURCES --server sglang --adapter PEFT_FOLDER --base BASE
 
 Run for real, vLLM: `LoRAConfig` (`max_lora_rank` from --max-rank), `PEFTHelper.from_local_dir` and
 `validate_legal`, then `LoRAModel.from_local_checkpoint` with the names a Llama model has: names, shapes, scaling.
 Run for real, SGLang: `LoRAConfig`, `LoRAManager.validate_new_adapter`, `LoRAAdapter` with its scaling,
-each tensor through `_process_weight`, and `_normalize_weights`, which stacks q, k, v and gate, up.
+each tensor through `_process_weight`, and `_normalize_weights`, which stacks q, k, v and gate, up. The shapes of the
+server's buffers are written here after its `mem_pool.py` (a Llama, one GPU).
 Not run: the models, the kernels, the memory pools, sharding. So this shows that an adapter is read
 and how it is scaled, not what the server then computes.
 
-Needs torch, transformers, safetensors, regex, pydantic. Exit status 1 where the server refuses.
+Needs torch, transformers, safetensors, regex, pydantic. Exit status 1 where the server refuses, or accepts
+and would do otherwise than PEFT.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import importlib.abc
 import importlib.machinery
 import json
 import math
+import re
 import sys
 import types
 from pathlib import Path
@@ -88,14 +91,33 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def expected_scale(folder):
-    """What PEFT multiplies B·A with."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    rank, alpha = config["r"], config["lora_alpha"]
+def expected_scale(config, module):
+    """What PEFT multiplies B·A of this module with: patterns match a name's end, the first match counts."""
+
+    def own(pattern, otherwise):
+        hits = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(hits, otherwise)
+
+    rank, alpha = own(config.get("rank_pattern"), config["r"]), own(config.get("alpha_pattern"), config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def vllm(args):
+def base_shapes(base):
+    """`[out, in]` of each projection of a Llama, by the name it has in the base's checkpoint."""
+    hidden, wide = base["hidden_size"], base["intermediate_size"]
+    head = base.get("head_dim") or hidden // base["num_attention_heads"]
+    q, kv = head * base["num_attention_heads"], head * base["num_key_value_heads"]
+    attention = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
+    mlp = {"gate_proj": (wide, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide)}
+    return {
+        f"model.layers.{layer}.{block}.{name}": shape
+        for layer in range(base["num_hidden_layers"])
+        for block, shapes in (("self_attn", attention), ("mlp", mlp))
+        for name, shape in shapes.items()
+    }
+
+
+def vllm(args, config, base):
     from vllm.config.lora import LoRAConfig
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
@@ -103,48 +125,86 @@ def vllm(args):
     # Pinned memory wants a GPU.
     for name in ("lora_model", "lora_weights"):
         sys.modules[f"vllm.lora.{name}"].PIN_MEMORY = False
-    settings = LoRAConfig(max_lora_rank=args.max_rank)
-    helper = PEFTHelper.from_local_dir(str(args.adapter), max_position_embeddings=None)
-    helper.validate_legal(settings)
-    model = LoRAModel.from_local_checkpoint(
-        str(args.adapter), LLAMA_MODULES, helper, lora_model_id=1, device="cpu", dtype=torch.float32
-    )
-    tensors, scales, stray = load_file(args.adapter / "adapter_model.safetensors"), set(), []
+    try:
+        settings = LoRAConfig(max_lora_rank=args.max_rank)
+        helper = PEFTHelper.from_local_dir(str(args.adapter), max_position_embeddings=None)
+        helper.validate_legal(settings)
+        model = LoRAModel.from_local_checkpoint(
+            str(args.adapter), LLAMA_MODULES, helper, lora_model_id=1, device="cpu", dtype=torch.float32
+        )
+    except (ValueError, KeyError) as error:
+        refused("vllm", error)
+
+    shapes, wrong = base_shapes(base), []
     for name, layer in model.loras.items():
-        a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
-        if not (layer.lora_a.equal(a.float()) and layer.lora_b.equal(b.float())):
-            stray.append(name)
-        # `optimize` folds the scaling into B: what is multiplied at run time.
-        optimized = layer.optimize()
-        scales.add(round(float(optimized.lora_b.norm() / b.float().norm()), 6))
-    print(f"vllm: {len(model.loras)} modules, rank {model.rank}, scaling {sorted(scales)}, tensors not as written: {len(stray)}")
-    print(f"vllm: names such as {next(iter(model.loras))}")
-    return scales
+        if name not in shapes:
+            wrong.append(f"{name} is not in the base: vLLM would ignore it")
+            continue
+        if (layer.lora_b.shape[0], layer.lora_a.shape[1]) != shapes[name]:
+            wrong.append(f"{name}: {list(layer.lora_b.shape)} by {list(layer.lora_a.shape)} for {shapes[name]}")
+        # `optimize` folds the scaling into B. What is left is what the server multiplies.
+        before = layer.lora_b.norm()
+        scale, wanted = float(layer.optimize().lora_b.norm() / before), expected_scale(config, name)
+        if abs(scale - wanted) > 1e-4 * wanted:
+            wrong.append(f"{name}: scaled by {scale:.6f}, by PEFT {wanted:.6f}")
+    print(f"vllm: {len(model.loras)} modules of rank {model.rank}, scaled by {helper.vllm_lora_scaling_factor:.6f}")
+    return wrong
 
 
-def sglang(args):
+def sglang(args, config, base):
     from sglang.srt.lora.lora import LoRAAdapter
     from sglang.srt.lora.lora_config import LoRAConfig
     from sglang.srt.lora.lora_manager import LoRAManager
-    from sglang.srt.lora.utils import get_normalized_target_modules
+    from sglang.srt.lora.utils import get_normalized_target_modules, get_target_module_name
 
-    base = json.loads((args.base / "config.json").read_text(encoding="utf-8"))
-    config = LoRAConfig(str(args.adapter), base_vocab_size=base["vocab_size"])
-    manager = types.SimpleNamespace(attn_dp_enabled=False, lora_refs={}, num_pinned_loras=0, max_loras_per_batch=8)
-    request = types.SimpleNamespace(lora_name="adapter", lora_path=str(args.adapter), pinned=False)
-    LoRAManager.validate_new_adapter(manager, config, request)
-    adapter = LoRAAdapter("adapter", config, types.SimpleNamespace(**base), None, None)
     tensors = load_file(args.adapter / "adapter_model.safetensors")
-    for name, tensor in tensors.items():
-        adapter._process_weight(name, tensor)
-    adapter._normalize_weights()
-    stacked = adapter.layers[0].weights
-    held = sum(len(layer.weights) for layer in adapter.layers)
-    print(f"sglang: {held} tensors once stacked, of {len(tensors)}; scaling {adapter.scaling}")
-    for name, value in stacked.items():
-        print(f"sglang:   {name} {list(value.shape)}")
-    print(f"sglang: target modules {sorted(get_normalized_target_modules(config.target_modules))}")
-    return {adapter.scaling}
+    try:
+        own = LoRAConfig(str(args.adapter), base_vocab_size=base["vocab_size"])
+        manager = types.SimpleNamespace(attn_dp_enabled=False, lora_refs={}, num_pinned_loras=0, max_loras_per_batch=8)
+        request = types.SimpleNamespace(lora_name="adapter", lora_path=str(args.adapter), pinned=False)
+        LoRAManager.validate_new_adapter(manager, own, request)
+        targets = get_normalized_target_modules(own.target_modules)
+        adapter = LoRAAdapter("adapter", own, types.SimpleNamespace(**base), None, None)
+        for name, tensor in tensors.items():
+            adapter._process_weight(name, tensor)
+        adapter._normalize_weights()
+    except (ValueError, KeyError, AssertionError, AttributeError) as error:
+        refused("sglang", error)
+
+    shapes = base_shapes(base)
+    # What the server's buffers hold a layer: A as [slices · r, in], B as [out of all slices, r].
+    stacks = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+    stacks |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+    buffers = {}
+    for name, (out, width) in shapes.items():
+        if ".layers.0." in name:
+            leaf = name.rsplit(".", 1)[1]
+            rows, total, _ = buffers.get(stacks.get(leaf, leaf), (0, 0, 0))
+            buffers[stacks.get(leaf, leaf)] = (rows + own.r, total + out, width)
+    allowed = set(buffers) if "all" in targets else targets
+    wrong, held = [], 0
+    for name, value in (entry for layer in adapter.layers for entry in layer.weights.items()):
+        held += 1
+        try:
+            rows, out, width = buffers[get_target_module_name(name, allowed)]
+        except (ValueError, KeyError):
+            wrong.append(f"{name}: SGLang has no buffer for it with the target modules {sorted(allowed)}")
+            continue
+        wanted = [rows, width] if "lora_A" in name else [out, own.r]
+        if list(value.shape) != wanted:
+            wrong.append(f"{name} is {list(value.shape)}, the server's buffer {wanted}")
+    ignored = [name for name in tensors if ".layers." not in name]
+    wrong += [f"{name} is ignored: no number of a layer in its name" for name in ignored]
+    for name in shapes:
+        wanted = expected_scale(config, name)
+        if any(name in key for key in tensors) and abs(adapter.scaling - wanted) > 1e-4 * wanted:
+            wrong.append(f"{name}: scaled by {adapter.scaling:.6f}, by PEFT {wanted:.6f}")
+    print(f"sglang: {len(tensors)} tensors, {held} once stacked, scaled by {adapter.scaling:.6f}, modules {sorted(targets)}")
+    return wrong
+
+
+def refused(server, error):
+    sys.exit(f"{server} refuses: {type(error).__name__}: {error}")
 
 
 def main():
@@ -152,21 +212,16 @@ def main():
     parser.add_argument("--server", choices=["vllm", "sglang"], required=True)
     parser.add_argument("--sources", type=Path, required=True, help="where the wheels were unpacked")
     parser.add_argument("--adapter", type=Path, required=True, help="PEFT folder")
-    parser.add_argument("--base", type=Path, help="Hugging Face folder of the base, for its config.json")
+    parser.add_argument("--base", type=Path, required=True, help="Hugging Face folder of the base, for its config.json")
     parser.add_argument("--max-rank", type=int, default=16, help="vLLM's max_lora_rank")
     args = parser.parse_args()
-    if args.server == "sglang" and args.base is None:
-        parser.error("--server sglang needs --base")
-
+    config = json.loads((args.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = json.loads((args.base / "config.json").read_text(encoding="utf-8"))
     sys.meta_path.insert(0, Finder(args.sources, args.server))
-    try:
-        scales = {"vllm": vllm, "sglang": sglang}[args.server](args)
-    except (ValueError, AssertionError, KeyError) as error:
-        sys.exit(f"{args.server} refuses: {type(error).__name__}: {error}")
-    wanted = expected_scale(args.adapter)
-    if any(abs(scale - wanted) > 1e-4 * wanted for scale in scales):
-        sys.exit(f"{args.server} scales by {sorted(scales)}, PEFT by {wanted:.6f}")
-    print(f"{args.server}: accepted, and scaled as PEFT does ({wanted:.6f})")
+    wrong = {"vllm": vllm, "sglang": sglang}[args.server](args, config, base)
+    if wrong:
+        sys.exit(f"{args.server} accepts it, but {len(wrong)} things are wrong, the first: {wrong[0]}")
+    print(f"{args.server}: accepted, every tensor where it belongs, scaled as PEFT does")
 
 
 if __name__ == "__main__":
