@@ -87,7 +87,7 @@ class Transformers:
 
 
 def check_peft_loaded(model, folder):
-    """Every tensor of the file is in the model, bit for bit. PEFT only warns of names it does not know."""
+    """Every tensor of the file is in the model, bit for bit, and no B was left at zero. PEFT only warns of either."""
     from safetensors.torch import load_file
 
     held = {name.replace(".default.", "."): value for name, value in model.state_dict().items()}
@@ -98,6 +98,9 @@ def check_peft_loaded(model, folder):
     ]
     if wrong:
         sys.exit(f"{folder}: PEFT did not load {len(wrong)} tensors, the first is {wrong[0]}")
+    zero = [name for name, value in held.items() if name.endswith("lora_B.weight") and not value.any()]
+    if zero:
+        sys.exit(f"{folder}: {len(zero)} lora_B are zero once loaded, the first is {zero[0]}")
 
 
 class LlamaCpp:
@@ -145,6 +148,9 @@ class Mlx:
         from mlx.utils import tree_flatten, tree_map
         from mlx_lm.models.cache import make_prompt_cache
 
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        if "rope_parameters" in config and "rope_theta" not in config:
+            print(f"{folder}: config.json has no `rope_theta` beside `rope_parameters`; mlx-lm's Llama will take 10000")
         mx.set_default_device(mx.cpu)
         self.mx, self.make_cache = mx, make_prompt_cache
         self.versions = {"mlx": mx.__version__, "mlx-lm": mlx_lm.__version__}
