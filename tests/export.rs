@@ -55,10 +55,10 @@ fn mean_kl(export: &Value) -> f64 {
 #[test]
 fn every_target_means_what_base_and_adapter_mean() {
     let place = with_adapter();
-    let targets = "peft,merged,gguf,gguf-adapter,mlx";
+    let targets = "peft,merged,gguf,gguf-adapter,ollama,ollama-adapter,mlx";
     let summary = summary(&mut exporting(&place, &["--to", targets, "--dtype", "f32", "--quantize", "f32"]));
     let exports = summary["exports"].as_array().unwrap();
-    assert_eq!(exports.len(), 5);
+    assert_eq!(exports.len(), 7);
     for export in exports {
         let target = export["manifest"]["target"].as_str().unwrap();
         assert!(mean_kl(export) < 1e-8, "{target}: {}", mean_kl(export));
@@ -116,6 +116,7 @@ fn a_merge_takes_the_weights_of_the_training() {
             quantization,
             base: &base,
             chat_template: None,
+            stop: &[],
             options: ExportOptions { dtype: Some(FloatType::F32), quantize: Some(GgufType::Float(FloatType::F32)) },
         };
         let out = folder.path().join(format!("merged-{near}"));
@@ -283,6 +284,7 @@ fn an_export_that_nobody_wants_any_more_leaves_nothing_behind() {
         quantization: QuantizationConfig::default(),
         base: &base,
         chat_template: None,
+        stop: &[],
         options: ExportOptions::default(),
     };
     for target in ["merged", "gguf"] {

@@ -5,7 +5,7 @@ use crate::support::{golden, json, shared};
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::{GgmlDType, ggml_file::qtensor_from_ggml};
-use equipoise::adapter::{self, AdapterBundle};
+use equipoise::adapter::AdapterBundle;
 use equipoise::export::gguf::{
     AdapterFacts, GgufWriter, ModelFacts, TensorInfo, file_size, metadata, placement, rope_freqs, write_adapter,
 };
@@ -164,14 +164,14 @@ fn an_adapter_is_the_file_that_llama_cpps_converter_makes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter.gguf");
     let base = Base::open(&embedded()).unwrap();
-    let bundle = AdapterBundle::load(&golden("peft_adapter")).unwrap();
+    let bundle = AdapterBundle::load(&golden("peft_adapter"), &base).unwrap();
     for (dtype, name) in [(GgmlDType::F16, "f16"), (GgmlDType::F32, "f32")] {
         let facts = AdapterFacts { name: "Peft_Adapter", dtype };
         write_adapter(&path, &base, &bundle, &facts).unwrap();
         // The converter leaves out which type the numbers are of; tools that list files show it.
         compare(&path, &json(&golden(&format!("export/adapter_{name}.json"))), &["general.file_type"], &[], &[]);
         assert_eq!(open_adapter(&path).unwrap().tensor_names().count(), bundle.tensors.len());
-        let (config, tensors) = adapter::gguf::read(&path, &base).unwrap();
+        let AdapterBundle { config, tensors } = AdapterBundle::load(&path, &base).unwrap();
         assert_eq!((config.lora.r, config.lora.lora_alpha), (4, 16.0));
         for (name, tensor) in &bundle.tensors {
             let expected = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter();

@@ -150,7 +150,7 @@ fn next(export: &ExportedTarget) -> String {
         "gguf" => format!("llama-server -m {file}"),
         "gguf-adapter" => format!("llama-server -m {base_gguf} --lora {file}"),
         "mlx" => format!("mlx_lm.generate --model {base} --adapter-path {folder} --prompt PROMPT"),
-        "ollama" => format!("cd {folder} && ollama create NAME -f Modelfile"),
+        "ollama" | "ollama-adapter" => format!("cd {folder} && ollama create NAME -f Modelfile"),
         _ => folder,
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         complete_config(job.base, &mut config)?;
     }
     config.remove("quantization_config");
+    repeat_rope(&mut config);
     for key in ["torch_dtype", "dtype"] {
         if config.contains_key(key) || key == "torch_dtype" {
             config.insert(key.into(), json!(name_of(dtype)));
@@ -146,6 +147,18 @@ fn complete_config(base: &Base, config: &mut Map<String, Value>) -> Result<()> {
         config.insert("rope_scaling".into(), rope_scaling(base, config)?);
     }
     Ok(())
+}
+
+/// transformers 5 writes `rope_parameters` alone, which mlx-lm and others do not read: they would silently rotate by 10000.
+fn repeat_rope(config: &mut Map<String, Value>) {
+    let Some(Value::Object(parameters)) = config.get("rope_parameters").cloned() else { return };
+    if let Some(theta) = parameters.get("rope_theta").filter(|_| !config.contains_key("rope_theta")) {
+        config.insert("rope_theta".into(), theta.clone());
+    }
+    let kind = parameters.get("rope_type").and_then(Value::as_str).unwrap_or("default");
+    if kind != "default" && !config.contains_key("rope_scaling") {
+        config.insert("rope_scaling".into(), Value::Object(parameters));
+    }
 }
 
 /// The parameters of Llama 3's scaling that give the factors of the file.

@@ -50,6 +50,12 @@ pub const TARGETS: &[Target] = &[
         about: "the adapter as a GGUF file, to lay on a base's",
         export: gguf::export_adapter,
     },
+    Target { name: "ollama", about: "the merged GGUF file with Ollama's Modelfile", export: ollama::export_merged },
+    Target {
+        name: "ollama-adapter",
+        about: "the adapter's GGUF file with a Modelfile that lays it on the base",
+        export: ollama::export_adapter,
+    },
     Target { name: "mlx", about: "mlx-lm's adapter folder", export: mlx::export },
 ];
 
@@ -150,6 +156,8 @@ pub struct Job<'a> {
     pub base: &'a Base,
     /// A chat template that goes before the base's.
     pub chat_template: Option<&'a str>,
+    /// The texts of the tokens that end an answer.
+    pub stop: &'a [String],
     /// What the user chose.
     pub options: ExportOptions,
 }

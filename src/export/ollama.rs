@@ -4,8 +4,9 @@
 //! the texts is what the Go template has to write. The result is held against more conversations, and given up where one of
 //! them differs in a byte: Ollama then reads the chat template of the GGUF file, for the families that it knows.
 
+use super::{Job, Output, gguf};
 use crate::data::{ChatTemplate, Message, Role};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::fmt::Write as _;
 
 /// Two days: a template that prints the date says something else on each.
@@ -238,6 +239,39 @@ impl Probe<'_> {
         }
         Ok(())
     }
+}
+
+/// `--to ollama`: the merged model and its Modelfile.
+pub(super) fn export_merged(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let model = gguf::export_model(job, out)?;
+    write_modelfile(job, &format!("./{model}"), None, out)
+}
+
+/// `--to ollama-adapter`: the adapter, and a Modelfile that lays it on the base where that lies.
+pub(super) fn export_adapter(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let adapter = gguf::export_adapter_file(job, out)?;
+    let base = job.base.path().canonicalize().map_err(Error::io("find", job.base.path()))?;
+    write_modelfile(job, &base.display().to_string(), Some(&format!("./{adapter}")), out)
+}
+
+fn write_modelfile(job: &Job<'_>, from: &str, adapter: Option<&str>, out: &mut Output<'_>) -> Result<()> {
+    let special = job.base.special_tokens();
+    let text = |token: &'_ Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
+    let (bos, eos) = (text(&special.bos), text(&special.eos));
+    let derive = |source| {
+        OllamaTemplate::derive(&TemplateFacts {
+            source,
+            bos: bos.as_deref(),
+            eos: eos.as_deref(),
+            add_bos: special.add_bos,
+        })
+    };
+    let template = job.chat_template().map(derive).transpose()?;
+    if let Some(Err(reason)) = &template {
+        out.note(format!("the Modelfile has no TEMPLATE: {reason}"));
+    }
+    let facts = ModelfileFacts { from, adapter, template: template.as_ref(), stop: job.stop };
+    out.small("Modelfile", modelfile(&facts).as_bytes())
 }
 
 /// What goes into a Modelfile.

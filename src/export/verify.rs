@@ -142,7 +142,7 @@ pub fn open_export(
     };
     match manifest.target.as_str() {
         "peft" | "mlx" => beside(folder),
-        "gguf-adapter" => beside(&gguf()?),
+        "gguf-adapter" | "ollama-adapter" => beside(&gguf()?),
         "merged" => whole(folder),
         "gguf" | "ollama" => whole(&gguf()?),
         other => Err(Error::file(folder, format!("is an export for `{other}`, which this version does not know"))),

@@ -1,11 +1,14 @@
 //! An adapter in the forms that servers take, each compared with base and adapter.
 
+use super::output::now;
+use super::prepare::{encoder, ends};
 use super::trained_on::TrainedOn;
 use super::verify::{Verified, verify_all};
 use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, Job, Manifest, Target};
 use crate::nn::{QuantizationConfig, QuantizationType};
 use crate::train::{Event, Observer};
+use crate::weights::Base;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -104,6 +107,7 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
         trained_on.held_to_merge(&base)
     };
     let template = trained_on.chat_template()?;
+    let stop = stop_texts(&base, template.as_deref())?;
     let job = Job {
         name: &name,
         path: &request.adapter,
@@ -113,6 +117,7 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
         quantization,
         base: &base,
         chat_template: template.as_deref(),
+        stop: &stop,
         options: request.options,
     };
     let mut exports = Vec::new();
@@ -147,6 +152,15 @@ fn export_one(
         observer.event(&Event::Note(format!("{}: {note}", target.name)));
     }
     Ok(ExportedTarget { folder, manifest, notes, verified: None, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// The texts of the tokens that end an answer.
+fn stop_texts(base: &Base, template: Option<&str>) -> Result<Vec<String>> {
+    let encoder = encoder(base, template, now())?;
+    let mut ids = ends(base, &encoder);
+    ids.sort_unstable();
+    ids.dedup();
+    ids.into_iter().map(|id| encoder.decode(&[id], false)).collect()
 }
 
 /// The adapter's name: that of its folder or file.

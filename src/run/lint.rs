@@ -120,7 +120,11 @@ pub(super) fn export_warnings(recipe: &Recipe, base: &Base, target_modules: &BTr
         let text = format!("lora.r is {}: some servers take 8, 16, 32 and 64 only", recipe.lora.r);
         return odd.then_some(text).into_iter().collect();
     }
-    let config = AdapterConfig { base_model_name_or_path: recipe.base.model.clone(), lora: recipe.lora.clone() };
+    let config = AdapterConfig {
+        base_model_name_or_path: recipe.base.model.clone(),
+        base_sha256: None,
+        lora: recipe.lora.clone(),
+    };
     let files: &[&str] = if recipe.data.chat_template.is_some() { &[CHAT_TEMPLATE] } else { &[] };
     let facts = AdapterFacts::planned(&config, target_modules, base, files);
     lint::lint(&facts, servers, &Settings::default()).iter().map(warning).collect()
@@ -192,11 +196,11 @@ mod tests {
         assert_eq!((summary.servers.len(), summary.servers[0].wrong, summary.is_clean()), (1, 1, false), "rank 4");
 
         // The same tensors under names of layers that the base does not have.
-        let mut bundle = AdapterBundle::load(Path::new(ADAPTER)).unwrap();
+        let mut bundle = AdapterBundle::load(Path::new(ADAPTER), &Base::open(Path::new(BASE)).unwrap()).unwrap();
         bundle.tensors =
             bundle.tensors.into_iter().map(|(name, t)| (name.replace("layers.0.", "layers.99."), t)).collect();
         let folder = tempfile::tempdir().unwrap();
-        bundle.save(folder.path()).unwrap();
+        bundle.save(folder.path(), None).unwrap();
         let summary = lint(&request(folder.path(), &Server::ALL), &mut ()).unwrap();
         let found: Vec<&str> = summary.findings.iter().map(|finding| finding.rule).collect();
         assert!(found.contains(&"unknown-module-kind") && found.contains(&"unknown-module"), "{found:?}");

@@ -30,6 +30,11 @@ pub(super) fn export_merged(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
 
 /// `--to gguf-adapter`: the adapter by itself; the base stays as it is.
 pub(super) fn export_adapter(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    export_adapter_file(job, out).map(drop)
+}
+
+/// Writes `<name>-lora.gguf`; gives the file's name.
+pub(super) fn export_adapter_file(job: &Job<'_>, out: &mut Output<'_>) -> Result<String> {
     let dtype = match job.options.dtype {
         None | Some(FloatType::F32) => GgmlDType::F32,
         Some(FloatType::F16) => GgmlDType::F16,
@@ -42,5 +47,6 @@ pub(super) fn export_adapter(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> 
     for _ in &job.adapter.tensors {
         out.count(dtype);
     }
-    out.adopt(&name)
+    out.adopt(&name)?;
+    Ok(name)
 }

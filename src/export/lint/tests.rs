@@ -26,7 +26,7 @@ fn base() -> BaseFacts {
 }
 
 fn config() -> AdapterConfig {
-    AdapterConfig { base_model_name_or_path: "org/base".into(), lora: LoraConfig::default() }
+    AdapterConfig { base_model_name_or_path: "org/base".into(), base_sha256: None, lora: LoraConfig::default() }
 }
 
 /// An adapter as we write it, r=16 on the seven modules of a two-layer Llama.
@@ -389,7 +389,7 @@ fn saved(folder: &Path, lora: LoraConfig) {
         [(name("lora_A"), zeros((r, *width))), (name("lora_B"), zeros((*out, r)))]
     };
     let tensors = MODULES.iter().flat_map(pair).collect();
-    AdapterBundle { config: AdapterConfig { lora, ..config() }, tensors }.save(folder).unwrap();
+    AdapterBundle { config: AdapterConfig { lora, ..config() }, tensors }.save(folder, None).unwrap();
 }
 
 #[test]
