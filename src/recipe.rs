@@ -14,7 +14,7 @@ mod unknown;
 use crate::data::DataConfig;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
-use crate::hub::BaseConfig;
+use crate::hub::{BaseConfig, HubConfig};
 use crate::nn::{LoraConfig, QuantizationConfig};
 use crate::objectives::ObjectiveConfig;
 use crate::ops::ComputeConfig;
@@ -56,6 +56,9 @@ pub struct RecipeFile {
     /// Where the adapter goes; by default `adapters/<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_dir: Option<PathBuf>,
+    /// Where it is uploaded after training; nowhere by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubConfig>,
 }
 
 /// A recipe whose every value has been checked, as far as that goes without model and data.
@@ -81,6 +84,8 @@ pub struct Recipe {
     pub compute: ComputeConfig,
     /// Where the adapter goes.
     pub output_dir: PathBuf,
+    /// Where it is uploaded after training.
+    pub hub: Option<HubConfig>,
     /// The file that the recipe was read from.
     pub path: PathBuf,
 }
@@ -133,6 +138,7 @@ impl Recipe {
         file.objective.validate()?;
         file.data.validate()?;
         file.training.validate()?;
+        file.hub.as_ref().map_or(Ok(()), HubConfig::validate)?;
         Ok(Self {
             name,
             base: file.base,
@@ -144,6 +150,7 @@ impl Recipe {
             device: file.device,
             compute: file.compute,
             output_dir,
+            hub: file.hub,
             path: path.to_owned(),
         })
     }
@@ -161,6 +168,7 @@ impl Recipe {
             device: self.device,
             compute: self.compute,
             output_dir: Some(self.output_dir.clone()),
+            hub: self.hub.clone(),
         }
     }
 
@@ -175,7 +183,7 @@ impl Recipe {
     }
 
     /// The keys whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an unset key
-    /// shows as `null`. `name` and `output_dir` do not count: they decide where the result goes, not what it is; nor do
+    /// shows as `null`. `name`, `output_dir` and `hub` do not count: they decide where the result goes, not what it is; nor do
     /// `training.gradient_checkpointing` with `training.max_memory_mb` and `data.cache`, which change no bit of it.
     pub fn differences(&self, earlier: &Self) -> Vec<String> {
         let (now, before) = (self.result_values(), earlier.result_values());
@@ -208,7 +216,7 @@ impl Recipe {
         let root = serde_yaml::to_value(self.to_file()).unwrap_or(Value::Null);
         flatten("", &root, &mut values);
         let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb", "data.cache"];
-        values.retain(|(key, _)| !free.contains(&key.as_str()));
+        values.retain(|(key, _)| !free.contains(&key.as_str()) && key != "hub" && !key.starts_with("hub."));
         values
     }
 }

@@ -4,8 +4,9 @@
 
 mod bundle;
 mod card;
+mod serving;
 mod tensors;
 
 pub use bundle::{AdapterBundle, AdapterConfig};
-pub use card::{CardFacts, model_card};
+pub use card::{CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
 pub use tensors::{read_tensors, serialize_tensors};

@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod report;
 mod train;
+mod upload;
 
 use crate::device::DeviceConfig;
 use crate::error::Result;
@@ -46,6 +47,8 @@ enum Command {
     Data(data::DataArgs),
     /// Write text with a trained adapter.
     Generate(generate::GenerateArgs),
+    /// Upload an adapter or a model to the Hugging Face Hub, in one commit.
+    Upload(upload::UploadArgs),
 }
 
 /// What every command on a recipe takes.
@@ -99,6 +102,7 @@ pub fn main() -> u8 {
         Command::Check(args) => (check::run(args), args.recipe.json),
         Command::Data(args) => (data::run(args), args.recipe.json),
         Command::Generate(args) => (generate::run(args), args.json),
+        Command::Upload(args) => (upload::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {
         if json {
@@ -111,8 +115,9 @@ pub fn main() -> u8 {
 
 fn log_to_stderr(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
-        1 => "equipoise=info,warn",
+        // hf-hub reports its own tries; ours end in an error that says more.
+        0 => "warn,hf_hub=off",
+        1 => "equipoise=info,warn,hf_hub=off",
         2 => "equipoise=debug,info",
         _ => "trace",
     };
