@@ -11,6 +11,7 @@ mod config;
 mod dataset;
 #[cfg(test)]
 mod dataset_tests;
+mod explain;
 mod folder;
 mod hash;
 mod layout;
@@ -32,7 +33,8 @@ mod upload_tests;
 
 pub use config::HubConfig;
 pub use dataset::{DatasetConfig, fetch_dataset};
-pub use plan::{LeftOut, PlannedFile, UploadPlan, plan};
+pub use folder::LeftOut;
+pub use plan::{PlannedFile, UploadPlan, plan};
 pub use upload::{UploadOptions, UploadProgress, UploadSummary, UploadedFile, check_access, upload};
 
 use crate::error::{Error, Result};

@@ -9,6 +9,7 @@ mod chat_templates;
 mod cli;
 mod data;
 mod gradients;
+mod hub;
 mod objectives;
 mod parity;
 mod recipes;

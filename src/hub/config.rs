@@ -4,6 +4,7 @@ use super::upload::UploadOptions;
 use super::{Kind, is_plain, parse_id};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// The most characters of a commit message.
 const MOST_MESSAGE: usize = 1000;
@@ -109,8 +110,13 @@ impl UploadOptions {
 pub(super) fn is_repo(text: &str) -> bool {
     let fits = |part: &str| !part.ends_with(['.', '-']) && !part.contains("--") && !part.contains("..");
     parse_id(Kind::Model, text).is_some_and(|id| {
-        !text.contains('@') && !id.owner.is_empty() && fits(&id.owner) && fits(&id.name) && !id.name.ends_with(".git")
+        !text.contains('@') && !id.owner.is_empty() && fits(&id.owner) && fits(&id.name) && !ends(&id.name, "git")
     })
+}
+
+/// Whether git would take a name for one of its own files.
+fn ends(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 fn repo_help(text: &str) -> String {
@@ -129,7 +135,7 @@ fn repo_help(text: &str) -> String {
 
 fn is_branch(text: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-    is_plain(text) && text.len() <= 200 && text.chars().all(fits) && !text.contains("..") && !text.ends_with(".lock")
+    is_plain(text) && text.len() <= 200 && text.chars().all(fits) && !text.contains("..") && !ends(text, "lock")
 }
 
 #[cfg(test)]

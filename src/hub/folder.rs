@@ -1,6 +1,7 @@
 //! What of a folder is sent: regular files inside it, and no data. It reads names and sizes, and follows no link out.
 
 use crate::error::{Error, Result};
+use serde::Serialize;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +44,15 @@ impl Content {
     }
 }
 
+/// A file or folder that stays here.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeftOut {
+    /// Its place in the folder.
+    pub path: String,
+    /// Why: `hidden`, `data`, `the run's state`.
+    pub why: &'static str,
+}
+
 /// A file to be sent.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
@@ -59,7 +69,7 @@ pub(super) struct Found {
 /// # Errors
 /// For a link that leads out of the folder or to a folder, a name that is no name in a repository, and a file or a number
 /// of files that the Hub does not take.
-pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<(String, &'static str)>)> {
+pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<LeftOut>)> {
     let root = folder.canonicalize().map_err(Error::io("open", folder))?;
     if !root.is_dir() {
         return Err(Error::file(folder, "is no folder").with_help("name the folder that `train` or `export` wrote"));
@@ -73,7 +83,7 @@ pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<(String, &'static s
             let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
             let in_repo = format!("{prefix}{name}");
             if let Some(why) = excluded(&in_repo, kind.is_dir()) {
-                left_out.push((in_repo, why));
+                left_out.push(LeftOut { path: in_repo, why });
             } else if kind.is_dir() {
                 if depth == DEEPEST {
                     return Err(Error::file(entry.path(), "lies too deep for an upload"));
@@ -89,7 +99,7 @@ pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<(String, &'static s
         }
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
-    left_out.sort();
+    left_out.sort_by(|a, b| a.path.cmp(&b.path));
     Ok((found, left_out))
 }
 
@@ -183,7 +193,7 @@ mod tests {
             ["README.md", "adapter_config.json", "merges.txt", "metrics.jsonl", "sub/a.safetensors"]
         );
         let left: Vec<_> =
-            list(folder.path()).unwrap().1.into_iter().map(|(path, why)| format!("{path} {why}")).collect();
+            list(folder.path()).unwrap().1.into_iter().map(|left| format!("{} {}", left.path, left.why)).collect();
         assert!(
             left.contains(&"train.jsonl data".into()) && left.contains(&"checkpoints the run's state".into()),
             "{left:?}"

@@ -57,11 +57,12 @@ pub(super) fn hash(file: Found, token: &Token, progress: &mut dyn FnMut(u64)) ->
         return Err(Error::file(&file.path, "holds your token of the Hub; nothing was sent")
             .with_help("take it out of the file; if others have seen the file, make a new token"));
     }
-    Ok(Hashed { sha256: hex(&sha256.finalize()), blob: small.then(|| hex(&sha1.finalize())), sample, file })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(Hashed {
+        sha256: format!("{:x}", sha256.finalize()),
+        blob: small.then(|| format!("{:x}", sha1.finalize())),
+        sample,
+        file,
+    })
 }
 
 #[cfg(test)]

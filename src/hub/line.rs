@@ -51,7 +51,7 @@ impl Refusal {
 
 impl Line {
     pub fn open(endpoint: Option<&str>, token: Token, first_wait: Duration) -> Result<Self> {
-        let endpoint = endpoint.map(String::from).unwrap_or_else(default_endpoint).trim_end_matches('/').to_owned();
+        let endpoint = endpoint.map_or_else(default_endpoint, String::from).trim_end_matches('/').to_owned();
         let client = Client::builder()
             .user_agent(concat!("equipoise/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(30))

@@ -1,7 +1,7 @@
 //! What an upload would send, found without network: the folder's files, a card where there is none, and neither the paths
 //! of this machine nor mistakes that the Hub would refuse. Nothing in the folder is changed.
 
-use super::folder::{self, Content, Found};
+use super::folder::{self, Content, Found, LeftOut};
 use super::readme;
 use super::upload::UploadOptions;
 use crate::adapter::{CARD_REPO, CardFacts, CardKind, hub_id, model_card};
@@ -53,15 +53,6 @@ pub struct PlannedFile {
     pub made_for_upload: bool,
 }
 
-/// A file or folder that stays here.
-#[derive(Debug, Clone, Serialize)]
-pub struct LeftOut {
-    /// Its place in the folder.
-    pub path: String,
-    /// Why: `hidden`, `data`, `the run's state`.
-    pub why: &'static str,
-}
-
 /// Says what [`super::upload()`] would send. It asks nobody.
 ///
 /// # Errors
@@ -84,7 +75,7 @@ pub fn plan(folder: &Path, options: &UploadOptions) -> Result<UploadPlan> {
         }
     }
     contents.sort_by(|a, b| a.path.cmp(&b.path));
-    draft.notes.extend(local_paths(&contents)?);
+    draft.notes.extend(local_paths(&contents));
     let planned = |found: &Found| PlannedFile {
         path: found.path.clone(),
         bytes: found.size,
@@ -93,7 +84,7 @@ pub fn plan(folder: &Path, options: &UploadOptions) -> Result<UploadPlan> {
     Ok(UploadPlan {
         repo: options.repo.clone(),
         files: contents.iter().map(planned).collect(),
-        left_out: left_out.into_iter().map(|(path, why)| LeftOut { path, why }).collect(),
+        left_out,
         notes: draft.notes,
         contents,
     })
@@ -376,7 +367,7 @@ fn replace_whole(text: &str, from: &str, to: &str) -> String {
 }
 
 /// Says which paths of this machine are in what is sent.
-fn local_paths(files: &[Found]) -> Result<Option<String>> {
+fn local_paths(files: &[Found]) -> Option<String> {
     let looked_into = |file: &&Found| {
         let known = Path::new(&file.path).extension().and_then(|e| e.to_str()).unwrap_or_default();
         ["md", "yaml", "yml", "json"].contains(&known) && file.size <= 1 << 20 && !file.path.ends_with("tokenizer.json")
@@ -395,7 +386,7 @@ fn local_paths(files: &[Found]) -> Result<Option<String>> {
     }
     seen.dedup();
     let note = || format!("there are paths of this machine in what is sent: {}", listed(&seen));
-    Ok((!seen.is_empty()).then(note))
+    (!seen.is_empty()).then(note)
 }
 
 fn listed(all: &[String]) -> String {

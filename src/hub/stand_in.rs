@@ -229,7 +229,7 @@ fn stored(state: &mut State, path: &str, body: &[u8]) -> Vec<u8> {
     let name = path.trim_start_matches("/store/");
     if name.contains('/') {
         state.parts.insert(name.into(), body.to_vec());
-    } else if hex(&Sha256::digest(body)) == name {
+    } else if sha256(body) == name {
         state.store.insert(name.into(), body.to_vec());
     } else {
         return respond(400, "", &json!({"error": "another hash"}));
@@ -287,7 +287,7 @@ fn api(state: &mut State, method: &str, path: &str, query: &str, body: &[u8], ba
                 let (bytes, large) = files.get(path)?;
                 let blob = git_blob(bytes);
                 Some(if *large {
-                    json!({"type": "file", "path": path, "oid": blob, "size": bytes.len(), "lfs": {"oid": hex(&Sha256::digest(bytes)), "size": bytes.len()}})
+                    json!({"type": "file", "path": path, "oid": blob, "size": bytes.len(), "lfs": {"oid": sha256(bytes), "size": bytes.len()}})
                 } else {
                     json!({"type": "file", "path": path, "oid": blob, "size": bytes.len()})
                 })
@@ -300,7 +300,7 @@ fn api(state: &mut State, method: &str, path: &str, query: &str, body: &[u8], ba
             let body = json_body();
             let mode = |file: &Value| {
                 let path = file["path"].as_str().unwrap();
-                let large = path.ends_with(".safetensors") || path.ends_with(".gguf");
+                let large = path.ends_with(".safetensors");
                 let mode = if large { "lfs" } else { "regular" };
                 json!({"path": path, "uploadMode": mode, "shouldIgnore": state.ignored.contains(&path)})
             };
@@ -352,7 +352,7 @@ fn settle(state: &mut State, path: &str, body: &Value) -> Vec<u8> {
         assert_eq!(part["etag"], format!("\"tag-{name}\""));
         whole.extend_from_slice(&state.parts[&name]);
     }
-    assert_eq!(hex(&Sha256::digest(&whole)), oid, "the parts are those of the file");
+    assert_eq!(sha256(&whole), oid, "the parts are those of the file");
     state.store.insert(oid, whole);
     respond(200, "", &json!({}))
 }
@@ -403,9 +403,9 @@ fn git_blob(bytes: &[u8]) -> String {
     let mut sha1 = sha1::Sha1::new();
     sha1.update(format!("blob {}\0", bytes.len()));
     sha1.update(bytes);
-    hex(&sha1.finalize())
+    format!("{:x}", sha1.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
 }

@@ -7,6 +7,7 @@ use super::token::Token;
 use super::upload::{UploadOptions, UploadProgress, UploadSummary, upload_as};
 use crate::error::{Error, Result};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -18,7 +19,7 @@ const LARGE: usize = 1_300_000;
 struct Place {
     hub: StandIn,
     folder: PathBuf,
-    _place: TempDir,
+    _temporary: TempDir,
 }
 
 impl Place {
@@ -26,7 +27,7 @@ impl Place {
         let (place, folder) = adapter_folder("org/base");
         let bytes: Vec<u8> = (0..LARGE).map(|at| (at * 31 % 251) as u8).collect();
         std::fs::write(folder.join("adapter_model.safetensors"), bytes).unwrap();
-        Self { hub: StandIn::start(TOKEN), folder, _place: place }
+        Self { hub: StandIn::start(TOKEN), folder, _temporary: place }
     }
 
     fn options(&self) -> UploadOptions {
@@ -198,13 +199,8 @@ fn a_further_run_sends_only_what_is_missing() {
 
     // Now the first one passes, and the second is cut.
     let (before, before_bytes) = (place.hub.count("PUT /store"), place.hub.bytes("PUT /store"));
-    let oid = {
-        use sha2::{Digest, Sha256};
-        Sha256::digest(std::fs::read(place.folder.join("second.safetensors")).unwrap())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-    };
+    let second = std::fs::read(place.folder.join("second.safetensors")).unwrap();
+    let oid = format!("{:x}", Sha256::digest(second));
     let of_second: &'static str = Box::leak(format!("PUT /store/{oid}").into_boxed_str());
     for _ in 0..9 {
         place.hub.fault(of_second, FaultKind::Cut(LARGE / 3));

@@ -6,6 +6,7 @@ use crate::hub::{self, FetchOptions, HubConfig, UploadOptions, UploadPlan, Uploa
 use crate::recipe::Recipe;
 use crate::train::{Event, Observer};
 use serde::Serialize;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What is to be uploaded, and where to.
@@ -102,7 +103,7 @@ fn upload_command(folder: &Path, config: &HubConfig) -> String {
     let mut command = format!("equipoise upload {} --repo {}", quoted(&folder.display().to_string()), config.repo);
     let mut add = |flag: &str, value: &Option<String>| {
         if let Some(value) = value {
-            command += &format!(" {flag} {}", quoted(value));
+            let _ = write!(command, " {flag} {}", quoted(value));
         }
     };
     add("--revision", &config.revision);
