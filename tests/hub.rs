@@ -124,8 +124,7 @@ fn what_cannot_work_is_refused_before_anything_is_sent() {
 fn a_recipe_uploads_what_it_trained() {
     let (place, hub) = (Workplace::new(), StandIn::start(TOKEN));
     let train = |more: &[&str]| {
-        let all =
-            [&["train", "trial.yaml", "--set", "hub={repo: me/mine, base_model: org/base}"], &SHORT[..], more].concat();
+        let all = [&["train", "trial.yaml", "--set", "hub={repo: me/mine, base: org/base}"], &SHORT[..], more].concat();
         let output = online(&place, &hub, &all).output().unwrap();
         let (stdout, stderr) = said(&place, &output);
         (output.status.code(), stdout, stderr)

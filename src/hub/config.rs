@@ -35,7 +35,7 @@ pub struct HubConfig {
     pub language: Option<String>,
     /// The base's Hub id, where `base.model` is a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base_model: Option<String>,
+    pub base: Option<String>,
 }
 
 const fn yes() -> bool {
@@ -68,7 +68,7 @@ impl HubConfig {
             revision: self.revision.clone(),
             create_pr: self.create_pr,
             message: self.message.clone(),
-            base_model: self.base_model.clone(),
+            base_model: self.base.clone(),
             license: self.license.clone(),
             endpoint: None,
         }
@@ -90,7 +90,8 @@ impl UploadOptions {
                 .with_help("for example `main` or `v2`; for a pull request there is `create_pr`, or --pr"));
         }
         if self.base_model.as_deref().is_some_and(|id| !is_repo(id)) {
-            return Err(Error::invalid(format!("{prefix}base_model: expected a Hub id, org/name")));
+            let key = if prefix.is_empty() { "base_model" } else { "base" };
+            return Err(Error::invalid(format!("{prefix}{key}: expected a Hub id, org/name")));
         }
         let is_license = |text: &str| {
             (2..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._+".contains(c))
@@ -163,7 +164,7 @@ mod tests {
             ("repo: ../mine", ["hub.repo", "user/name"]),
             ("repo: me/a--b", ["hub.repo", "user/name"]),
             ("{repo: me/mine, revision: ../x}", ["hub.revision", "branch"]),
-            ("{repo: me/mine, base_model: /data/llama}", ["hub.base_model", "org/name"]),
+            ("{repo: me/mine, base: /data/llama}", ["hub.base:", "org/name"]),
             ("{repo: me/mine, license: \"MIT license\"}", ["hub.license", "apache-2.0"]),
             ("{repo: me/mine, language: English (UK)}", ["hub.language", "`en`"]),
             ("{repo: me/mine, message: \" \"}", ["hub.message", "empty"]),

@@ -228,6 +228,7 @@ fn put_once(
         request = request.header(name, value);
     }
     let request = request.body(Body::sized(Counted { file, events, done: 0 }, bytes));
+    watch.bytes(object.oid, begin);
     // The body is read on another thread; here is where the watcher lives.
     std::thread::scope(|scope| {
         let answer = scope.spawn(move || line.send(request));

@@ -183,7 +183,7 @@ impl Draft {
             None => {
                 self.notes.push(format!(
                     "{CONFIG} names `{}`, a path of this machine, as `base_model_name_or_path`: others cannot load the \
-                     adapter. --base-model ORG/NAME (in a recipe `hub.base_model`) puts the base's Hub id there",
+                     adapter. --base-model ORG/NAME (in a recipe `hub.base`) puts the base's Hub id there",
                     shown(&old)
                 ));
                 last_part(&old)

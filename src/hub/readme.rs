@@ -45,7 +45,7 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Option<String>> {
                 path,
                 format!("front matter: `base_model` must be a Hub id, org/name; it is {}", show(base)),
             )
-            .with_help("--base-model ORG/NAME (in a recipe `hub.base_model`) puts the id there for the upload"));
+            .with_help("--base-model ORG/NAME (in a recipe `hub.base`) puts the id there for the upload"));
         }
     }
     if let Some(wrong) = map.get("model-index").and_then(model_index) {

@@ -157,7 +157,7 @@ fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<P
         token_accuracy: (before.token_accuracy, after.token_accuracy),
     });
     let hub = recipe.hub.as_ref();
-    let base_model = match hub.and_then(|hub| hub.base_model.as_deref()) {
+    let base_model = match hub.and_then(|hub| hub.base.as_deref()) {
         Some(id) if hub_id(&recipe.base.model).is_none() => id,
         _ => &recipe.base.model,
     };

@@ -107,7 +107,7 @@ fn upload_command(folder: &Path, config: &HubConfig) -> String {
         }
     };
     add("--revision", &config.revision);
-    add("--base-model", &config.base_model);
+    add("--base-model", &config.base);
     add("--license", &config.license);
     add("--message", &config.message);
     command += if config.create_pr { " --pr" } else { "" };
