@@ -1,20 +1,41 @@
-//! Base models by name (a folder, a GGUF file, or an id on the Hugging Face Hub), and the Hub's datasets.
+//! Base models by name (a folder, a GGUF file, or an id on the Hugging Face Hub), the Hub's datasets, and folders that go
+//! there.
 //!
 //! It owns turning what a recipe calls its base or its data into paths on this disk: through the Hub's ordinary cache, with
-//! no more files than are needed, and without the network when told so. It does not own reading what lies at those paths.
+//! no more files than are needed, and without the network when told so; and uploading a folder in one commit. It does not
+//! own reading what lies at those paths, nor what is in the folder.
 
 mod cache;
 mod card;
+mod config;
 mod dataset;
 #[cfg(test)]
 mod dataset_tests;
+mod explain;
+mod folder;
+mod hash;
 mod layout;
+mod lfs;
+mod line;
 mod model;
+mod plan;
+mod readme;
 mod remote;
+mod session;
+#[cfg(test)]
+mod stand_in;
 #[cfg(test)]
 mod tests;
+mod token;
+mod upload;
+#[cfg(test)]
+mod upload_tests;
 
+pub use config::HubConfig;
 pub use dataset::{DatasetConfig, fetch_dataset};
+pub use folder::LeftOut;
+pub use plan::{PlannedFile, UploadPlan, plan};
+pub use upload::{UploadOptions, UploadProgress, UploadSummary, UploadedFile, check_access, upload};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};

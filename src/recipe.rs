@@ -16,7 +16,7 @@ use crate::data::DataConfig;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::export::ExportConfig;
-use crate::hub::BaseConfig;
+use crate::hub::{BaseConfig, HubConfig};
 use crate::nn::{LoraConfig, QuantizationConfig};
 use crate::objectives::ObjectiveConfig;
 use crate::ops::ComputeConfig;
@@ -61,6 +61,9 @@ pub struct RecipeFile {
     /// Where the adapter goes; by default `adapters/<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_dir: Option<PathBuf>,
+    /// Where it is uploaded after training; nowhere by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubConfig>,
 }
 
 /// A recipe whose every value has been checked, as far as that goes without model and data.
@@ -88,6 +91,8 @@ pub struct Recipe {
     pub compute: ComputeConfig,
     /// Where the adapter goes.
     pub output_dir: PathBuf,
+    /// Where it is uploaded after training.
+    pub hub: Option<HubConfig>,
     /// The file that the recipe was read from.
     pub path: PathBuf,
 }
@@ -141,6 +146,7 @@ impl Recipe {
         file.objective.validate()?;
         file.data.validate()?;
         file.training.validate()?;
+        file.hub.as_ref().map_or(Ok(()), HubConfig::validate)?;
         Ok(Self {
             name,
             base: file.base,
@@ -153,6 +159,7 @@ impl Recipe {
             device: file.device,
             compute: file.compute,
             output_dir,
+            hub: file.hub,
             path: path.to_owned(),
         })
     }
@@ -171,6 +178,7 @@ impl Recipe {
             device: self.device,
             compute: self.compute,
             output_dir: Some(self.output_dir.clone()),
+            hub: self.hub.clone(),
         }
     }
 
@@ -185,7 +193,7 @@ impl Recipe {
     }
 
     /// The keys whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an unset key
-    /// shows as `null`. `name` and `output_dir` do not count: they decide where the result goes, not what it is; nor do
+    /// shows as `null`. `name`, `output_dir` and `hub` do not count: they decide where the result goes, not what it is; nor do
     /// `training.gradient_checkpointing` with `training.max_memory_mb`, `data.cache` and `export`, which change no bit of it.
     pub fn differences(&self, earlier: &Self) -> Vec<String> {
         let (now, before) = (self.result_values(), earlier.result_values());
@@ -218,7 +226,8 @@ impl Recipe {
         let root = serde_yaml::to_value(self.to_file()).unwrap_or(Value::Null);
         flatten("", &root, &mut values);
         let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb", "data.cache"];
-        values.retain(|(key, _)| !free.contains(&key.as_str()) && !key.starts_with("export."));
+        let elsewhere = |key: &str| key == "hub" || key.starts_with("hub.") || key.starts_with("export.");
+        values.retain(|(key, _)| !free.contains(&key.as_str()) && !elsewhere(key));
         values
     }
 }

@@ -11,6 +11,7 @@ mod data;
 mod export;
 mod export_gguf;
 mod gradients;
+mod hub;
 mod objectives;
 mod parity;
 mod recipes;

@@ -10,12 +10,13 @@ mod gguf;
 mod mlx;
 mod peft;
 mod read;
+mod serving;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
 pub use bundle::AdapterBundle;
-pub use card::{CardFacts, model_card};
+pub use card::{CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
 pub use config::AdapterConfig;
 pub use format::{AdapterFormat, AdapterSummary};
 pub use tensors::{read_tensors, serialize_tensors};

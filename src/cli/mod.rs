@@ -12,6 +12,7 @@ mod output;
 mod progress;
 mod report;
 mod train;
+mod upload;
 mod verify;
 
 use crate::device::DeviceConfig;
@@ -55,6 +56,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Say what servers would refuse in an adapter, or load and get wrong.
     Lint(lint::LintArgs),
+    /// Upload an adapter or a model to the Hugging Face Hub, in one commit.
+    Upload(upload::UploadArgs),
 }
 
 /// What every command on a recipe takes.
@@ -111,6 +114,7 @@ pub fn main() -> u8 {
         Command::Export(args) => (export::run(args), args.json),
         Command::Verify(args) => (verify::run(args), args.json),
         Command::Lint(args) => (lint::run(args), args.json),
+        Command::Upload(args) => (upload::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {
         if json {
@@ -123,8 +127,9 @@ pub fn main() -> u8 {
 
 fn log_to_stderr(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
-        1 => "equipoise=info,warn",
+        // hf-hub reports its own tries; ours end in an error that says more.
+        0 => "warn,hf_hub=off",
+        1 => "equipoise=info,warn,hf_hub=off",
         2 => "equipoise=debug,info",
         _ => "trace",
     };

@@ -4,8 +4,8 @@ use super::interrupt::Interrupt;
 use super::output::{Stdout, Table, bytes, count, duration, printable, quoted};
 use super::progress::Progress;
 use super::{INTERRUPTED, RecipeArgs};
-use crate::error::Result;
-use crate::run::{self, RunOptions, Sample, Summary};
+use crate::error::{Error, Result};
+use crate::run::{self, RunOptions, Sample, Summary, Uploaded};
 use clap::Args;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -41,6 +41,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<u8> {
         stdout.text(&render(&summary, &resume_command(args)));
     }
     stdout.finish()?;
+    if let Some(Uploaded::Failed { message, help }) = summary.uploaded {
+        return Err(Error::Hub { message, help });
+    }
     Ok(if summary.interrupted { INTERRUPTED } else { 0 })
 }
 
@@ -99,7 +102,11 @@ fn render(summary: &Summary, resume: &str) -> String {
     } else {
         table.row("next", generate_command(&summary.output_dir, summary.sample.as_ref()));
     }
-    table.render()
+    let uploaded = match &summary.uploaded {
+        Some(Uploaded::Done(uploaded)) => super::upload::render(uploaded),
+        _ => String::new(),
+    };
+    table.render() + &uploaded
 }
 
 fn validation_rows(table: &mut Table, summary: &Summary) {
@@ -181,6 +188,7 @@ mod tests {
                 raw: false,
             }),
             files: vec!["adapters/quickstart/adapter_model.safetensors".into(), "adapters/quickstart/README.md".into()],
+            uploaded: None,
         }
     }
 

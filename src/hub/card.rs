@@ -51,7 +51,7 @@ pub(super) fn declared(readme: &Path) -> Result<Vec<Declared>, String> {
 }
 
 /// The YAML between the first line, `---`, and the next such line.
-fn front_matter(text: &str) -> Option<&str> {
+pub(super) fn front_matter(text: &str) -> Option<&str> {
     let text = text.trim_start_matches('\u{feff}');
     let body = text.strip_prefix("---")?.trim_start_matches([' ', '\t', '\r']).strip_prefix('\n')?;
     let mut end = 0;

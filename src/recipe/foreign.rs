@@ -28,7 +28,7 @@ const TABLE: &[(&str, Answer)] = &[
     ("gguf_file checkpoint_files model_file", Ours("base.file")),
     (
         "model_revision revision revision_of_model",
-        No("write the revision behind the id: `base.model: org/name@revision`"),
+        No("write the revision behind the id: `base.model: org/name@revision`; of an upload it is `hub.revision`"),
     ),
     (
         "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_type tokenizer_config resize_vocab special_tokens",
@@ -248,7 +248,20 @@ const TABLE: &[(&str, Answer)] = &[
     ),
     ("run_name project_name experiment_name", Ours("name")),
     ("output output_folder save_path adapter_path out_dir save_dir output_path", Ours("output_dir")),
-    ("push_to_hub hub_model_id hub_strategy hub_private_repo", No("training uploads nothing")),
+    ("hub_model_id hub_repo_id push_to_hub_model_id hub_repo repo_id hf_hub_model_id", Ours("hub.repo")),
+    ("hub_private_repo hub_private private_repo", Ours("hub.private")),
+    ("hub_revision", Ours("hub.revision")),
+    ("hub_license", Ours("hub.license")),
+    (
+        "push_to_hub push_to_hub_organization push_adapter_to_hub",
+        No("name the repository: `hub.repo`, `user/name`; then it is uploaded after training"),
+    ),
+    (
+        "hub_strategy hub_always_push hub_commit_message push_to_hub_token",
+        No(
+            "the adapter is uploaded once, after training; the section `hub` says where to, and HF_TOKEN holds the token",
+        ),
+    ),
     ("do_train do_predict strict plugins", No("there is nothing to switch here; delete the line")),
     ("<<", No("YAML's merge keys are not read; write the keys out")),
 ];

@@ -268,6 +268,43 @@ fn a_file_that_cannot_be_read_is_told() {
     assert!(located(Recipe::load(&spaced, &[])).help.unwrap_or_default().contains("name: my-recipe"));
 }
 
+#[test]
+fn an_upload_is_no_part_of_the_result() {
+    let plain = parse(LEAST).unwrap();
+    let uploaded = parse(&format!("{LEAST}hub:\n  repo: me/mine\n  license: mit\n")).unwrap();
+    assert!(uploaded.hub.as_ref().unwrap().private);
+    assert_eq!(plain.hash(), uploaded.hash());
+    assert_eq!(uploaded.differences(&plain), Vec::<String>::new());
+    let again = Recipe::parse(&uploaded.to_yaml().unwrap(), Path::new("recipes/x.yaml"), &[]).unwrap();
+    assert_eq!(again, uploaded);
+}
+
+#[test]
+fn a_mistake_in_the_upload_is_shown_at_its_place() {
+    let (message, stretch, help) = blamed("hub:\n  repo: mine\n");
+    assert!(message.starts_with("hub.repo:") && help.contains("USER/mine"), "{message} {help}");
+    assert_eq!(stretch, "mine");
+    let (message, _, help) = blamed("hub:\n  private: true\n");
+    assert!(message.contains("`hub.repo` is missing") && help.contains("repo, private"), "{message} {help}");
+    for (key, ours) in [
+        ("hub_model_id: me/mine", "hub:\n  repo: me/mine"),
+        ("hub_private_repo: false", "hub:\n  private: false"),
+        ("hub_revision: v2", "hub:\n  revision: v2"),
+    ] {
+        let (_, _, help) = blamed(&format!("{key}\n"));
+        assert!(help.ends_with(ours), "{key}: {help}");
+    }
+    let (_, _, help) = blamed("push_to_hub: true\n");
+    assert!(help.contains("`hub.repo`"), "{help}");
+    let (_, _, help) = blamed("revision: v2\n");
+    assert!(help.contains("base.model: org/name@revision") && help.contains("`hub.revision`"), "{help}");
+    // A token in a recipe is answered, and not shown anywhere but in its own line.
+    for key in ["token", "hf_token", "hub_token"] {
+        let (message, _, help) = blamed(&format!("hub:\n  repo: me/mine\n  {key}: hf_secret\n"));
+        assert!(help.contains("HF_TOKEN") && !format!("{message}{help}").contains("hf_secret"), "{help}");
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_text_never_panics(text in "(?s).{0,200}", set in ".{0,40}") {

@@ -161,7 +161,9 @@ fn reply(found: &Unknown<'_>) -> Reply {
     }
     // LLaMA-Factory's `template: llama3` is a name; ours under `data` is another thing.
     let is_name = plain_name == "template" && found.value.is_string();
-    if let Some(elsewhere) = own_key_elsewhere(found, &plain_name).filter(|_| !is_name) {
+    // A base's revision is meant, not that of an upload.
+    let of_base = plain_name == "revision" && found.section != "hub";
+    if let Some(elsewhere) = own_key_elsewhere(found, &plain_name).filter(|_| !is_name && !of_base) {
         return elsewhere;
     }
     match answer(if is_name { "chat_template" } else { &found.key }) {

@@ -9,6 +9,7 @@ mod output;
 mod prepare;
 mod report;
 mod trained_on;
+mod upload;
 mod verify;
 
 pub use data::{DataSummary, ShownRow, data};
@@ -16,9 +17,11 @@ pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use lint::{LintRequest, LintSummary, ServerReport, lint};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
+pub use upload::{UploadRequest, Uploaded, plan_upload, upload};
 pub use verify::{Verified, VerifyRequest, verify};
 
-use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, model_card};
+use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
+use crate::data::{DataConfig, Sources};
 use crate::device::process_memory;
 use crate::error::{Error, Result};
 use crate::fs;
@@ -51,10 +54,12 @@ pub struct RunOptions {
 ///
 /// # Errors
 /// For everything that [`check`] finds, before anything is written; when the output folder holds something else or cannot
-/// be written; and [`crate::Error::Diverged`].
+/// be written; when the recipe wants an upload that the Hub would not let in; and [`crate::Error::Diverged`]. An upload that
+/// fails after training is no error here: [`Summary::uploaded`] has it.
 pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
     let start = Instant::now();
     OutputFolder::look(recipe, options)?;
+    let uploads = upload::before_training(recipe, options, observer)?;
     let started = output::started(recipe, options)?;
     let prepared = Prepared::new(recipe, options, started, observer)?;
     let model = prepared.load_model(recipe, observer)?;
@@ -87,13 +92,16 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     }
     let fit = trainer.fit(observer)?;
 
-    let (mut files, mut sample) = (Vec::new(), None);
+    let (mut files, mut sample, mut uploaded) = (Vec::new(), None, None);
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
         files = write_adapter(recipe, &prepared, &model, &fit, &out)?;
         sample = prepared.sample(&model.lm, observer);
+        if uploads {
+            uploaded = upload::after_training(recipe, observer);
+        }
     }
-    Ok(summary(recipe, &prepared, &model, fit, (files, sample, start)))
+    Ok(Summary { uploaded, ..summary(recipe, &prepared, &model, fit, (files, sample, start)) })
 }
 
 fn write_adapter(
@@ -147,6 +155,7 @@ fn summary(
         adapter_parameters: model.params.parameters(),
         sample,
         files,
+        uploaded: None,
     }
 }
 
@@ -154,17 +163,50 @@ fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<P
     let of_step = [&fit.state.best_validation, &fit.state.last_validation];
     let after = of_step.into_iter().flatten().find(|validation| validation.step == fit.adapter_step);
     let objective = serde_json::to_value(recipe.objective.kind).ok();
+    let validation = fit.state.first_validation.as_ref().zip(after).map(|(before, after)| CardValidation {
+        loss: (before.loss, after.loss),
+        token_accuracy: (before.token_accuracy, after.token_accuracy),
+    });
+    let hub = recipe.hub.as_ref();
+    let base_model = match hub.and_then(|hub| hub.base.as_deref()) {
+        Some(id) if hub_id(&recipe.base.model).is_none() => id,
+        _ => &recipe.base.model,
+    };
+    let (datasets, validation_dataset) = hub_datasets(&recipe.data);
     let text = model_card(&CardFacts {
+        kind: CardKind::Adapter,
         name: &recipe.name,
-        base_model: &recipe.base.model,
-        objective: objective.as_ref().and_then(serde_json::Value::as_str).unwrap_or("bft"),
-        steps: (fit.adapter_step, fit.state.step),
-        validation: fit.state.first_validation.as_ref().zip(after).map(|(before, after)| (before.loss, after.loss)),
-        recipe: &recipe.to_yaml()?,
+        repo: hub.map(|hub| hub.repo.as_str()),
+        base_model,
+        r: Some(recipe.lora.r),
+        objective: objective.as_ref().and_then(serde_json::Value::as_str),
+        steps: Some((fit.adapter_step, fit.state.step)),
+        validation,
+        validation_dataset: validation_dataset.as_deref(),
+        datasets: &datasets,
+        license: hub.and_then(|hub| hub.license.as_deref()),
+        language: hub.and_then(|hub| hub.language.as_deref()),
+        recipe: Some(&recipe.to_yaml()?),
     });
     let path = out.path().join("README.md");
     fs::write_atomic(&path, text.as_bytes())?;
     Ok(path)
+}
+
+/// The Hub's datasets that were trained on, and the one that the validation rows are from, if they are from one.
+fn hub_datasets(data: &DataConfig) -> (Vec<String>, Option<String>) {
+    let ids = |sources: &Sources| -> Vec<Option<String>> {
+        sources.0.iter().map(|source| Some(source.hub.as_deref()?.split('@').next()?.to_owned())).collect()
+    };
+    let train = ids(&data.train);
+    let held_out = data.validation.as_ref().map_or_else(|| train.clone(), ids);
+    let single = match held_out.as_slice() {
+        [Some(id)] => Some(id.clone()),
+        _ => None,
+    };
+    let mut train: Vec<String> = train.into_iter().flatten().collect();
+    train.dedup();
+    (train, single)
 }
 
 /// Does all that can be done without training: opens and loads the base, reads the data, counts and estimates. Writes

@@ -1,5 +1,6 @@
 //! What a run, or its rehearsal, has to say at its end.
 
+use super::upload::Uploaded;
 use crate::data::DataReport;
 use crate::train::MemoryEstimate;
 use crate::train::metrics::Validation;
@@ -47,6 +48,9 @@ pub struct Summary {
     pub sample: Option<Sample>,
     /// What was written.
     pub files: Vec<PathBuf>,
+    /// What came of the upload, where the recipe wants one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uploaded: Option<Uploaded>,
 }
 
 /// What the model writes for one prompt, before and after training.
