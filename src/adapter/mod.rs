@@ -8,5 +8,5 @@ mod serving;
 mod tensors;
 
 pub use bundle::{AdapterBundle, AdapterConfig};
-pub use card::{CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
+pub use card::{CARD_BASE, CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
 pub use tensors::{read_tensors, serialize_tensors};
