@@ -57,7 +57,14 @@ fn an_adapter_is_uploaded_by_hand() {
     let config: Value = serde_json::from_slice(&hub.file("me/mine", "main", "adapter_config.json").unwrap()).unwrap();
     assert_eq!(config["base_model_name_or_path"], "org/base");
     let card = text(&hub.file("me/mine", "main", "README.md").unwrap());
-    for phrase in ["base_model: org/base", "license: mit", "trial=me/mine", "Validation"] {
+    for phrase in [
+        "base_model: org/base",
+        "license: mit",
+        "vllm serve org/base --enable-lora",
+        "trial=me/mine",
+        "for `org/base`",
+        "Validation",
+    ] {
         assert!(card.contains(phrase), "{phrase}\n{card}");
     }
     for name in ["README.md", "recipe.yaml", "adapter_config.json", "metrics.jsonl"] {

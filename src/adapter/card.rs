@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// What stands in a card for the repository, until an upload puts its name there.
 pub const CARD_REPO: &str = "OWNER/REPO";
+/// What stands in its commands for a base that is no Hub id, until an upload is told one.
+pub const CARD_BASE: &str = "OWNER/BASE";
 
 /// What a folder holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,7 +264,7 @@ mod tests {
             let matter = matter(&card);
             assert!(matter.get("base_model").is_none() && matter.get("license").is_none(), "{card}");
             assert!(matter.get("model-index").is_none() && !card.contains("base_model:"), "{card}");
-            assert!(!card.contains("/home/") && card.contains("vllm serve BASE"), "{card}");
+            assert!(!card.contains("/home/") && card.contains("vllm serve OWNER/BASE"), "{card}");
         }
         let local = model_card(&facts());
         assert!(matter(&local).get("model-index").is_none(), "the Hub's form wants a dataset of the Hub");

@@ -1,6 +1,6 @@
 //! The card's section on use: the command of each server.
 
-use super::card::CardKind;
+use super::card::{CARD_BASE, CardKind};
 use std::fmt::Write as _;
 
 /// The ranks that vLLM allows.
@@ -13,7 +13,7 @@ pub(super) fn serving(kind: CardKind, repo: &str, base: Option<&str>, r: Option<
         let _ = write!(text, "\n{title}:\n\n```{language}\n{code}\n```\n");
     };
     match kind {
-        CardKind::Adapter => adapter(repo, base.unwrap_or("BASE"), r, name, &mut add),
+        CardKind::Adapter => adapter(repo, base.unwrap_or(CARD_BASE), r, name, &mut add),
         CardKind::Merged => {
             add("vLLM", "sh", &format!("vllm serve {repo}"));
             add("SGLang", "sh", &format!("python -m sglang.launch_server --model-path {repo}"));
@@ -32,7 +32,7 @@ pub(super) fn serving(kind: CardKind, repo: &str, base: Option<&str>, r: Option<
         }
     }
     if kind == CardKind::Adapter && base.is_none() {
-        text += "\n`BASE` is the model that the adapter was trained on.\n";
+        let _ = write!(text, "\n`{CARD_BASE}` is the model that the adapter was trained on.\n");
     }
     text
 }

@@ -4,7 +4,7 @@
 use super::folder::{self, Content, Found, LeftOut};
 use super::readme;
 use super::upload::UploadOptions;
-use crate::adapter::{CARD_REPO, CardFacts, CardKind, hub_id, model_card};
+use crate::adapter::{CARD_BASE, CARD_REPO, CardFacts, CardKind, hub_id, model_card};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -207,6 +207,11 @@ impl Draft {
             for text in [&mut self.recipe, &mut self.readme].into_iter().flatten() {
                 text.replace(&old, &new);
             }
+        }
+        // Our own card names a path by its last part alone, and leaves a place for the id in its commands.
+        if let Some(readme) = self.readme.as_mut().filter(|_| hub_id(&new).is_some()) {
+            readme.replace(CARD_BASE, &new);
+            readme.replace(&format!("`{}`", last_part(&old)), &format!("`{new}`"));
         }
         self.base = new;
     }

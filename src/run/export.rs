@@ -104,7 +104,7 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
     let quantization = if choice.original {
         QuantizationConfig { kind: QuantizationType::None }
     } else {
-        trained_on.held_to_merge(&base)
+        trained_on.held_to_merge(&base, &adapter)?
     };
     let template = trained_on.chat_template()?;
     let stop = stop_texts(&base, template.as_deref())?;

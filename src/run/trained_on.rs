@@ -61,10 +61,21 @@ impl TrainedOn {
         if base.is_gguf() { QuantizationConfig::default() } else { self.quantization.unwrap_or_default() }
     }
 
-    /// How the weights were, to merge into: those of an adapter from elsewhere as they are stored.
-    pub fn held_to_merge(&self, base: &Base) -> QuantizationConfig {
+    /// How the weights were, to merge into. Those of a base that nobody trained on here are taken as they are stored.
+    ///
+    /// # Errors
+    /// When the base cannot be read.
+    pub fn held_to_merge(&self, base: &Base, adapter: &AdapterBundle) -> Result<QuantizationConfig> {
         let stored = QuantizationConfig { kind: QuantizationType::None };
-        if base.is_gguf() { QuantizationConfig::default() } else { self.quantization.unwrap_or(stored) }
+        let known = match &adapter.config.base_sha256 {
+            Some(known) => *known == base.fingerprint()?,
+            None => !self.given,
+        };
+        Ok(match self.quantization {
+            _ if base.is_gguf() => QuantizationConfig::default(),
+            Some(quantization) if known => quantization,
+            _ => stored,
+        })
     }
 
     /// The base as the adapter or its recipe names it.

@@ -46,8 +46,7 @@ fn a_folder_without_a_card_gets_one_and_stays_as_it_is() {
 #[test]
 fn paths_of_this_machine_are_not_sent_by_surprise() {
     let (_place, folder) = adapter_folder("/home/anna/models/llama-1b");
-    let card =
-        "---\nlibrary_name: peft\n---\n\n# Mine\n\nOf /home/anna/models/llama-1b.\n\nSee /opt/tools/run and /think.\n";
+    let card = "---\nlibrary_name: peft\n---\n\n# Mine\n\nOf /home/anna/models/llama-1b. `vllm serve OWNER/BASE`, for `llama-1b`, at OWNER/REPO.\n\nSee /opt/tools/run and /think.\n";
     std::fs::write(folder.join(README), card).unwrap();
     let plain = plan(&folder, &options()).unwrap();
     for name in [CONFIG, RECIPE, README] {
@@ -58,7 +57,10 @@ fn paths_of_this_machine_are_not_sent_by_surprise() {
         );
     }
     assert!(sent(&plain, RECIPE).contains("model: llama-1b\n") && sent(&plain, RECIPE).contains("path: notes.csv"));
-    assert!(sent(&plain, README).contains("Of llama-1b.\n") && sent(&plain, README).contains("/opt/tools/run"));
+    assert!(
+        sent(&plain, README).contains("Of llama-1b. `vllm serve OWNER/BASE`")
+            && sent(&plain, README).contains("/opt/tools/run")
+    );
     let notes = plain.notes.join("\n");
     for phrase in ["`base_model_name_or_path`", "--base-model ORG/NAME", "notes.csv", "README.md: /opt/tools/run"] {
         assert!(notes.contains(phrase), "{phrase}: {notes}");
@@ -70,7 +72,12 @@ fn paths_of_this_machine_are_not_sent_by_surprise() {
     let config: Json = serde_json::from_str(&sent(&named, CONFIG)).unwrap();
     assert_eq!((&config["base_model_name_or_path"], &config["r"]), (&"org/llama".into(), &8.into()));
     let card = sent(&named, README);
-    for phrase in ["base_model: org/llama\n", "base_model:adapter:org/llama", "license: mit", "Of org/llama.\n"] {
+    for phrase in [
+        "base_model: org/llama\n",
+        "base_model:adapter:org/llama",
+        "license: mit",
+        "Of org/llama. `vllm serve org/llama`, for `org/llama`, at me/mine.\n",
+    ] {
         assert!(card.contains(phrase), "{phrase}\n{card}");
     }
     assert!(sent(&named, RECIPE).contains("model: org/llama\n"));
