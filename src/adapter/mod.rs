@@ -15,13 +15,8 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-<<<<<<< HEAD
 pub use bundle::AdapterBundle;
-pub use card::{CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
+pub use card::{CARD_BASE, CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
 pub use config::AdapterConfig;
 pub use format::{AdapterFormat, AdapterSummary};
-=======
-pub use bundle::{AdapterBundle, AdapterConfig};
-pub use card::{CARD_BASE, CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
->>>>>>> hub
 pub use tensors::{read_tensors, serialize_tensors};
