@@ -48,11 +48,18 @@ fn adapter(repo: &str, base: &str, r: Option<usize>, name: &str, add: &mut dyn F
         "llama.cpp, with the base in GGUF",
         "sh",
         &format!(
-            "{folder}\nequipoise export {name} --to gguf-adapter --out adapter.gguf\n\
-             llama-server -m base.gguf --lora adapter.gguf"
+            "{folder}\nequipoise export {name} --to gguf-adapter --out {name}-gguf\n\
+             llama-server -m base.gguf --lora {name}-gguf/{name}-lora.gguf"
         ),
     );
-    add("Ollama, with the same files; the Modelfile is", "text", "FROM ./base.gguf\nADAPTER ./adapter.gguf");
+    add(
+        "Ollama",
+        "sh",
+        &format!(
+            "{folder}\nequipoise export {name} --to ollama --out {name}-ollama\n\
+             cd {name}-ollama && ollama create {name} -f Modelfile"
+        ),
+    );
     add(
         "mlx-lm",
         "sh",

@@ -129,6 +129,10 @@ fn excluded(path: &str, is_folder: bool) -> Option<&'static str> {
             _ => None,
         };
     }
+    // An export's manifest names paths of this machine.
+    if path == "equipoise-export.json" {
+        return Some("the export's manifest");
+    }
     let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     (DATA.contains(&extension.as_str()) && path != "metrics.jsonl").then_some("data")
 }
