@@ -1,7 +1,7 @@
 //! Equipoise fine-tunes `LoRA` adapters on a frozen, quantized base under Balanced Fine-Tuning (BFT, arXiv 2511.21075).
 //!
 //! A recipe goes in, an adapter comes out: [`recipe::Recipe`] says what, [`run`] does it. The floors, from the top: `cli`,
-//! [`run`], [`recipe`], [`train`] and [`hub`], [`objectives`] and [`adapter`], [`models`] and [`data`], [`nn`], [`weights`]
+//! [`run`], [`recipe`], [`train`], [`export`] and [`hub`], [`objectives`] and [`adapter`], [`models`] and [`data`], [`nn`], [`weights`]
 //! and [`ops`], and at the bottom [`device`], [`error`], [`fs`] and [`rng`]. A room imports from the floors below its own.
 
 pub mod adapter;

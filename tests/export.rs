@@ -1,5 +1,6 @@
 //! Exports: what is written means what base and adapter mean, comes back as it was, and nothing half-written is left.
 
+use crate::parity::compare_with_transformers;
 use crate::support::workplace::{Refusal, Workplace, embedded_base, refusal, snapshot};
 use crate::support::{ALL_LINEAR, TINY, Tiny, golden, json, lora, stir};
 use candle_core::Device;
@@ -68,6 +69,25 @@ fn every_target_means_what_base_and_adapter_mean() {
         Manifest::read(&place.path(&format!("exports/adapter/{target}"))).unwrap();
     }
     place.assert_no_litter();
+}
+
+/// PEFT's own logits and tokens for this adapter (`peft_logits.py`), from each of its exports.
+#[test]
+fn every_target_gives_the_logits_of_peft() {
+    let place = with_adapter();
+    let base_folder = embedded_base();
+    let original = format!("original:{}", base_folder.display());
+    let targets = "peft,merged,gguf,gguf-adapter,mlx";
+    let more = ["--to", targets, "--dtype", "f32", "--quantize", "f32", "--no-verify", "--base", &original];
+    summary(&mut place.command(&[&["export", "adapter", "--json"][..], &more].concat()));
+    let base = Base::open(&base_folder).unwrap();
+    let stored = QuantizationConfig { kind: QuantizationType::None };
+    for target in targets.split(',') {
+        let folder = place.path(&format!("exports/adapter/{target}"));
+        let manifest = Manifest::read(&folder).unwrap();
+        let model = open_export(&folder, &manifest, &base, stored, &Device::Cpu).unwrap();
+        compare_with_transformers(&model, &golden("peft_adapter").join("expected.json"));
+    }
 }
 
 /// The nearer to f32, the nearer to base and adapter; and few bits lose what the adapter does.

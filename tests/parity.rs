@@ -129,7 +129,8 @@ fn logits_on_tape(model: &Model, prompt: &[u32], adapter: bool) -> Vec<f64> {
     logits.to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-fn compare_with_transformers(model: &Model, path: &Path) {
+/// Logits and greedy tokens against a golden file of `peft_logits.py`.
+pub fn compare_with_transformers(model: &Model, path: &Path) {
     let expected = json(path);
     let prompts = expected["prompts"].as_array().unwrap();
     assert!(!prompts.is_empty());
