@@ -42,6 +42,16 @@ impl AdapterFormat {
             return Err(Error::file(path, "no such folder or file").with_help(HELP));
         }
         if !path.join(CONFIG).is_file() {
+            let files = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+            let gguf: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "gguf")).collect();
+            if let [one] = &gguf[..] {
+                return Err(Error::file(path, "is a folder with a GGUF file, not an adapter")
+                    .with_help(format!("if that is a LoRA adapter, name the file itself: {}", one.display())));
+            }
+            if path.join("trainer_state.json").is_file() {
+                return Err(Error::file(path, "is a checkpoint, which holds no whole adapter yet")
+                    .with_help("let the run end: equipoise train RECIPE --resume"));
+            }
             return Err(Error::file(path, format!("is no adapter's folder: there is no {CONFIG} in it")).with_help(
                 "name a folder that `train` wrote (a run that was interrupted has none yet), or a PEFT folder",
             ));

@@ -19,4 +19,5 @@ pub use bundle::AdapterBundle;
 pub use card::{CARD_BASE, CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
 pub use config::AdapterConfig;
 pub use format::{AdapterFormat, AdapterSummary};
+pub use serving::vllm_rank;
 pub use tensors::{read_tensors, serialize_tensors};

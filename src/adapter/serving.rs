@@ -6,6 +6,11 @@ use std::fmt::Write as _;
 /// The ranks that vLLM allows.
 const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
 
+/// What vLLM is to be started with (`--max-lora-rank`) for an adapter of this rank; `None` for ranks beyond all that it takes.
+pub fn vllm_rank(r: usize) -> Option<usize> {
+    VLLM_RANKS.into_iter().find(|rank| *rank >= r)
+}
+
 /// How to run what a repository holds. `base` is the base's Hub id; where there is none, the reader puts the model in.
 pub(super) fn serving(kind: CardKind, repo: &str, base: Option<&str>, r: Option<usize>, name: &str) -> String {
     let mut text = String::from("\n## Use\n");
@@ -38,7 +43,7 @@ pub(super) fn serving(kind: CardKind, repo: &str, base: Option<&str>, r: Option<
 }
 
 fn adapter(repo: &str, base: &str, r: Option<usize>, name: &str, add: &mut dyn FnMut(&str, &str, &str)) {
-    let rank = r.and_then(|r| VLLM_RANKS.into_iter().find(|rank| *rank >= r)).unwrap_or(16);
+    let rank = r.and_then(vllm_rank).unwrap_or(16);
     let folder = format!("hf download {repo} --local-dir {name}");
     add("vLLM", "sh", &format!("vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo}"));
     add("SGLang", "sh", &format!("python -m sglang.launch_server --model-path {base} --lora-paths {name}={repo}"));

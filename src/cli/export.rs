@@ -4,6 +4,7 @@ use super::interrupt::Interrupt;
 use super::output::{Stdout, Table, bytes, duration, printable, quoted};
 use super::progress::Progress;
 use super::verify;
+use crate::adapter::vllm_rank;
 use crate::error::Result;
 use crate::export::{ExportOptions, FloatType, GgufType, TARGETS};
 use crate::nn::QuantizationType;
@@ -13,11 +14,12 @@ use clap::builder::PossibleValuesParser;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct ExportArgs {
     /// The adapter: a folder that `train` wrote, PEFT's or mlx-lm's folder, or llama.cpp's .gguf file.
     adapter: PathBuf,
     /// What to write; several with commas.
-    #[arg(long, value_name = "TARGET", value_delimiter = ',', required = true,
+    #[arg(long, value_name = "TARGET", value_delimiter = ',', required = true, ignore_case = true,
           value_parser = PossibleValuesParser::new(TARGETS.iter().map(|target| {
               clap::builder::PossibleValue::new(target.name).help(target.about)
           })))]
@@ -57,6 +59,10 @@ fn float_type(text: &str) -> Result<FloatType, String> {
         "f32" | "float32" | "fp32" => Ok(FloatType::F32),
         "f16" | "float16" | "fp16" => Ok(FloatType::F16),
         "bf16" | "bfloat16" => Ok(FloatType::BF16),
+        _ if ["_s", "_m", "_l"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) => Err(format!(
+            "llama.cpp's mixes of types are not made; the nearest is {}",
+            &text.to_ascii_lowercase()[..text.len() - 2]
+        )),
         _ => Err("expected f32, f16 or bf16".into()),
     }
 }
@@ -73,8 +79,12 @@ fn gguf_type(text: &str) -> Result<GgufType, String> {
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<u8> {
-    let mut targets = args.to.clone();
-    targets.dedup();
+    let mut targets: Vec<String> = Vec::new();
+    for target in args.to.iter().map(|target| target.to_ascii_lowercase()) {
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
     let request = ExportRequest {
         adapter: args.adapter.clone(),
         targets,
@@ -97,7 +107,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<u8> {
         stdout.text(&render(&summary));
     }
     stdout.finish()?;
-    Ok(verify::exit_code(&verified(&summary)))
+    Ok(verify::exit_code(&verified(&summary), None))
 }
 
 fn render(summary: &ExportSummary) -> String {
@@ -145,7 +155,11 @@ fn next(export: &ExportedTarget) -> String {
     let file = export.manifest.files.iter().find(|file| is_gguf(&file.name));
     let file = file.map(|file| quoted(&export.folder.join(&file.name).display().to_string())).unwrap_or_default();
     match export.manifest.target.as_str() {
-        "peft" => format!("vllm serve {base} --enable-lora --max-lora-rank 64 --lora-modules adapter={folder}"),
+        "peft" => {
+            let rank = vllm_rank(export.r).unwrap_or(export.r);
+            let name = quoted(&export.name);
+            format!("vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}")
+        }
         "merged" => format!("vllm serve {folder}"),
         "gguf" => format!("llama-server -m {file}"),
         "gguf-adapter" => format!("llama-server -m {base_gguf} --lora {file}"),

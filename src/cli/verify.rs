@@ -82,7 +82,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
         stdout.text("\n");
     }
     stdout.finish()?;
-    Ok(exit_code(&verified))
+    Ok(exit_code(&verified, args.max_kl))
 }
 
 /// A row for each export.
@@ -116,17 +116,25 @@ pub(super) fn table(verified: &[Verified]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// The exit code: 1 where an export is too far from base and adapter, which is then said.
-pub(super) fn exit_code(verified: &[Verified]) -> u8 {
-    let failed = || verified.iter().filter(|verified| !verified.passed);
-    for verified in failed() {
-        say(&format!(
-            "{}: {} nats of mean KL, more than the {} that its types allow; do not serve it. Try more bits (`--quantize`, \
-             `--dtype`), and `--base trained`",
-            verified.folder.display(),
-            verified.difference.mean_kl,
-            verified.allowed_kl
-        ));
+/// The exit code: 1 where an export is too far from base and adapter. That is said, and where the adapter is lost in the
+/// rounding of the weights.
+pub(super) fn exit_code(verified: &[Verified], most: Option<f64>) -> u8 {
+    for verified in verified {
+        let (folder, kl) = (verified.folder.display(), verified.difference.mean_kl);
+        let alone = verified.base_alone.mean_kl;
+        if !verified.passed {
+            let whose = if most.is_some() { "--max-kl allows" } else { "its types allow" };
+            say(&format!(
+                "{folder}: {kl:.2e} nats of mean KL, more than the {:.0e} that {whose}: this is not base and adapter as they were \
+                 trained. Is the base the right one? Are the types of too few bits (--quantize, --dtype)?",
+                verified.allowed_kl
+            ));
+        } else if kl > alone / 2.0 && alone > 1e-6 {
+            say(&format!(
+                "note: {folder} is {kl:.2e} nats from base and adapter, and the base alone {alone:.2e}: what the adapter does is \
+                 lost in the rounding of the weights. Take more bits (--quantize, --dtype), or export the adapter by itself"
+            ));
+        }
     }
-    u8::from(failed().next().is_some())
+    u8::from(verified.iter().any(|verified| !verified.passed))
 }

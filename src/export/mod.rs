@@ -228,7 +228,7 @@ pub fn export(
     watch: &mut Watch<'_>,
 ) -> Result<Exported> {
     look(folder, overwrite)?;
-    let mut written = None;
+    let (mut written, mut notes) = (None, Vec::new());
     write_folder_atomic(folder, |temporary| {
         let mut out = Output::new(temporary, folder, watch);
         (target.export)(job, &mut out)?;
@@ -243,10 +243,12 @@ pub fn export(
             files: std::mem::take(&mut out.files),
         };
         out.small(MANIFEST, manifest.to_json().as_bytes())?;
-        written = Some((manifest, std::mem::take(&mut out.notes)));
+        // Another export may have been faster.
+        look(folder, overwrite)?;
+        (written, notes) = (Some(manifest), std::mem::take(&mut out.notes));
         Ok(())
     })?;
-    let (manifest, notes) = written.expect("the folder was filled");
+    let manifest = written.ok_or_else(|| Error::invalid("internal: the folder was not filled"))?;
     Ok(Exported { folder: folder.to_owned(), manifest, notes })
 }
 

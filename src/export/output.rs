@@ -99,7 +99,7 @@ impl<'a> Output<'a> {
             if (self.watch)(self.done, self.total.max(self.done)) { Ok(()) } else { Err(Error::Interrupted) }
         })?;
         file.into_inner()
-            .map_err(|error| error.into_error())
+            .map_err(std::io::IntoInnerError::into_error)
             .and_then(|file| file.sync_all())
             .map_err(Error::io("write", &shown))?;
         self.files.push(FileEntry { name: name.to_owned(), bytes, sha256: format!("{:x}", hasher.finalize()) });

@@ -1,4 +1,4 @@
-//! PEFT's folder: what vLLM, SGLang, TGI, LoRAX and mistral.rs take beside a base.
+//! PEFT's folder: what `vLLM`, `SGLang`, TGI, `LoRAX` and mistral.rs take beside a base.
 
 use super::{FloatType, Job, Output};
 use crate::error::Result;

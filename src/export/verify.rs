@@ -101,6 +101,7 @@ fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
 /// zero (tests/benches/EXPORT.md), with room for other models. Wrong names, orders or scales give far more; types of few bits
 /// may give more too, and are then no good.
 pub fn allowed_kl(manifest: &Manifest) -> f64 {
+    let merged = ["merged", "gguf", "ollama"].contains(&manifest.target.as_str());
     let of_type = |name: &str| match name {
         "f32" => 1e-5,
         "f16" | "bf16" => 1e-2,
@@ -111,7 +112,7 @@ pub fn allowed_kl(manifest: &Manifest) -> f64 {
     };
     let worst = manifest.types.iter().map(|(name, _)| of_type(name)).fold(1e-5, f64::max);
     // The original weights differ from those of the training by these being quantized.
-    if manifest.original { worst.max(0.5) } else { worst }
+    if manifest.original && merged { worst.max(0.5) } else { worst }
 }
 
 /// Opens what an export wrote. An adapter is put on `base`, held as in training.

@@ -14,6 +14,7 @@ use std::path::Path;
 const CONFIG: &str = "adapter_config.json";
 const RECIPE: &str = "recipe.yaml";
 const README: &str = "README.md";
+const MODELFILE: &str = "Modelfile";
 /// The most bytes of a text that is looked into.
 const MOST_TEXT: u64 = 4 << 20;
 /// How many local paths a note lists.
@@ -63,7 +64,7 @@ pub fn plan(folder: &Path, options: &UploadOptions) -> Result<UploadPlan> {
     let (mut contents, left_out) = folder::list(folder)?;
     let kind = kind(folder, &contents)?;
     let mut draft = Draft::read(kind, &contents, options)?;
-    draft.name_the_base(options);
+    draft.name_the_base(options)?;
     draft.shorten_paths();
     draft.write_card(folder, options)?;
     for (path, text) in draft.texts() {
@@ -115,6 +116,7 @@ struct Draft {
     config: Option<Text>,
     recipe: Option<Text>,
     readme: Option<Text>,
+    modelfile: Option<Text>,
     /// The base as the folder names it; empty where it does not.
     base: String,
     notes: Vec<String>,
@@ -150,13 +152,14 @@ impl Draft {
             config: text(CONFIG)?,
             recipe: text(RECIPE)?,
             readme: text(README)?,
+            modelfile: text(MODELFILE)?,
             base: String::new(),
             notes: Vec::new(),
         };
         let of_recipe =
             draft.recipe_value().and_then(|recipe| Some(recipe.get("base")?.get("model")?.as_str()?.to_owned()));
         let of_config =
-            draft.config_value()?.and_then(|config| Some(config["base_model_name_or_path"].as_str()?.to_owned()));
+            draft.config_value()?.and_then(|config| Some(config.get(base_key(&config))?.as_str()?.to_owned()));
         draft.base = of_config.or(of_recipe).or_else(|| options.base_model.clone()).unwrap_or_default();
         Ok(draft)
     }
@@ -175,14 +178,15 @@ impl Draft {
     }
 
     /// Puts `--base-model` where the folder names the base, or says that nobody else can load this one.
-    fn name_the_base(&mut self, options: &UploadOptions) {
+    fn name_the_base(&mut self, options: &UploadOptions) -> Result<()> {
         let old = self.base.clone();
         let new = match &options.base_model {
             Some(id) => id.clone(),
-            None if self.config.is_none() || hub_id(&old).is_some() => return,
+            None if self.config.is_none() || old.is_empty() || hub_id(&old).is_some() => return Ok(()),
             None => {
+                let key = self.config_value()?.as_ref().map_or("", base_key);
                 self.notes.push(format!(
-                    "{CONFIG} names `{}`, a path of this machine, as `base_model_name_or_path`: others cannot load the \
+                    "{CONFIG} names `{}`, a path of this machine, as `{key}`: others cannot load the \
                      adapter. --base-model ORG/NAME (in a recipe `hub.base`) puts the base's Hub id there",
                     shown(&old)
                 ));
@@ -190,12 +194,13 @@ impl Draft {
             }
         };
         if new == old {
-            return;
+            return Ok(());
         }
         if let Some(config) = &mut self.config
             && let Ok(mut value) = serde_json::from_str::<Json>(&config.text)
         {
-            value["base_model_name_or_path"] = new.clone().into();
+            let key = base_key(&value);
+            value[key] = new.clone().into();
             if value.get("revision").is_some() {
                 value["revision"] = Json::Null;
             }
@@ -214,13 +219,17 @@ impl Draft {
             readme.replace(&format!("`{}`", last_part(&old)), &format!("`{new}`"));
         }
         self.base = new;
+        Ok(())
     }
 
     /// The folders above the recipe's paths are nobody's business: of each the last part is sent.
     fn shorten_paths(&mut self) {
-        let Some(recipe) = self.recipe_value() else { return };
         let mut paths = Vec::new();
-        absolute_paths(&recipe, &mut paths);
+        if let Some(recipe) = self.recipe_value() {
+            absolute_paths(&recipe, &mut paths);
+        }
+        let from = self.modelfile.iter().flat_map(|text| text.text.lines()).find_map(|line| line.strip_prefix("FROM "));
+        paths.extend(from.filter(|from| is_local(from)).map(str::to_owned));
         // The longest first, since one may be the beginning of another.
         paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
         paths.dedup();
@@ -228,7 +237,7 @@ impl Draft {
         for path in paths {
             let short = last_part(&path);
             let mut hit = false;
-            for text in [&mut self.recipe, &mut self.readme].into_iter().flatten() {
+            for text in [&mut self.recipe, &mut self.readme, &mut self.modelfile].into_iter().flatten() {
                 hit |= text.replace(&path, &short);
             }
             if hit {
@@ -237,7 +246,7 @@ impl Draft {
         }
         if !shortened.is_empty() {
             self.notes.push(format!(
-                "paths of this machine are sent without their folders, in {RECIPE} and the card: {}",
+                "paths of this machine are sent without their folders, in {RECIPE}, {MODELFILE} and the card: {}",
                 listed(&shortened)
             ));
         }
@@ -288,10 +297,20 @@ impl Draft {
     }
 
     fn texts(&mut self) -> Vec<(&'static str, String)> {
-        let all = [(CONFIG, self.config.take()), (RECIPE, self.recipe.take()), (README, self.readme.take())];
+        let all = [
+            (CONFIG, self.config.take()),
+            (RECIPE, self.recipe.take()),
+            (README, self.readme.take()),
+            (MODELFILE, self.modelfile.take()),
+        ];
         let changed = |(name, text): (_, Option<Text>)| text.filter(|text| text.changed).map(|text| (name, text.text));
         all.into_iter().filter_map(changed).collect()
     }
+}
+
+/// Where an adapter's configuration names its base: mlx-lm's key is another than PEFT's.
+fn base_key(config: &Json) -> &'static str {
+    if config.get("fine_tune_type").is_some() { "model" } else { "base_model_name_or_path" }
 }
 
 fn read_text(found: &Found) -> Result<String> {

@@ -4,6 +4,7 @@ use super::output::now;
 use super::prepare::{encoder, ends};
 use super::trained_on::TrainedOn;
 use super::verify::{Verified, verify_all};
+use crate::adapter::AdapterFormat;
 use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, Job, Manifest, Target};
 use crate::nn::{QuantizationConfig, QuantizationType};
@@ -50,6 +51,10 @@ pub struct ExportedTarget {
     pub folder: PathBuf,
     /// What it says of itself.
     pub manifest: Manifest,
+    /// The adapter's name.
+    pub name: String,
+    /// Its rank.
+    pub r: usize,
     /// What a user should know.
     pub notes: Vec<String>,
     /// The comparison, if there was one.
@@ -90,9 +95,11 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
     let targets = request.targets.iter().map(|name| Target::find(name)).collect::<Result<Vec<_>>>()?;
     let name = name_of(&request.adapter)?;
     let folders: Vec<PathBuf> = targets.iter().map(|target| folder_of(request, &name, target)).collect();
+    AdapterFormat::of(&request.adapter)?;
     for folder in &folders {
         export::look(folder, request.overwrite)?;
     }
+    check_options(request)?;
     let choice = BaseChoice::parse(request.base.as_deref());
     let trained_on = TrainedOn::of(&request.adapter, choice.model.as_deref())?;
     let base = trained_on.open(request.offline, observer)?;
@@ -121,7 +128,7 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
         options: request.options,
     };
     let mut exports = Vec::new();
-    for (target, folder) in targets.into_iter().zip(folders) {
+    for (target, folder) in targets.into_iter().zip(&folders) {
         exports.push(export_one(target, &job, folder, request.overwrite, observer)?);
     }
     if request.verify {
@@ -137,21 +144,43 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
 fn export_one(
     target: &Target,
     job: &Job<'_>,
-    folder: PathBuf,
+    folder: &Path,
     overwrite: bool,
     observer: &mut dyn Observer,
 ) -> Result<ExportedTarget> {
     let start = Instant::now();
     let what = format!("writing {}", folder.display());
     observer.event(&Event::Bytes { what: what.clone(), done: 0, total: 0 });
-    let Exported { folder, manifest, notes } = export::export(target, job, &folder, overwrite, &mut |done, total| {
+    let Exported { folder, manifest, notes } = export::export(target, job, folder, overwrite, &mut |done, total| {
         observer.event(&Event::Bytes { what: what.clone(), done, total });
         !observer.stop_requested()
     })?;
     for note in &notes {
         observer.event(&Event::Note(format!("{}: {note}", target.name)));
     }
-    Ok(ExportedTarget { folder, manifest, notes, verified: None, seconds: start.elapsed().as_secs_f64() })
+    Ok(ExportedTarget {
+        folder,
+        manifest,
+        name: job.name.to_owned(),
+        r: job.adapter.config.lora.r,
+        notes,
+        verified: None,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Options that no target takes were meant for something.
+fn check_options(request: &ExportRequest) -> Result<()> {
+    let any = |names: &[&str]| request.targets.iter().any(|target| names.contains(&target.as_str()));
+    if request.options.quantize.is_some() && !any(&["gguf", "ollama"]) {
+        return Err(Error::invalid("--quantize is for merged GGUF files, and none is asked for")
+            .with_help("add `--to gguf`; --dtype is the type of adapters and of `merged`"));
+    }
+    if request.options.dtype.is_some() && !any(&["peft", "merged", "gguf-adapter", "ollama-adapter", "mlx"]) {
+        return Err(Error::invalid("--dtype is for adapters and for `--to merged`, and none is asked for")
+            .with_help("the type of a merged GGUF file is --quantize: `--quantize bf16`"));
+    }
+    Ok(())
 }
 
 /// The texts of the tokens that end an answer.

@@ -36,6 +36,16 @@ impl OutputFolder {
     /// When the folder holds another recipe's run, or this one's and neither `resume` nor `overwrite` was asked for.
     pub(super) fn look(recipe: &Recipe, options: &RunOptions) -> Result<()> {
         let path = &recipe.output_dir;
+        if let Some(start) = &recipe.lora.init_from
+            && let (Ok(start), Ok(out)) = (start.canonicalize(), path.canonicalize())
+            && start.starts_with(&out)
+        {
+            return Err(Error::invalid(format!(
+                "lora.init_from: {} is in the output folder, which a run from the beginning clears",
+                start.display()
+            ))
+            .with_help("set another `output_dir`"));
+        }
         match (find(recipe, options)?, options.resume, options.overwrite) {
             (_, true, true) => Err(Error::invalid("`--resume` and `--overwrite` exclude each other")),
             (Found::Run, false, false) => Err(Error::file(path, "holds a run of this recipe").with_help(

@@ -211,6 +211,10 @@ impl Prepared {
             ))
             .with_help("delete `lora.use_rslora`: without it the adapter's own is taken"));
         }
+        if bundle.config.base_sha256.is_some_and(|known| self.base.fingerprint().is_ok_and(|now| now != known)) {
+            let (path, base) = (path.display(), self.base.path().display());
+            observer.event(&Event::Note(format!("{path} was trained on another base than {base}, of the same shapes")));
+        }
         let mut tensors = bundle.tensors;
         let known = tensors.len();
         for (name, variable) in model.params.iter() {

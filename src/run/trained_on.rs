@@ -48,11 +48,8 @@ impl TrainedOn {
     /// When it is not there or cannot be read.
     pub fn open(&self, offline: bool, observer: &mut dyn Observer) -> Result<Base> {
         open_base(&self.config, offline, observer).map_err(|error| {
-            if self.given {
-                return error;
-            }
             let help = error.help().map(|help| format!("{help}; ")).unwrap_or_default();
-            error.with_help(format!("{help}the adapter names this base; `--base MODEL` names another place of it"))
+            error.with_help(format!("{help}`--base MODEL` says where the base is that the adapter was trained on"))
         })
     }
 
@@ -100,7 +97,12 @@ impl TrainedOn {
                 .with_help(format!("`--base {}` takes it all the same", self.config.model)));
         }
         if self.given && known.is_some_and(|known| base.fingerprint().is_ok_and(|now| now != known)) {
-            observer.event(&Event::Note("this base is not the very one that the adapter was trained on".into()));
+            observer.event(&Event::Note(format!(
+                "{} is not the base that {} was trained on (its fingerprint is another one); of one with the same shapes nothing \
+                 else can be said",
+                base.path().display(),
+                self.adapter.display()
+            )));
         }
         Ok(bundle)
     }

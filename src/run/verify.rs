@@ -107,7 +107,7 @@ pub(super) fn verify_all(
         base => base?,
     };
     observer.event(&Event::Phase("reading base and adapter".into()));
-    let bundle = trained_on.adapter(&base, &mut ())?;
+    let bundle = trained_on.adapter(&base, observer)?;
     let held = trained_on.held_to_merge(&base, &bundle)?;
     let texts = {
         let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;
