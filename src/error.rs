@@ -69,7 +69,7 @@ pub enum Error {
         help: Option<String>,
     },
     /// Somebody asked to stop before there was anything to save.
-    #[error("stopped before the first step; nothing was written")]
+    #[error("stopped before it was done; nothing half-written is left")]
     Interrupted,
     /// candle refused an operation. Reaching a user with this is a bug of ours.
     #[error("internal: {0}")]

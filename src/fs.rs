@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -124,6 +124,39 @@ pub fn sweep(folder: &Path) {
                 if entry.path().is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
         }
     }
+}
+
+/// A file's contents, of at most so many bytes.
+///
+/// # Errors
+/// When it is larger or cannot be read.
+pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > most {
+        return Err(Error::file(path, format!("is over {} MiB, which no such file is", most >> 20)));
+    }
+    Ok(bytes)
+}
+
+/// The real place of a file in a folder, if there is one; links are followed.
+///
+/// # Errors
+/// When a link leads out of the folder: but for the Hub's cache, whose snapshots are links to `blobs` beside them.
+pub fn file_inside(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let path = folder.join(name);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let root = folder.canonicalize().map_err(Error::io("open", folder))?;
+    let real = path.canonicalize().map_err(Error::io("open", &path))?;
+    let in_cache = root.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent);
+    if real.starts_with(&root) || in_cache.is_some_and(|repository| real.starts_with(repository.join("blobs"))) {
+        return Ok(Some(real));
+    }
+    Err(Error::file(path, format!("is a link to {}, outside of the folder", real.display()))
+        .with_help("put a copy in the link's place, or remove it"))
 }
 
 /// The bytes that may still be written to the disk of `folder`, or of the next folder above that is there.

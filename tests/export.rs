@@ -132,6 +132,7 @@ fn a_merge_takes_the_weights_of_the_training() {
             path: folder.path(),
             adapter: &adapter,
             base_name: "base",
+            base_given: false,
             original: !near,
             quantization,
             base: &base,
@@ -269,7 +270,7 @@ fn what_cannot_be_exported_is_refused_before_anything_is_written() {
     export("trained", &[]).says(2, &["is not the base that trained was trained on", "--base"]);
     let output = place.command(&["export", "trained", "--to", "peft", "--base", "original"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    // A NaN in B, an index that leads out of the folder.
+    // An index that leads out of the folder.
     let index = r#"{"weight_map": {"model.norm.weight": "../../model.safetensors"}}"#;
     std::fs::remove_file(changed.join("model.safetensors")).unwrap();
     std::fs::write(changed.join("model.safetensors.index.json"), index).unwrap();
@@ -300,6 +301,7 @@ fn an_export_that_nobody_wants_any_more_leaves_nothing_behind() {
         path: &golden("peft_adapter"),
         adapter: &adapter,
         base_name: "base",
+        base_given: false,
         original: false,
         quantization: QuantizationConfig::default(),
         base: &base,
@@ -339,4 +341,78 @@ fn verify_finds_what_has_changed() {
     std::fs::write(&file, bytes).unwrap();
     refusal(&verify(&[])).says(2, &["model.safetensors", "is not as it was written"]);
     refusal(&place.command(&["verify", "adapter", "--json"]).output().unwrap()).says(2, &["is no export's folder"]);
+}
+
+/// What an export replaces must not be what it is made from, nor hold what it did not write.
+#[test]
+fn an_export_takes_nothing_that_is_not_its_own() {
+    let place = with_adapter();
+    summary(&mut exporting(&place, &["--to", "peft", "--out", "made/peft", "--no-verify"]));
+    let base = embedded_base();
+    let again = |out: &str| {
+        let arguments =
+            ["export", "made/peft", "--json", "--base", base.to_str().unwrap(), "--to", "mlx", "--overwrite"];
+        place.command(&[&arguments[..], &["--out", out]].concat())
+    };
+    refused(&place, &mut again("made/peft")).says(2, &["holds made/peft, which is exported from"]);
+    std::fs::write(place.path("made/peft/notes.txt"), "x").unwrap();
+    let out = ["--to", "mlx", "--out", "made/peft", "--overwrite"];
+    refused(&place, &mut exporting(&place, &out)).says(2, &["holds `notes.txt` too"]);
+    // A file from outside of the adapter's folder is not taken along.
+    place.write("secret", "a key");
+    std::os::unix::fs::symlink(place.path("secret"), place.path("adapter/README.md")).unwrap();
+    let linked = ["--to", "peft", "--out", "linked", "--no-verify"];
+    refused(&place, &mut exporting(&place, &linked)).says(2, &["README.md", "outside of the folder"]);
+}
+
+/// An update that the rounding of the weights takes back is no export, however near the base is.
+#[test]
+fn an_adapter_that_is_lost_is_told() {
+    let place = with_adapter();
+    // A light adapter: a hundredth of the golden one.
+    let config = place.path("adapter/adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"lora_alpha\": 16", "\"lora_alpha\": 0.5")).unwrap();
+    let output = exporting(&place, &["--to", "gguf", "--quantize", "q4_0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(stderr.contains("what the adapter does is lost in the rounding"), "{stderr}");
+    assert!(stdout.contains("\"lost\":true") && stdout.contains("\"passed\":false"), "{stdout}");
+    summary(&mut exporting(&place, &["--to", "gguf", "--quantize", "f16", "--overwrite"]));
+}
+
+#[test]
+fn options_that_nothing_takes_are_refused() {
+    let place = with_adapter();
+    let told = |arguments: &[&str]| refused(&place, &mut exporting(&place, arguments));
+    told(&["--to", "peft", "--quantize", "q8_0"]).says(2, &["--quantize is for merged GGUF files"]);
+    told(&["--to", "gguf", "--dtype", "bf16"]).says(2, &["--quantize bf16"]);
+    told(&["--to", "merged,gguf-adapter", "--dtype", "bf16"]).says(2, &["f32 or f16, not bf16"]);
+}
+
+/// Tied weights are one tensor in a GGUF file, whichever name they were stored under.
+#[test]
+fn a_tied_head_is_written_once() {
+    let place = with_adapter();
+    let folder = place.copy_base();
+    let file = folder.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let head = (tensors["model.embed_tokens.weight"].clone() * 3.0).unwrap();
+    tensors.insert("lm_head.weight".into(), head);
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let export = |arguments: &[&str]| {
+        let all = ["export", "adapter", "--json", "--base", "base", "--overwrite"];
+        summary(&mut place.command(&[&all[..], arguments].concat()))
+    };
+    let written = export(&["--to", "gguf", "--quantize", "f32"]);
+    assert!(mean_kl(&written["exports"][0]) < 1e-8, "{written}");
+    // Under the head's name alone.
+    let tied = tensors.remove("model.embed_tokens.weight").unwrap();
+    tensors.insert("lm_head.weight".into(), tied);
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let written = export(&["--to", "gguf", "--quantize", "f32"]);
+    assert!(mean_kl(&written["exports"][0]) < 1e-8, "{written}");
+    let gguf = Base::open(&place.path("exports/adapter/gguf/adapter-f32.gguf")).unwrap();
+    assert_eq!(gguf.stored_name("model.embed_tokens.weight"), Some("token_embd.weight"));
+    assert!(gguf.tensor("lm_head.weight").is_none());
 }

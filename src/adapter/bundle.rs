@@ -3,13 +3,15 @@
 use super::config::AdapterConfig;
 use super::format::AdapterFormat;
 use super::peft::{BASE_SHA256, CONFIG, TENSORS};
-use super::tensors::serialize_adapter;
+use super::tensors::write_adapter;
 use super::{gguf, mlx, peft};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::weights::Base;
 use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// An adapter: its configuration and its tensors under PEFT's names.
@@ -31,21 +33,21 @@ impl AdapterBundle {
         self.tensors.keys().filter_map(module).collect()
     }
 
-    /// Writes PEFT's two files into `folder`, each whole or not at all; the tensors in `dtype` (a floating type), or as they
-    /// are.
+    /// Writes PEFT's two files into `folder`, each whole or not at all; the tensors in `dtype`, a floating
+    /// type.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<Vec<PathBuf>> {
+    pub fn save(&self, folder: &Path, dtype: DType) -> Result<Vec<PathBuf>> {
         let (config, tensors) = (folder.join(CONFIG), folder.join(TENSORS));
         let mut metadata = vec![("format", "pt")];
         metadata.extend(self.config.base_sha256.as_deref().map(|hash| (BASE_SHA256, hash)));
-        let held: BTreeMap<String, Tensor> = self
-            .tensors
-            .iter()
-            .map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(dtype.unwrap_or(tensor.dtype()))?)))
-            .collect::<Result<_>>()?;
-        fs::write_atomic(&tensors, &serialize_adapter(&held, &metadata)?)?;
+        fs::write_atomic_with(&tensors, |temporary| {
+            let file = File::create(temporary).map_err(Error::io("create", &tensors))?;
+            let mut file = BufWriter::new(file);
+            write_adapter(&mut file, &self.tensors, dtype, &metadata, &tensors)?;
+            file.flush().map_err(Error::io("write", &tensors))
+        })?;
         let mut text = serde_json::to_string_pretty(&self.config.to_json(&self.modules()))
             .map_err(|error| Error::invalid(format!("internal: {error}")))?;
         text.push('\n');

@@ -41,9 +41,9 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
             return Err(Error::file(path, format!("changes `{weight}`, which a {} has not", architecture.model_type)));
         };
         let raw = file.read(name)?;
+        let r = raw.shape.get(usize::from(part == "lora_B")).copied().unwrap_or(0);
+        adapter.r = adapter.r.max(r);
         if part == "lora_A" {
-            let r = raw.shape.first().copied().unwrap_or(0);
-            adapter.r = adapter.r.max(r);
             adapter.rank_pattern.push((Pattern::new(module, path)?, r));
             if alpha.is_none() {
                 adapter.alpha_pattern.push((Pattern::new(module, path)?, r as f64));

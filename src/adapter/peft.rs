@@ -3,6 +3,7 @@
 use super::read::{Pattern, RawAdapter};
 use super::tensors::read_tensors;
 use crate::error::{Error, Result};
+use crate::fs::read_within;
 use crate::nn::LoraConfig;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -12,8 +13,24 @@ pub(super) const TENSORS: &str = "adapter_model.safetensors";
 /// Where the file of tensors keeps the base's fingerprint, among its metadata.
 pub(super) const BASE_SHA256: &str = "base_sha256";
 
+/// The most bytes of a configuration.
+const MOST_CONFIG: u64 = 16 << 20;
+
+/// Settings of other kinds of adapters, whose tensors look like plain LoRA's.
+const UNSUPPORTED: &[&str] = &[
+    "modules_to_save",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+];
+
 /// Initialisations that change the base's weights: such an adapter does not fit the base that it names.
-const CHANGES_BASE: &[&str] = &["pissa", "olora", "loftq", "corda", "lora_ga"];
+pub(crate) const CHANGES_BASE: &[&str] = &["pissa", "olora", "loftq", "corda", "lora_ga"];
 
 /// Reads what the folder holds, in whatever types.
 pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
@@ -25,15 +42,19 @@ pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
     }
     let (tensors, metadata) = read_tensors(&adapter.file)?;
     // Some programs write the adapter's name, which PEFT itself leaves out.
-    adapter.tensors =
-        tensors.into_iter().map(|(name, tensor)| (name.replace(".default.weight", ".weight"), tensor)).collect();
+    for (name, tensor) in tensors {
+        let plain = name.replace(".default.weight", ".weight");
+        if adapter.tensors.insert(plain, tensor).is_some() {
+            return Err(Error::file(&adapter.file, format!("holds `{name}` twice, with `.default` and without")));
+        }
+    }
     adapter.base_sha256 = metadata.get(BASE_SHA256).cloned();
     Ok(adapter)
 }
 
 /// What it says without its tensors.
 pub(super) fn read_config(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = read_within(path, MOST_CONFIG)?;
     serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("is no adapter's: {error}")))
 }
 
@@ -60,9 +81,17 @@ pub(super) fn from_json(map: &Map<String, Value>, path: &Path) -> Result<RawAdap
     let rank =
         |value: &Value| value.as_u64().filter(|r| (1..=LoraConfig::MAX_R as u64).contains(r)).map(|r| r as usize);
     let alpha = |value: &Value| value.as_f64().filter(|alpha| *alpha > 0.0 && alpha.is_finite());
-    let r = map.get("r").and_then(rank).ok_or_else(|| wrong("r", "a whole number of at least 1"))?;
+    let r = map.get("r").and_then(rank).ok_or_else(|| wrong("r", "a whole number from 1 to 65536"))?;
     let lora_alpha = map.get("lora_alpha").and_then(alpha).ok_or_else(|| wrong("lora_alpha", "a number above 0"))?;
-    let use_rslora = map.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
+    let use_rslora = match map.get("use_rslora") {
+        None | Some(Value::Null) => false,
+        Some(value) => value.as_bool().ok_or_else(|| wrong("use_rslora", "true or false"))?,
+    };
+    for key in ["rank_pattern", "alpha_pattern"] {
+        if map.get(key).is_some_and(|value| !value.is_object() && !value.is_null()) {
+            return Err(wrong(key, "an object of module and number"));
+        }
+    }
     let patterns = |key: &str| map.get(key).and_then(Value::as_object).into_iter().flatten();
     let mut adapter = RawAdapter { r, lora_alpha, use_rslora, ..RawAdapter::default() };
     for (module, value) in patterns("rank_pattern") {
@@ -77,7 +106,7 @@ pub(super) fn from_json(map: &Map<String, Value>, path: &Path) -> Result<RawAdap
         map.get("lora_dropout").and_then(Value::as_f64).filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0);
     let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
     adapter.base_model = match (text("base_model_name_or_path"), text("revision")) {
-        (base, "") => base.to_owned(),
+        (base, "") | (base @ "", _) => base.to_owned(),
         (base, revision) => format!("{base}@{revision}"),
     };
     Ok(adapter)
@@ -92,9 +121,10 @@ fn refuse_other_kinds(map: &Map<String, Value>, wrong: &impl Fn(&str, &str) -> E
             return Err(wrong(key, "false (it is not supported)"));
         }
     }
-    let unused = |value: &Value| value.is_null() || value == &json!({}) || value == &json!([]);
-    for key in ["modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters"] {
-        if !map.get(key).is_none_or(unused) {
+    let nothing = [Value::Null, json!({}), json!([]), json!(false)];
+    let unused = |value: &Value| nothing.contains(value);
+    for key in UNSUPPORTED {
+        if !map.get(*key).is_none_or(unused) {
             return Err(wrong(key, "nothing (it is not supported)"));
         }
     }

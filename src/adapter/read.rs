@@ -130,9 +130,18 @@ impl RawAdapter {
         if pairs.is_empty() {
             return Err(Error::file(&self.file, "holds no tensor").with_help("an adapter has two for each module"));
         }
+        if let Some(module) = pairs.keys().find(|module| !(1..=LoraConfig::MAX_R).contains(&self.rank_of(module))) {
+            let message =
+                format!("`{module}` is of rank {}; expected 1 to {}", self.rank_of(module), LoraConfig::MAX_R);
+            return Err(Error::file(&self.file, message).with_help("the file is damaged; fetch it again"));
+        }
         self.check_modules(&pairs, base)?;
         let modules: BTreeSet<String> = pairs.keys().cloned().collect();
         let mut lora = self.lora(&modules);
+        if !((lora.scale() as f32).is_finite() && lora.scale() as f32 > 0.0) {
+            let message = format!("scales by {:e}, which f32 cannot hold", lora.scale());
+            return Err(Error::file(&self.file, message).with_help("is `lora_alpha` what it should be?"));
+        }
         let mut tensors = BTreeMap::new();
         for (module, pair) in pairs {
             let [a, b] = self.uniform(&module, pair, &lora)?;
@@ -165,6 +174,12 @@ impl RawAdapter {
                     });
                 }
             }
+        }
+        if unknown.first() == Some(&"lm_head") {
+            return Err(Error::file(
+                &self.file,
+                "adapts the head, which the base shares with its embeddings: not supported",
+            ));
         }
         if let Some(first) = unknown.first() {
             let message = format!(

@@ -1,7 +1,7 @@
 use super::*;
 use crate::nn::{LoraConfig, TargetModules};
 use crate::weights::Base;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ fn edit(folder: &Path, change: impl FnOnce(&mut Value)) {
 fn refused(change: impl FnOnce(&Path, &mut AdapterBundle)) -> String {
     let (base, folder) = (base(), tempfile::tempdir().unwrap());
     let mut bundle = bundle(&base, false);
-    bundle.save(folder.path(), None).unwrap();
+    bundle.save(folder.path(), DType::F32).unwrap();
     change(folder.path(), &mut bundle);
     let error = AdapterBundle::load(folder.path(), &base).expect_err("it must be refused");
     format!("{error} | {}", error.help().unwrap_or_default())
@@ -60,7 +60,7 @@ fn what_is_saved_loads_again_and_rank_stabilised_scaling_is_folded() {
     let (base, folder) = (base(), tempfile::tempdir().unwrap());
     for (use_rslora, alpha) in [(false, 8.0), (true, 16.0)] {
         let saved = bundle(&base, use_rslora);
-        saved.save(folder.path(), None).unwrap();
+        saved.save(folder.path(), DType::F32).unwrap();
         let loaded = AdapterBundle::load(folder.path(), &base).unwrap();
         assert_eq!(loaded.config.lora.lora_alpha, alpha);
         assert!((loaded.config.lora.scale() - saved.config.lora.scale()).abs() < 1e-12, "the same mathematics");
@@ -76,12 +76,12 @@ fn the_same_adapter_gives_the_same_bytes_again() {
     let (base, folder) = (base(), tempfile::tempdir().unwrap());
     let mut first = bundle(&base, false);
     first.config.base_sha256 = Some(base.fingerprint().unwrap());
-    first.save(folder.path(), None).unwrap();
+    first.save(folder.path(), DType::F32).unwrap();
     let file = folder.path().join("adapter_model.safetensors");
     let bytes = std::fs::read(&file).unwrap();
     let again = AdapterBundle::load(folder.path(), &base).unwrap();
     assert_eq!(again.config.base_sha256, first.config.base_sha256);
-    again.save(folder.path(), None).unwrap();
+    again.save(folder.path(), DType::F32).unwrap();
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
 }
 
@@ -90,7 +90,7 @@ fn a_revision_of_the_hub_stands_in_a_key_of_its_own_as_peft_wants_it() {
     let (base, folder) = (base(), tempfile::tempdir().unwrap());
     let mut saved = bundle(&base, false);
     saved.config.base_model_name_or_path = "org/base@v1".into();
-    saved.save(folder.path(), None).unwrap();
+    saved.save(folder.path(), DType::F32).unwrap();
     let text = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&json["base_model_name_or_path"], &json["revision"]), (&json!("org/base"), &json!("v1")));
@@ -107,7 +107,7 @@ fn ranks_and_alphas_of_single_modules_are_folded_into_the_matrices() {
     let (a, b) = (tensor(2, shape[1], 3), tensor(shape[0], 2, 5));
     saved.tensors.insert(name(down, "lora_A"), a.clone());
     saved.tensors.insert(name(down, "lora_B"), b.clone());
-    saved.save(folder.path(), None).unwrap();
+    saved.save(folder.path(), DType::F32).unwrap();
     edit(folder.path(), |json| {
         json["rank_pattern"] = json!({ "down_proj": 2 });
         json["alpha_pattern"] = json!({ down: 6 });
@@ -159,7 +159,7 @@ fn an_adapter_of_another_base_is_refused_with_all_that_differs() {
         for module in MODULES {
             bundle.tensors.insert(name(module, "lora_A"), tensor(4, 8, 1));
         }
-        bundle.save(folder, None).unwrap();
+        bundle.save(folder, DType::F32).unwrap();
     });
     assert!(error.contains("2 tensor(s)") && error.contains("q_proj") && error.contains("down_proj"), "{error}");
     let error = refused(|folder, bundle| {
@@ -167,7 +167,7 @@ fn an_adapter_of_another_base_is_refused_with_all_that_differs() {
             let tensor = bundle.tensors[&name(MODULES[0], part)].clone();
             bundle.tensors.insert(name("model.layers.77.self_attn.q_proj", part), tensor);
         }
-        bundle.save(folder, None).unwrap();
+        bundle.save(folder, DType::F32).unwrap();
     });
     assert!(error.contains("1 of its 3 modules") && error.contains("layers.77") && error.contains("--base"), "{error}");
 }
@@ -176,12 +176,12 @@ fn an_adapter_of_another_base_is_refused_with_all_that_differs() {
 fn damaged_adapters_are_refused_with_what_is_wrong() {
     let error = refused(|folder, bundle| {
         bundle.tensors.remove(&name(MODULES[0], "lora_B"));
-        bundle.save(folder, None).unwrap();
+        bundle.save(folder, DType::F32).unwrap();
     });
     assert!(error.contains("q_proj.lora_B.weight") && error.contains("missing"), "{error}");
     let error = refused(|folder, bundle| {
         bundle.tensors.insert("base_model.model.lm_head.bias".into(), tensor(1, 4, 1));
-        bundle.save(folder, None).unwrap();
+        bundle.save(folder, DType::F32).unwrap();
     });
     assert!(error.contains("lm_head.bias") && error.contains("not supported"), "{error}");
     let error = refused(|folder, _| edit(folder, |json| json["r"] = json!(8)));
@@ -190,7 +190,7 @@ fn damaged_adapters_are_refused_with_what_is_wrong() {
         let b = name(MODULES[0], "lora_B");
         let nan = (bundle.tensors[&b].clone() * f64::NAN).unwrap();
         bundle.tensors.insert(b, nan);
-        bundle.save(folder, None).unwrap();
+        bundle.save(folder, DType::F32).unwrap();
     });
     assert!(error.contains("q_proj.lora_B") && error.contains("not finite"), "{error}");
     let error = refused(|folder, _| {
@@ -215,6 +215,10 @@ fn kinds_that_are_not_supported_are_refused_by_name() {
         ("init_lora_weights", json!("pissa_niter_4")),
         ("rank_pattern", json!({ ".*down_proj": 2 })),
         ("r", json!(0)),
+        ("alora_invocation_tokens", json!([1, 2])),
+        ("arrow_config", json!({ "top_k": 1 })),
+        ("use_rslora", json!("yes")),
+        ("alpha_pattern", json!([1])),
         ("lora_alpha", json!("8")),
     ] {
         let error = refused(|folder, _| edit(folder, |json| json[key] = value));

@@ -2,11 +2,11 @@
 
 use super::device;
 use super::output::{Stdout, duration, printable, say};
-use super::progress::Progress;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::models::Sampling;
 use crate::run::{self, GenerateRequest};
+use crate::train::{Event, Observer};
 use clap::Args;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -59,6 +59,17 @@ pub(super) struct GenerateArgs {
     pub json: bool,
 }
 
+/// Shows nothing but what a user should know: the text is what was asked for.
+struct NotesOnly;
+
+impl Observer for NotesOnly {
+    fn event(&mut self, event: &Event) {
+        if let Event::Note(text) = event {
+            say(&format!("note: {}", printable(text)));
+        }
+    }
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a whole number, at least 1".into())
 }
@@ -94,15 +105,13 @@ pub(super) fn run(args: &GenerateArgs) -> Result<u8> {
     // On a terminal the model must not move the cursor; in a file its text stands as it is.
     let terminal = std::io::stdout().is_terminal();
     let mut ends_line = false;
-    let mut progress = Progress::new(false, true, None);
-    let summary = run::generate(&request, &mut progress, &mut |text| {
+    let summary = run::generate(&request, &mut NotesOnly, &mut |text| {
         if !args.json && !text.is_empty() {
             ends_line = text.ends_with('\n');
             stdout.text(&if terminal { printable(text) } else { text.to_owned() });
         }
         true
     });
-    progress.finish()?;
     if args.json {
         stdout.json("generate", &summary?).finish()?;
         return Ok(0);

@@ -9,16 +9,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Listens from now on.
+    /// Listens from now on, for a run that saves what it has.
     pub fn listen() -> Self {
+        Self::saying(
+            "stopping after this step, and saving; once more to stop at once",
+            "stopped at once; the last checkpoint stands",
+        )
+    }
+
+    /// Listens from now on, for work of which nothing half-done is kept.
+    pub fn listen_to_leave() -> Self {
+        Self::saying("stopping; once more to stop at once", "stopped at once")
+    }
+
+    fn saying(first: &'static str, second: &'static str) -> Self {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.0);
         let handler = move || {
             if asked.swap(true, Ordering::SeqCst) {
-                say("\nstopped at once; the last checkpoint stands");
+                say(&format!("\n{second}"));
                 std::process::exit(i32::from(super::INTERRUPTED));
             }
-            say("\nstopping after this step, and saving; once more to stop at once");
+            say(&format!("\n{first}"));
         };
         if let Err(error) = ctrlc::set_handler(handler) {
             tracing::warn!("Ctrl-C will end the run without saving: {error}");

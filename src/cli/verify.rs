@@ -67,7 +67,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
         max_kl: args.max_kl,
         offline: args.offline,
     };
-    let mut progress = Progress::new(args.json, args.quiet, Some(Interrupt::listen()));
+    let mut progress = Progress::new(args.json, args.quiet, Some(Interrupt::listen_to_leave()));
     let outcome = run::verify(&request, &mut progress);
     let written = progress.finish();
     let verified = outcome?;
@@ -100,7 +100,11 @@ pub(super) fn table(verified: &[Verified]) -> String {
         ]
     };
     for verified in verified {
-        let mark = if verified.passed { "" } else { "  too far" };
+        let mark = match (verified.lost, verified.passed) {
+            (true, _) => "  lost",
+            (false, false) => "  too far",
+            _ => "",
+        };
         rows.push(row(&verified.target, &verified.difference, format!("{:.0e}", verified.allowed_kl), mark));
     }
     // What the adapter does, to measure the others by.
@@ -116,23 +120,22 @@ pub(super) fn table(verified: &[Verified]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// The exit code: 1 where an export is too far from base and adapter. That is said, and where the adapter is lost in the
-/// rounding of the weights.
+/// The exit code: 1 where an export is too far from base and adapter, which is said.
 pub(super) fn exit_code(verified: &[Verified], most: Option<f64>) -> u8 {
     for verified in verified {
         let (folder, kl) = (verified.folder.display(), verified.difference.mean_kl);
         let alone = verified.base_alone.mean_kl;
-        if !verified.passed {
+        if verified.lost {
+            say(&format!(
+                "{folder}: {kl:.2e} nats of mean KL from base and adapter, where the base alone is {alone:.2e}: what the adapter does \
+                 is lost in the rounding of the weights. Take more bits (--quantize, --dtype), or export the adapter by itself"
+            ));
+        } else if !verified.passed {
             let whose = if most.is_some() { "--max-kl allows" } else { "its types allow" };
             say(&format!(
                 "{folder}: {kl:.2e} nats of mean KL, more than the {:.0e} that {whose}: this is not base and adapter as they were \
                  trained. Is the base the right one? Are the types of too few bits (--quantize, --dtype)?",
                 verified.allowed_kl
-            ));
-        } else if kl > alone / 2.0 && alone > 1e-6 {
-            say(&format!(
-                "note: {folder} is {kl:.2e} nats from base and adapter, and the base alone {alone:.2e}: what the adapter does is \
-                 lost in the rounding of the weights. Take more bits (--quantize, --dtype), or export the adapter by itself"
             ));
         }
     }

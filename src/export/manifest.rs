@@ -2,9 +2,13 @@
 
 use super::output::{FileEntry, sha256_of};
 use crate::error::{Error, Result};
+use crate::fs::read_within;
 use crate::nn::QuantizationConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// The most bytes of a manifest.
+const MOST: u64 = 16 << 20;
 
 /// The manifest's file.
 pub const MANIFEST: &str = "equipoise-export.json";
@@ -20,6 +24,8 @@ pub struct Manifest {
     pub adapter: PathBuf,
     /// The base, as it was named.
     pub base: String,
+    /// Whether somebody named that base, not the adapter.
+    pub base_given: bool,
     /// Whether the weights are the unquantized ones, not those that the adapter was trained on.
     pub original: bool,
     /// How the base's weights were held for a merge.
@@ -41,10 +47,15 @@ impl Manifest {
             return Err(Error::file(folder, format!("is no export's folder: there is no {MANIFEST} in it"))
                 .with_help("name a folder that `equipoise export` wrote"));
         }
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = read_within(&path, MOST)?;
         serde_json::from_slice(&bytes).map_err(|error| {
             Error::file(&path, format!("is no export's manifest: {error}")).with_help("export the adapter again")
         })
+    }
+
+    /// The base of the unquantized weights, where somebody named it.
+    pub fn original_base(&self) -> Option<String> {
+        (self.original && self.base_given).then(|| self.base.clone())
     }
 
     /// The file's contents.

@@ -54,13 +54,13 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         write_tokenizer(job, out)
     } else {
         for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || **name != "chat_template.jinja") {
-            out.copy_if_there(&job.base.path().join(name), name)?;
+            out.copy_if_there(job.base.path(), name)?;
         }
         job.chat_template.map_or(Ok(()), |template| out.small("chat_template.jinja", template.as_bytes()))
     }
 }
 
-/// The type of most of the base's numbers, where that is a floating one.
+/// The type of the base's largest tensor, where that is f32 or f16; else bf16.
 fn stored_type(weights: &MergedWeights<'_>) -> GgmlDType {
     let tensors = weights.tensors();
     let largest = tensors.iter().filter(|tensor| tensor.shape.len() > 1).max_by_key(|tensor| tensor.bytes());
@@ -152,11 +152,12 @@ fn complete_config(base: &Base, config: &mut Map<String, Value>) -> Result<()> {
 /// transformers 5 writes `rope_parameters` alone, which mlx-lm and others do not read: they would silently rotate by 10000.
 fn repeat_rope(config: &mut Map<String, Value>) {
     let Some(Value::Object(parameters)) = config.get("rope_parameters").cloned() else { return };
-    if let Some(theta) = parameters.get("rope_theta").filter(|_| !config.contains_key("rope_theta")) {
+    let has = |config: &Map<String, Value>, key: &str| config.get(key).is_some_and(|value| !value.is_null());
+    if let Some(theta) = parameters.get("rope_theta").filter(|_| !has(config, "rope_theta")) {
         config.insert("rope_theta".into(), theta.clone());
     }
     let kind = parameters.get("rope_type").and_then(Value::as_str).unwrap_or("default");
-    if kind != "default" && !config.contains_key("rope_scaling") {
+    if kind != "default" && !has(config, "rope_scaling") {
         config.insert("rope_scaling".into(), Value::Object(parameters));
     }
 }
@@ -184,12 +185,30 @@ fn rope_scaling(base: &Base, config: &Map<String, Value>) -> Result<Value> {
     .with_help("merge into the unquantized model: --base original:MODEL"))
 }
 
+/// What puts a token before each text.
+fn begins_with(text: &str, id: u32) -> Value {
+    let token = json!({ "SpecialToken": { "id": text, "type_id": 0 } });
+    let sequence = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
+    let special = Map::from_iter([(text.to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] }))]);
+    json!({
+        "type": "TemplateProcessing",
+        "single": [token, sequence("A")],
+        "pair": [token, sequence("A"), sequence("B")],
+        "special_tokens": special,
+    })
+}
+
 /// The tokenizer of a GGUF file as the files that transformers reads.
 fn write_tokenizer(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let special = job.base.special_tokens();
     let tokenizer = job.base.tokenizer()?;
-    let text = tokenizer.to_string(true).map_err(|error| Error::invalid(format!("the tokenizer: {error}")))?;
-    out.small("tokenizer.json", text.as_bytes())?;
+    let text = tokenizer.to_string(false).map_err(|error| Error::invalid(format!("the tokenizer: {error}")))?;
+    let mut json: Value =
+        serde_json::from_str(&text).map_err(|error| Error::invalid(format!("the tokenizer: {error}")))?;
+    if let Some((text, id)) = special.bos.as_ref().filter(|_| special.add_bos) {
+        json["post_processor"] = begins_with(text, *id);
+    }
+    out.small("tokenizer.json", &pretty(&json))?;
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
     config.insert("clean_up_tokenization_spaces".into(), json!(false));

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::models;
 use crate::nn::{QuantizationConfig, peft_name};
 use crate::ops::dequantize::dequantize;
+use crate::ops::numbers;
 use crate::ops::simd::vectorized;
 use crate::weights::{Base, TensorInfo};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -19,6 +20,9 @@ use std::ops::Range;
 /// Numbers of a panel: 1 MiB of `f32`, so that a machine of many threads stays small too.
 const PANEL: usize = 1 << 18;
 
+/// The most panels at a time, however many threads there are.
+const PIECES: usize = 64;
+
 /// The weights of a base with an adapter added.
 pub struct MergedWeights<'a> {
     base: &'a Base,
@@ -30,10 +34,11 @@ pub struct MergedWeights<'a> {
 /// The update of one matrix.
 struct Update {
     /// `[r, in]`
-    a: Vec<f32>,
-    /// `[out, r]`, times the scale
-    b: Vec<f32>,
+    a: Tensor,
+    /// `[out, r]`
+    b: Tensor,
     r: usize,
+    scale: f32,
 }
 
 impl<'a> MergedWeights<'a> {
@@ -50,12 +55,10 @@ impl<'a> MergedWeights<'a> {
                 let message = format!("the module `{module}` cannot be merged: it is no linear layer of the decoder's");
                 return Err(Error::invalid(message).with_help("export the adapter by itself: --to peft"));
             }
-            let numbers = |part: &str| -> Result<Vec<f32>> {
-                Ok(adapter.tensors[&peft_name(&module, part)].flatten_all()?.to_vec1()?)
-            };
-            let scale = adapter.config.lora.scale() as f32;
-            let b = numbers("lora_B")?.into_iter().map(|x| x * scale).collect();
-            updates.insert(format!("{module}.weight"), Update { a: numbers("lora_A")?, b, r: adapter.config.lora.r });
+            // The bundle's own tensors, contiguous and in f32.
+            let tensor = |part: &str| adapter.tensors[&peft_name(&module, part)].clone();
+            let (r, scale) = (adapter.config.lora.r, adapter.config.lora.scale() as f32);
+            updates.insert(format!("{module}.weight"), Update { a: tensor("lora_A"), b: tensor("lora_B"), r, scale });
         }
         let mut held = plan.held;
         held.retain(|name, dtype| base.tensor(name).is_some_and(|(_, stored)| stored != *dtype));
@@ -99,7 +102,7 @@ impl<'a> MergedWeights<'a> {
         let rows: usize = outer.iter().product();
         let panel = (PANEL / columns.max(&1)).max(1).next_multiple_of(height.max(1));
         let starts: Vec<usize> = (0..rows).step_by(panel).collect();
-        for group in starts.chunks(2 * rayon::current_num_threads()) {
+        for group in starts.chunks((2 * rayon::current_num_threads()).min(PIECES)) {
             let pieces: Vec<Vec<u8>> = group
                 .par_iter()
                 .map(|&start| {
@@ -117,7 +120,8 @@ impl<'a> MergedWeights<'a> {
 
     fn panel(&self, tensor: &TensorInfo, rows: Range<usize>, dtype: GgmlDType) -> Result<Vec<u8>> {
         let bytes = self.base.read_rows(&tensor.name, rows.clone())?;
-        if dtype == tensor.dtype && !self.is_changed(&tensor.name) {
+        let matrix = tensor.shape.len() > 1;
+        if matrix && dtype == tensor.dtype && !self.is_changed(&tensor.name) {
             return Ok(bytes);
         }
         let columns = *tensor.shape.last().unwrap_or(&1);
@@ -129,14 +133,11 @@ impl<'a> MergedWeights<'a> {
             dequantize(*held, &bytes, &mut values);
         }
         if let Some(update) = self.updates.get(&tensor.name) {
-            update.add(rows, columns, &mut values);
+            update.add(rows, columns, &mut values)?;
             self.check_finite(&tensor.name, &values)?;
         }
         let bytes = encode(&values, columns, dtype)?;
-        if dtype == GgmlDType::F16 && bytes.chunks_exact(2).any(|x| !f16::from_le_bytes([x[0], x[1]]).is_finite()) {
-            let message = format!("the tensor `{}` holds numbers beyond what f16 can hold", tensor.name);
-            return Err(Error::file(self.base.path(), message).with_help("take bf16 or f32"));
-        }
+        check_range(&bytes, dtype, &tensor.name)?;
         Ok(bytes)
     }
 
@@ -151,13 +152,15 @@ impl<'a> MergedWeights<'a> {
 
 impl Update {
     /// Adds rows of `B·A` to `values`.
-    fn add(&self, rows: Range<usize>, columns: usize, values: &mut [f32]) {
+    fn add(&self, rows: Range<usize>, columns: usize, values: &mut [f32]) -> Result<()> {
+        let (a, b) = (numbers(&self.a)?, numbers(&self.b)?);
         for (row, out) in rows.zip(values.chunks_exact_mut(columns)) {
-            let b = &self.b[row * self.r..][..self.r];
-            for (b, a) in b.iter().zip(self.a.chunks_exact(columns)) {
-                add_scaled(*b, a, out);
+            let b = &b[row * self.r..][..self.r];
+            for (b, a) in b.iter().zip(a.chunks_exact(columns)) {
+                add_scaled(b * self.scale, a, out);
             }
         }
+        Ok(())
     }
 }
 
@@ -168,6 +171,21 @@ vectorized! {
             *out += b * a;
         }
     }
+}
+
+/// Refuses 16-bit numbers that overflowed.
+pub(super) fn check_range(bytes: &[u8], dtype: GgmlDType, name: &str) -> Result<()> {
+    let mut numbers = bytes.as_chunks().0.iter();
+    let (overflows, mend) = match dtype {
+        GgmlDType::F16 => (numbers.any(|x| !f16::from_le_bytes(*x).is_finite()), "take bf16 or f32"),
+        GgmlDType::BF16 => (numbers.any(|x| !bf16::from_le_bytes(*x).is_finite()), "take f32"),
+        _ => (false, ""),
+    };
+    if overflows {
+        let message = format!("the tensor `{name}` holds numbers beyond what {} can hold", super::type_name(dtype));
+        return Err(Error::invalid(message).with_help(mend));
+    }
+    Ok(())
 }
 
 /// Rows in a type.

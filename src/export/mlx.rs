@@ -2,6 +2,7 @@
 //!
 //! Source: `mlx_lm/tuner/utils.py` (`load_adapters`, `linear_to_lora_layers`) and `tuner/lora.py`.
 
+use super::merged_weights::{check_range, encode};
 use super::{FloatType, Job, Output};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
@@ -16,11 +17,13 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let (mut infos, mut data) = (Vec::new(), Vec::new());
     for (name, tensor) in &job.adapter.tensors {
         let module = name.strip_prefix("base_model.model.").unwrap_or(name);
-        let name = module.replace(".lora_A.weight", ".lora_a").replace(".lora_B.weight", ".lora_b");
+        let turned_name = module.replace(".lora_A.weight", ".lora_a").replace(".lora_B.weight", ".lora_b");
         let turned = tensor.t()?.contiguous()?;
-        infos.push(TensorInfo { name, shape: turned.dims().to_vec(), dtype });
+        infos.push(TensorInfo { name: turned_name, shape: turned.dims().to_vec(), dtype });
         let columns = turned.dim(1)?;
-        data.push(super::merged_weights::encode(&turned.flatten_all()?.to_vec1::<f32>()?, columns, dtype)?);
+        let bytes = encode(&turned.flatten_all()?.to_vec1::<f32>()?, columns, dtype)?;
+        check_range(&bytes, dtype, name)?;
+        data.push(bytes);
         out.count(dtype);
     }
     out.file("adapters.safetensors", |write| {

@@ -148,6 +148,8 @@ pub struct Job<'a> {
     pub adapter: &'a AdapterBundle,
     /// The base as it was named.
     pub base_name: &'a str,
+    /// Whether somebody named it, not the adapter.
+    pub base_given: bool,
     /// Whether `quantization` is not that of the training.
     pub original: bool,
     /// How the base's weights are held for a merge.
@@ -193,6 +195,11 @@ pub struct Exported {
 /// # Errors
 /// When something stands there that is not an earlier export, or `overwrite` is not set.
 pub fn look(folder: &Path, overwrite: bool) -> Result<()> {
+    if folder.file_name().is_none() {
+        return Err(
+            Error::file(folder, "cannot be replaced by an export").with_help("name a folder in it with `--out`")
+        );
+    }
     let entries = match std::fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -212,6 +219,15 @@ pub fn look(folder: &Path, overwrite: bool) -> Result<()> {
     if !overwrite {
         return Err(Error::file(folder, "holds an earlier export")
             .with_help("`--overwrite` replaces it; `--out FOLDER` keeps it and writes elsewhere"));
+    }
+    // What is not the export's goes with nobody's asking.
+    let manifest = Manifest::read(folder)?;
+    for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name != MANIFEST && !manifest.files.iter().any(|file| file.name == name) {
+            return Err(Error::file(folder, format!("holds `{name}` too, which the earlier export did not write"))
+                .with_help("move it, or name another folder with `--out`"));
+        }
     }
     Ok(())
 }
@@ -237,6 +253,7 @@ pub fn export(
             target: target.name.to_owned(),
             adapter: job.path.to_owned(),
             base: job.base_name.to_owned(),
+            base_given: job.base_given,
             original: job.original,
             quantization: job.quantization,
             types: std::mem::take(&mut out.types).into_iter().collect(),

@@ -2,13 +2,16 @@
 
 use super::{Types, type_name};
 use crate::error::{Error, Result};
-use crate::fs::free_space;
+use crate::fs::{file_inside, free_space};
 use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+
+/// The most bytes of a file that is copied: tokenizers have some ten millions.
+const MOST_COPIED: u64 = 1 << 30;
 
 /// A file of an export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +62,8 @@ impl<'a> Output<'a> {
         self.total += bytes;
         match free_space(&self.folder).filter(|free| *free < bytes) {
             Some(free) => {
-                let message = format!("needs {} MB, and its disk has {} MB free", bytes >> 20, free >> 20);
+                let [bytes, free] = [bytes, free].map(|bytes| bytes as f64 / 1e6);
+                let message = format!("needs {bytes:.1} MB, and its disk has {free:.1} MB free");
                 Err(Error::file(&self.shown, message).with_help("free some space, or name another folder with `--out`"))
             }
             None => Ok(()),
@@ -114,15 +118,14 @@ impl<'a> Output<'a> {
         self.file(name, |write| write(contents))
     }
 
-    /// Copies a file, if it is there.
+    /// Copies a file of a folder, if it is there; nothing from outside of the folder.
     ///
     /// # Errors
     /// As [`Self::file`], and when the source cannot be read.
-    pub fn copy_if_there(&mut self, from: &Path, name: &str) -> Result<bool> {
-        if !from.is_file() {
-            return Ok(false);
-        }
-        let mut source = File::open(from).map_err(Error::io("open", from))?;
+    pub fn copy_if_there(&mut self, folder: &Path, name: &str) -> Result<bool> {
+        let Some(from) = file_inside(folder, name)? else { return Ok(false) };
+        let from = from.as_path();
+        let mut source = File::open(from).map_err(Error::io("open", from))?.take(MOST_COPIED);
         let mut piece = vec![0; 1 << 20];
         self.file(name, |write| {
             loop {
@@ -151,6 +154,9 @@ impl<'a> Output<'a> {
 /// # Errors
 /// When it cannot be read.
 pub(super) fn sha256_of(path: &Path) -> Result<(u64, String)> {
+    if !path.is_file() {
+        return Err(Error::file(path, "is missing, or no regular file").with_help("export the adapter again"));
+    }
     let mut file = File::open(path).map_err(Error::io("open", path))?;
     let (mut hasher, mut bytes, mut piece) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {

@@ -9,7 +9,7 @@ const COMPANIONS: &[&str] = &["README.md", "recipe.yaml", "chat_template.jinja"]
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let dtype = job.options.dtype.unwrap_or(FloatType::F32);
     let folder = out.folder().to_owned();
-    for path in job.adapter.save(&folder, Some(dtype.candle()))? {
+    for path in job.adapter.save(&folder, dtype.candle())? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         out.adopt(&name)?;
     }
@@ -18,7 +18,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     }
     if job.path.is_dir() {
         for name in COMPANIONS {
-            out.copy_if_there(&job.path.join(name), name)?;
+            out.copy_if_there(job.path, name)?;
         }
     }
     Ok(())

@@ -39,7 +39,13 @@ impl Reference {
     /// # Errors
     /// When a text has no token, or too many.
     pub fn new(lm: &CausalLm, texts: Vec<Vec<u32>>, device: &Device) -> Result<Self> {
-        let logits = texts.iter().map(|ids| Ok(lm.logits(ids, true, device)?)).collect::<Result<_>>()?;
+        let logits: Vec<Vec<f32>> = texts.iter().map(|ids| Ok(lm.logits(ids, true, device)?)).collect::<Result<_>>()?;
+        if logits.iter().flatten().any(|logit| !logit.is_finite()) {
+            return Err(Error::invalid(
+                "base and adapter give logits that are not finite: the adapter's numbers are too large",
+            )
+            .with_help("the run that wrote it may have diverged; --no-verify exports it all the same"));
+        }
         let mut reference = Self { texts, logits, base_alone: Difference::default() };
         reference.base_alone = reference.compare_with(lm, false, device)?;
         Ok(reference)
@@ -69,7 +75,8 @@ impl Reference {
                 difference.mean_kl += kl;
                 difference.max_kl = difference.max_kl.max(kl);
                 same += usize::from(argmax(p) == argmax(q));
-                let largest = p.iter().zip(q).map(|(p, q)| f64::from((p - q).abs())).fold(0.0, f64::max);
+                let gap = |(p, q): (&f32, &f32)| if q.is_finite() { f64::from((p - q).abs()) } else { f64::INFINITY };
+                let largest = p.iter().zip(q).map(gap).fold(0.0, f64::max);
                 difference.max_logit_difference = difference.max_logit_difference.max(largest);
             }
         }
@@ -94,7 +101,9 @@ fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
         let (log_p, log_q) = (f64::from(p) - of_p, f64::from(q) - of_q);
         log_p.exp() * (log_p - log_q)
     });
-    terms.sum::<f64>().max(0.0)
+    let sum: f64 = terms.sum();
+    // A NaN is as far as it goes.
+    if sum.is_finite() { sum.max(0.0) } else { f64::INFINITY }
 }
 
 /// The most nats of mean KL that an export of these types may be off by: what was measured on `SmolLM2` with an adapter far from

@@ -12,6 +12,8 @@ const MOST_FILES: usize = 10_000;
 const DEEPEST: usize = 16;
 /// The largest file that the Hub takes over LFS.
 const LARGEST: u64 = 50 << 30;
+/// The manifest of an export.
+const EXPORT: &str = "equipoise-export.json";
 /// What holds rows rather than weights. Data stays where it is.
 const DATA: &[&str] =
     &["jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "gz", "zst", "zip", "tar", "xz", "bz2", "xlsx"];
@@ -70,6 +72,9 @@ pub(super) struct Found {
 /// For a link that leads out of the folder or to a folder, a name that is no name in a repository, and a file or a number
 /// of files that the Hub does not take.
 pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<LeftOut>)> {
+    if !folder.exists() {
+        return Err(Error::file(folder, "no such folder").with_help("name the folder that `train` or `export` wrote"));
+    }
     let root = folder.canonicalize().map_err(Error::io("open", folder))?;
     if !root.is_dir() {
         return Err(Error::file(folder, "is no folder").with_help("name the folder that `train` or `export` wrote"));
@@ -84,6 +89,8 @@ pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<LeftOut>)> {
             let in_repo = format!("{prefix}{name}");
             if let Some(why) = excluded(&in_repo, kind.is_dir()) {
                 left_out.push(LeftOut { path: in_repo, why });
+            } else if kind.is_dir() && entry.path().join(EXPORT).is_file() {
+                left_out.push(LeftOut { path: in_repo, why: "an export of its own" });
             } else if kind.is_dir() {
                 if depth == DEEPEST {
                     return Err(Error::file(entry.path(), "lies too deep for an upload"));
@@ -130,7 +137,7 @@ fn excluded(path: &str, is_folder: bool) -> Option<&'static str> {
         };
     }
     // An export's manifest names paths of this machine.
-    if path == "equipoise-export.json" {
+    if path == EXPORT {
         return Some("the export's manifest");
     }
     let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();

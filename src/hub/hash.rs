@@ -30,7 +30,7 @@ pub(super) fn hash(file: Found, token: &Token, progress: &mut dyn FnMut(u64)) ->
     let small = file.size <= LARGEST_REGULAR;
     let (mut sha256, mut sha1) = (Sha256::new(), Sha1::new());
     sha1.update(format!("blob {}\0", file.size));
-    let (mut whole, mut sample, mut read) = (Vec::new(), Vec::new(), 0u64);
+    let (mut seam, mut sample, mut read) = (Vec::new(), Vec::new(), 0u64);
     let mut reader = file.content.open(0).map_err(Error::io("open", &file.path))?;
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -41,9 +41,15 @@ pub(super) fn hash(file: Found, token: &Token, progress: &mut dyn FnMut(u64)) ->
             break;
         }
         sha256.update(piece);
+        // The end of the piece before, since a token may stand across.
+        seam.extend_from_slice(piece);
+        if token.is_in(&seam) {
+            return Err(Error::file(&file.path, "holds your token of the Hub; nothing was sent")
+                .with_help("take it out of the file; if others have seen the file, make a new token"));
+        }
+        seam.drain(..seam.len().saturating_sub(SAMPLE));
         if small {
             sha1.update(piece);
-            whole.extend_from_slice(piece);
         }
         sample.extend_from_slice(&piece[..bytes.min(SAMPLE - sample.len())]);
         progress(bytes as u64);
@@ -52,10 +58,6 @@ pub(super) fn hash(file: Found, token: &Token, progress: &mut dyn FnMut(u64)) ->
         return Err(
             Error::file(&file.path, "changes while it is read").with_help("wait until it is written, and try again")
         );
-    }
-    if token.is_in(&whole) {
-        return Err(Error::file(&file.path, "holds your token of the Hub; nothing was sent")
-            .with_help("take it out of the file; if others have seen the file, make a new token"));
     }
     Ok(Hashed {
         sha256: format!("{:x}", sha256.finalize()),

@@ -216,7 +216,9 @@ impl Draft {
         // Our own card names a path by its last part alone, and leaves a place for the id in its commands.
         if let Some(readme) = self.readme.as_mut().filter(|_| hub_id(&new).is_some()) {
             readme.replace(CARD_BASE, &new);
-            readme.replace(&format!("`{}`", last_part(&old)), &format!("`{new}`"));
+            if !old.is_empty() {
+                readme.replace(&format!("`{}`", last_part(&old)), &format!("`{new}`"));
+            }
         }
         self.base = new;
         Ok(())

@@ -284,7 +284,7 @@ impl<'a> Session<'a> {
         };
         let answer = self.ask(progress, || match request() {
             // Whether it was made is not known, and a second one would be a second pull request.
-            Err(lost) if self.options.create_pr && lost.status.is_none() => Ok(Err(lost)),
+            Err(lost) if self.options.create_pr && lost.status != Some(429) => Ok(Err(lost)),
             answer => answer.map(Ok),
         })??;
         let text = |key: &str| answer[key].as_str().map(|text| self.line.clean(text));

@@ -22,7 +22,8 @@ pub fn rope_frequencies(config: &Map<String, Value>, head_dim: usize, factors: O
         }
         None => None,
     };
-    let given = config.get("rope_theta").or_else(|| scaling?.get("rope_theta")).filter(|value| !value.is_null());
+    let known = |value: &&Value| !value.is_null();
+    let given = config.get("rope_theta").filter(known).or_else(|| scaling?.get("rope_theta")).filter(known);
     let theta = given.map_or(Some(1e4), Value::as_f64).filter(|theta| *theta > 0.0).ok_or_else(|| {
         Error::invalid(format!(
             "config.json: rope_theta: expected a number above 0, got {}",

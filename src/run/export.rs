@@ -3,10 +3,10 @@
 use super::output::now;
 use super::prepare::{encoder, ends};
 use super::trained_on::TrainedOn;
-use super::verify::{Verified, verify_all};
+use super::verify::{TrainedBase, Verified, verify_all};
 use crate::adapter::AdapterFormat;
 use crate::error::{Error, Result};
-use crate::export::{self, ExportOptions, Exported, Job, Manifest, Target};
+use crate::export::{self, ExportOptions, Exported, FloatType, Job, Manifest, Target};
 use crate::nn::{QuantizationConfig, QuantizationType};
 use crate::train::{Event, Observer};
 use crate::weights::Base;
@@ -92,7 +92,13 @@ impl BaseChoice {
 /// folder is in use. Then: when the disk refuses, or [`Verified`] is not as good as it must be.
 pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<ExportSummary> {
     let start = Instant::now();
-    let targets = request.targets.iter().map(|name| Target::find(name)).collect::<Result<Vec<_>>>()?;
+    let mut targets: Vec<&Target> = Vec::new();
+    for name in &request.targets {
+        let target = Target::find(name)?;
+        if !targets.iter().any(|other| other.name == target.name) {
+            targets.push(target);
+        }
+    }
     let name = name_of(&request.adapter)?;
     let folders: Vec<PathBuf> = targets.iter().map(|target| folder_of(request, &name, target)).collect();
     AdapterFormat::of(&request.adapter)?;
@@ -107,19 +113,28 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
         return Err(Error::invalid(format!("{} is a GGUF file, not the unquantized model", base.path().display()))
             .with_help("name that one: --base original:MODEL"));
     }
+    for folder in &folders {
+        keeps_inputs(folder, &[&request.adapter, base.path()])?;
+    }
     let adapter = trained_on.adapter(&base, observer)?;
     let quantization = if choice.original {
         QuantizationConfig { kind: QuantizationType::None }
     } else {
-        trained_on.held_to_merge(&base, &adapter)?
+        trained_on.held(&base, &adapter)?
     };
     let template = trained_on.chat_template()?;
     let stop = stop_texts(&base, template.as_deref())?;
+    let adapter_path = absolute(&request.adapter);
+    let base_name = match Path::new(trained_on.base_name()) {
+        path if path.exists() => absolute(path).display().to_string(),
+        _ => trained_on.base_name().to_owned(),
+    };
     let job = Job {
         name: &name,
-        path: &request.adapter,
+        path: &adapter_path,
         adapter: &adapter,
-        base_name: trained_on.base_name(),
+        base_name: &base_name,
+        base_given: trained_on.given,
         original: choice.original,
         quantization,
         base: &base,
@@ -132,8 +147,17 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
         exports.push(export_one(target, &job, folder, request.overwrite, observer)?);
     }
     if request.verify {
+        let (original, model) = (choice.original, choice.model);
+        let place = TrainedBase {
+            model: model.clone().filter(|_| !original),
+            fallback: model.filter(|_| original),
+            offline: request.offline,
+        };
         let folders: Vec<&Path> = exports.iter().map(|export| export.folder.as_path()).collect();
-        let verified = verify_all(&folders, &request.adapter, &choice, request.offline, &[], observer)?;
+        let verified = verify_all(&folders, &request.adapter, &place, &[], observer).map_err(|error| {
+            let help = error.help().map(|help| format!("{help}; ")).unwrap_or_default();
+            error.with_help(format!("{help}what was written stays there, not compared"))
+        })?;
         for (export, verified) in exports.iter_mut().zip(verified) {
             export.verified = Some(verified);
         }
@@ -169,12 +193,32 @@ fn export_one(
     })
 }
 
+/// A path that leads to the same place from elsewhere.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// An export that replaces a folder must not remove what it is made from.
+fn keeps_inputs(folder: &Path, inputs: &[&Path]) -> Result<()> {
+    let Ok(out) = folder.canonicalize() else { return Ok(()) };
+    for input in inputs {
+        if input.canonicalize().is_ok_and(|input| input.starts_with(&out)) {
+            return Err(Error::file(folder, format!("holds {}, which is exported from", input.display()))
+                .with_help("name another folder with `--out`"));
+        }
+    }
+    Ok(())
+}
+
 /// Options that no target takes were meant for something.
 fn check_options(request: &ExportRequest) -> Result<()> {
     let any = |names: &[&str]| request.targets.iter().any(|target| names.contains(&target.as_str()));
     if request.options.quantize.is_some() && !any(&["gguf", "ollama"]) {
         return Err(Error::invalid("--quantize is for merged GGUF files, and none is asked for")
             .with_help("add `--to gguf`; --dtype is the type of adapters and of `merged`"));
+    }
+    if request.options.dtype == Some(FloatType::BF16) && any(&["gguf-adapter", "ollama-adapter"]) {
+        return Err(Error::invalid("--dtype: llama.cpp's adapters are f32 or f16, not bf16"));
     }
     if request.options.dtype.is_some() && !any(&["peft", "merged", "gguf-adapter", "ollama-adapter", "mlx"]) {
         return Err(Error::invalid("--dtype is for adapters and for `--to merged`, and none is asked for")
@@ -202,7 +246,10 @@ fn name_of(adapter: &Path) -> Result<String> {
 }
 
 fn folder_of(request: &ExportRequest, name: &str, target: &Target) -> PathBuf {
+    // A link stays, and what it leads to is replaced.
+    let real = |out: &Path| out.canonicalize().unwrap_or_else(|_| out.to_owned());
     match &request.out {
+        Some(out) if request.targets.len() == 1 && (out.is_symlink() || out.file_name().is_none()) => real(out),
         Some(out) if request.targets.len() == 1 => out.clone(),
         Some(out) => out.join(target.name),
         None => Path::new("exports").join(name).join(target.name),

@@ -69,7 +69,7 @@ pub fn generate(
     let trained_on = TrainedOn::of(&request.adapter, request.base.as_deref())?;
     let base = trained_on.open(request.offline, observer)?;
     let bundle = trained_on.adapter(&base, observer)?;
-    let model = models::load(&base, trained_on.held(&base), Some(&bundle.config.lora), 0, &device, false)?;
+    let model = models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter)?;
 
     let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;

@@ -200,7 +200,7 @@ mod tests {
         bundle.tensors =
             bundle.tensors.into_iter().map(|(name, t)| (name.replace("layers.0.", "layers.99."), t)).collect();
         let folder = tempfile::tempdir().unwrap();
-        bundle.save(folder.path(), None).unwrap();
+        bundle.save(folder.path(), candle_core::DType::F32).unwrap();
         let summary = lint(&request(folder.path(), &Server::ALL), &mut ()).unwrap();
         let found: Vec<&str> = summary.findings.iter().map(|finding| finding.rule).collect();
         assert!(found.contains(&"unknown-module-kind") && found.contains(&"unknown-module"), "{found:?}");

@@ -116,7 +116,8 @@ fn write_adapter(
         base_sha256: Some(prepared.base.fingerprint()?),
         lora: recipe.lora.clone(),
     };
-    let mut files = AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), None)?;
+    let mut files =
+        AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), candle_core::DType::F32)?;
     files.push(write_card(recipe, fit, out)?);
     // Where PEFT and servers look for it: the base's own would not do.
     let path = out.path().join(CHAT_TEMPLATE);

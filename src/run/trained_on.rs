@@ -4,12 +4,16 @@ use super::CHAT_TEMPLATE;
 use super::prepare::open_base;
 use crate::adapter::{AdapterBundle, AdapterSummary};
 use crate::error::{Error, Result};
+use crate::fs::{file_inside, read_within};
 use crate::hub::BaseConfig;
 use crate::nn::{QuantizationConfig, QuantizationType};
 use crate::recipe::Recipe;
 use crate::train::{Event, Observer};
 use crate::weights::Base;
 use std::path::{Path, PathBuf};
+
+/// The most bytes of a chat template.
+const MOST_TEMPLATE: u64 = 4 << 20;
 
 /// The base of an adapter.
 pub(super) struct TrainedOn {
@@ -53,16 +57,11 @@ impl TrainedOn {
         })
     }
 
-    /// How the weights were held in training. Of an adapter from elsewhere: as [`QuantizationType::Auto`] says.
-    pub fn held(&self, base: &Base) -> QuantizationConfig {
-        if base.is_gguf() { QuantizationConfig::default() } else { self.quantization.unwrap_or_default() }
-    }
-
-    /// How the weights were, to merge into. Those of a base that nobody trained on here are taken as they are stored.
+    /// How the weights were held in training. Those of a base that nobody trained on here are taken as they are stored.
     ///
     /// # Errors
     /// When the base cannot be read.
-    pub fn held_to_merge(&self, base: &Base, adapter: &AdapterBundle) -> Result<QuantizationConfig> {
+    pub fn held(&self, base: &Base, adapter: &AdapterBundle) -> Result<QuantizationConfig> {
         let stored = QuantizationConfig { kind: QuantizationType::None };
         let known = match &adapter.config.base_sha256 {
             Some(known) => *known == base.fingerprint()?,
@@ -112,10 +111,8 @@ impl TrainedOn {
     /// # Errors
     /// When it cannot be read.
     pub fn chat_template(&self) -> Result<Option<String>> {
-        let path = self.adapter.join(CHAT_TEMPLATE);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        std::fs::read_to_string(&path).map(Some).map_err(Error::io("read", path))
+        let Some(path) = file_inside(&self.adapter, CHAT_TEMPLATE)? else { return Ok(None) };
+        let text = String::from_utf8(read_within(&path, MOST_TEMPLATE)?);
+        text.map(Some).map_err(|_| Error::file(path, "is no UTF-8 text"))
     }
 }

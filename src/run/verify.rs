@@ -1,6 +1,5 @@
 //! Exports held against base and adapter, as they were trained.
 
-use super::export::BaseChoice;
 use super::output::now;
 use super::prepare::encoder;
 use super::trained_on::TrainedOn;
@@ -23,6 +22,12 @@ const PROMPTS: &[&str] = &[
     "Explain how metformin lowers blood glucose in type 2 diabetes mellitus.",
 ];
 
+/// Nats of mean KL from which on an adapter does something that can be lost.
+const SOMETHING: f64 = 1e-4;
+
+/// The most tokens of all prompts: the logits of each are held, a row as long as the vocabulary.
+const ALL_TOKENS: usize = 4096;
+
 /// The most tokens of a prompt that are compared.
 const TOKENS: usize = 128;
 
@@ -43,6 +48,22 @@ pub struct VerifyRequest {
     pub offline: bool,
 }
 
+/// Where the base is that an adapter was trained on.
+pub(super) struct TrainedBase {
+    /// A place that somebody named.
+    pub model: Option<String>,
+    /// The unquantized model: no reference where the adapter's own base is there.
+    pub fallback: Option<String>,
+    pub offline: bool,
+}
+
+impl TrainedBase {
+    /// The unquantized model, for an adapter that names no base.
+    fn only_fallback(&self, adapter: &Path) -> Option<&str> {
+        self.fallback.as_deref().filter(|_| TrainedOn::of(adapter, None).is_err())
+    }
+}
+
 /// The outcome for one export.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verified {
@@ -58,7 +79,9 @@ pub struct Verified {
     pub base_alone: Difference,
     /// The mean KL that is allowed.
     pub allowed_kl: f64,
-    /// Whether it is within that.
+    /// Whether the export is nearer to the base alone than to base and adapter: what was learnt is lost.
+    pub lost: bool,
+    /// Whether it is within what is allowed, and not lost.
     pub passed: bool,
 }
 
@@ -74,13 +97,15 @@ pub fn verify(request: &VerifyRequest, observer: &mut dyn Observer) -> Result<Ve
         manifest.check_files(folder)?;
         let adapter = request.adapter.as_ref().unwrap_or(&manifest.adapter);
         // What was merged into the unquantized model is held against the one that the adapter was trained on.
-        let model = request.base.clone().or_else(|| (!manifest.original).then(|| manifest.base.clone()));
-        let choice = BaseChoice { model, original: manifest.original };
-        verified.extend(verify_all(&[folder], adapter, &choice, request.offline, &request.prompts, observer)?);
+        let given = manifest.base_given && !manifest.original;
+        let model = request.base.clone().or_else(|| given.then(|| manifest.base.clone()));
+        let place = TrainedBase { model, fallback: manifest.original_base(), offline: request.offline };
+        verified.extend(verify_all(&[folder], adapter, &place, &request.prompts, observer)?);
     }
     for verified in &mut verified {
         if let Some(most) = request.max_kl {
             verified.allowed_kl = most;
+            verified.lost = false;
             verified.passed = verified.difference.mean_kl <= most;
         }
     }
@@ -91,27 +116,26 @@ pub fn verify(request: &VerifyRequest, observer: &mut dyn Observer) -> Result<Ve
 pub(super) fn verify_all(
     folders: &[&Path],
     adapter: &Path,
-    choice: &BaseChoice,
-    offline: bool,
+    place: &TrainedBase,
     prompts: &[String],
     observer: &mut dyn Observer,
 ) -> Result<Vec<Verified>> {
     let device = DeviceConfig::default().open()?;
-    // The unquantized model is no reference where the adapter names what it was trained on.
-    let model = choice.model.as_deref().filter(|_| !choice.original);
-    let trained_on = TrainedOn::of(adapter, model)?;
-    let base = match trained_on.open(offline, observer) {
-        Err(_) if choice.original && choice.model.is_some() => {
-            TrainedOn::of(adapter, choice.model.as_deref())?.open(offline, observer)?
+    let mut trained_on = TrainedOn::of(adapter, place.model.as_deref().or_else(|| place.only_fallback(adapter)))?;
+    let base = match (trained_on.open(place.offline, observer), &place.fallback) {
+        (Err(_), Some(fallback)) if place.model.is_none() => {
+            trained_on = TrainedOn::of(adapter, Some(fallback))?;
+            trained_on.open(place.offline, observer)?
         }
-        base => base?,
+        (base, _) => base?,
     };
     observer.event(&Event::Phase("reading base and adapter".into()));
     let bundle = trained_on.adapter(&base, observer)?;
-    let held = trained_on.held_to_merge(&base, &bundle)?;
+    let held = trained_on.held(&base, &bundle)?;
     let texts = {
         let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;
-        texts(&encoder, prompts)?
+        let positions = base.config().get("max_position_embeddings").and_then(serde_json::Value::as_u64);
+        texts(&encoder, prompts, positions.map_or(TOKENS, |positions| TOKENS.min(positions as usize)))?
     };
     let reference = {
         let model = models::load(&base, held, Some(&bundle.config.lora), 0, &device, false)?;
@@ -125,11 +149,14 @@ pub(super) fn verify_all(
         let model = open_export(folder, &manifest, &base, held, &device)?;
         let difference = reference.compare(&model.lm, &device)?;
         let allowed_kl = allowed_kl(&manifest);
+        let alone = reference.base_alone.mean_kl;
+        let lost = alone > SOMETHING && difference.mean_kl > alone / 2.0;
         verified.push(Verified {
             folder: folder.to_path_buf(),
             target: manifest.target,
             types: manifest.types,
-            passed: difference.mean_kl <= allowed_kl,
+            lost,
+            passed: difference.mean_kl <= allowed_kl && !lost,
             difference,
             base_alone: reference.base_alone.clone(),
             allowed_kl,
@@ -141,22 +168,28 @@ pub(super) fn verify_all(
     Ok(verified)
 }
 
-/// The tokens of the prompts, as a user's turn where there is a chat template.
-fn texts(encoder: &Encoder, prompts: &[String]) -> Result<Vec<Vec<u32>>> {
+/// The first tokens of the prompts, `most` of each, as a user's turn where there is a chat template.
+fn texts(encoder: &Encoder, prompts: &[String], most: usize) -> Result<Vec<Vec<u32>>> {
     let built_in: Vec<String> = PROMPTS.iter().map(|&prompt| prompt.to_owned()).collect();
     let prompts = if prompts.is_empty() { &built_in } else { prompts };
-    prompts
+    let texts: Vec<Vec<u32>> = prompts
         .iter()
         .map(|prompt| {
             let mut ids = match encoder.template() {
                 Some(_) => encoder.encode_prompt(&[Message::user(prompt)])?,
                 None => encoder.encode_text(prompt)?,
             };
-            ids.truncate(TOKENS);
+            ids.truncate(most);
             if ids.is_empty() {
                 return Err(Error::invalid("a prompt to compare on is empty"));
             }
             Ok(ids)
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    let all: usize = texts.iter().map(Vec::len).sum();
+    if all > ALL_TOKENS {
+        return Err(Error::invalid(format!("the prompts have {all} tokens; {ALL_TOKENS} at most are compared"))
+            .with_help("give fewer or shorter ones: a few hundred tokens tell as much"));
+    }
+    Ok(texts)
 }

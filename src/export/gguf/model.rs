@@ -115,8 +115,16 @@ fn moves(
     fallbacks: &mut BTreeMap<[String; 2], usize>,
 ) -> Result<Vec<Move>> {
     let mut moves = Vec::new();
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let both = job.base.tensor(embedding).is_some() && job.base.tensor(head).is_some();
+    let tied = job.base.config().get("tie_word_embeddings").and_then(serde_json::Value::as_bool).unwrap_or(!both);
     for source in weights.tensors() {
-        let place = placement(job.base, &source.name)?;
+        // Tied weights are stored once in GGUF, as the embeddings.
+        if tied && both && source.name == head {
+            continue;
+        }
+        let name = if tied && source.name == head { embedding } else { &source.name };
+        let place = placement(job.base, name)?;
         let wanted = wanted(job, &source, weights.is_changed(&source.name));
         let mut dtype = wanted;
         let width = source.shape.last().copied().unwrap_or(1);

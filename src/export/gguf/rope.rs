@@ -34,7 +34,8 @@ fn above_zero(scaling: &Map<String, Value>, key: &str) -> Result<f64> {
 /// `theta` of `config.json`.
 pub(super) fn theta(config: &Map<String, Value>) -> Result<f64> {
     let nested = scaling(config)?.and_then(|scaling| scaling.get("rope_theta"));
-    let given = config.get("rope_theta").or(nested).filter(|value| !value.is_null());
+    let known = |value: &&Value| !value.is_null();
+    let given = config.get("rope_theta").filter(known).or(nested).filter(known);
     given.map_or(Some(1e4), Value::as_f64).filter(|theta| *theta > 0.0).ok_or_else(|| {
         Error::invalid(format!(
             "config.json: rope_theta: expected a number above 0, got {}",

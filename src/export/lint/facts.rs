@@ -108,7 +108,7 @@ impl AdapterFacts {
         let r = config.lora.r;
         let adapted = |path: &&String| {
             let name = TensorName::parse(&format!("{path}.lora_A.weight"));
-            name.layer().is_some() && target_modules.contains(name.leaf())
+            name.layer().is_some() && target_modules.contains(name.leaf()) && config.lora.targets(path)
         };
         let pair = |path: &String| {
             let (out, width) = base.modules[path];

@@ -389,7 +389,7 @@ fn saved(folder: &Path, lora: LoraConfig) {
         [(name("lora_A"), zeros((r, *width))), (name("lora_B"), zeros((*out, r)))]
     };
     let tensors = MODULES.iter().flat_map(pair).collect();
-    AdapterBundle { config: AdapterConfig { lora, ..config() }, tensors }.save(folder, None).unwrap();
+    AdapterBundle { config: AdapterConfig { lora, ..config() }, tensors }.save(folder, DType::F32).unwrap();
 }
 
 #[test]
