@@ -48,7 +48,9 @@ pub fn read_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, HashMap<St
     if length < 8 {
         return Err(unreadable(&format!("it has {length} bytes")));
     }
-    let header = u64::from_le_bytes(read(0, 8)?.try_into().expect("eight bytes were read"));
+    let mut header = [0; 8];
+    file.read_exact_at(&mut header, 0).map_err(Error::io("read", path))?;
+    let header = u64::from_le_bytes(header);
     if header > (length - 8).min(MOST_HEADER) {
         return Err(unreadable(&format!("its header claims {header} bytes, the file has {length}")));
     }
@@ -63,7 +65,7 @@ pub fn read_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, HashMap<St
     }
     let mut tensors = BTreeMap::new();
     for name in metadata.offset_keys() {
-        let info = metadata.info(&name).expect("the name is the header's");
+        let Some(info) = metadata.info(&name) else { continue };
         let dtype = candle_core::DType::try_from(info.dtype).map_err(|error| unreadable(&error))?;
         let bytes = read(8 + header + info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0)?;
         tensors.insert(name, Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?);
