@@ -59,10 +59,6 @@ fn float_type(text: &str) -> Result<FloatType, String> {
         "f32" | "float32" | "fp32" => Ok(FloatType::F32),
         "f16" | "float16" | "fp16" => Ok(FloatType::F16),
         "bf16" | "bfloat16" => Ok(FloatType::BF16),
-        _ if ["_s", "_m", "_l"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) => Err(format!(
-            "llama.cpp's mixes of types are not made; the nearest is {}",
-            &text.to_ascii_lowercase()[..text.len() - 2]
-        )),
         _ => Err("expected f32, f16 or bf16".into()),
     }
 }
@@ -74,6 +70,10 @@ fn gguf_type(text: &str) -> Result<GgufType, String> {
     let name = serde_json::Value::String(text.to_ascii_lowercase());
     match serde_json::from_value::<QuantizationType>(name) {
         Ok(kind) if kind.ggml().is_some() && kind != QuantizationType::Auto => Ok(GgufType::Blocks(kind)),
+        _ if ["_s", "_m", "_l"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) => Err(format!(
+            "llama.cpp's mixes of types are not made; the nearest is {}",
+            &text.to_ascii_lowercase()[..text.len() - 2]
+        )),
         _ => Err("expected f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k".into()),
     }
 }
@@ -178,5 +178,6 @@ mod tests {
         assert_eq!(gguf_type("Q4_K").unwrap(), GgufType::Blocks(QuantizationType::Q4K));
         assert_eq!(gguf_type("bf16").unwrap(), GgufType::Float(FloatType::BF16));
         assert!(gguf_type("auto").is_err() && gguf_type("q9").is_err());
+        assert!(gguf_type("Q4_K_M").unwrap_err().ends_with("the nearest is q4_k"));
     }
 }
