@@ -92,14 +92,7 @@ impl BaseChoice {
 /// folder is in use. Then: when the disk refuses, or [`Verified`] is not as good as it must be.
 pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<ExportSummary> {
     let start = Instant::now();
-    let mut targets: Vec<&Target> = Vec::new();
-    for name in &request.targets {
-        let target = Target::find(name)?;
-        if !targets.iter().any(|other| other.name == target.name) {
-            targets.push(target);
-        }
-    }
-    let name = name_of(&request.adapter)?;
+    let (name, targets) = (name_of(&request.adapter)?, targets(request)?);
     let folders: Vec<PathBuf> = targets.iter().map(|target| folder_of(request, &name, target)).collect();
     AdapterFormat::of(&request.adapter)?;
     for folder in &folders {
@@ -147,22 +140,44 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
         exports.push(export_one(target, &job, folder, request.overwrite, observer)?);
     }
     if request.verify {
-        let (original, model) = (choice.original, choice.model);
-        let place = TrainedBase {
-            model: model.clone().filter(|_| !original),
-            fallback: model.filter(|_| original),
-            offline: request.offline,
-        };
-        let folders: Vec<&Path> = exports.iter().map(|export| export.folder.as_path()).collect();
-        let verified = verify_all(&folders, &request.adapter, &place, &[], observer).map_err(|error| {
-            let help = error.help().map(|help| format!("{help}; ")).unwrap_or_default();
-            error.with_help(format!("{help}what was written stays there, not compared"))
-        })?;
-        for (export, verified) in exports.iter_mut().zip(verified) {
-            export.verified = Some(verified);
-        }
+        compare(request, choice, &mut exports, observer)?;
     }
     Ok(ExportSummary { exports, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// The targets, each once.
+fn targets(request: &ExportRequest) -> Result<Vec<&'static Target>> {
+    let mut targets: Vec<&Target> = Vec::new();
+    for name in &request.targets {
+        let target = Target::find(name)?;
+        if !targets.iter().any(|other| other.name == target.name) {
+            targets.push(target);
+        }
+    }
+    Ok(targets)
+}
+
+/// Compares what was written with base and adapter.
+fn compare(
+    request: &ExportRequest,
+    BaseChoice { model, original }: BaseChoice,
+    exports: &mut [ExportedTarget],
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let place = TrainedBase {
+        model: model.clone().filter(|_| !original),
+        fallback: model.filter(|_| original),
+        offline: request.offline,
+    };
+    let folders: Vec<&Path> = exports.iter().map(|export| export.folder.as_path()).collect();
+    let verified = verify_all(&folders, &request.adapter, &place, &[], observer).map_err(|error| {
+        let help = error.help().map(|help| format!("{help}; ")).unwrap_or_default();
+        error.with_help(format!("{help}what was written stays there, not compared"))
+    })?;
+    for (export, verified) in exports.iter_mut().zip(verified) {
+        export.verified = Some(verified);
+    }
+    Ok(())
 }
 
 fn export_one(
