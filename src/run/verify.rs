@@ -2,7 +2,7 @@
 
 use super::export::BaseChoice;
 use super::output::now;
-use super::prepare::encoder;
+use super::prepare::{encoder, open_device};
 use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message};
 use crate::device::DeviceConfig;
@@ -96,7 +96,7 @@ pub(super) fn verify_all(
     prompts: &[String],
     observer: &mut dyn Observer,
 ) -> Result<Vec<Verified>> {
-    let device = DeviceConfig::default().open()?;
+    let device = open_device(DeviceConfig::default())?;
     // The unquantized model is no reference where the adapter names what it was trained on.
     let model = choice.model.as_deref().filter(|_| !choice.original);
     let trained_on = TrainedOn::of(adapter, model)?;
