@@ -1,7 +1,11 @@
 //! Where the arithmetic runs.
 
+mod gpu;
+
+pub use gpu::{Gpu, explain};
+
 use crate::error::{Error, Result};
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// The recipe's `device`: `auto`, `cpu`, `cuda`, or `cuda:N`.
@@ -48,21 +52,36 @@ impl DeviceConfig {
     /// Opens the device.
     ///
     /// # Errors
-    /// When a GPU is asked for and this build has no CUDA, or the machine no such GPU.
+    /// When a GPU is asked for and this build has no CUDA, the machine no such GPU, or driver, build and GPU do not fit together.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu)),
+            Self::Auto if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
+            Self::Auto => open_gpu(0).or_else(|error| {
+                tracing::warn!("{error}; the CPU is taken instead");
+                Ok(Device::Cpu)
+            }),
             Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
                 Err(Error::invalid("device: `cuda` was asked for, but this binary was built without CUDA")
                     .with_help("build it with `cargo build --release --features cuda`, or set `device: cpu`"))
             }
-            Self::Cuda(number) => Device::new_cuda(number).map_err(|error| {
-                Error::invalid(format!("device: cannot open GPU {number}: {error}"))
-                    .with_help("see what `nvidia-smi` lists, or set `device: cpu`")
-            }),
+            Self::Cuda(number) => open_gpu(number),
         }
     }
+}
+
+/// Opens a GPU, and has it compute one number: a driver or an architecture that does not fit shows here, not in the first step.
+fn open_gpu(number: usize) -> Result<Device> {
+    let open = || -> candle_core::Result<Device> {
+        let device = Device::new_cuda(number)?;
+        Tensor::zeros(1, DType::F32, &device)?.affine(1.0, 1.0)?.to_vec1::<f32>()?;
+        Ok(device)
+    };
+    open().map_err(|error| match explain(Error::Candle(error)) {
+        Error::Candle(error) => Error::invalid(format!("device: cannot open GPU {number}: {error}"))
+            .with_help("see what `nvidia-smi` lists, or set `device: cpu`"),
+        explained => explained,
+    })
 }
 
 /// Memory that the system could still give, in bytes (`MemAvailable`); `None` where it does not tell.

@@ -7,6 +7,7 @@ mod architecture;
 mod bad_input;
 mod chat_templates;
 mod cli;
+mod cuda_kernels;
 mod data;
 mod export;
 mod export_gguf;

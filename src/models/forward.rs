@@ -2,7 +2,7 @@
 
 use super::{CausalLm, TapeContext};
 use crate::nn::{ForwardContext, KvCache};
-use crate::ops::{Buffer, Group, Module, Pool, SavedInput, Sequence, composed, numbers, rms_norm};
+use crate::ops::{Buffer, Compute, Group, Module, Pool, SavedInput, Sequence, frozen_matmul, numbers, rms_norm};
 use candle_core::{Device, Result, Tensor, bail};
 
 impl CausalLm {
@@ -24,7 +24,7 @@ impl CausalLm {
         for index in 0..self.dimensions.layers {
             hidden = self.tape_layer(index, &hidden, &context)?.detach();
         }
-        composed::linear(&self.tape_norm(&hidden)?, &self.lm_head)?.flatten_all()?.to_vec1()
+        frozen_matmul(&self.tape_norm(&hidden)?, &self.lm_head, Compute::F32)?.flatten_all()?.to_vec1()
     }
 
     /// The hidden states after the last layer, `[n, d]`, of tokens that follow `before` others, which are in `cache`.

@@ -2,7 +2,7 @@
 
 use super::{CausalLm, TapeContext};
 use crate::nn::KvCache;
-use crate::ops::{Pool, composed};
+use crate::ops::{Compute, Pool, frozen_matmul};
 use crate::rng::{Rng, key, name_key};
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -80,7 +80,7 @@ impl<'a> Generator<'a> {
             hidden = self.lm.tape_layer(index, &hidden, &context)?.detach();
         }
         let last = self.lm.tape_norm(&hidden.narrow(1, n - 1, 1)?.contiguous()?)?;
-        composed::linear(&last, &self.lm.lm_head)?.flatten_all()?.to_vec1()
+        frozen_matmul(&last, &self.lm.lm_head, Compute::F32)?.flatten_all()?.to_vec1()
     }
 
     /// Continues `prompt` by at most `max_tokens`, or until one of `ends`; each token goes to `on_token`, which may stop by

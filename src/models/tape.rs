@@ -2,7 +2,7 @@
 
 use super::CausalLm;
 use crate::nn::{DecoderLayer, Linear};
-use crate::ops::{Dropout, composed};
+use crate::ops::{Compute, Dropout, composed, frozen_matmul};
 use candle_core::{Device, Result, Tensor};
 
 /// What a layer is told about a batch `[b, t]` besides its hidden states.
@@ -14,6 +14,7 @@ pub struct TapeContext<'a> {
     mask: Tensor,
     dropout_keys: Option<&'a [u64]>,
     adapter: bool,
+    compute: Compute,
 }
 
 impl<'a> TapeContext<'a> {
@@ -44,7 +45,14 @@ impl<'a> TapeContext<'a> {
             mask: Tensor::from_vec(mask, (rows, 1, width, width), device)?,
             dropout_keys,
             adapter,
+            compute: Compute::F32,
         })
+    }
+
+    /// With factors of the frozen products in this type; without, it is `f32`.
+    #[must_use]
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
     }
 }
 
@@ -85,7 +93,7 @@ impl CausalLm {
 }
 
 fn tape_linear(linear: &Linear, x: &Tensor, context: &TapeContext<'_>) -> Result<Tensor> {
-    let mut y = composed::linear(x, &linear.weight)?;
+    let mut y = frozen_matmul(x, &linear.weight, context.compute)?;
     if let Some(bias) = &linear.bias {
         y = y.broadcast_add(bias)?;
     }

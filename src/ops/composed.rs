@@ -1,10 +1,10 @@
 //! The same operations out of candle's differentiable ones: for devices without kernels of ours, and as what the kernels are
 //! tested against. Slower, and hungrier for memory. All `f32`.
 
-use super::{AttentionShape, FrozenWeight};
+use super::{AttentionShape, Compute, FrozenWeight, frozen_matmul, frozen_matmul_backward};
 use candle_core::{D, Result, Tensor};
 
-/// `y = x · Wᵀ` for `x: [.., in]`. The weight is dequantized whole, and gets no gradient to keep.
+/// `y = x · Wᵀ` for `x: [.., in]`, with the weight dequantized whole: what [`frozen_matmul`] is tested against.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -75,11 +75,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: Atten
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn head(hidden: &Tensor, head: &FrozenWeight, targets: &[u32]) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
-    let weight = head.dequantize(hidden.device())?;
+pub fn head(
+    hidden: &Tensor,
+    head: &FrozenWeight,
+    targets: &[u32],
+    compute: Compute,
+) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
     let (mut found, mut top1, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for (i, targets) in targets.chunks(HEAD_CHUNK).enumerate() {
-        let logits = hidden.narrow(0, i * HEAD_CHUNK, targets.len())?.matmul(&weight.t()?)?;
+        let logits = frozen_matmul(&hidden.narrow(0, i * HEAD_CHUNK, targets.len())?, head, compute)?;
         let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
         let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
         let picked = log_probabilities.gather(&index, 1)?;
@@ -87,7 +91,8 @@ pub fn head(hidden: &Tensor, head: &FrozenWeight, targets: &[u32]) -> Result<(Ve
         let best = logits.argmax(1)?.to_vec1::<u32>()?;
         top1.extend(best.iter().zip(targets).map(|(best, target)| best == target));
         let minus_one = Tensor::ones_like(&picked)?.neg()?;
-        gradients.push(log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?.matmul(&weight)?);
+        let pulled = log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?;
+        gradients.push(frozen_matmul_backward(&pulled, head, compute)?);
     }
     Ok((found, top1, Tensor::cat(&gradients, 0)?))
 }

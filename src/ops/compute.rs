@@ -1,6 +1,7 @@
 //! The recipe's `compute`: the type of products and activations.
 
 use super::simd::Level;
+use crate::device::Gpu;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputeConfig {
-    /// The fastest that the machine does natively: `bf16` where the CPU multiplies it (AVX-512 BF16), else `f32`.
+    /// The fastest that the machine does natively: `bf16` where the CPU (AVX-512 BF16) or the GPU (from compute capability 8.0
+    /// on) multiplies it, else `f32`.
     #[default]
     Auto,
     /// `f32` throughout.
@@ -27,13 +29,13 @@ pub enum Compute {
 }
 
 impl ComputeConfig {
-    /// What it comes to on a device. Only the CPU has kernels of `bf16`.
+    /// What it comes to on a device. A GPU without `bf16` gets `f32`.
     pub fn resolve(self, device: &Device) -> Compute {
-        match self {
-            Self::Auto if device.is_cpu() && Level::detect() == Level::Avx512Bf16 => Compute::Bf16,
-            Self::Bf16 if device.is_cpu() => Compute::Bf16,
-            _ => Compute::F32,
-        }
+        let has_bf16 = match device {
+            Device::Cpu => self == Self::Bf16 || Level::detect() == Level::Avx512Bf16,
+            other => Gpu::of(other).is_some_and(|gpu| gpu.has_bf16()),
+        };
+        if has_bf16 && self != Self::F32 { Compute::Bf16 } else { Compute::F32 }
     }
 }
 

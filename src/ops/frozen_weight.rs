@@ -98,6 +98,12 @@ impl FrozenWeight {
         self.tensor.dtype()
     }
 
+    /// The matrix as candle holds it.
+    #[cfg(feature = "cuda")]
+    pub(super) fn quantized(&self) -> &QTensor {
+        &self.tensor
+    }
+
     /// Bytes that the weight takes in memory.
     pub fn bytes(&self) -> usize {
         self.tensor.storage_size_in_bytes()

@@ -3,7 +3,8 @@
 //! candle's own fused operations (`QMatMul`, `rms_norm`, `softmax_last_dim`, `rope`) return no gradient, silently, and its
 //! graph keeps every intermediate. Here each operation is a function on rows of numbers with its backward beside it, in `f32`
 //! or `bf16` with `f32` sums ([`Element`]), on memory that goes round ([`Pool`]). [`composed`] holds the same operations out of
-//! candle's differentiable ones: for other devices, and as what the kernels are tested against.
+//! candle's differentiable ones: for other devices, with [`frozen_matmul`] for the weights, and as what the kernels are tested
+//! against. `cuda` has what a GPU needs.
 //!
 //! It does not own layers or parameters: `nn` does.
 
@@ -14,9 +15,12 @@ pub mod attention;
 pub mod composed;
 mod compute;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dequantize;
 mod dropout;
 pub mod element;
+mod frozen_matmul;
 mod frozen_weight;
 pub mod gemm;
 mod linear;
@@ -29,11 +33,14 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
+use candle_core::{Device, Result};
+
 pub use attention::{AttentionShape, Sequence};
 pub use compute::{Compute, ComputeConfig};
 pub use cpu::numbers;
 pub use dropout::Dropout;
 pub use element::Element;
+pub use frozen_matmul::{frozen_matmul, frozen_matmul_backward};
 pub use frozen_weight::FrozenWeight;
 pub use linear::{Group, Module, SavedInput, Update, UpdateGradient};
 pub use linear_cross_entropy::{HeadPass, chunk_tokens, linear_cross_entropy};
@@ -41,3 +48,14 @@ pub use pool::{Buffer, Pool};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::RopeTable;
 pub use swiglu::{swiglu, swiglu_backward};
+
+/// Makes ready what operations need on this device, so that what does not fit shows before anything is loaded.
+///
+/// # Errors
+/// When a GPU's kernels cannot be compiled or loaded.
+pub fn prepare(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    cuda::prepare(device)?;
+    let _ = device;
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! Text from a base and an adapter.
 
 use super::output::now;
-use super::prepare::{encoder, ends};
+use super::prepare::{encoder, ends, open_device};
 use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message, Role};
 use crate::device::DeviceConfig;
@@ -65,7 +65,7 @@ pub fn generate(
     observer: &mut dyn Observer,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<GenerateSummary> {
-    let device = request.device.open()?;
+    let device = open_device(request.device)?;
     let trained_on = TrainedOn::of(&request.adapter, request.base.as_deref())?;
     let base = trained_on.open(request.offline, observer)?;
     let bundle = trained_on.adapter(&base, observer)?;

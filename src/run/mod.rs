@@ -22,7 +22,7 @@ pub use verify::{Verified, VerifyRequest, verify};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
 use crate::data::{DataConfig, Sources};
-use crate::device::process_memory;
+use crate::device::{explain, process_memory};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::models::Model;
@@ -62,6 +62,9 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let uploads = upload::before_training(recipe, options, observer)?;
     let started = output::started(recipe, options)?;
     let prepared = Prepared::new(recipe, options, started, observer)?;
+    if !prepared.device.is_cpu() {
+        observer.event(&Event::Note(format!("computing on {}", prepared.device_name())));
+    }
     let model = prepared.load_model(recipe, observer)?;
     for warning in prepared.warnings(recipe) {
         observer.event(&Event::Note(warning));
@@ -90,7 +93,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     if options.resume {
         trainer.resume()?;
     }
-    let fit = trainer.fit(observer)?;
+    let fit = trainer.fit(observer).map_err(explain)?;
 
     let (mut files, mut sample, mut uploaded) = (Vec::new(), None, None);
     if !fit.interrupted {

@@ -7,12 +7,12 @@ use crate::adapter::AdapterBundle;
 use crate::data::{
     ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
-use crate::device::available_memory;
+use crate::device::{DeviceConfig, Gpu, available_memory, explain};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
-use crate::ops::Compute;
 use crate::ops::simd::Level;
+use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
 use crate::train::{Event, GradientCheckpointing, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
@@ -40,6 +40,16 @@ pub(super) struct Prepared {
     adapter_parameters: usize,
     /// The modules that get an adapter, by the last part of their names.
     target_modules: BTreeSet<String>,
+}
+
+/// Opens the device, with its kernels ready.
+pub(super) fn open_device(config: DeviceConfig) -> Result<Device> {
+    let device = config.open()?;
+    ops::prepare(&device).map_err(|error| explain(error.into()))?;
+    if let Some(gpu) = Gpu::of(&device) {
+        tracing::info!(%gpu, "opened the GPU");
+    }
+    Ok(device)
 }
 
 /// Finds the base and opens it.
@@ -129,7 +139,7 @@ pub(super) fn ends(base: &Base, encoder: &Encoder) -> Vec<u32> {
 
 impl Prepared {
     pub(super) fn new(recipe: &Recipe, options: &RunOptions, now: u64, observer: &mut dyn Observer) -> Result<Self> {
-        let device = recipe.device.open()?;
+        let device = open_device(recipe.device)?;
         let base = open_base(&recipe.base, options.offline, observer)?;
         let lora = Some(&recipe.lora);
         let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;
@@ -181,7 +191,8 @@ impl Prepared {
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
         observer.event(&Event::Phase("loading the weights".into()));
         let lora = Some(&recipe.lora);
-        let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
+        let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)
+            .map_err(explain)?;
         if let Some(path) = &recipe.lora.init_from {
             self.begin_with(path, recipe, &model, observer)?;
         }
@@ -288,7 +299,10 @@ impl Prepared {
                 self.compute.name(),
                 Level::detect().name()
             ),
-            other => format!("{other:?}"),
+            other => {
+                let name = Gpu::of(other).map_or_else(|| format!("{other:?}"), |gpu| gpu.to_string());
+                format!("{name}; {}", self.compute.name())
+            }
         }
     }
 

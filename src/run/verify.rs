@@ -1,7 +1,7 @@
 //! Exports held against base and adapter, as they were trained.
 
 use super::output::now;
-use super::prepare::encoder;
+use super::prepare::{encoder, open_device};
 use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message};
 use crate::device::DeviceConfig;
@@ -120,7 +120,7 @@ pub(super) fn verify_all(
     prompts: &[String],
     observer: &mut dyn Observer,
 ) -> Result<Vec<Verified>> {
-    let device = DeviceConfig::default().open()?;
+    let device = open_device(DeviceConfig::default())?;
     let mut trained_on = TrainedOn::of(adapter, place.model.as_deref().or_else(|| place.only_fallback(adapter)))?;
     let base = match (trained_on.open(place.offline, observer), &place.fallback) {
         (Err(_), Some(fallback)) if place.model.is_none() => {

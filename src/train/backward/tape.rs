@@ -56,7 +56,8 @@ impl Engine<'_> {
     fn tape_context<'a>(&self, batch: &Batch, dropout_keys: Option<&'a [u64]>) -> Result<TapeContext<'a>> {
         let shape = (batch.rows, batch.width);
         let (positions, segments) = (&batch.position_ids, &batch.segment_ids);
-        Ok(TapeContext::new(self.lm, shape, positions, segments, dropout_keys, true, self.device)?)
+        Ok(TapeContext::new(self.lm, shape, positions, segments, dropout_keys, true, self.device)?
+            .with_compute(self.compute))
     }
 
     fn tape_embed(&self, batch: &Batch) -> Result<Tensor> {
@@ -74,7 +75,8 @@ impl Engine<'_> {
         let places: Vec<u32> = head.places.iter().map(|&place| place as u32).collect();
         let places = Tensor::new(places.as_slice(), self.device)?;
         let hidden = normalized.reshape((rows, ()))?.index_select(&places, 0)?;
-        let (log_probabilities, top1, gradient) = composed::head(&hidden, &self.lm.lm_head, &head.labels)?;
+        let (log_probabilities, top1, gradient) =
+            composed::head(&hidden, &self.lm.lm_head, &head.labels, self.compute)?;
         let (loss, weights) = head.loss(self.objective, &log_probabilities, &top1);
         let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
         let weights = Tensor::from_vec(weights, (head.labels.len(), 1), self.device)?;

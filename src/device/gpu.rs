@@ -1,0 +1,276 @@
+//! What a GPU says of itself, and what its errors mean for a user.
+
+use crate::error::Error;
+use candle_core::Device;
+use std::fmt;
+
+/// A GPU, as it says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// `NVIDIA H200`
+    pub name: String,
+    /// Its compute capability, as `(9, 0)`.
+    pub capability: (u32, u32),
+    /// The driver's version, as `580.65.06`, where the system tells.
+    pub driver: Option<String>,
+    /// The newest CUDA that the driver can run, as `(13, 0)`.
+    pub cuda: (u32, u32),
+    /// Bytes of its memory.
+    pub total: u64,
+    /// Of those, free when it was asked.
+    pub free: u64,
+}
+
+impl Gpu {
+    /// What this device says; `None` for the CPU, and where the driver does not answer.
+    #[cfg(feature = "cuda")]
+    pub fn of(device: &Device) -> Option<Self> {
+        let Device::Cuda(device) = device else { return None };
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let (major, minor) = context.compute_capability().ok()?;
+        let (free, total) = context.mem_get_info().ok()?;
+        Some(Self {
+            name: context.name().ok()?,
+            capability: (u32::try_from(major).ok()?, u32::try_from(minor).ok()?),
+            driver: std::fs::read_to_string("/proc/driver/nvidia/version").ok().as_deref().and_then(driver_version),
+            cuda: cuda_version()?,
+            total: total as u64,
+            free: free as u64,
+        })
+    }
+
+    /// What this device says; `None` for the CPU, and there is no other in this build.
+    #[cfg(not(feature = "cuda"))]
+    pub const fn of(_: &Device) -> Option<Self> {
+        None
+    }
+
+    /// Whether it multiplies `bf16`: from the A100 and the RTX 30 series on.
+    pub fn has_bf16(&self) -> bool {
+        self.capability >= (8, 0)
+    }
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let Self { name, capability, cuda, .. } = self;
+        write!(f, "{name}, compute capability {}.{}, ", capability.0, capability.1)?;
+        if let Some(driver) = &self.driver {
+            write!(f, "driver {driver}, ")?;
+        }
+        write!(f, "CUDA {}.{}, {:.1} GiB of memory, {:.1} free", cuda.0, cuda.1, gib(self.total), gib(self.free))
+    }
+}
+
+/// The newest CUDA that the driver can run.
+#[cfg(feature = "cuda")]
+fn cuda_version() -> Option<(u32, u32)> {
+    use candle_core::cuda_backend::cudarc::driver::sys;
+    let mut version = 0;
+    // SAFETY: it writes one number to where it is told.
+    #[expect(unsafe_code, reason = "cudarc has no safe function for it")]
+    let answer = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    let version = u32::try_from(version).ok().filter(|_| answer == sys::CUresult::CUDA_SUCCESS)?;
+    Some((version / 1000, version % 1000 / 10))
+}
+
+/// The driver's version, from the first line of `/proc/driver/nvidia/version`: the first word of digits and points.
+#[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a driver"))]
+fn driver_version(text: &str) -> Option<String> {
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
+}
+
+/// What is wrong where an error's text has one of these words, and what to do about it.
+const MEANINGS: &[(&[&str], &str, &str)] = &[
+    (
+        &[
+            "CUDA_ERROR_NO_DEVICE",
+            "CUDA_ERROR_STUB_LIBRARY",
+            "CUDA_ERROR_SYSTEM_NOT_READY",
+            "CUDA_ERROR_NOT_INITIALIZED",
+        ],
+        "there is no NVIDIA GPU, or its driver is not there",
+        "see whether `nvidia-smi` lists a GPU (a container has one only if it was started with `--gpus all`), or set \
+         `device: cpu`",
+    ),
+    (
+        &["CUDA_ERROR_INVALID_DEVICE"],
+        "there is no GPU of this number",
+        "`nvidia-smi -L` lists them, from 0 (`CUDA_VISIBLE_DEVICES` hides some and counts the others anew)",
+    ),
+    (
+        &["CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA_ERROR_DEVICE_NOT_LICENSED"],
+        "the GPU is taken by another program, or closed to this one",
+        "`nvidia-smi` lists who uses it; name another as `device: cuda:1`, or set `device: cpu`",
+    ),
+    (
+        &["CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"],
+        "the driver in the kernel and the driver's library are of different versions",
+        "restart the machine, as after each update of the driver",
+    ),
+    (
+        &[
+            "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
+            "cudaErrorInsufficientDriver",
+        ],
+        "the driver is too old for the CUDA library that this binary works with",
+        "update the driver (CUDA 13 needs 580 or newer, CUDA 12 needs 525), or build with a CUDA toolkit of the version that \
+         `nvidia-smi` shows",
+    ),
+    (
+        &[
+            "CUDA_ERROR_NO_BINARY_FOR_GPU",
+            "CUDA_ERROR_INVALID_PTX",
+            "CUDA_ERROR_INVALID_IMAGE",
+            "CUBLAS_STATUS_ARCH_MISMATCH",
+            "no kernel for compute capability",
+            "invalid value for --gpu-architecture",
+        ],
+        "this binary has no kernels for the architecture of this GPU",
+        "build it for this one: `nvidia-smi --query-gpu=compute_cap --format=csv` tells its compute capability, and for 8.6 it \
+         is `CUDA_COMPUTE_CAP=86 cargo build --release --features cuda`; the oldest that works is 7.5",
+    ),
+    (
+        &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"],
+        "the GPU's memory is full",
+        "set a smaller `training.micro_batch_size` (with more `training.gradient_accumulation_steps` the result is the same), \
+         a smaller `data.max_seq_len`, or a smaller `quantization`; `nvidia-smi` lists who else uses the memory",
+    ),
+    (
+        &["CUDA_ERROR_JIT_COMPILER_NOT_FOUND"],
+        "the driver's own compiler, libnvidia-ptxjitcompiler, is missing",
+        "install the driver whole (a container needs `NVIDIA_DRIVER_CAPABILITIES=compute,utility`)",
+    ),
+    (
+        &["NVRTC_ERROR"],
+        "NVRTC, the compiler of the kernels, failed",
+        "see that libnvrtc and libnvrtc-builtins of one CUDA toolkit are where `LD_LIBRARY_PATH` points",
+    ),
+    (
+        &["CUBLAS_STATUS_NOT_INITIALIZED"],
+        "cuBLAS could not start",
+        "free some of the GPU's memory (`nvidia-smi` lists who uses it), and see that libcublas is of the CUDA that this binary \
+         was built with",
+    ),
+];
+
+/// An error of a GPU in a user's words, where it is one that a user can do something about; else as it was.
+pub fn explain(error: Error) -> Error {
+    match error {
+        Error::Candle(inner) => {
+            let text = inner.to_string();
+            explain_text(&text).unwrap_or(Error::Candle(inner))
+        }
+        other => other,
+    }
+}
+
+/// The meaning of an error's text.
+fn explain_text(text: &str) -> Option<Error> {
+    let (_, message, help) = MEANINGS.iter().find(|(words, ..)| words.iter().any(|word| text.contains(word)))?;
+    // What follows the first line is a backtrace or the compiler's log.
+    let first = text.lines().next().unwrap_or_default();
+    Some(Error::invalid(format!("device: {message} ({first})")).with_help(*help))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explained(text: &str) -> (String, String) {
+        let error = explain(Error::Candle(candle_core::Error::Msg(text.into())));
+        (error.to_string(), error.help().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn errors_that_a_user_can_mend_say_how() {
+        for (text, message, help) in [
+            (
+                "DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")",
+                "there is no NVIDIA GPU",
+                "--gpus all",
+            ),
+            (
+                "DriverError(CUDA_ERROR_INVALID_DEVICE, \"invalid device ordinal\")",
+                "no GPU of this number",
+                "nvidia-smi -L",
+            ),
+            (
+                "DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"the provided PTX was compiled with an unsupported toolchain.\")",
+                "the driver is too old",
+                "update the driver",
+            ),
+            (
+                "DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"no kernel image is available\") when loading x",
+                "no kernels for the architecture",
+                "CUDA_COMPUTE_CAP=86",
+            ),
+            ("no kernel for compute capability 7.0", "no kernels for the architecture", "7.5"),
+            ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "memory is full", "micro_batch_size"),
+            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory is full", "micro_batch_size"),
+            (
+                "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_BUILTIN_OPERATION_FAILURE), options: [], log: \"\" }",
+                "NVRTC, the compiler of the kernels, failed",
+                "LD_LIBRARY_PATH",
+            ),
+            (
+                "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_INVALID_OPTION), log: \"nvrtc: error: invalid value for \
+                 --gpu-architecture (-arch)\" }",
+                "no kernels for the architecture",
+                "CUDA_COMPUTE_CAP",
+            ),
+        ] {
+            let (got, its_help) = explained(text);
+            assert!(got.starts_with("device: ") && got.contains(message), "{text}: {got}");
+            assert!(its_help.contains(help), "{text}: {its_help}");
+            assert_eq!(explain(Error::Candle(candle_core::Error::Msg(text.into()))).exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn what_the_driver_said_is_kept_without_the_backtrace() {
+        let (got, _) = explained("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: a frame");
+        assert!(got.ends_with("(DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\"))"), "{got}");
+    }
+
+    #[test]
+    fn other_errors_stay_as_they_are() {
+        let error = explain(Error::Candle(candle_core::Error::Msg("shapes differ".into())));
+        assert!(matches!(error, Error::Candle(_)));
+        assert!(matches!(explain(Error::Interrupted), Error::Interrupted));
+    }
+
+    #[test]
+    fn the_drivers_version_is_read() {
+        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\nGCC version: 12\n";
+        let open =
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (x)  Sun Jul 27\n";
+        assert_eq!(driver_version(closed).as_deref(), Some("535.129.03"));
+        assert_eq!(driver_version(open).as_deref(), Some("580.65.06"));
+        assert_eq!(driver_version(""), None);
+    }
+
+    #[test]
+    fn a_gpu_is_told_in_a_line() {
+        let mut gpu = Gpu {
+            name: "NVIDIA H200".into(),
+            capability: (9, 0),
+            driver: Some("580.65.06".into()),
+            cuda: (13, 0),
+            total: 150_000_000_000,
+            free: 149_000_000_000,
+        };
+        assert_eq!(
+            gpu.to_string(),
+            "NVIDIA H200, compute capability 9.0, driver 580.65.06, CUDA 13.0, 139.7 GiB of memory, 138.8 free"
+        );
+        assert!(gpu.has_bf16());
+        gpu.capability = (7, 5);
+        assert!(!gpu.has_bf16());
+        assert_eq!(Gpu::of(&Device::Cpu), None);
+    }
+}
