@@ -25,8 +25,9 @@ const TYPES: [(GgmlDType, &str); 13] = [
     (GgmlDType::Q6K, "q6k"),
 ];
 
+#[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
 fn skipped(why: &str) {
-    println!("skipped: {why}");
+    eprintln!("skipped: {why}");
 }
 
 fn root() -> &'static Path {
