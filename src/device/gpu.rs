@@ -118,8 +118,8 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
             "cudaErrorInsufficientDriver",
         ],
         "the driver is too old for the CUDA library that this binary works with",
-        "update the driver (CUDA 13 needs 580 or newer, CUDA 12 needs 525), or build with a CUDA toolkit of the version that \
-         `nvidia-smi` shows",
+        "update the driver (CUDA 13.0 needs 580 or newer), or build with a CUDA toolkit of the version that `nvidia-smi` shows, \
+         or an older one",
     ),
     (
         &[
