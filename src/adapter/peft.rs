@@ -30,7 +30,7 @@ const UNSUPPORTED: &[&str] = &[
 ];
 
 /// Initialisations that change the base's weights: such an adapter does not fit the base that it names.
-pub(crate) const CHANGES_BASE: &[&str] = &["pissa", "olora", "loftq", "corda", "lora_ga"];
+const CHANGES_BASE: &[&str] = &["pissa", "olora", "loftq", "corda", "lora_ga"];
 
 /// Reads what the folder holds, in whatever types.
 pub(super) fn read(folder: &Path) -> Result<RawAdapter> {

@@ -19,13 +19,9 @@ const MOST_HEADER: u64 = 100_000_000;
 ///
 /// # Errors
 /// When a tensor cannot be written as it is.
-pub fn serialize_tensors(
-    tensors: &BTreeMap<String, Tensor>,
-    metadata: &[(&str, &str)],
-    path: &Path,
-) -> Result<Vec<u8>> {
-    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::file(path, error.to_string()))
+pub fn serialize_tensors(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<Vec<u8>> {
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    safetensors::serialize(tensors, metadata).map_err(|error| Error::file(path, error.to_string()))
 }
 
 /// Reads a safetensors file, tensor by tensor, with the texts of its header. What the header claims is held against the file's

@@ -4,7 +4,7 @@
 
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
-use crate::models;
+use crate::models::{self, Dimensions, Model};
 use crate::nn::{QuantizationConfig, peft_name};
 use crate::ops::dequantize::dequantize;
 use crate::ops::numbers;
@@ -29,6 +29,7 @@ pub struct MergedWeights<'a> {
     /// The types that matrices were held in while the adapter was trained, where those are not the stored ones.
     held: BTreeMap<String, GgmlDType>,
     updates: BTreeMap<String, Update>,
+    dimensions: Dimensions,
 }
 
 /// The update of one matrix.
@@ -48,7 +49,7 @@ impl<'a> MergedWeights<'a> {
     /// When the base is of an architecture that is not known, or the adapter holds something else than its linear layers'.
     pub fn new(base: &'a Base, quantization: QuantizationConfig, adapter: &AdapterBundle) -> Result<Self> {
         let lora = Some(&adapter.config.lora);
-        let plan = models::load(base, quantization, lora, 0, &Device::Cpu, true)?.report;
+        let Model { lm, report: plan, .. } = models::load(base, quantization, lora, 0, &Device::Cpu, true)?;
         let mut updates = BTreeMap::new();
         for module in adapter.modules() {
             if !plan.linear.contains(&module) {
@@ -62,7 +63,12 @@ impl<'a> MergedWeights<'a> {
         }
         let mut held = plan.held;
         held.retain(|name, dtype| base.tensor(name).is_some_and(|(_, stored)| stored != *dtype));
-        Ok(Self { base, held, updates })
+        Ok(Self { base, held, updates, dimensions: lm.dimensions })
+    }
+
+    /// The sizes of the model.
+    pub const fn dimensions(&self) -> Dimensions {
+        self.dimensions
     }
 
     /// The base that is merged into.

@@ -23,7 +23,7 @@ const PROMPTS: &[&str] = &[
 ];
 
 /// Nats of mean KL from which on an adapter does something that can be lost.
-const SOMETHING: f64 = 1e-4;
+const NOTICEABLE: f64 = 1e-4;
 
 /// The most tokens of all prompts: the logits of each are held, a row as long as the vocabulary.
 const ALL_TOKENS: usize = 4096;
@@ -150,7 +150,7 @@ pub(super) fn verify_all(
         let difference = reference.compare(&model.lm, &device)?;
         let allowed_kl = allowed_kl(&manifest);
         let alone = reference.base_alone.mean_kl;
-        let lost = alone > SOMETHING && difference.mean_kl > alone / 2.0;
+        let lost = alone > NOTICEABLE && difference.mean_kl > alone / 2.0;
         verified.push(Verified {
             folder: folder.to_path_buf(),
             target: manifest.target,

@@ -146,7 +146,7 @@ fn damaged(path: &Path, why: &str) -> Error {
 
 /// `path` is where the file will stand, for messages.
 fn write_tensors(tensors: &BTreeMap<String, Tensor>, temporary: &Path, path: &Path) -> Result<()> {
-    std::fs::write(temporary, serialize_tensors(tensors, &[("format", "pt")], path)?).map_err(Error::io("write", path))
+    std::fs::write(temporary, serialize_tensors(tensors, path)?).map_err(Error::io("write", path))
 }
 
 fn saved_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {

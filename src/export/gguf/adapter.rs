@@ -4,12 +4,12 @@
 
 use super::metadata::file_type;
 use super::tensors::{self, Placement};
-use super::writer::{GgufWriter, TensorInfo};
+use super::writer::GgufWriter;
 use super::{hub_id, placement};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
 use crate::fs;
-use crate::weights::Base;
+use crate::weights::{Base, TensorInfo};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::{DType, Tensor};

@@ -12,12 +12,13 @@ mod tokenizer;
 mod tokenizer_kind;
 mod writer;
 
+pub use crate::weights::TensorInfo;
 pub use adapter::{AdapterFacts, adapter_metadata, write_adapter};
 pub use metadata::{ModelFacts, file_type, metadata};
 pub(super) use model::export_model;
 pub use rope::{ROPE_FREQS, rope_freqs};
 pub use tensors::{Placement, placement};
-pub use writer::{GgufWriter, TensorInfo, file_size};
+pub use writer::{GgufWriter, file_size};
 
 use super::{FloatType, Job, Output};
 use crate::error::{Error, Result};

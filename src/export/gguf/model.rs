@@ -1,12 +1,10 @@
 //! A merged model as one GGUF file.
 
-use super::{GgufWriter, ModelFacts, Placement, ROPE_FREQS, TensorInfo, file_size, metadata, placement, rope_freqs};
+use super::{GgufWriter, ModelFacts, Placement, ROPE_FREQS, file_size, metadata, placement, rope_freqs};
 use crate::error::{Error, Result};
 use crate::export::{GgufType, Job, MergedWeights, Output, type_name};
-use crate::models;
 use crate::nn::fallback_of;
-use crate::weights;
-use candle_core::Device;
+use crate::weights::TensorInfo;
 use candle_core::quantized::GgmlDType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,7 +13,7 @@ use std::path::Path;
 
 /// A tensor on its way from the base to the file.
 struct Move {
-    source: weights::TensorInfo,
+    source: TensorInfo,
     info: TensorInfo,
     place: Placement,
 }
@@ -28,7 +26,7 @@ pub(in crate::export) fn export_model(job: &Job<'_>, out: &mut Output<'_>) -> Re
     for ([from, to], count) in fallbacks {
         out.note(format!("{count} matrices of a width that {from} cannot hold are written as {to}"));
     }
-    let factors = factors(job)?;
+    let factors = factors(job, &weights)?;
     let most = main_type(&moves);
     let label = job.options.quantize.map_or(most, GgufType::ggml);
     let facts = ModelFacts {
@@ -145,7 +143,7 @@ fn moves(
 
 /// The type of a tensor in the file. Vectors are f32, as llama.cpp wants them; embeddings and head have 8 bits at least, as
 /// in training.
-fn wanted(job: &Job<'_>, tensor: &weights::TensorInfo, changed: bool) -> GgmlDType {
+fn wanted(job: &Job<'_>, tensor: &TensorInfo, changed: bool) -> GgmlDType {
     if tensor.shape.len() < 2 {
         return GgmlDType::F32;
     }
@@ -174,10 +172,9 @@ fn main_type(moves: &[Move]) -> GgmlDType {
 }
 
 /// Llama 3's rotary factors, which a folder has in its configuration and GGUF in a tensor.
-fn factors(job: &Job<'_>) -> Result<Option<Vec<f32>>> {
+fn factors(job: &Job<'_>, weights: &MergedWeights<'_>) -> Result<Option<Vec<f32>>> {
     if job.base.is_gguf() {
         return Ok(None);
     }
-    let plan = models::load(job.base, job.quantization, None, 0, &Device::Cpu, true)?;
-    rope_freqs(job.base.config(), plan.lm.dimensions.head_dim)
+    rope_freqs(job.base.config(), weights.dimensions().head_dim)
 }

@@ -3,8 +3,8 @@
 //! Tensor data are streamed in, in pieces, tensor after tensor: no tensor is ever held whole.
 
 use crate::error::{Error, Result};
+use crate::weights::TensorInfo;
 use crate::weights::gguf::{tensor_bytes, type_number};
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::HashSet;
 use std::io::Write;
@@ -17,17 +17,6 @@ const NAME_LIMIT: usize = 63;
 /// GGUF's number of arrays and of strings among the types of values.
 const ARRAY: u32 = 9;
 const STRING: u32 = 8;
-
-/// One row of the tensor table.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TensorInfo {
-    /// GGUF's name, such as `blk.0.attn_q.weight`.
-    pub name: String,
-    /// The shape, outermost dimension first.
-    pub shape: Vec<usize>,
-    /// The type of the elements, or of the blocks that hold them.
-    pub dtype: GgmlDType,
-}
 
 /// Writes one GGUF file: [`Self::new`] the header, then [`Self::begin`] and [`Self::write`] for each tensor in the table's
 /// order, then [`Self::finish`].
@@ -269,6 +258,7 @@ mod tests {
     use super::*;
     use crate::weights::Base;
     use candle_core::Device;
+    use candle_core::quantized::GgmlDType;
     use candle_core::quantized::gguf_file::Content;
     use std::io::Cursor;
 

@@ -4,9 +4,8 @@ use super::super::Server::{LlamaCpp, MistralRs, Mlx, Ollama, Peft, Sglang, Tgi, 
 use super::super::facts::AdapterFacts;
 use super::super::{Rule, Settings, Severity};
 use super::{Check, Found, facts_only, key, listed, shown};
+use crate::adapter::vllm_rank;
 
-/// What vLLM's `--max-lora-rank` takes.
-const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
 /// vLLM's `--max-lora-rank`, if nothing is said.
 const VLLM_DEFAULT: usize = 16;
 /// mistral.rs's `--lora-max-rank`, if nothing is said.
@@ -53,7 +52,7 @@ pub(super) const RULES: &[Rule] = &[
         mend: "start it with a higher `--max-lora-rank`",
         check: |facts, settings| {
             let r = facts.highest_rank().filter(|_| settings.max_rank.is_none())?;
-            let fits = VLLM_RANKS.into_iter().find(|&rank| rank >= r && r > VLLM_DEFAULT)?;
+            let fits = vllm_rank(r).filter(|_| r > VLLM_DEFAULT)?;
             Some(Found::with_mend(rank_is(facts, r), format!("start vLLM with `--max-lora-rank {fits}`")))
         },
     },
@@ -65,7 +64,7 @@ pub(super) const RULES: &[Rule] = &[
         why: "its `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 and 512, and nothing higher",
         mend: "train with an `r` of 512 at most, or merge the adapter into its base",
         check: facts_only!(|facts: &AdapterFacts| {
-            let r = facts.highest_rank().filter(|r| VLLM_RANKS.iter().all(|rank| rank < r))?;
+            let r = facts.highest_rank().filter(|&r| vllm_rank(r).is_none())?;
             Some(rank_is(facts, r).into())
         }),
     },
