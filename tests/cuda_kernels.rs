@@ -3,6 +3,7 @@
 
 use candle_core::quantized::GgmlDType;
 use equipoise::ops::dequantize::dequantize;
+use equipoise::ops::{rms_norm, rms_norm_backward, swiglu, swiglu_backward};
 use equipoise::rng::Rng;
 use half::bf16;
 use std::io::Write as _;
@@ -115,6 +116,63 @@ fn dequantized_numbers_are_those_of_the_cpu() {
             let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
             assert!(same, "{name} in bf16, number {i}: {got} instead of {expected}");
         }
+    }
+}
+
+/// Uniform in `[-3, 3)`.
+fn random(count: usize, rng: &mut Rng) -> Vec<f32> {
+    (0..count).map(|_| (rng.uniform() * 6.0 - 3.0) as f32).collect()
+}
+
+#[track_caller]
+fn close(what: &str, got: &[f32], expected: &[f32]) {
+    let distance = relative_distance_of(got, expected);
+    assert!(distance < 1e-6, "{what}: {distance} apart");
+}
+
+/// `‖a - b‖ / ‖b‖`; no number where one is not.
+fn relative_distance_of(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b))) / norm(&mut b.iter().map(|&b| f64::from(b)))
+}
+
+/// Rows shorter and longer than a block of threads, and none that divides them.
+#[test]
+fn rows_are_those_of_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(program) = host_program("rows", folder.path()) else { return };
+    let mut rng = Rng::new(8);
+    for (rows, width) in [(3, 24), (2, 257), (3, 700)] {
+        let count = rows * width;
+        let kernel = |name: &str, inputs: &[&[f32]]| -> Vec<f32> {
+            let bytes: Vec<u8> = inputs.iter().flat_map(|input| input.iter().flat_map(|x| x.to_le_bytes())).collect();
+            let arguments = [name.to_owned(), rows.to_string(), width.to_string()];
+            let out = run(Command::new(&program).args(arguments), &bytes);
+            out.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        };
+        let [x, up, dy] = [(); 3].map(|()| random(count, &mut rng));
+        let weight = random(width, &mut rng);
+
+        let mut expected = vec![0f32; count];
+        rms_norm(&x, &weight, 1e-5, &mut expected);
+        close("rms_norm", &kernel("rms_norm", &[&x, &weight]), &expected);
+        expected.fill(0.0);
+        rms_norm_backward(&x, &weight, 1e-5, &dy, &mut expected);
+        close("rms_norm_backward", &kernel("rms_norm_backward", &[&x, &weight, &dy]), &expected);
+
+        // The CPU has gate and up of a row side by side.
+        let beside: Vec<f32> =
+            x.chunks(width).zip(up.chunks(width)).flat_map(|(gate, up)| [gate, up].concat()).collect();
+        swiglu(&beside, width, &mut expected);
+        close("swiglu", &kernel("swiglu", &[&x, &up]), &expected);
+        let mut pulled = vec![0f32; 2 * count];
+        swiglu_backward(&beside, width, &dy, &mut pulled);
+        let part = |first: usize| -> Vec<f32> {
+            pulled.chunks(2 * width).flat_map(|row| row[first..first + width].to_vec()).collect()
+        };
+        let expected = [part(0), part(width)].concat();
+        close("swiglu_backward", &kernel("swiglu_backward", &[&x, &up, &dy]), &expected);
     }
 }
 

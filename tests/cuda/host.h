@@ -73,7 +73,7 @@ template <class Kernel> void launch_together(unsigned grid, unsigned block, Kern
     for (unsigned b = 0; b < grid; b++) {
         std::vector<std::thread> threads;
         for (unsigned t = 0; t < block; t++) {
-            threads.emplace_back([=] {
+            threads.emplace_back([=, &kernel] {
                 blockIdx = {b, 0, 0};
                 threadIdx = {t, 0, 0};
                 kernel();
