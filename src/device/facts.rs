@@ -1,12 +1,11 @@
 //! What a GPU says of itself, and what its errors mean for a user.
 
 use crate::error::Error;
-use candle_core::Device;
 use std::fmt;
 
 /// A GPU, as it says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gpu {
+pub struct GpuFacts {
     /// `NVIDIA H200`
     pub name: String,
     /// Its compute capability, as `(9, 0)`.
@@ -21,38 +20,14 @@ pub struct Gpu {
     pub free: u64,
 }
 
-impl Gpu {
-    /// What this device says; `None` for the CPU, and where the driver does not answer.
-    #[cfg(feature = "cuda")]
-    pub fn of(device: &Device) -> Option<Self> {
-        let Device::Cuda(device) = device else { return None };
-        let stream = device.cuda_stream();
-        let context = stream.context();
-        let (major, minor) = context.compute_capability().ok()?;
-        let (free, total) = context.mem_get_info().ok()?;
-        Some(Self {
-            name: context.name().ok()?,
-            capability: (u32::try_from(major).ok()?, u32::try_from(minor).ok()?),
-            driver: std::fs::read_to_string("/proc/driver/nvidia/version").ok().as_deref().and_then(driver_version),
-            cuda: cuda_version()?,
-            total: total as u64,
-            free: free as u64,
-        })
-    }
-
-    /// What this device says; `None` for the CPU, and there is no other in this build.
-    #[cfg(not(feature = "cuda"))]
-    pub const fn of(_: &Device) -> Option<Self> {
-        None
-    }
-
+impl GpuFacts {
     /// Whether it multiplies `bf16`: from the A100 and the RTX 30 series on.
     pub fn has_bf16(&self) -> bool {
         self.capability >= (8, 0)
     }
 }
 
-impl fmt::Display for Gpu {
+impl fmt::Display for GpuFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let Self { name, capability, cuda, .. } = self;
@@ -64,21 +39,9 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// The newest CUDA that the driver can run.
-#[cfg(feature = "cuda")]
-fn cuda_version() -> Option<(u32, u32)> {
-    use candle_core::cuda_backend::cudarc::driver::sys;
-    let mut version = 0;
-    // SAFETY: it writes one number to where it is told.
-    #[expect(unsafe_code, reason = "cudarc has no safe function for it")]
-    let answer = unsafe { sys::cuDriverGetVersion(&raw mut version) };
-    let version = u32::try_from(version).ok().filter(|_| answer == sys::CUresult::CUDA_SUCCESS)?;
-    Some((version / 1000, version % 1000 / 10))
-}
-
 /// The driver's version, from the first line of `/proc/driver/nvidia/version`: the first word of digits and points.
 #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a driver"))]
-fn driver_version(text: &str) -> Option<String> {
+pub(super) fn driver_version(text: &str) -> Option<String> {
     let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
 }
@@ -133,6 +96,12 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
         "this binary has no kernels for the architecture of this GPU",
         "build it for this one: `nvidia-smi --query-gpu=compute_cap --format=csv` tells its compute capability, and for 8.6 it \
          is `CUDA_COMPUTE_CAP=86 cargo build --release --features cuda`; the oldest that works is 7.5",
+    ),
+    (
+        &["CUDA library not found"],
+        "a library of CUDA is missing",
+        "install the NVIDIA driver, and cuBLAS and NVRTC of CUDA 12 or 13 (they are in the CUDA toolkit, and in the PyPI packages \
+         nvidia-cublas and nvidia-cuda-nvrtc), and let `LD_LIBRARY_PATH` name the folders that they are in; or set `device: cpu`",
     ),
     (
         &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"],
@@ -256,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_gpu_is_told_in_a_line() {
-        let mut gpu = Gpu {
+        let mut gpu = GpuFacts {
             name: "NVIDIA H200".into(),
             capability: (9, 0),
             driver: Some("580.65.06".into()),
@@ -271,6 +240,5 @@ mod tests {
         assert!(gpu.has_bf16());
         gpu.capability = (7, 5);
         assert!(!gpu.has_bf16());
-        assert_eq!(Gpu::of(&Device::Cpu), None);
     }
 }
