@@ -81,13 +81,19 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         params: &model.params,
         objective: &*objective,
         kept_layers: prepared.kept_layers,
+        offload: prepare::offloads(recipe),
         compute: prepared.compute,
         device: &prepared.device,
         pool: &pool,
         capacity: prepared.most_tokens(recipe),
     };
     let identity = prepared.identity(recipe)?;
-    let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
+    let settings = Settings {
+        pad_id: prepared.pad_id(),
+        dropout: recipe.lora.lora_dropout > 0.0,
+        started,
+        fitting_tokens: prepared.fitting_tokens(recipe),
+    };
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
@@ -155,6 +161,7 @@ fn summary(
         training_seconds: fit.seconds,
         tokens_per_second: if fit.seconds > 0.0 { fit.tokens as f64 / fit.seconds } else { 0.0 },
         peak_memory: process_memory().map(|(peak, _)| peak),
+        peak_gpu_memory: prepared.device.gpu().map(|gpu| gpu.memory().peak as u64),
         estimated_memory: prepared.memory(recipe).total,
         adapter_parameters: model.params.parameters(),
         sample,
