@@ -11,7 +11,7 @@ use std::fmt::Debug;
 pub type Address = u64;
 
 /// A file of kernels in CUDA C++, which is compiled at run time.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub struct Program {
     /// The file's name, without `.cu`.
     pub name: &'static str,
@@ -22,6 +22,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// What tells it from others of this library.
+    pub fn key(&self) -> (&'static str, &[(&'static str, usize)]) {
+        (self.name, &self.defines)
+    }
+
     /// The whole source.
     pub fn text(&self) -> String {
         let defines = self.defines.iter().map(|(name, value)| format!("#define {name} {value}\n"));

@@ -80,9 +80,9 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
             "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
             "cudaErrorInsufficientDriver",
         ],
-        "the driver is too old for the CUDA library that this binary works with",
-        "update the driver (CUDA 13.0 needs 580 or newer), or build with a CUDA toolkit of the version that `nvidia-smi` shows, \
-         or an older one",
+        "the driver is too old for the NVRTC or the cuBLAS that was found",
+        "update the driver (CUDA 13.0 needs 580 or newer), or let `LD_LIBRARY_PATH` name the libraries of the CUDA version that \
+         `nvidia-smi` shows, or of an older one",
     ),
     (
         &[
@@ -93,9 +93,9 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
             "no kernel for compute capability",
             "invalid value for --gpu-architecture",
         ],
-        "this binary has no kernels for the architecture of this GPU",
-        "build it for this one: `nvidia-smi --query-gpu=compute_cap --format=csv` tells its compute capability, and for 8.6 it \
-         is `CUDA_COMPUTE_CAP=86 cargo build --release --features cuda`; the oldest that works is 7.5",
+        "there are no kernels for the architecture of this GPU",
+        "the oldest that works is compute capability 7.5 (RTX 20, T4); `nvidia-smi --query-gpu=compute_cap --format=csv` tells \
+         yours; or set `device: cpu`",
     ),
     (
         &["CUDA library not found"],
@@ -107,7 +107,7 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
         &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"],
         "the GPU's memory is full",
         "set a smaller `training.micro_batch_size` (with more `training.gradient_accumulation_steps` the result is the same), \
-         a smaller `data.max_seq_len`, or a smaller `quantization`; `nvidia-smi` lists who else uses the memory",
+         `training.gradient_checkpointing: offload`, a smaller `data.max_seq_len` or `quantization.type`; `nvidia-smi` lists who else uses the memory",
     ),
     (
         &["CUDA_ERROR_JIT_COMPILER_NOT_FOUND"],
@@ -122,8 +122,8 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
     (
         &["CUBLAS_STATUS_NOT_INITIALIZED"],
         "cuBLAS could not start",
-        "free some of the GPU's memory (`nvidia-smi` lists who uses it), and see that libcublas is of the CUDA that this binary \
-         was built with",
+        "free some of the GPU's memory (`nvidia-smi` lists who uses it), and see that libcublas is of a CUDA that the driver can \
+         run",
     ),
 ];
 
@@ -176,10 +176,11 @@ mod tests {
             (
                 "DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"no kernel image is available\") when loading x",
                 "no kernels for the architecture",
-                "CUDA_COMPUTE_CAP=86",
+                "7.5",
             ),
             ("no kernel for compute capability 7.0", "no kernels for the architecture", "7.5"),
             ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "memory is full", "micro_batch_size"),
+            ("CUDA library not found: cuBLAS, libcublas", "a library of CUDA is missing", "LD_LIBRARY_PATH"),
             ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory is full", "micro_batch_size"),
             (
                 "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_BUILTIN_OPERATION_FAILURE), options: [], log: \"\" }",
@@ -190,7 +191,7 @@ mod tests {
                 "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_INVALID_OPTION), log: \"nvrtc: error: invalid value for \
                  --gpu-architecture (-arch)\" }",
                 "no kernels for the architecture",
-                "CUDA_COMPUTE_CAP",
+                "compute_cap",
             ),
         ] {
             let (got, its_help) = explained(text);

@@ -26,18 +26,19 @@ pub struct Nvidia {
     stream: sys::CUstream,
     blas: blas_sys::cublasHandle_t,
     architecture: &'static str,
-    kernels: Mutex<Kernels>,
+    loaded: Mutex<Vec<Loaded>>,
 }
 
-/// Loaded programs, and the functions that were looked up in them.
-#[derive(Default)]
-struct Kernels {
-    modules: HashMap<Program, sys::CUmodule>,
-    functions: HashMap<(Program, String), sys::CUfunction>,
+/// A loaded program, and the functions that were looked up in it. A step looks up some thousand times.
+struct Loaded {
+    name: &'static str,
+    defines: Vec<(&'static str, usize)>,
+    module: sys::CUmodule,
+    functions: HashMap<String, sys::CUfunction>,
 }
 
 // SAFETY: handles are made for use by any thread whose current context is theirs (each function sees to that), and cuBLAS's is
-// locked by `kernels` no less than by itself: one thread at a time drives a step.
+// only used by the thread that drives a step.
 unsafe impl Send for Nvidia {}
 // SAFETY: as above.
 unsafe impl Sync for Nvidia {}
@@ -80,7 +81,7 @@ impl Nvidia {
                 .result()
                 .map_err(|error| Error::Msg(format!("cuBLAS: {error:?}")))?;
         }
-        Ok(Self { number, device, context, stream, blas: handle, architecture, kernels: Mutex::default() })
+        Ok(Self { number, device, context, stream, blas: handle, architecture, loaded: Mutex::default() })
     }
 
     /// Makes the context current in this thread.
@@ -91,25 +92,32 @@ impl Nvidia {
 
     /// A kernel, compiled and loaded where it was not yet.
     fn function(&self, program: &Program, name: &str) -> Result<sys::CUfunction> {
-        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (program.clone(), name.to_owned());
-        if let Some(function) = kernels.functions.get(&key) {
+        let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = all.iter().position(|loaded| (loaded.name, &*loaded.defines) == program.key());
+        let place = match found {
+            Some(place) => place,
+            None => {
+                let module = self.load(program)?;
+                let (name, defines) = (program.name, program.defines.clone());
+                all.push(Loaded { name, defines, module, functions: HashMap::new() });
+                all.len() - 1
+            }
+        };
+        let loaded = &mut all[place];
+        if let Some(function) = loaded.functions.get(name) {
             return Ok(*function);
         }
-        let module = if let Some(module) = kernels.modules.get(program) {
-            *module
-        } else {
-            let image = CString::new(ptx::compiled(program, self.architecture, compile)?).map_err(Error::wrap)?;
-            // SAFETY: PTX ends with a zero.
-            let module = unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrap("loading kernels"))?;
-            kernels.modules.insert(program.clone(), module);
-            module
-        };
         let symbol = CString::new(name).map_err(Error::wrap)?;
         // SAFETY: the module is loaded, and never unloaded before `self` goes.
-        let function = unsafe { cu::module::get_function(module, symbol) }.map_err(wrap(name))?;
-        kernels.functions.insert(key, function);
+        let function = unsafe { cu::module::get_function(loaded.module, symbol) }.map_err(wrap(name))?;
+        loaded.functions.insert(name.to_owned(), function);
         Ok(function)
+    }
+
+    fn load(&self, program: &Program) -> Result<sys::CUmodule> {
+        let image = CString::new(ptx::compiled(program, self.architecture, compile)?).map_err(Error::wrap)?;
+        // SAFETY: PTX ends with a zero.
+        unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrap("loading kernels"))
     }
 }
 
@@ -313,8 +321,8 @@ impl Drop for Nvidia {
             let _ = cu::ctx::set_current(self.context);
             let _ = cu::stream::synchronize(self.stream);
             let _ = blas::destroy_handle(self.blas);
-            for module in self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner).modules.values() {
-                let _ = cu::module::unload(*module);
+            for loaded in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner) {
+                let _ = cu::module::unload(loaded.module);
             }
             let _ = cu::stream::destroy(self.stream);
             let _ = cu::primary_ctx::release(self.device);

@@ -62,10 +62,10 @@ fn compiler() -> Option<&'static str> {
 
 /// The kernels of a program as a library: built once, by whoever needs it first.
 fn library(program: &Program) -> Arc<Library> {
-    static LOADED: Mutex<Option<HashMap<Program, Arc<Library>>>> = Mutex::new(None);
+    static LOADED: Mutex<Option<HashMap<String, Arc<Library>>>> = Mutex::new(None);
     let mut loaded = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let loaded = loaded.get_or_insert_default();
-    let library = loaded.entry(program.clone()).or_insert_with(|| Arc::new(load(&build(program))));
+    let library = loaded.entry(format!("{:?}", program.key())).or_insert_with(|| Arc::new(load(&build(program))));
     library.clone()
 }
 
