@@ -27,7 +27,8 @@ pub(super) struct TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
-    let options = RunOptions { offline: args.recipe.offline, resume: args.resume, overwrite: args.overwrite };
+    let options =
+        RunOptions { offline: args.recipe.offline, resume: args.resume, overwrite: args.overwrite, device: None };
     let mut progress = Progress::new(args.recipe.json, args.quiet, Some(Interrupt::listen()));
     let outcome = run::train(&recipe, &options, &mut progress);
     // The bar goes first, so that it is not drawn over the error.

@@ -22,7 +22,7 @@ pub use verify::{Verified, VerifyRequest, verify};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
 use crate::data::{DataConfig, Sources};
-use crate::device::{explain, process_memory};
+use crate::device::{Device, explain, process_memory};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::models::Model;
@@ -48,6 +48,8 @@ pub struct RunOptions {
     pub resume: bool,
     /// Remove the run that the output folder holds.
     pub overwrite: bool,
+    /// An open device, in place of the one that the recipe names.
+    pub device: Option<Device>,
 }
 
 /// Trains an adapter as the recipe says, and writes it to the recipe's output folder.

@@ -140,7 +140,10 @@ pub(super) fn ends(base: &Base, encoder: &Encoder) -> Vec<u32> {
 
 impl Prepared {
     pub(super) fn new(recipe: &Recipe, options: &RunOptions, now: u64, observer: &mut dyn Observer) -> Result<Self> {
-        let device = open_device(recipe.device)?;
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => open_device(recipe.device)?,
+        };
         let base = open_base(&recipe.base, options.offline, observer)?;
         let lora = Some(&recipe.lora);
         let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;

@@ -86,13 +86,15 @@ impl MemoryEstimate {
         let kept = (kept_layers as u64 + 1).min(layers);
         // Backward through an MLP: gradients of gate and up beside that of the product within; the stream's, a normalized
         // state and what is pulled through it.
-        let work = tokens * bytes * (3 * inner + 3 * hidden) + panel_bytes(d.hidden.max(d.intermediate), compute);
+        let work = tokens * bytes * (3 * inner + 3 * hidden) + panel_bytes(d.intermediate, d.hidden, compute);
         let chunk = tokens.min(cuda_chunk_tokens(d.vocabulary) as u64);
         let head = chunk * d.vocabulary as u64 * (4 + bytes) + 4 * tokens * hidden * bytes;
-        let head_panel = panel_bytes(d.hidden, compute);
+        let head_panel = panel_bytes(d.vocabulary, d.hidden, compute);
         // A layer's work is done when the head's begins, and the other way round.
         let (layer, head) = (kept * each + work, head + head_panel + (kept - 1) * each);
-        let activations = inputs + if layer > head { layer } else { 0 };
+        // Rotations and keys of dropout, and small tables.
+        let tables = tokens * (4 * d.head_dim as u64 + 8) + (64 << 10);
+        let activations = inputs + tables + if layer > head { layer } else { 0 };
         let head = if layer > head { 0 } else { head };
         let rounded = if compute == Compute::Bf16 { 2 } else { 0 };
         let adapter_and_optimizer = (4 * 4 + rounded) * adapter_parameters as u64;

@@ -14,10 +14,14 @@ use std::ops::Range;
 
 /// Bytes of a dense panel: large enough for products to be fast, small beside any model.
 const PANEL_BYTES: usize = 128 << 20;
-/// Bytes that a panel of a weight of so many columns takes at most.
-pub(crate) const fn panel_bytes(columns: usize, compute: Compute) -> u64 {
-    let row = columns * compute.bytes();
-    if row > PANEL_BYTES { row as u64 } else { PANEL_BYTES as u64 }
+/// Rows of a panel of a weight.
+fn panel_rows(rows: usize, columns: usize, compute: Compute) -> usize {
+    (PANEL_BYTES / compute.bytes() / columns.max(1)).clamp(1, rows.max(1))
+}
+
+/// Bytes of a panel of a weight.
+pub(crate) fn panel_bytes(rows: usize, columns: usize, compute: Compute) -> u64 {
+    (panel_rows(rows, columns, compute) * columns * compute.bytes()) as u64
 }
 
 /// Threads of a block that dequantizes, each of which writes eight numbers.
@@ -271,7 +275,7 @@ impl Cuda {
         mut f: impl FnMut(Range<usize>, Matrix) -> Result<()>,
     ) -> Result<()> {
         let (rows, columns, number) = (weight.rows(), weight.columns(), self.compute.number());
-        let panel_rows = (PANEL_BYTES / number.bytes() / columns.max(1)).clamp(1, rows.max(1));
+        let panel_rows = panel_rows(rows, columns, self.compute);
         let panel = self.gpu.allocate(panel_rows * columns * number.bytes())?;
         for first in (0..rows).step_by(panel_rows) {
             let range = first..(first + panel_rows).min(rows);
