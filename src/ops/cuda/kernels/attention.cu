@@ -54,8 +54,10 @@ static_assert(larger(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 
 #define ALL_LANES 0xffffffffu
 #ifdef __CUDA_ARCH__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #else
 #define UNROLL
+#define NO_UNROLL
 #endif
 // For each index of an array that may lie in registers.
 #define EACH(i, count) UNROLL for (u32 i = 0; i < (count); i++)
@@ -137,19 +139,27 @@ __device__ __forceinline__ void await_copies() {
 #endif
 }
 
-// Starts to copy COUNT rows; what lies behind the last of them, or behind the head, becomes zero.
+// Starts to copy COUNT rows; what lies behind the last of them, or behind the head, becomes zero. Eight threads for a row read
+// 128 bytes at a time.
 template <u32 COUNT, u32 THREADS, class T>
 __device__ __forceinline__ void fetch(T *to, const Rows<T> &rows, u32 first) {
-    constexpr u32 CHUNK = 16 / sizeof(T), CHUNKS = PADDED / CHUNK;
+    constexpr u32 CHUNK = 16 / sizeof(T), AT_A_TIME = THREADS / 8;
     if (rows.aligned) {
-        UNROLL
-        for (u32 i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
-            u32 row = i / CHUNKS, column = i % CHUNKS * CHUNK;
-            bool there = first + row < rows.count && column < HEAD_DIM;
-            const T *from = there ? rows.data + (u64)(first + row) * rows.stride + column : rows.data;
-            copy_16(to + row * LINE<T> + column, from, there);
+        u32 row = threadIdx.x / 8, column = threadIdx.x % 8 * CHUNK;
+        const T *from = rows.data + (u64)(first + row) * rows.stride + column;
+        to += row * LINE<T> + column;
+        EACH(i, (COUNT + AT_A_TIME - 1) / AT_A_TIME) {
+            if (COUNT % AT_A_TIME != 0 && row + i * AT_A_TIME >= COUNT) break;
+            bool there = first + row + i * AT_A_TIME < rows.count;
+            EACH(j, (PADDED + 8 * CHUNK - 1) / (8 * CHUNK)) {
+                u32 behind = 8 * CHUNK * j;
+                if (column + behind >= PADDED) continue;
+                copy_16(to + i * AT_A_TIME * LINE<T> + behind, from + behind, there && column + behind < HEAD_DIM);
+            }
+            from += (u64)AT_A_TIME * rows.stride;
         }
     } else {
+        NO_UNROLL
         for (u32 i = threadIdx.x; i < COUNT * PADDED; i += THREADS) {
             u32 row = i / PADDED, column = i % PADDED;
             bool there = first + row < rows.count && column < HEAD_DIM;
@@ -331,10 +341,11 @@ struct Query {
         delta = there ? pulled.delta[place] : 0.0f;
     }
 
-    // From a score to its probability, and from the probability's gradient to the score's.
-    __device__ __forceinline__ void pull(float &score, float &gradient, float factor, bool seen) const {
-        score = seen ? power_of_two(score * factor - log2_sum) : 0.0f;
-        gradient = seen ? score * (gradient - delta) : 0.0f;
+    // From a score to its probability (of minus infinity, what is not seen: zero), and from the probability's gradient to the
+    // score's.
+    __device__ __forceinline__ void pull(float &score, float &gradient, float factor) const {
+        score = power_of_two(score * factor - log2_sum);
+        gradient = score * (gradient - delta);
     }
 };
 
@@ -364,8 +375,8 @@ __device__ __forceinline__ void backward_queries(const Inputs<float> &in, const 
         dot_rows(scores, queries, keys);
         dot_rows(d_scores, gradients, values);
         EACH(i, DOWN) EACH(j, ACROSS) {
-            bool seen = start + thread_x() + 16 * j < sequence.seen(first + thread_y() + 16 * i);
-            rows[i].pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E, seen);
+            if (start + thread_x() + 16 * j >= sequence.seen(first + thread_y() + 16 * i)) scores[i][j] = MINUS_INFINITY;
+            rows[i].pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E);
         }
         add_rows(sums, d_scores, weights, keys);
         __syncthreads();
@@ -407,8 +418,8 @@ backward_keys(const Inputs<float> &in, const Pulled<float> &pulled, float *d_k, 
                 u32 query = start + thread_x() + 16 * j;
                 Query column(in, pulled, sequence, query, head);
                 EACH(i, DOWN) {
-                    bool seen = first + thread_y() + 16 * i < sequence.seen(query);
-                    column.pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E, seen);
+                    if (first + thread_y() + 16 * i >= sequence.seen(query)) scores[i][j] = MINUS_INFINITY;
+                    column.pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E);
                 }
             }
             add_rows(value_sums, scores, weights, gradients);
@@ -558,6 +569,28 @@ store_tile(u16 *rows, u32 stride, const Tile (&sums)[PADDED / 8], u32 first, u32
     }
 }
 
+// Where rows are queries and columns keys, from these on: no scores for keys that are not seen.
+template <u32 TILES, u32 COLUMNS>
+__device__ __forceinline__ void
+hide_keys(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 first_query, u32 first_key) {
+    if (first_key + COLUMNS <= sequence.seen(first_query)) return;
+    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) {
+        u32 query = first_query + 16 * m + row_of(i), key = first_key + 8 * n + column_of(i);
+        if (key >= sequence.seen(query)) scores[m][n][i] = MINUS_INFINITY;
+    }
+}
+
+// The same where rows are keys and columns queries.
+template <u32 TILES, u32 COLUMNS>
+__device__ __forceinline__ void
+hide_rows(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 first_query, u32 first_key) {
+    if (first_key + 16 * TILES <= sequence.seen(first_query)) return;
+    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) {
+        u32 query = first_query + 8 * n + column_of(i), key = first_key + 16 * m + row_of(i);
+        if (key >= sequence.seen(query)) scores[m][n][i] = MINUS_INFINITY;
+    }
+}
+
 // The largest, or the sum, of the four lanes that share a row.
 __device__ __forceinline__ float largest_of_row(float x) {
     x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
@@ -627,12 +660,7 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
         __syncthreads();
         if (start + FORWARD_KEYS < end) fetch<FORWARD_KEYS, BF16_THREADS>(keys, k, start + FORWARD_KEYS);
         if (!sees) continue;
-        if (start + FORWARD_KEYS > sequence.seen(first)) {
-            EACH(m, FORWARD_TILES) EACH(n, FORWARD_KEYS / 8) EACH(i, 4) {
-                u32 seen = sequence.seen(first + 16 * m + row_of(i));
-                if (start + 8 * n + column_of(i) >= seen) scores[m][n][i] = MINUS_INFINITY;
-            }
-        }
+        hide_keys<FORWARD_TILES, FORWARD_KEYS>(scores, sequence, first, start);
         EACH(m, FORWARD_TILES) running[m].soften(scores[m], sums[m], factor);
         add_rows<FORWARD_TILES, FORWARD_KEYS>(sums, scores, values);
     }
@@ -712,9 +740,9 @@ __device__ __forceinline__ void backward_queries(const Inputs<u16> &in, const Pu
             Tile scores[QUERY_TILES][QUERIES_STEP / 8], d_scores[QUERY_TILES][QUERIES_STEP / 8];
             dot_rows<QUERY_TILES, QUERIES_STEP>(scores, queries, keys);
             dot_rows<QUERY_TILES, QUERIES_STEP>(d_scores, gradients, values);
+            hide_keys<QUERY_TILES, QUERIES_STEP>(scores, sequence, first, key);
             EACH(m, QUERY_TILES) EACH(n, QUERIES_STEP / 8) EACH(i, 4) {
-                bool seen = key + 8 * n + column_of(i) < sequence.seen(first + 16 * m + row_of(i));
-                rows[m][i / 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E, seen);
+                rows[m][i / 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E);
             }
             add_rows<QUERY_TILES, QUERIES_STEP>(sums, d_scores, keys);
         }
@@ -741,44 +769,45 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
     Tile key_sums[KEY_TILES][PADDED / 8], value_sums[KEY_TILES][PADDED / 8];
     clear(key_sums);
     clear(value_sums);
-    // Tiles of queries, for one head after the other.
-    u32 first_query = sequence.first_query(first);
-    u32 tiles = (sequence.query_count - first_query + STREAMED - 1) / STREAMED;
-    auto head_of = [&](u32 turn) { return kv_head * in.group + turn / tiles; };
-    auto query_of = [&](u32 turn) { return first_query + turn % tiles * STREAMED; };
-    auto fetch_tile = [&](u32 turn) {
-        Rows<u16> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head_of(turn));
-        Rows<u16> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head_of(turn));
-        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), q, query_of(turn));
-        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), d_out, query_of(turn));
+    // Tiles of queries that see some of the keys, for one head after the other.
+    auto fetch_tile = [&](u32 turn, u32 head, u32 start) {
+        Rows<u16> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
+        Rows<u16> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head);
+        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), q, start);
+        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), d_out, start);
     };
+    u32 first_query = sequence.first_query(first), start = first_query, head = kv_head * in.group, heads_end = head + in.group;
     first += threadIdx.x / 32 * 16 * KEY_TILES;
-    fetch_tile(0);
-    for (u32 turn = 0; turn < tiles * in.group; turn++) {
+    fetch_tile(0, head, start);
+    for (u32 turn = 0; head < heads_end; turn++) {
+        bool last = start + STREAMED >= sequence.query_count;
+        u32 next_head = last ? head + 1 : head, next = last ? first_query : start + STREAMED;
         // This tile has come, and no warp needs the one before.
         await_copies();
         __syncthreads();
-        if (turn + 1 < tiles * in.group) fetch_tile(turn + 1);
+        if (next_head < heads_end) fetch_tile(turn + 1, next_head, next);
         for (u32 step = 0; step < STREAMED; step += KEYS_STEP) {
-            u32 query = query_of(turn) + step;
+            u32 query = start + step;
             if (query >= sequence.query_count) break;
             if (first >= sequence.seen(query + KEYS_STEP - 1)) continue;
             const u16 *queries = Memory::streamed(turn, 0) + step * BF16_LINE;
             const u16 *gradients = Memory::streamed(turn, 1) + step * BF16_LINE;
             Query columns[KEYS_STEP / 8][2];
             EACH(n, KEYS_STEP / 8) EACH(i, 2) {
-                columns[n][i] = Query(in, pulled, sequence, query + 8 * n + column_of(i), head_of(turn));
+                columns[n][i] = Query(in, pulled, sequence, query + 8 * n + column_of(i), head);
             }
             Tile scores[KEY_TILES][KEYS_STEP / 8], d_scores[KEY_TILES][KEYS_STEP / 8];
             dot_rows<KEY_TILES, KEYS_STEP>(scores, keys, queries);
             if (FOR_KEYS) dot_rows<KEY_TILES, KEYS_STEP>(d_scores, values, gradients);
+            hide_rows<KEY_TILES, KEYS_STEP>(scores, sequence, query, first);
             EACH(m, KEY_TILES) EACH(n, KEYS_STEP / 8) EACH(i, 4) {
-                bool seen = first + 16 * m + row_of(i) < sequence.seen(query + 8 * n + column_of(i));
-                columns[n][i % 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E, seen);
+                columns[n][i % 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E);
             }
             if (FOR_VALUES) add_rows<KEY_TILES, KEYS_STEP>(value_sums, scores, gradients);
             if (FOR_KEYS) add_rows<KEY_TILES, KEYS_STEP>(key_sums, d_scores, queries);
         }
+        head = next_head;
+        start = next;
     }
     u64 place = (u64)sequence.key_start * dkv_stride + kv_head * HEAD_DIM;
     EACH(m, KEY_TILES) {
