@@ -46,3 +46,7 @@ bench-data *ARGS:
 # Speed and memory against PyTorch + PEFT: see tests/benches/README.md.
 bench-peft *ARGS:
     python3 tests/benches/bench_peft.py {{ ARGS }}
+
+# All that needs a GPU, in one call: see tests/gpu/README.md. `just gpu --dry-run` needs none.
+gpu *ARGS:
+    tests/gpu/run.sh {{ ARGS }}

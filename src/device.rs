@@ -1,12 +1,43 @@
-//! Where the arithmetic runs.
+//! Where the arithmetic runs: the CPU, or a GPU with its memory, kernels and matrix products.
 
-mod gpu;
+mod arena;
+pub mod driver;
+mod facts;
+mod memory;
+#[cfg(feature = "cuda")]
+mod nvidia;
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU needs kernels"))]
+mod ptx;
 
-pub use gpu::{Gpu, explain};
+pub use facts::{GpuFacts, explain};
+pub use memory::{Gpu, GpuMemory, Memory, Plain, Refusal};
 
 use crate::error::{Error, Result};
-use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
+
+/// An open device.
+#[derive(Debug, Clone)]
+pub enum Device {
+    /// The CPU, all cores.
+    Cpu,
+    /// A GPU.
+    Gpu(Gpu),
+}
+
+impl Device {
+    /// Whether it is the CPU.
+    pub const fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+
+    /// The GPU, if it is one.
+    pub const fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(gpu) => Some(gpu),
+        }
+    }
+}
 
 /// The recipe's `device`: `auto`, `cpu`, `cuda`, or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -52,36 +83,45 @@ impl DeviceConfig {
     /// Opens the device.
     ///
     /// # Errors
-    /// When a GPU is asked for and this build has no CUDA, the machine no such GPU, or driver, build and GPU do not fit together.
+    /// When a GPU is asked for and this build has no CUDA, the machine no such GPU, or driver, libraries and GPU do not fit.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
+            Self::Auto if !gpu_is_there() => Ok(Device::Cpu),
             Self::Auto => open_gpu(0).or_else(|error| {
                 tracing::warn!("{error}; the CPU is taken instead");
                 Ok(Device::Cpu)
             }),
-            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
-                Err(Error::invalid("device: `cuda` was asked for, but this binary was built without CUDA")
-                    .with_help("build it with `cargo build --release --features cuda`, or set `device: cpu`"))
-            }
             Self::Cuda(number) => open_gpu(number),
         }
     }
 }
 
-/// Opens a GPU, and has it compute one number: a driver or an architecture that does not fit shows here, not in the first step.
+#[cfg(feature = "cuda")]
+fn gpu_is_there() -> bool {
+    nvidia::is_there()
+}
+
+#[cfg(not(feature = "cuda"))]
+const fn gpu_is_there() -> bool {
+    false
+}
+
+#[cfg(feature = "cuda")]
 fn open_gpu(number: usize) -> Result<Device> {
-    let open = || -> candle_core::Result<Device> {
-        let device = Device::new_cuda(number)?;
-        Tensor::zeros(1, DType::F32, &device)?.affine(1.0, 1.0)?.to_vec1::<f32>()?;
-        Ok(device)
-    };
-    open().map_err(|error| match explain(Error::Candle(error)) {
+    let opened = nvidia::Nvidia::open(number);
+    let gpu = opened.map_err(|error| match explain(Error::Candle(error)) {
         Error::Candle(error) => Error::invalid(format!("device: cannot open GPU {number}: {error}"))
             .with_help("see what `nvidia-smi` lists, or set `device: cpu`"),
         explained => explained,
-    })
+    })?;
+    Ok(Device::Gpu(Gpu::new(Box::new(gpu))))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_gpu(_: usize) -> Result<Device> {
+    Err(Error::invalid("device: `cuda` was asked for, but this binary was built without CUDA")
+        .with_help("build it with `cargo build --release --features cuda`, or set `device: cpu`"))
 }
 
 /// Memory that the system could still give, in bytes (`MemAvailable`); `None` where it does not tell.

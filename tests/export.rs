@@ -3,8 +3,8 @@
 use crate::parity::compare_with_transformers;
 use crate::support::workplace::{Refusal, Workplace, embedded_base, refusal, snapshot};
 use crate::support::{ALL_LINEAR, TINY, Tiny, golden, json, lora, stir};
-use candle_core::Device;
 use equipoise::adapter::{AdapterBundle, AdapterConfig};
+use equipoise::device::Device;
 use equipoise::export::{self, ExportOptions, FloatType, GgufType, Job, Manifest, Reference, Target, open_export};
 use equipoise::models;
 use equipoise::nn::{QuantizationConfig, QuantizationType};
@@ -396,7 +396,7 @@ fn a_tied_head_is_written_once() {
     let place = with_adapter();
     let folder = place.copy_base();
     let file = folder.join("model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let mut tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
     let head = (tensors["model.embed_tokens.weight"].clone() * 3.0).unwrap();
     tensors.insert("lm_head.weight".into(), head);
     candle_core::safetensors::save(&tensors, &file).unwrap();

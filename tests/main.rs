@@ -11,6 +11,8 @@ mod cuda_kernels;
 mod data;
 mod export;
 mod export_gguf;
+mod gpu_runs;
+mod gpu_steps;
 mod gradients;
 mod hub;
 mod objectives;

@@ -157,7 +157,9 @@ fn step_text(metrics: &StepMetrics, left: Option<f64>) -> String {
         "loss {:.4}  lr {:.2e}  {:.0} tokens/s",
         metrics.loss, metrics.learning_rate, metrics.tokens_per_second
     );
-    if let Some(memory) = metrics.peak_memory {
+    if let Some(memory) = metrics.peak_gpu_memory {
+        let _ = write!(text, "  GPU {}", bytes(memory));
+    } else if let Some(memory) = metrics.peak_memory {
         let _ = write!(text, "  {}", bytes(memory));
     }
     if let Some(left) = left.filter(|left| *left > 0.0) {
@@ -244,6 +246,7 @@ mod tests {
             supervised_tokens: 50,
             tokens_per_second: 1234.5,
             peak_memory: Some(812 << 20),
+            peak_gpu_memory: None,
             objective: ObjectiveMetrics::default(),
         };
         assert_eq!(step_text(&metrics, Some(130.0)), "loss 1.2346  lr 1.97e-3  1234 tokens/s  812 MiB  2m 10s left");

@@ -27,7 +27,8 @@ pub(super) struct TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
-    let options = RunOptions { offline: args.recipe.offline, resume: args.resume, overwrite: args.overwrite };
+    let options =
+        RunOptions { offline: args.recipe.offline, resume: args.resume, overwrite: args.overwrite, device: None };
     let mut progress = Progress::new(args.recipe.json, args.quiet, Some(Interrupt::listen()));
     let outcome = run::train(&recipe, &options, &mut progress);
     // The bar goes first, so that it is not drawn over the error.
@@ -88,7 +89,11 @@ fn render(summary: &Summary, resume: &str) -> String {
         format!("{} ({} parameters{of_step})", summary.output_dir.display(), count(summary.adapter_parameters)),
     );
     validation_rows(&mut table, summary);
-    let measured = summary.peak_memory.map_or("not measured here".into(), |peak| format!("{} at most", bytes(peak)));
+    let measured = match (summary.peak_gpu_memory, summary.peak_memory) {
+        (Some(peak), _) => format!("{} of the GPU's at most", bytes(peak)),
+        (None, Some(peak)) => format!("{} at most", bytes(peak)),
+        (None, None) => "not measured here".into(),
+    };
     table.row("memory", format!("{measured}; estimated before: {}", bytes(summary.estimated_memory)));
     let files: Vec<String> = summary.files.iter().map(|file| file.display().to_string()).collect();
     table.row("written", printable(&files.join("\n")));
@@ -178,6 +183,7 @@ mod tests {
             training_seconds: 140.0,
             tokens_per_second: 5123.4,
             peak_memory: Some(812 << 20),
+            peak_gpu_memory: None,
             estimated_memory: 790 << 20,
             adapter_parameters: 884_736,
             sample: Some(Sample {

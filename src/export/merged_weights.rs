@@ -3,6 +3,7 @@
 //! No tensor is ever whole in memory: a few panels of rows are, for each thread.
 
 use crate::adapter::AdapterBundle;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::{self, Dimensions, Model};
 use crate::nn::{QuantizationConfig, peft_name};
@@ -10,8 +11,8 @@ use crate::ops::dequantize::dequantize;
 use crate::ops::numbers;
 use crate::ops::simd::vectorized;
 use crate::weights::{Base, TensorInfo};
+use candle_core::Tensor;
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -204,7 +205,8 @@ pub(super) fn encode(values: &[f32], columns: usize, dtype: GgmlDType) -> Result
         GgmlDType::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
         GgmlDType::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
         blocks => {
-            let tensor = Tensor::from_slice(values, (values.len() / columns.max(1), columns), &Device::Cpu)?;
+            let tensor =
+                Tensor::from_slice(values, (values.len() / columns.max(1), columns), &candle_core::Device::Cpu)?;
             QTensor::quantize(&tensor, blocks)?.data()?.into_owned()
         }
     })

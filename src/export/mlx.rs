@@ -5,10 +5,10 @@
 use super::merged_weights::{check_range, encode};
 use super::{FloatType, Job, Output};
 use crate::adapter::AdapterBundle;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models;
 use crate::weights::{TensorInfo, safetensors_header};
-use candle_core::Device;
 use serde_json::json;
 use std::collections::BTreeSet;
 

@@ -2,11 +2,11 @@
 
 use super::Manifest;
 use crate::adapter::AdapterBundle;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::{self, CausalLm, Model};
 use crate::nn::{QuantizationConfig, QuantizationType};
 use crate::weights::Base;
-use candle_core::Device;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,54 @@
 //! Forward passes without gradients, in `f32`.
 
-use super::{CausalLm, TapeContext};
-use crate::nn::{ForwardContext, KvCache};
-use crate::ops::{Buffer, Compute, Group, Module, Pool, SavedInput, Sequence, frozen_matmul, numbers, rms_norm};
-use candle_core::{Device, Result, Tensor, bail};
+use super::CausalLm;
+use crate::device::{Device, Gpu};
+use crate::nn::{Backend, ForwardContext, GpuBatch, GpuContext, KvCache};
+use crate::ops::cuda::{AdapterMemory, KeyValueMemory};
+use crate::ops::{Compute, Pool, RopeTable, Sequence};
+use candle_core::{Result, bail};
+
+/// What a forward pass runs on, without adapter, or with the one that the model's layers have.
+#[derive(Debug, Clone, Copy)]
+pub enum Runner<'a> {
+    /// The CPU.
+    Cpu {
+        /// Whether the adapter takes part.
+        adapter: bool,
+    },
+    /// A GPU.
+    Gpu {
+        /// The GPU.
+        gpu: &'a Gpu,
+        /// The adapter, where it takes part.
+        adapter: Option<&'a AdapterMemory>,
+    },
+}
+
+/// Keys and values of the tokens before.
+#[derive(Debug)]
+pub(super) enum Cache {
+    Cpu(KvCache<f32>),
+    Gpu(KeyValueMemory),
+}
+
+impl Cache {
+    pub fn new(runner: Runner<'_>, layers: usize) -> Self {
+        match runner {
+            Runner::Cpu { .. } => Self::Cpu(KvCache::new(layers)),
+            Runner::Gpu { .. } => Self::Gpu(KeyValueMemory::new(layers)),
+        }
+    }
+}
 
 impl CausalLm {
+    /// What this model runs on, with its adapter or without.
+    pub fn runner<'a>(&'a self, device: &'a Device, adapter: bool) -> Runner<'a> {
+        match device {
+            Device::Cpu => Runner::Cpu { adapter },
+            Device::Gpu(gpu) => Runner::Gpu { gpu, adapter: self.adapter_memory.as_deref().filter(|_| adapter) },
+        }
+    }
+
     /// The logits after each token of a text, `[n, vocabulary]`, with the adapter or without.
     ///
     /// # Errors
@@ -14,57 +57,79 @@ impl CausalLm {
         if ids.is_empty() || ids.len() > self.dimensions.max_positions {
             bail!("{} tokens: expected 1 to {}", ids.len(), self.dimensions.max_positions);
         }
-        if device.is_cpu() {
-            let pool = Pool::default();
-            return self.head_cpu(&self.hidden_cpu(ids, 0, adapter, None, &pool)?, &pool);
-        }
-        let positions: Vec<u32> = (0..ids.len() as u32).collect();
-        let context = TapeContext::new(self, (1, ids.len()), &positions, &vec![1; ids.len()], None, adapter, device)?;
-        let mut hidden = self.tape_embed(&Tensor::new(ids, device)?.unsqueeze(0)?)?;
-        for index in 0..self.dimensions.layers {
-            hidden = self.tape_layer(index, &hidden, &context)?.detach();
-        }
-        frozen_matmul(&self.tape_norm(&hidden)?, &self.lm_head, Compute::F32)?.flatten_all()?.to_vec1()
+        self.logits_after(self.runner(device, adapter), ids, 0, 0, None, &Pool::default())
     }
 
-    /// The hidden states after the last layer, `[n, d]`, of tokens that follow `before` others, which are in `cache`.
-    pub(super) fn hidden_cpu<'p>(
+    /// The logits after each token from `first` on, of tokens that follow `before` others, which are in `cache`.
+    pub(super) fn logits_after(
         &self,
+        runner: Runner<'_>,
         ids: &[u32],
+        first: usize,
         before: usize,
-        adapter: bool,
-        cache: Option<&'p KvCache<f32>>,
-        pool: &'p Pool,
-    ) -> Result<Buffer<f32>> {
+        cache: Option<&Cache>,
+        pool: &Pool,
+    ) -> Result<Vec<f32>> {
         let (n, end) = (ids.len(), before + ids.len());
         let positions: Vec<u32> = (before as u32..end as u32).collect();
-        let context = ForwardContext {
-            rope: self.rope(&positions),
-            sequences: vec![Sequence { queries: 0..n, keys: 0..end }],
-            dropout_keys: None,
-            adapter,
-            cache,
-            pool,
-            tokens: n,
-            capacity: n,
-        };
-        let mut x = context.take::<f32>(self.dimensions.hidden);
-        self.embed(ids, &mut x)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, &context)?.0;
+        let rope = self.rope(&positions);
+        let sequences = vec![Sequence { queries: 0..n, keys: 0..end }];
+        match runner {
+            Runner::Cpu { adapter } => {
+                let cache = cache.and_then(|cache| match cache {
+                    Cache::Cpu(cache) => Some(cache),
+                    Cache::Gpu(_) => None,
+                });
+                let context = ForwardContext {
+                    rope,
+                    sequences,
+                    dropout_keys: None,
+                    adapter,
+                    cache,
+                    pool,
+                    tokens: n,
+                    capacity: n,
+                };
+                self.logits_on(&context, ids, first)
+            }
+            Runner::Gpu { gpu, adapter } => {
+                self.logits_on(&self.gpu_context(gpu, adapter, rope, &sequences, cache)?, ids, first)
+            }
         }
-        Ok(x)
     }
 
-    /// The logits of hidden states `[n, d]`.
-    pub(super) fn head_cpu(&self, hidden: &[f32], pool: &Pool) -> Result<Vec<f32>> {
-        let n = hidden.len() / self.dimensions.hidden;
-        let mut normed = vec![0f32; hidden.len()];
-        rms_norm(hidden, &numbers(&self.norm)?, self.epsilon, &mut normed);
-        let mut logits = vec![0f32; n * self.dimensions.vocabulary];
-        let head = Module { weight: &self.lm_head, bias: None, update: None };
-        let group = Group { modules: &[head], pool, capacity: n };
-        group.forward(SavedInput { x: &normed[..], down: &[] }, &mut logits)?;
-        Ok(logits)
+    fn gpu_context<'a>(
+        &self,
+        gpu: &Gpu,
+        adapter: Option<&'a AdapterMemory>,
+        rope: RopeTable,
+        sequences: &[Sequence],
+        cache: Option<&'a Cache>,
+    ) -> Result<GpuContext<'a>> {
+        let tokens = sequences.iter().map(|sequence| sequence.queries.len()).sum();
+        let batch = GpuBatch {
+            compute: Compute::F32,
+            capacity: tokens,
+            adapter,
+            rope,
+            sequences,
+            head_dim: self.dimensions.head_dim,
+            dropout_keys: None,
+            cache: cache.and_then(|cache| match cache {
+                Cache::Gpu(cache) => Some(cache),
+                Cache::Cpu(_) => None,
+            }),
+            offload: false,
+            tokens,
+        };
+        GpuContext::new(gpu, &batch)
+    }
+
+    fn logits_on<B: Backend>(&self, backend: &B, ids: &[u32], first: usize) -> Result<Vec<f32>> {
+        let mut x = backend.embed(&self.embed_tokens, ids)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, backend)?.0;
+        }
+        backend.logits(&x, first, self.head())
     }
 }

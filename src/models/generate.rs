@@ -1,10 +1,11 @@
 //! Text, token by token, with a cache of keys and values; in `f32`.
 
-use super::{CausalLm, TapeContext};
-use crate::nn::KvCache;
-use crate::ops::{Compute, Pool, frozen_matmul};
+use super::CausalLm;
+use super::forward::{Cache, Runner};
+use crate::device::Device;
+use crate::ops::Pool;
 use crate::rng::{Rng, key, name_key};
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,12 +29,9 @@ impl Default for Sampling {
 /// Continues a prompt.
 pub struct Generator<'a> {
     lm: &'a CausalLm,
-    device: &'a Device,
-    adapter: bool,
-    cache: KvCache<f32>,
+    runner: Runner<'a>,
+    cache: Cache,
     pool: Pool,
-    /// The tokens so far, where there is no cache.
-    fed: Vec<u32>,
     tokens: usize,
     sampling: Sampling,
     rng: Rng,
@@ -42,9 +40,10 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// Starts with an empty cache; without `adapter` it is the base that speaks.
     pub fn new(lm: &'a CausalLm, device: &'a Device, adapter: bool, sampling: Sampling) -> Self {
-        let cache = KvCache::new(lm.dimensions.layers);
+        let runner = lm.runner(device, adapter);
+        let cache = Cache::new(runner, lm.dimensions.layers);
         let rng = Rng::new(key(sampling.seed, &[name_key("sampling")]));
-        Self { lm, device, adapter, cache, pool: Pool::default(), fed: Vec::new(), tokens: 0, sampling, rng }
+        Self { lm, runner, cache, pool: Pool::default(), tokens: 0, sampling, rng }
     }
 
     /// Feeds tokens and gives the logits after the last of them, `[vocabulary]`.
@@ -59,28 +58,10 @@ impl<'a> Generator<'a> {
                 self.lm.dimensions.max_positions
             );
         }
-        let hidden = if self.device.is_cpu() { self.feed_cpu(ids)? } else { self.feed_tape(ids)? };
+        let (last, cache) = (ids.len() - 1, Some(&self.cache));
+        let logits = self.lm.logits_after(self.runner, ids, last, self.tokens, cache, &self.pool)?;
         self.tokens = end;
-        Ok(hidden)
-    }
-
-    fn feed_cpu(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let hidden = self.lm.hidden_cpu(ids, self.tokens, self.adapter, Some(&self.cache), &self.pool)?;
-        self.lm.head_cpu(&hidden[hidden.len() - self.lm.dimensions.hidden..], &self.pool)
-    }
-
-    /// Without a cache: all tokens go through again.
-    fn feed_tape(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.fed.extend_from_slice(ids);
-        let n = self.fed.len();
-        let positions: Vec<u32> = (0..n as u32).collect();
-        let context = TapeContext::new(self.lm, (1, n), &positions, &vec![1; n], None, self.adapter, self.device)?;
-        let mut hidden = self.lm.tape_embed(&Tensor::new(self.fed.as_slice(), self.device)?.unsqueeze(0)?)?;
-        for index in 0..self.lm.dimensions.layers {
-            hidden = self.lm.tape_layer(index, &hidden, &context)?.detach();
-        }
-        let last = self.lm.tape_norm(&hidden.narrow(1, n - 1, 1)?.contiguous()?)?;
-        frozen_matmul(&last, &self.lm.lm_head, Compute::F32)?.flatten_all()?.to_vec1()
+        Ok(logits)
     }
 
     /// Continues `prompt` by at most `max_tokens`, or until one of `ends`; each token goes to `on_token`, which may stop by

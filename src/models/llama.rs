@@ -112,12 +112,12 @@ pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<
     let both = builder.has(embedding) && builder.has(head);
     let tied = config.tie_word_embeddings.unwrap_or(!both);
     let embed_tokens = matrix(if tied && !builder.has(embedding) { head } else { embedding })?;
-    let lm_head = if tied { embed_tokens.clone() } else { matrix(head)? };
+    let lm_head = builder.on_device(&if tied { embed_tokens.clone() } else { matrix(head)? })?;
 
     let layers = (0..dimensions.layers).map(|i| layer(builder, i, &config)).collect::<Result<_>>()?;
-    let norm = builder.tensor("model.norm.weight", &[dimensions.hidden])?;
+    let norm = builder.vector("model.norm.weight", dimensions.hidden)?;
     let epsilon = config.rms_norm_eps;
-    Ok(CausalLm { dimensions, epsilon, frequencies, embed_tokens, layers, norm, lm_head })
+    Ok(CausalLm { dimensions, epsilon, frequencies, embed_tokens, layers, norm, lm_head, adapter_memory: None })
 }
 
 fn layer(builder: &Builder<'_>, index: usize, config: &Config) -> Result<DecoderLayer> {
@@ -128,14 +128,14 @@ fn layer(builder: &Builder<'_>, index: usize, config: &Config) -> Result<Decoder
         index,
         shape: d.attention(),
         epsilon: config.rms_norm_eps,
-        input_norm: builder.tensor(&path("input_layernorm.weight"), &[d.hidden])?,
+        input_norm: builder.vector(&path("input_layernorm.weight"), d.hidden)?,
         qkv: [
             builder.linear(&path("self_attn.q_proj"), d.hidden, query)?,
             builder.linear(&path("self_attn.k_proj"), d.hidden, key)?,
             builder.linear(&path("self_attn.v_proj"), d.hidden, key)?,
         ],
         o: builder.linear(&path("self_attn.o_proj"), query, d.hidden)?,
-        post_attention_norm: builder.tensor(&path("post_attention_layernorm.weight"), &[d.hidden])?,
+        post_attention_norm: builder.vector(&path("post_attention_layernorm.weight"), d.hidden)?,
         gate_up: [
             builder.linear(&path("mlp.gate_proj"), d.hidden, d.intermediate)?,
             builder.linear(&path("mlp.up_proj"), d.hidden, d.intermediate)?,

@@ -9,16 +9,18 @@ mod generate;
 mod llama;
 mod tape;
 
+pub use forward::Runner;
 pub use generate::{Generator, Sampling};
 pub use tape::TapeContext;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::nn::{AdapterParams, BuildReport, Builder, DecoderLayer, LoraConfig, QuantizationConfig};
-use crate::ops::{AttentionShape, FrozenWeight, RopeTable};
+use crate::nn::{AdapterParams, BuildReport, Builder, DecoderLayer, Head, LoraConfig, Norm, QuantizationConfig};
+use crate::ops::cuda::AdapterMemory;
+use crate::ops::{AttentionShape, FrozenVector, FrozenWeight, RopeTable};
 use crate::weights::Base;
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// A decoder, layer by layer: whoever runs it decides which activations are kept.
 #[derive(Debug)]
@@ -29,14 +31,16 @@ pub struct CausalLm {
     pub epsilon: f64,
     /// Of the rotary positions, in radians per token.
     pub frequencies: Vec<f32>,
-    /// `[vocabulary, d]`
+    /// `[vocabulary, d]`, always on the CPU: a batch needs few of its rows.
     pub embed_tokens: FrozenWeight,
     /// The layers.
     pub layers: Vec<DecoderLayer>,
     /// The normalization before the head, `[d]`.
-    pub norm: Tensor,
+    pub norm: FrozenVector,
     /// `[vocabulary, d]`
     pub lm_head: FrozenWeight,
+    /// The adapter in a GPU's memory, where the model is on one.
+    pub adapter_memory: Option<Arc<AdapterMemory>>,
 }
 
 impl CausalLm {
@@ -45,16 +49,9 @@ impl CausalLm {
         RopeTable::new(position_ids, &self.frequencies, 1.0)
     }
 
-    /// Embeddings of tokens, `[n, d]`, on the CPU.
-    ///
-    /// # Errors
-    /// When an id is outside of the vocabulary.
-    pub fn embed(&self, ids: &[u32], out: &mut [f32]) -> candle_core::Result<()> {
-        let rows = out.par_chunks_exact_mut(self.dimensions.hidden).zip(ids);
-        rows.with_min_len(16).try_for_each(|(out, &id)| {
-            let id = id as usize;
-            self.embed_tokens.dequantize_rows(id..id + 1, out)
-        })
+    /// The model's end.
+    pub const fn head(&self) -> Head<'_> {
+        Head { norm: Norm { weight: &self.norm, epsilon: self.epsilon }, weight: &self.lm_head }
     }
 }
 
@@ -123,7 +120,11 @@ pub fn load(
         ));
     };
     let builder = Builder::new(base, quantization, lora, seed, device, plan)?;
-    let lm = build(base.config(), &builder)?;
-    let (params, report) = builder.finish()?;
+    let mut lm = build(base.config(), &builder)?;
+    let (mut params, report) = builder.finish()?;
+    if let Some(gpu) = device.gpu().filter(|_| !plan) {
+        params.move_to(gpu)?;
+        lm.adapter_memory = params.memory().cloned();
+    }
     Ok(Model { lm, params, report })
 }

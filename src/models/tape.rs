@@ -1,8 +1,8 @@
-//! The same model on candle's own graph: for devices without kernels of ours, and as what the kernels are tested against.
+//! The same model on candle's own graph, in `f32` on the CPU: what the kernels are tested against.
 
 use super::CausalLm;
 use crate::nn::{DecoderLayer, Linear};
-use crate::ops::{Compute, Dropout, composed, frozen_matmul};
+use crate::ops::{Dropout, composed};
 use candle_core::{Device, Result, Tensor};
 
 /// What a layer is told about a batch `[b, t]` besides its hidden states.
@@ -14,7 +14,6 @@ pub struct TapeContext<'a> {
     mask: Tensor,
     dropout_keys: Option<&'a [u64]>,
     adapter: bool,
-    compute: Compute,
 }
 
 impl<'a> TapeContext<'a> {
@@ -29,7 +28,6 @@ impl<'a> TapeContext<'a> {
         segment_ids: &[u32],
         dropout_keys: Option<&'a [u64]>,
         adapter: bool,
-        device: &Device,
     ) -> Result<Self> {
         let mut mask = vec![f32::NEG_INFINITY; rows * width * width];
         for (query, mask) in mask.chunks_exact_mut(width).enumerate() {
@@ -41,18 +39,11 @@ impl<'a> TapeContext<'a> {
             }
         }
         Ok(Self {
-            rope: lm.rope(position_ids).tensors(rows, width, device)?,
-            mask: Tensor::from_vec(mask, (rows, 1, width, width), device)?,
+            rope: lm.rope(position_ids).tensors(rows, width, &Device::Cpu)?,
+            mask: Tensor::from_vec(mask, (rows, 1, width, width), &Device::Cpu)?,
             dropout_keys,
             adapter,
-            compute: Compute::F32,
         })
-    }
-
-    /// With factors of the frozen products in this type; without, it is `f32`.
-    #[must_use]
-    pub fn with_compute(self, compute: Compute) -> Self {
-        Self { compute, ..self }
     }
 }
 
@@ -72,13 +63,13 @@ impl CausalLm {
     pub fn tape_layer(&self, index: usize, hidden: &Tensor, context: &TapeContext<'_>) -> Result<Tensor> {
         let DecoderLayer { shape, epsilon, input_norm, qkv, o, post_attention_norm, gate_up, down, .. } =
             &self.layers[index];
-        let x = composed::rms_norm(hidden, input_norm, *epsilon)?;
+        let x = composed::rms_norm(hidden, &input_norm.tensor()?, *epsilon)?;
         let [q, k, v] = qkv.each_ref().map(|linear| tape_linear(linear, &x, context));
         let rotate = |x: &Tensor| composed::rope(x, &context.rope.0, &context.rope.1, shape.head_dim);
         let attention = composed::attention(&rotate(&q?)?, &rotate(&k?)?, &v?, &context.mask, *shape)?;
         let hidden = (hidden + tape_linear(o, &attention, context)?)?;
 
-        let x = composed::rms_norm(&hidden, post_attention_norm, *epsilon)?;
+        let x = composed::rms_norm(&hidden, &post_attention_norm.tensor()?, *epsilon)?;
         let [gate, up] = gate_up.each_ref().map(|linear| tape_linear(linear, &x, context));
         hidden + tape_linear(down, &composed::swiglu(&gate?, &up?)?, context)?
     }
@@ -88,14 +79,14 @@ impl CausalLm {
     /// # Errors
     /// When shapes do not fit.
     pub fn tape_norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        composed::rms_norm(hidden, &self.norm, self.epsilon)
+        composed::rms_norm(hidden, &self.norm.tensor()?, self.epsilon)
     }
 }
 
 fn tape_linear(linear: &Linear, x: &Tensor, context: &TapeContext<'_>) -> Result<Tensor> {
-    let mut y = frozen_matmul(x, &linear.weight, context.compute)?;
+    let mut y = composed::linear(x, &linear.weight)?;
     if let Some(bias) = &linear.bias {
-        y = y.broadcast_add(bias)?;
+        y = y.broadcast_add(&bias.tensor()?)?;
     }
     let Some(adapter) = linear.adapter.as_ref().filter(|_| context.adapter) else { return Ok(y) };
     let dropped = match context.dropout_keys.filter(|_| adapter.dropout > 0.0) {

@@ -4,12 +4,13 @@ use super::linear::{Linear, LoraAdapter};
 use super::lora_config::{LoraConfig, is_end_of};
 use super::params::{AdapterParams, peft_name};
 use super::quantization::{QuantizationConfig, QuantizationType, fallback_of};
+use crate::device::Device;
 use crate::error::{Error, Result, ShapeMismatch};
-use crate::ops::FrozenWeight;
+use crate::ops::{FrozenVector, FrozenWeight};
 use crate::rng::{Rng, key, name_key};
 use crate::weights::{Base, RawTensor};
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device as Place, Tensor, Var};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -102,17 +103,33 @@ impl<'a> Builder<'a> {
         let fits = self.fits(name, shape);
         self.account(shape, None);
         if self.plan || !fits {
-            return Ok(Tensor::zeros(1, DType::F32, self.device)?);
+            return Ok(Tensor::zeros(1, DType::F32, &Place::Cpu)?);
         }
-        let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Device::Cpu)?;
+        let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Place::Cpu)?;
         let finite = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite());
         if !finite {
             return Err(self.non_finite(name));
         }
-        Ok(tensor.to_device(self.device)?)
+        Ok(tensor)
     }
 
-    /// A frozen matrix `[rows, columns]`. `keep_precise` (embeddings and head) holds it in 8 bits at least.
+    /// A small tensor as a frozen vector, on the device.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn vector(&self, name: &str, width: usize) -> Result<FrozenVector> {
+        Ok(FrozenVector::new(&self.tensor(name, &[width])?, self.device)?)
+    }
+
+    /// The same matrix on the device.
+    ///
+    /// # Errors
+    /// When the device's memory is full.
+    pub fn on_device(&self, weight: &FrozenWeight) -> Result<FrozenWeight> {
+        if self.plan { Ok(weight.clone()) } else { Ok(weight.to_device(self.device)?) }
+    }
+
+    /// A frozen matrix `[rows, columns]` on the CPU. `keep_precise` (embeddings and head) holds it in 8 bits at least.
     ///
     /// # Errors
     /// When it is missing, of another shape, or holds a non-finite number.
@@ -135,7 +152,7 @@ impl<'a> Builder<'a> {
         if !weight.is_finite()? {
             return Err(self.non_finite(name));
         }
-        Ok(weight.to_device(self.device)?)
+        Ok(weight)
     }
 
     /// The linear module at `path` (`model.layers.0.self_attn.q_proj`), with its bias if the base has one, and with an
@@ -146,9 +163,9 @@ impl<'a> Builder<'a> {
     pub fn linear(&self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
         let weight = format!("{path}.weight");
         let fits = self.base.tensor(&weight).is_some_and(|(shape, _)| shape == [outputs, inputs]);
-        let weight = self.matrix(&weight, outputs, inputs, false)?;
+        let weight = self.on_device(&self.matrix(&weight, outputs, inputs, false)?)?;
         let bias = format!("{path}.bias");
-        let bias = if self.has(&bias) { Some(self.tensor(&bias, &[outputs])?) } else { None };
+        let bias = if self.has(&bias) { Some(self.vector(&bias, outputs)?) } else { None };
         let name = path.rsplit('.').next().unwrap_or(path);
         let mut state = self.state.borrow_mut();
         state.report.modules.insert(name.into());
@@ -171,8 +188,8 @@ impl<'a> Builder<'a> {
         let bound = 1.0 / (inputs as f64).sqrt();
         let mut rng = Rng::new(key(self.seed, &[name_key("lora_A"), name_key(path)]));
         let a: Vec<f32> = (0..lora.r * inputs).map(|_| (rng.uniform().mul_add(2.0, -1.0) * bound) as f32).collect();
-        let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), self.device)?)?;
-        let b = Var::zeros((outputs, lora.r), DType::F32, self.device)?;
+        let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), &Place::Cpu)?)?;
+        let b = Var::zeros((outputs, lora.r), DType::F32, &Place::Cpu)?;
         let names = ["lora_A", "lora_B"].map(|part| peft_name(path, part));
         let mut state = self.state.borrow_mut();
         state.params.insert(names[0].clone(), a.clone());
@@ -252,7 +269,7 @@ impl<'a> Builder<'a> {
 
 fn to_qtensor(raw: RawTensor) -> Result<QTensor> {
     // candle reads blocks in place and wants them aligned; a Vec<u8> of the allocator is, at 16 bytes.
-    let storage = QStorage::from_data(Cow::Owned(raw.bytes), &Device::Cpu, raw.dtype)?;
+    let storage = QStorage::from_data(Cow::Owned(raw.bytes), &Place::Cpu, raw.dtype)?;
     Ok(QTensor::new(storage, raw.shape)?)
 }
 
@@ -268,7 +285,7 @@ fn quantize(raw: RawTensor, dtype: GgmlDType) -> Result<Option<QTensor>> {
         .map(|bytes| {
             let shape = vec![bytes.len() / row_bytes, columns];
             let floats = to_qtensor(RawTensor { shape, dtype: raw.dtype, bytes: bytes.to_vec() })?;
-            let floats = floats.dequantize(&Device::Cpu)?;
+            let floats = floats.dequantize(&Place::Cpu)?;
             if !floats.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()) {
                 return Ok(None);
             }

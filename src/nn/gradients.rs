@@ -22,6 +22,17 @@ impl Gradients {
         self.0.into_iter()
     }
 
+    /// The sum of a tensor's gradient.
+    pub fn get(&self, name: &str) -> Option<&[f32]> {
+        self.0.get(name).map(Vec::as_slice)
+    }
+
+    /// `√Σ g²` over all tensors, in `f64`.
+    pub fn norm(&self) -> f64 {
+        let squares = |sum: &Vec<f32>| sum.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        self.0.values().map(squares).sum::<f64>().sqrt()
+    }
+
     /// How many tensors have a gradient.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -3,8 +3,10 @@
 use super::context::ForwardContext;
 use super::gradients::Gradients;
 use crate::ops::element::Element;
-use crate::ops::{Buffer, Dropout, FrozenWeight, Group, Module, SavedInput, Update, UpdateGradient, numbers};
-use candle_core::{Result, Tensor, Var};
+use crate::ops::{
+    Buffer, Dropout, FrozenVector, FrozenWeight, Group, Module, SavedInput, Update, UpdateGradient, numbers,
+};
+use candle_core::{Result, Var};
 
 /// The trainable part of a layer: `scale · B(A(dropout(x)))`.
 #[derive(Debug, Clone)]
@@ -23,13 +25,20 @@ pub struct LoraAdapter {
     pub names: [String; 2],
 }
 
+impl LoraAdapter {
+    /// `r`
+    pub fn rank(&self) -> usize {
+        self.a.dims()[0]
+    }
+}
+
 /// `y = x·Wᵀ + bias + scale·B(A(dropout(x)))`: frozen `W` and bias, and the adapter where the layer is a target.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// The frozen matrix.
     pub weight: FrozenWeight,
     /// The frozen bias, `[out]`.
-    pub bias: Option<Tensor>,
+    pub bias: Option<FrozenVector>,
     /// The adapter of a target module.
     pub adapter: Option<LoraAdapter>,
 }
@@ -119,18 +128,17 @@ impl LinearGroup<'_> {
     ) -> Result<R> {
         let mut held = Vec::with_capacity(self.0.len());
         for linear in self.0 {
-            let bias = linear.bias.as_ref().map(numbers).transpose()?;
             let adapter = match linear.adapter.as_ref().filter(|_| context.adapter) {
                 Some(adapter) => Some((adapter, numbers(&adapter.a)?, numbers(&adapter.b)?)),
                 None => None,
             };
-            held.push((linear, bias, adapter));
+            held.push((linear, adapter));
         }
         let modules: Vec<Module<'_>> = held
             .iter()
-            .map(|(linear, bias, adapter)| Module {
+            .map(|(linear, adapter)| Module {
                 weight: &linear.weight,
-                bias: bias.as_deref(),
+                bias: linear.bias.as_ref().map(FrozenVector::numbers),
                 update: adapter.as_ref().map(|(adapter, a, b)| Update {
                     a,
                     b,

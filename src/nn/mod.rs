@@ -3,9 +3,12 @@
 //! It owns the adapter's variables ([`AdapterParams`]) and how weights become layers ([`Builder`]); it knows no
 //! architecture.
 
+mod backend;
 mod builder;
 mod context;
+mod cpu_backend;
 mod decoder_layer;
+mod gpu_backend;
 mod gradients;
 mod linear;
 mod lora_config;
@@ -13,9 +16,11 @@ mod params;
 mod quantization;
 mod rope_frequencies;
 
+pub use backend::{Backend, Head, Norm, Prediction};
 pub use builder::{BuildReport, Builder};
 pub use context::{ForwardContext, KvCache};
 pub use decoder_layer::{Activations, DecoderLayer};
+pub use gpu_backend::{GpuBatch, GpuContext, KeptRows};
 pub use gradients::Gradients;
 pub use linear::{Linear, LinearGroup, LoraAdapter};
 pub use lora_config::{LoraConfig, TargetKeyword, TargetModules};

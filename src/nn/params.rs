@@ -1,15 +1,23 @@
 //! The trainable tensors, under PEFT's names.
 
+use crate::device::Gpu;
 use crate::error::{Error, Result, ShapeMismatch};
+use crate::ops::cuda::AdapterMemory;
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The one ordered map from PEFT tensor name (`base_model.model.<module>.lora_A.weight`) to variable. Optimizer, checkpoint
 /// and adapter file all read it, in the order of the names.
+///
+/// On a GPU the numbers that are trained are in its memory; the variables are what was last assigned or downloaded.
 #[derive(Debug, Clone, Default)]
 pub struct AdapterParams {
     variables: BTreeMap<String, Var>,
+    /// The names in the order in which they were added.
+    order: Vec<String>,
+    memory: Option<Arc<AdapterMemory>>,
 }
 
 /// PEFT's name of a module's tensor: `part` is `lora_A` or `lora_B`.
@@ -20,7 +28,56 @@ pub fn peft_name(module: &str, part: &str) -> String {
 impl AdapterParams {
     /// Adds a variable.
     pub fn insert(&mut self, name: String, variable: Var) {
+        self.order.push(name.clone());
         self.variables.insert(name, variable);
+    }
+
+    /// Puts the tensors into a GPU's memory: all `A` before all `B`, each in the order in which they were added, so that those of
+    /// modules with one input follow each other.
+    ///
+    /// # Errors
+    /// When the memory is full, or a tensor is no matrix.
+    pub fn move_to(&mut self, gpu: &Gpu) -> Result<()> {
+        let (a, b): (Vec<_>, Vec<_>) = self.order.iter().partition(|name| name.contains("lora_A"));
+        let mut shapes = Vec::with_capacity(self.order.len());
+        for name in a.into_iter().chain(b) {
+            if let Some(variable) = self.variables.get(name) {
+                shapes.push((name.as_str(), variable.dims2()?));
+            }
+        }
+        self.memory = Some(Arc::new(AdapterMemory::new(gpu, shapes.into_iter())?));
+        self.upload()
+    }
+
+    /// The adapter in a GPU's memory, if it is on one.
+    pub(crate) const fn memory(&self) -> Option<&Arc<AdapterMemory>> {
+        self.memory.as_ref()
+    }
+
+    /// Copies the variables to the GPU, if the adapter is on one.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn upload(&self) -> Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        Ok(memory.set(|name| match self.variables.get(name) {
+            Some(variable) => variable.flatten_all()?.to_vec1(),
+            None => candle_core::bail!("internal: no tensor `{name}`"),
+        })?)
+    }
+
+    /// Copies the tensors from the GPU to the variables, if the adapter is on one.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn download(&self) -> Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        for (name, numbers) in memory.get()? {
+            if let Some(variable) = self.variables.get(&name) {
+                variable.set(&Tensor::from_vec(numbers, variable.shape(), &Device::Cpu)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// The variables in the order of their names.
@@ -70,9 +127,9 @@ impl AdapterParams {
                 .with_help("is the adapter for another base, or are its target modules not those of the recipe?"));
         }
         for (name, variable) in self.iter() {
-            variable.set(&tensors[name].to_dtype(DType::F32)?.to_device(variable.device())?)?;
+            variable.set(&tensors[name].to_dtype(DType::F32)?)?;
         }
-        Ok(())
+        self.upload()
     }
 
     /// A copy of the tensors on the CPU.
@@ -80,6 +137,7 @@ impl AdapterParams {
     /// # Errors
     /// When the device refuses.
     pub fn to_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.iter().map(|(name, variable)| Ok((name.to_owned(), variable.to_device(&Device::Cpu)?.copy()?))).collect()
+        self.download()?;
+        self.iter().map(|(name, variable)| Ok((name.to_owned(), variable.copy()?))).collect()
     }
 }

@@ -34,6 +34,13 @@ pub struct AttentionShape {
     pub head_dim: usize,
 }
 
+impl AttentionShape {
+    /// Numbers of a token's queries, keys and values, side by side.
+    pub const fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
 /// Tokens that attend to each other: rows of the queries, and rows of the keys and values. The last query sees all keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {

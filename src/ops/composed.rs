@@ -1,15 +1,15 @@
-//! The same operations out of candle's differentiable ones: for devices without kernels of ours, and as what the kernels are
-//! tested against. Slower, and hungrier for memory. All `f32`.
+//! The same operations out of candle's differentiable ones: what the kernels are tested against. Slower, and hungrier for
+//! memory. All `f32`.
 
-use super::{AttentionShape, Compute, FrozenWeight, frozen_matmul, frozen_matmul_backward};
+use super::{AttentionShape, FrozenWeight};
 use candle_core::{D, Result, Tensor};
 
-/// `y = x · Wᵀ` for `x: [.., in]`, with the weight dequantized whole: what [`frozen_matmul`] is tested against.
+/// `y = x · Wᵀ` for `x: [.., in]`, with the weight dequantized whole.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn linear(x: &Tensor, weight: &FrozenWeight) -> Result<Tensor> {
-    x.broadcast_matmul(&weight.dequantize(x.device())?.detach().t()?)
+    x.broadcast_matmul(&weight.dequantize()?.detach().t()?)
 }
 
 /// `x / √(mean(x²) + ε) · w`
@@ -75,15 +75,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: Atten
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn head(
-    hidden: &Tensor,
-    head: &FrozenWeight,
-    targets: &[u32],
-    compute: Compute,
-) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
+pub fn head(hidden: &Tensor, head: &FrozenWeight, targets: &[u32]) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
     let (mut found, mut top1, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for (i, targets) in targets.chunks(HEAD_CHUNK).enumerate() {
-        let logits = frozen_matmul(&hidden.narrow(0, i * HEAD_CHUNK, targets.len())?, head, compute)?;
+        let logits = linear(&hidden.narrow(0, i * HEAD_CHUNK, targets.len())?, head)?;
         let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
         let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
         let picked = log_probabilities.gather(&index, 1)?;
@@ -92,7 +87,7 @@ pub fn head(
         top1.extend(best.iter().zip(targets).map(|(best, target)| best == target));
         let minus_one = Tensor::ones_like(&picked)?.neg()?;
         let pulled = log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?;
-        gradients.push(frozen_matmul_backward(&pulled, head, compute)?);
+        gradients.push(pulled.matmul(&head.dequantize()?)?);
     }
     Ok((found, top1, Tensor::cat(&gradients, 0)?))
 }

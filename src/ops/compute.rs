@@ -1,11 +1,11 @@
 //! The recipe's `compute`: the type of products and activations.
 
 use super::simd::Level;
-use crate::device::Gpu;
-use candle_core::Device;
+use crate::device::{Device, driver::Number};
 use serde::{Deserialize, Serialize};
 
-/// The recipe's `compute`. Adapter, optimizer, residual stream and all sums are `f32` either way.
+/// The recipe's `compute`. Adapter, optimizer and all sums are `f32` either way; so is the residual stream on the CPU. On a GPU
+/// it has the type of the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputeConfig {
@@ -33,7 +33,7 @@ impl ComputeConfig {
     pub fn resolve(self, device: &Device) -> Compute {
         let has_bf16 = match device {
             Device::Cpu => self == Self::Bf16 || Level::detect() == Level::Avx512Bf16,
-            other => Gpu::of(other).is_some_and(|gpu| gpu.has_bf16()),
+            Device::Gpu(gpu) => gpu.facts().is_ok_and(|facts| facts.has_bf16()),
         };
         if has_bf16 && self != Self::F32 { Compute::Bf16 } else { Compute::F32 }
     }
@@ -50,9 +50,14 @@ impl Compute {
 
     /// Bytes of a number.
     pub const fn bytes(self) -> usize {
+        self.number().bytes()
+    }
+
+    /// The type as a device has it.
+    pub(crate) const fn number(self) -> Number {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F32 => Number::F32,
+            Self::Bf16 => Number::Bf16,
         }
     }
 }

@@ -42,10 +42,14 @@ impl Dropout<'_> {
         self.row_keys.iter().flat_map(|&key| self.mask(key).take(columns)).collect()
     }
 
+    /// Random numbers below the first are dropped; the others are multiplied by the second.
+    pub(super) fn factors(probability: f32) -> (u64, f32) {
+        ((f64::from(probability) * 2f64.powi(64)) as u64, 1.0 / (1.0 - probability))
+    }
+
     /// What the numbers of a row are multiplied by.
     fn mask(&self, row_key: u64) -> impl Iterator<Item = f32> + use<> {
-        let threshold = (f64::from(self.probability) * 2f64.powi(64)) as u64;
-        let keep = 1.0 / (1.0 - self.probability);
+        let (threshold, keep) = Dropout::factors(self.probability);
         let key = mix(row_key ^ self.layer_key);
         (0u64..).map(move |column| if mix(key.wrapping_add(column)) < threshold { 0.0 } else { keep })
     }

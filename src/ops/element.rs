@@ -3,6 +3,7 @@
 use super::gemm::{Kernels, LANES};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
+use rayon::prelude::*;
 
 /// A number of activations: `f32`, or `bf16` (8 bits of exponent as `f32`, 8 of significand). Sums are `f32` for both.
 pub trait Element: Kernels + Copy + Default + Send + Sync + std::fmt::Debug + 'static {
@@ -116,6 +117,11 @@ super::simd::vectorized! {
             *to = B::from_f32(from.to_f32());
         }
     }
+}
+
+/// Copies, rounding to the type that is wanted, all threads at once.
+pub(crate) fn convert_all<E: Element>(from: &[f32], to: &mut [E]) {
+    to.par_chunks_mut(1 << 14).zip(from.par_chunks(1 << 14)).for_each(|(to, from)| convert(from, to));
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use super::element::Element;
 use super::gemm::pack::{Shape, pack_rows, pack_transposed};
 use super::gemm::{LANES, TILE_COLUMNS};
 use super::pool::Pool;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use crate::device::{Device, Memory};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,9 +33,15 @@ pub(super) const FEW_ROWS: usize = 4;
 /// A frozen matrix `[out, in]`, held in the type that it is stored in.
 #[derive(Debug, Clone)]
 pub struct FrozenWeight {
-    tensor: Arc<QTensor>,
+    storage: Storage,
     rows: usize,
     columns: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    Host(Arc<QTensor>),
+    Gpu { memory: Arc<Memory>, dtype: GgmlDType },
 }
 
 impl FrozenWeight {
@@ -44,7 +51,7 @@ impl FrozenWeight {
     /// When the tensor is no matrix.
     pub fn new(tensor: Arc<QTensor>) -> Result<Self> {
         let (rows, columns) = tensor.shape().dims2()?;
-        Ok(Self { tensor, rows, columns })
+        Ok(Self { storage: Storage::Host(tensor), rows, columns })
     }
 
     /// A weight of this shape that holds nothing: for plans, which never multiply.
@@ -52,8 +59,9 @@ impl FrozenWeight {
     /// # Errors
     /// Never on the CPU.
     pub fn hollow(rows: usize, columns: usize) -> Result<Self> {
-        let tensor = QTensor::quantize(&Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?, GgmlDType::F32)?;
-        Ok(Self { tensor: Arc::new(tensor), rows, columns })
+        let nothing = Tensor::zeros((1, 1), DType::F32, &candle_core::Device::Cpu)?;
+        let nothing = Arc::new(QTensor::quantize(&nothing, GgmlDType::F32)?);
+        Ok(Self { storage: Storage::Host(nothing), rows, columns })
     }
 
     /// The same weight on another device.
@@ -61,11 +69,25 @@ impl FrozenWeight {
     /// # Errors
     /// When the device refuses.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        if device.is_cpu() {
-            return Ok(self.clone());
+        let Some(gpu) = device.gpu() else { return Ok(self.clone()) };
+        let memory = Arc::new(gpu.upload(&self.host()?.data()?)?);
+        Ok(Self { storage: Storage::Gpu { memory, dtype: self.dtype() }, ..*self })
+    }
+
+    /// The matrix as candle holds it.
+    fn host(&self) -> Result<&QTensor> {
+        match &self.storage {
+            Storage::Host(tensor) => Ok(tensor),
+            Storage::Gpu { .. } => bail!("internal: a weight on a GPU was asked for on the CPU"),
         }
-        let storage = QStorage::from_data(self.tensor.data()?, device, self.dtype())?;
-        Self::new(Arc::new(QTensor::new(storage, (self.rows, self.columns))?))
+    }
+
+    /// The blocks in a GPU's memory.
+    pub(super) fn memory(&self) -> Result<&Memory> {
+        match &self.storage {
+            Storage::Gpu { memory, .. } => Ok(memory),
+            Storage::Host(_) => bail!("internal: a weight on the CPU was asked for on a GPU"),
+        }
     }
 
     /// Whether all numbers of the weight are finite. CPU only.
@@ -95,34 +117,43 @@ impl FrozenWeight {
 
     /// The type that the weight is held in.
     pub fn dtype(&self) -> GgmlDType {
-        self.tensor.dtype()
-    }
-
-    /// The matrix as candle holds it.
-    #[cfg(feature = "cuda")]
-    pub(super) fn quantized(&self) -> &QTensor {
-        &self.tensor
+        match &self.storage {
+            Storage::Host(tensor) => tensor.dtype(),
+            Storage::Gpu { dtype, .. } => *dtype,
+        }
     }
 
     /// Bytes that the weight takes in memory.
     pub fn bytes(&self) -> usize {
-        self.tensor.storage_size_in_bytes()
+        self.rows * self.columns / self.dtype().block_size() * self.dtype().type_size()
     }
 
-    /// The matrix in `f32`, whole: for merging, for tests, and for devices without a kernel of ours.
+    /// The matrix in `f32`, whole. CPU only.
     ///
     /// # Errors
-    /// When the device refuses.
-    pub fn dequantize(&self, device: &Device) -> Result<Tensor> {
-        self.tensor.dequantize(device)
+    /// When the weight is on a GPU.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        self.host()?.dequantize(&candle_core::Device::Cpu)
     }
 
     /// The rows of the given numbers: `[..ids] -> [..ids, in]`, without a gradient.
     ///
     /// # Errors
-    /// When an id is not below [`Self::rows`].
+    /// When an id is not below [`Self::rows`], or the weight is on a GPU.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
-        self.tensor.embedding(ids)
+        self.host()?.embedding(ids)
+    }
+
+    /// The rows of the given numbers in `f32`, `[n, in]`. CPU only; all threads work on it.
+    ///
+    /// # Errors
+    /// When an id is not below [`Self::rows`], or the weight is on a GPU.
+    pub fn embed(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let rows = out.par_chunks_exact_mut(self.columns).zip(ids);
+        rows.with_min_len(16).try_for_each(|(out, &id)| {
+            let id = id as usize;
+            self.dequantize_rows(id..id + 1, out)
+        })
     }
 
     /// Writes some rows in `f32` to `out`, which holds `range.len() * in` numbers. CPU only.
@@ -131,7 +162,7 @@ impl FrozenWeight {
     /// When the weight is on another device, or the range is not within it.
     pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         let dtype = self.dtype();
-        let data = self.tensor.data()?;
+        let data = self.host()?.data()?;
         let row_bytes = self.columns / dtype.block_size() * dtype.type_size();
         if range.end > self.rows || out.len() != range.len() * self.columns {
             bail!("rows {range:?} of a weight of {} do not fit {} numbers", self.rows, out.len());
@@ -145,7 +176,7 @@ impl FrozenWeight {
     fn dequantize_part(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
         let dtype = self.dtype();
         let bytes_of = |numbers: usize| numbers / dtype.block_size() * dtype.type_size();
-        let data = self.tensor.data()?;
+        let data = self.host()?.data()?;
         let first = row * bytes_of(self.columns) + bytes_of(columns.start);
         dequantize(dtype, &data[first..first + bytes_of(columns.len())], out);
         Ok(())

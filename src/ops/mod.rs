@@ -2,9 +2,8 @@
 //!
 //! candle's own fused operations (`QMatMul`, `rms_norm`, `softmax_last_dim`, `rope`) return no gradient, silently, and its
 //! graph keeps every intermediate. Here each operation is a function on rows of numbers with its backward beside it, in `f32`
-//! or `bf16` with `f32` sums ([`Element`]), on memory that goes round ([`Pool`]). [`composed`] holds the same operations out of
-//! candle's differentiable ones: for other devices, with [`frozen_matmul`] for the weights, and as what the kernels are tested
-//! against. `cuda` has what a GPU needs.
+//! or `bf16` with `f32` sums ([`Element`]), on memory that goes round ([`Pool`]). [`cuda`] has the same for a GPU. [`composed`]
+//! holds the same operations out of candle's differentiable ones, as what the kernels are tested against.
 //!
 //! It does not own layers or parameters: `nn` does.
 
@@ -15,12 +14,11 @@ pub mod attention;
 pub mod composed;
 mod compute;
 mod cpu;
-#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dequantize;
 mod dropout;
 pub mod element;
-mod frozen_matmul;
+mod frozen_vector;
 mod frozen_weight;
 pub mod gemm;
 mod linear;
@@ -33,14 +31,15 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{Device, Result};
+use crate::device::Device;
+use candle_core::Result;
 
 pub use attention::{AttentionShape, Sequence};
 pub use compute::{Compute, ComputeConfig};
 pub use cpu::numbers;
 pub use dropout::Dropout;
 pub use element::Element;
-pub use frozen_matmul::{frozen_matmul, frozen_matmul_backward};
+pub use frozen_vector::FrozenVector;
 pub use frozen_weight::FrozenWeight;
 pub use linear::{Group, Module, SavedInput, Update, UpdateGradient};
 pub use linear_cross_entropy::{HeadPass, chunk_tokens, linear_cross_entropy};
@@ -54,8 +53,5 @@ pub use swiglu::{swiglu, swiglu_backward};
 /// # Errors
 /// When a GPU's kernels cannot be compiled or loaded.
 pub fn prepare(device: &Device) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    cuda::prepare(device)?;
-    let _ = device;
-    Ok(())
+    device.gpu().map_or(Ok(()), cuda::prepare)
 }

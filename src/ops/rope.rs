@@ -27,6 +27,11 @@ impl RopeTable {
         }
     }
 
+    /// Cosines and sines, `[tokens, head_dim / 2]` each.
+    pub(super) fn numbers(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Cosines and sines, `[b, t, head_dim / 2]`.
     ///
     /// # Errors

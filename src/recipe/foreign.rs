@@ -181,7 +181,7 @@ const TABLE: &[(&str, Answer)] = &[
     ),
     (
         "gradient_checkpointing_kwargs enable_activation_offloading activation_offloading",
-        No("there is `training.gradient_checkpointing: layer`"),
+        No("there is `training.gradient_checkpointing`: `layer`, and `offload` for a GPU"),
     ),
     ("eval_every steps_per_eval val_check_interval eval_interval run_val_every_n_steps", Ours("training.eval_steps")),
     (

@@ -22,7 +22,7 @@ pub use verify::{Verified, VerifyRequest, verify};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
 use crate::data::{DataConfig, Sources};
-use crate::device::{explain, process_memory};
+use crate::device::{Device, explain, process_memory};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::models::Model;
@@ -48,6 +48,8 @@ pub struct RunOptions {
     pub resume: bool,
     /// Remove the run that the output folder holds.
     pub overwrite: bool,
+    /// An open device, in place of the one that the recipe names.
+    pub device: Option<Device>,
 }
 
 /// Trains an adapter as the recipe says, and writes it to the recipe's output folder.
@@ -81,13 +83,19 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         params: &model.params,
         objective: &*objective,
         kept_layers: prepared.kept_layers,
+        offload: prepare::offloads(recipe),
         compute: prepared.compute,
         device: &prepared.device,
         pool: &pool,
         capacity: prepared.most_tokens(recipe),
     };
     let identity = prepared.identity(recipe)?;
-    let settings = Settings { pad_id: prepared.pad_id(), dropout: recipe.lora.lora_dropout > 0.0, started };
+    let settings = Settings {
+        pad_id: prepared.pad_id(),
+        dropout: recipe.lora.lora_dropout > 0.0,
+        started,
+        fitting_tokens: prepared.fitting_tokens(recipe),
+    };
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
@@ -155,6 +163,7 @@ fn summary(
         training_seconds: fit.seconds,
         tokens_per_second: if fit.seconds > 0.0 { fit.tokens as f64 / fit.seconds } else { 0.0 },
         peak_memory: process_memory().map(|(peak, _)| peak),
+        peak_gpu_memory: prepared.device.gpu().map(|gpu| gpu.memory().peak as u64),
         estimated_memory: prepared.memory(recipe).total,
         adapter_parameters: model.params.parameters(),
         sample,

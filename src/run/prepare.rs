@@ -7,7 +7,7 @@ use crate::adapter::AdapterBundle;
 use crate::data::{
     ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
-use crate::device::{DeviceConfig, Gpu, available_memory, explain};
+use crate::device::{Device, DeviceConfig, available_memory, explain};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
@@ -16,7 +16,6 @@ use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
 use crate::train::{Event, GradientCheckpointing, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
-use candle_core::Device;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -37,6 +36,8 @@ pub(super) struct Prepared {
     pub kept_layers: usize,
     dimensions: Dimensions,
     weights_bytes: u64,
+    /// Of those, what stays on the CPU when one computes on a GPU.
+    embedding_bytes: u64,
     adapter_parameters: usize,
     /// The modules that get an adapter, by the last part of their names.
     target_modules: BTreeSet<String>,
@@ -46,8 +47,8 @@ pub(super) struct Prepared {
 pub(super) fn open_device(config: DeviceConfig) -> Result<Device> {
     let device = config.open()?;
     ops::prepare(&device).map_err(|error| explain(error.into()))?;
-    if let Some(gpu) = Gpu::of(&device) {
-        tracing::info!(%gpu, "opened the GPU");
+    if let Some(facts) = device.gpu().map(crate::device::Gpu::facts).transpose()? {
+        tracing::info!(gpu = %facts, "opened the GPU");
     }
     Ok(device)
 }
@@ -139,7 +140,10 @@ pub(super) fn ends(base: &Base, encoder: &Encoder) -> Vec<u32> {
 
 impl Prepared {
     pub(super) fn new(recipe: &Recipe, options: &RunOptions, now: u64, observer: &mut dyn Observer) -> Result<Self> {
-        let device = open_device(recipe.device)?;
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => open_device(recipe.device)?,
+        };
         let base = open_base(&recipe.base, options.offline, observer)?;
         let lora = Some(&recipe.lora);
         let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;
@@ -165,10 +169,12 @@ impl Prepared {
             device,
             dimensions,
             weights_bytes: rehearsal.report.bytes,
+            embedding_bytes: embedding_bytes(&rehearsal),
             adapter_parameters: rehearsal.report.adapter_parameters,
             target_modules: rehearsal.report.target_modules,
         };
         prepared.check_vocabulary()?;
+        prepared.check_gpu_memory(recipe)?;
         prepared.kept_layers = prepared.layers_to_keep(recipe);
         Ok(prepared)
     }
@@ -186,6 +192,36 @@ impl Prepared {
                 self.dimensions.vocabulary
             ),
         ))
+    }
+
+    /// Weights and adapter must fit a GPU's memory, whatever else is made smaller.
+    fn check_gpu_memory(&self, recipe: &Recipe) -> Result<()> {
+        let Some(free) = self.gpu_free() else { return Ok(()) };
+        let memory = self.memory_with(recipe, 0);
+        let least = memory.weights + memory.adapter_and_optimizer;
+        if least <= free {
+            return Ok(());
+        }
+        let (weights, adapter, free) = (memory.weights >> 20, memory.adapter_and_optimizer >> 20, free >> 20);
+        Err(Error::invalid(format!(
+            "device: the weights take {weights} MiB, the adapter and its optimizer {adapter}, and {free} MiB of the GPU's memory \
+             are free"
+        ))
+        .with_help("set a smaller `quantization.type` or `lora.r`; `nvidia-smi` lists who else uses the memory"))
+    }
+
+    /// Bytes of a GPU's memory that are free.
+    fn gpu_free(&self) -> Option<u64> {
+        self.device.gpu().and_then(|gpu| gpu.facts().ok()).map(|facts| facts.free)
+    }
+
+    /// Tokens of a micro-batch that fit a GPU's memory when nothing is kept that need not be.
+    pub(super) fn fitting_tokens(&self, recipe: &Recipe) -> Option<usize> {
+        let gpu = self.device.gpu()?;
+        let (facts, held) = (gpu.facts().ok()?, gpu.memory().reserved as u64);
+        let most = self.most_tokens(recipe);
+        let estimate = |tokens| self.estimate(recipe, tokens, (0, offloads(recipe)));
+        Some(MemoryEstimate::tokens_within(most, facts.free + held, estimate))
     }
 
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
@@ -262,9 +298,10 @@ impl Prepared {
         let training = &recipe.training;
         match training.gradient_checkpointing {
             GradientCheckpointing::None => layers,
-            GradientCheckpointing::Layer => 0,
+            GradientCheckpointing::Layer | GradientCheckpointing::Offload => 0,
             GradientCheckpointing::Auto => {
-                let free = || available_memory().map_or(u64::MAX, |free| free / 5 * 4);
+                let free = if self.device.is_cpu() { available_memory() } else { self.gpu_free() };
+                let free = || free.map_or(u64::MAX, |free| free / 5 * 4);
                 let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes.saturating_mul(1 << 20));
                 MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
             }
@@ -272,14 +309,21 @@ impl Prepared {
     }
 
     fn memory_with(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
-        MemoryEstimate::new(
-            self.weights_bytes,
-            (self.adapter_parameters, recipe.lora.r),
-            &self.dimensions,
-            self.most_tokens(recipe),
-            kept_layers,
-            self.compute,
-        )
+        self.estimate(recipe, self.most_tokens(recipe), (kept_layers, offloads(recipe)))
+    }
+
+    fn estimate(&self, recipe: &Recipe, tokens: usize, (kept_layers, offload): (usize, bool)) -> MemoryEstimate {
+        let adapter = (self.adapter_parameters, recipe.lora.r);
+        match self.device {
+            Device::Cpu => {
+                MemoryEstimate::new(self.weights_bytes, adapter, &self.dimensions, tokens, kept_layers, self.compute)
+            }
+            Device::Gpu(_) => {
+                let weights = self.weights_bytes - self.embedding_bytes;
+                let kept = (kept_layers, offload);
+                MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
+            }
+        }
     }
 
     /// The most tokens of a micro-batch.
@@ -299,8 +343,8 @@ impl Prepared {
                 self.compute.name(),
                 Level::detect().name()
             ),
-            other => {
-                let name = Gpu::of(other).map_or_else(|| format!("{other:?}"), |gpu| gpu.to_string());
+            Device::Gpu(gpu) => {
+                let name = gpu.facts().map_or_else(|_| format!("{gpu:?}"), |facts| facts.to_string());
                 format!("{name}; {}", self.compute.name())
             }
         }
@@ -340,6 +384,19 @@ impl Prepared {
                 memory.total >> 20,
                 available >> 20
             ));
+        }
+        if let Some(free) = self.gpu_free().filter(|&free| memory.total > free) {
+            let offload = if offloads(recipe) { "" } else { "`training.gradient_checkpointing: offload`, " };
+            warnings.push(format!(
+                "the run may need {} MiB of the GPU's memory, and {} MiB are free: set {offload}a smaller \
+                 `training.micro_batch_size`, `data.max_seq_len` or `quantization.type`; else micro-batches are halved until \
+                 they fit",
+                memory.total >> 20,
+                free >> 20
+            ));
+        }
+        if self.device.is_cpu() && offloads(recipe) {
+            warnings.push("`training.gradient_checkpointing: offload` is `layer` on the CPU".into());
         }
         warnings.extend(export_warnings(recipe, &self.base, &self.target_modules));
         warnings
@@ -383,6 +440,24 @@ impl Prepared {
             after: write(true)?,
             raw: self.dataset.report.conversations == 0,
         })
+    }
+}
+
+/// Whether layers' inputs wait in the CPU's memory.
+pub(super) fn offloads(recipe: &Recipe) -> bool {
+    recipe.training.gradient_checkpointing == GradientCheckpointing::Offload
+}
+
+/// Bytes of the embeddings, where they are not the head's as well.
+fn embedding_bytes(rehearsal: &Model) -> u64 {
+    let held = &rehearsal.report.held;
+    let head = held.contains_key("lm_head.weight");
+    match held.get("model.embed_tokens.weight").filter(|_| head) {
+        Some(dtype) => {
+            let numbers = rehearsal.lm.dimensions.vocabulary * rehearsal.lm.dimensions.hidden;
+            (numbers / dtype.block_size() * dtype.type_size()) as u64
+        }
+        None => 0,
     }
 }
 

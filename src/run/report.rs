@@ -40,6 +40,9 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// The most memory held, in bytes.
     pub peak_memory: Option<u64>,
+    /// The most of a GPU's memory that was in use, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_memory: Option<u64>,
     /// What was estimated before, in bytes.
     pub estimated_memory: u64,
     /// Trained parameters.

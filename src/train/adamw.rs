@@ -1,13 +1,16 @@
 //! `AdamW` (arXiv 1711.05101) whose whole state can be saved: candle's keeps its moments to itself.
 
+use super::backward::GradientSums;
 use crate::error::{Error, Result};
 use crate::nn::AdapterParams;
+use crate::ops::cuda::{AdamWFactors, AdapterMemory};
 use crate::ops::numbers;
 use crate::train::TrainingConfig;
 use candle_core::{Device, Shape, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// First and second moments in `f32` for each adapter tensor, and how many updates they have seen.
 pub struct AdamW {
@@ -16,7 +19,9 @@ pub struct AdamW {
     epsilon: f64,
     weight_decay: f64,
     updates: usize,
+    /// On a GPU they are empty: its memory has them.
     moments: BTreeMap<String, Moments>,
+    gpu: Option<Arc<AdapterMemory>>,
 }
 
 /// The running means of a tensor's gradient and of its square.
@@ -26,32 +31,15 @@ struct Moments {
     second: Vec<f32>,
 }
 
-/// The numbers of one update that are the same for all tensors.
-#[derive(Clone, Copy)]
-struct Factors {
-    gradient: f32,
-    beta1: f32,
-    beta2: f32,
-    /// `1 - beta`, rounded once: in `f32`, `1 - 0.999` is wrong in the fifth digit.
-    rest1: f32,
-    rest2: f32,
-    /// `√(1 - β₂ᵗ)`
-    correction: f32,
-    epsilon: f32,
-    /// `lr / (1 - β₁ᵗ)`
-    step: f32,
-    /// `1 - lr·λ`
-    kept: f32,
-}
-
 const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
 
 impl AdamW {
     /// Zero moments for each tensor.
     pub fn new(config: &TrainingConfig, params: &AdapterParams) -> Self {
+        let gpu = params.memory().cloned();
         let moments = params.iter().map(|(name, variable)| {
-            let zeros = vec![0f32; variable.elem_count()];
+            let zeros = if gpu.is_some() { Vec::new() } else { vec![0f32; variable.elem_count()] };
             let moments = Moments { shape: variable.shape().clone(), first: zeros.clone(), second: zeros };
             (name.to_owned(), moments)
         });
@@ -62,6 +50,7 @@ impl AdamW {
             weight_decay: config.weight_decay,
             updates: 0,
             moments: moments.collect(),
+            gpu,
         }
     }
 
@@ -69,17 +58,33 @@ impl AdamW {
     /// `θ = θ·(1 - lr·λ) - lr·(m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε)`, as PyTorch's `AdamW` orders it.
     ///
     /// # Errors
-    /// When a gradient is missing or of another shape.
+    /// When a gradient is missing or of another shape, or a GPU refuses.
     pub fn update(
         &mut self,
         params: &AdapterParams,
-        gradients: &BTreeMap<String, Tensor>,
+        gradients: &GradientSums<'_>,
         factor: f64,
         learning_rate: f64,
     ) -> Result<()> {
         self.updates += 1;
-        let factors = Factors {
-            gradient: factor as f32,
+        let factors = self.factors(factor, learning_rate);
+        let gradients = match gradients {
+            GradientSums::Cpu(gradients) => gradients,
+            GradientSums::Gpu(memory) => return Ok(memory.update(factors)?),
+        };
+        self.moments.par_iter_mut().try_for_each(|(name, moments)| {
+            let (Some(variable), Some(gradient)) = (params.get(name), gradients.get(name)) else {
+                return Err(Error::invalid(format!("internal: `{name}` has no gradient")));
+            };
+            let mut values = numbers(variable)?.to_vec();
+            moments.update(&mut values, gradient, factors);
+            Ok(variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?)
+        })
+    }
+
+    fn factors(&self, gradient: f64, learning_rate: f64) -> AdamWFactors {
+        AdamWFactors {
+            gradient: gradient as f32,
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
             rest1: (1.0 - self.beta1) as f32,
@@ -88,16 +93,7 @@ impl AdamW {
             epsilon: self.epsilon as f32,
             step: (learning_rate / (1.0 - self.beta1.powi(self.updates as i32))) as f32,
             kept: (1.0 - learning_rate * self.weight_decay) as f32,
-        };
-        self.moments.par_iter_mut().try_for_each(|(name, moments)| {
-            let (Some(variable), Some(gradient)) = (params.get(name), gradients.get(name)) else {
-                return Err(Error::invalid(format!("internal: `{name}` has no gradient")));
-            };
-            let [values, gradient] = [variable.as_tensor(), gradient].map(|tensor| tensor.to_device(&Device::Cpu));
-            let (mut values, gradient) = (numbers(&values?)?.to_vec(), gradient?);
-            moments.update(&mut values, &numbers(&gradient)?, factors);
-            Ok(variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)?)
-        })
+        }
     }
 
     /// How many updates were made.
@@ -108,11 +104,13 @@ impl AdamW {
     /// The moments, as `exp_avg.<name>` and `exp_avg_sq.<name>`.
     ///
     /// # Errors
-    /// Never on the CPU.
+    /// When a GPU refuses.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let on_gpu = self.gpu.as_ref().map(|memory| memory.moments()).transpose()?;
         let mut state = BTreeMap::new();
         for (name, moments) in &self.moments {
-            for (prefix, moment) in [(FIRST, &moments.first), (SECOND, &moments.second)] {
+            for (i, (prefix, moment)) in [(FIRST, &moments.first), (SECOND, &moments.second)].into_iter().enumerate() {
+                let moment = on_gpu.as_ref().and_then(|both| both[i].get(name)).unwrap_or(moment);
                 let tensor = Tensor::from_slice(moment, &moments.shape, &Device::Cpu)?;
                 state.insert(format!("{prefix}{name}"), tensor);
             }
@@ -125,14 +123,23 @@ impl AdamW {
     /// # Errors
     /// When a moment is missing or of another shape; `path` is named.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, updates: usize, path: &Path) -> Result<()> {
+        let saved = |prefix: &str, name: &str, shape: &Shape| -> Result<Vec<f32>> {
+            let name = format!("{prefix}{name}");
+            let saved = state.get(&name).filter(|saved| saved.shape() == shape);
+            let saved = saved.ok_or_else(|| Error::file(path, format!("`{name}` is missing or of another shape")))?;
+            Ok(saved.flatten_all()?.to_vec1()?)
+        };
         for (name, moments) in &mut self.moments {
-            for (prefix, moment) in [(FIRST, &mut moments.first), (SECOND, &mut moments.second)] {
-                let name = format!("{prefix}{name}");
-                let saved = state.get(&name).filter(|saved| *saved.shape() == moments.shape);
-                let saved =
-                    saved.ok_or_else(|| Error::file(path, format!("`{name}` is missing or of another shape")))?;
-                *moment = saved.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-            }
+            moments.first = saved(FIRST, name, &moments.shape)?;
+            moments.second = saved(SECOND, name, &moments.shape)?;
+        }
+        if let Some(memory) = &self.gpu {
+            let of = |take: fn(&mut Moments) -> Vec<f32>, moments: &mut BTreeMap<String, Moments>| {
+                moments.iter_mut().map(|(name, moments)| (name.clone(), take(moments))).collect::<BTreeMap<_, _>>()
+            };
+            let first = of(|moments| std::mem::take(&mut moments.first), &mut self.moments);
+            let second = of(|moments| std::mem::take(&mut moments.second), &mut self.moments);
+            memory.set_moments([&first, &second])?;
         }
         self.updates = updates;
         Ok(())
@@ -140,7 +147,7 @@ impl AdamW {
 }
 
 impl Moments {
-    fn update(&mut self, values: &mut [f32], gradient: &[f32], f: Factors) {
+    fn update(&mut self, values: &mut [f32], gradient: &[f32], f: AdamWFactors) {
         let moments = self.first.iter_mut().zip(&mut self.second);
         for ((value, gradient), (first, second)) in values.iter_mut().zip(gradient).zip(moments) {
             let gradient = gradient * f.gradient;
@@ -154,6 +161,7 @@ impl Moments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::Gradients;
     use candle_core::Var;
 
     #[test]
@@ -164,8 +172,9 @@ mod tests {
         let config = TrainingConfig { weight_decay: 0.1, ..TrainingConfig::default() };
         let mut adamw = AdamW::new(&config, &params);
         for gradient in [[0.5f32, -1.0], [1.0, 1.0]] {
-            let gradient = Tensor::new(&gradient, &Device::Cpu).unwrap();
-            adamw.update(&params, &BTreeMap::from([("w".into(), gradient)]), 1.0, 0.1).unwrap();
+            let mut gradients = Gradients::default();
+            gradients.put("w", gradient.to_vec());
+            adamw.update(&params, &GradientSums::Cpu(gradients), 1.0, 0.1).unwrap();
         }
         let got = params.get("w").unwrap().to_vec1::<f32>().unwrap();
         for (got, expected) in got.iter().zip([0.784_581_84_f32, -1.866_463_2]) {

@@ -1,20 +1,24 @@
 //! One micro-batch forward and backward: loss and gradients.
 //!
-//! On the CPU with operations of our own (`cpu`), on another device with candle's graph (`tape`); the objective and the
-//! accounts are the same.
+//! On the CPU and on a GPU by the same code (`pass`), with operations of our own; on candle's graph (`tape`) only to test them.
 
-mod cpu;
+mod pass;
+mod sums;
 mod tape;
 
+pub use sums::GradientSums;
+
 use crate::data::Batch;
+use crate::device::{Device, Gpu};
 use crate::error::{Error, Result};
 use crate::models::CausalLm;
 use crate::nn::{AdapterParams, Gradients};
 use crate::objectives::{LabelLogProbs, Objective, Observations};
-use crate::ops::{Compute, Pool};
+use crate::ops::{Compute, Element, Pool};
 use crate::rng;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use half::bf16;
+use pass::Tokens;
 use std::collections::BTreeMap;
 
 /// What a micro-batch adds to its step.
@@ -57,6 +61,8 @@ pub struct Engine<'a> {
     pub objective: &'a dyn Objective,
     /// Of how many of the last layers the activations are kept; those of the others are computed again.
     pub kept_layers: usize,
+    /// Whether a GPU's layers' inputs wait in the CPU's memory.
+    pub offload: bool,
     /// The type of products and activations.
     pub compute: Compute,
     /// Where it runs.
@@ -65,6 +71,16 @@ pub struct Engine<'a> {
     pub pool: &'a Pool,
     /// The most tokens of a micro-batch, if it is known: what buffers have room for.
     pub capacity: usize,
+}
+
+/// The sums of one optimizer step, where they were made.
+pub struct StepSums<'a> {
+    /// Sums over the micro-batches.
+    pub loss: Loss,
+    /// What loss and gradients are divided by.
+    pub denominator: f64,
+    /// Sums of gradients, not yet divided.
+    pub gradients: GradientSums<'a>,
 }
 
 /// The gradients of one optimizer step.
@@ -77,22 +93,38 @@ pub struct StepGradients {
     pub gradients: BTreeMap<String, Tensor>,
 }
 
-impl Engine<'_> {
+impl<'e> Engine<'e> {
     /// Loss and gradients of an optimizer step: sums over its micro-batches, and the number that both are divided by, once.
     /// `dropout_keys` has the keys of each micro-batch's tokens where dropout is on.
     ///
     /// # Errors
-    /// When shapes do not fit, or an adapter tensor gets no gradient.
+    /// When shapes do not fit, an adapter tensor gets no gradient, or a GPU's memory is full.
+    pub fn sums(
+        &self,
+        batches: &[Batch],
+        dropout_keys: impl Fn(usize) -> Option<Vec<u64>> + Send,
+    ) -> Result<StepSums<'e>> {
+        match self.device {
+            // From within the pool: a thread outside would hand each small task over, and sleep.
+            Device::Cpu => rayon::scope(|_| self.sums_cpu(Self::accumulate_cpu, batches, dropout_keys)),
+            Device::Gpu(gpu) => self.sums_gpu(gpu, batches, dropout_keys),
+        }
+    }
+
+    /// [`Self::sums`], with the gradients by name on the CPU.
+    ///
+    /// # Errors
+    /// As [`Self::sums`].
     pub fn step(
         &self,
         batches: &[Batch],
         dropout_keys: impl Fn(usize) -> Option<Vec<u64>> + Send,
     ) -> Result<StepGradients> {
-        // From within the pool: a thread outside would hand each small task over, and sleep.
-        rayon::scope(|_| self.step_with(Self::accumulate, batches, dropout_keys))
+        let StepSums { loss, denominator, gradients } = self.sums(batches, dropout_keys)?;
+        Ok(StepGradients { loss, denominator, gradients: gradients.into_tensors(self.params)? })
     }
 
-    /// [`Self::step`] on candle's graph, whatever the device: what the kernels are tested against.
+    /// [`Self::step`] on candle's graph, on the CPU: what the kernels are tested against.
     ///
     /// # Errors
     /// As [`Self::step`].
@@ -102,10 +134,11 @@ impl Engine<'_> {
         batches: &[Batch],
         dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
     ) -> Result<StepGradients> {
-        self.step_with(Self::accumulate_tape, batches, dropout_keys)
+        let StepSums { loss, denominator, gradients } = self.sums_cpu(Self::accumulate_tape, batches, dropout_keys)?;
+        Ok(StepGradients { loss, denominator, gradients: gradients.into_tensors(self.params)? })
     }
 
-    /// [`Self::evaluate`] on candle's graph, whatever the device.
+    /// [`Self::evaluate`] on candle's graph, on the CPU.
     ///
     /// # Errors
     /// As [`Self::evaluate`].
@@ -114,32 +147,53 @@ impl Engine<'_> {
         self.evaluate_tape(batch)
     }
 
-    fn step_with(
+    fn sums_cpu(
         &self,
         accumulate: impl Fn(&Self, &Batch, Option<&[u64]>, &mut Gradients) -> Result<Loss>,
         batches: &[Batch],
         dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
-    ) -> Result<StepGradients> {
+    ) -> Result<StepSums<'e>> {
         let (mut loss, mut gradients) = (Loss::default(), Gradients::default());
         for (i, batch) in batches.iter().enumerate() {
             loss.join(accumulate(self, batch, dropout_keys(i).as_deref(), &mut gradients)?);
         }
-        if loss.supervised > 0 && gradients.len() != self.params.len() {
-            let (got, all) = (gradients.len(), self.params.len());
+        self.check_complete(&loss, gradients.len())?;
+        Ok(self.step_sums(batches, loss, GradientSums::Cpu(gradients)))
+    }
+
+    fn sums_gpu(
+        &self,
+        gpu: &Gpu,
+        batches: &[Batch],
+        dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
+    ) -> Result<StepSums<'e>> {
+        let Some(memory) = self.params.memory() else {
+            return Err(Error::invalid("internal: the adapter is not on the GPU"));
+        };
+        memory.begin_step()?;
+        let mut loss = Loss::default();
+        for (i, batch) in batches.iter().enumerate() {
+            let tokens = Tokens::of(batch);
+            let keys = dropout_keys(i).map(|keys| tokens.pick(&keys));
+            let context = self.gpu_context(gpu, batch, &tokens, keys.as_deref())?;
+            loss.join(self.accumulate_on(&context, batch, &tokens, &mut ())?);
+        }
+        self.check_complete(&loss, memory.touched()?)?;
+        Ok(self.step_sums(batches, loss, GradientSums::Gpu(memory)))
+    }
+
+    fn check_complete(&self, loss: &Loss, got: usize) -> Result<()> {
+        let all = self.params.len();
+        if loss.supervised > 0 && got != all {
             return Err(Error::invalid(format!("internal: {got} of {all} adapter tensors got a gradient")));
         }
+        Ok(())
+    }
+
+    fn step_sums(&self, batches: &[Batch], loss: Loss, gradients: GradientSums<'e>) -> StepSums<'e> {
         let samples = batches.iter().map(Batch::samples).sum();
         let denominator = self.objective.denominator(samples, loss.supervised);
-        let tensors = gradients.into_sums().filter_map(|(name, sum)| {
-            let shape = self.params.get(&name)?.shape().clone();
-            Some(
-                Tensor::from_vec(sum, shape, &Device::Cpu)
-                    .and_then(|sum| sum.to_device(self.device))
-                    .map(|sum| (name, sum)),
-            )
-        });
-        let gradients = tensors.collect::<candle_core::Result<_>>()?;
-        Ok(StepGradients { loss, denominator, gradients })
+        StepSums { loss, denominator, gradients }
     }
 
     /// The loss of a batch, without gradients and without dropout.
@@ -147,19 +201,33 @@ impl Engine<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn evaluate(&self, batch: &Batch) -> Result<Loss> {
+        let tokens = Tokens::of(batch);
+        if let Device::Gpu(gpu) = self.device {
+            return self.evaluate_on(&self.gpu_context(gpu, batch, &tokens, None)?, batch, &tokens);
+        }
         rayon::scope(|_| match self.compute {
-            _ if !self.device.is_cpu() => self.evaluate_tape(batch),
-            Compute::F32 => self.evaluate_cpu::<f32>(batch),
-            Compute::Bf16 => self.evaluate_cpu::<bf16>(batch),
+            Compute::F32 => self.evaluate_on(&self.cpu_context::<f32>(batch, &tokens, None), batch, &tokens),
+            Compute::Bf16 => self.evaluate_on(&self.cpu_context::<bf16>(batch, &tokens, None), batch, &tokens),
         })
     }
 
-    fn accumulate(&self, batch: &Batch, dropout_keys: Option<&[u64]>, gradients: &mut Gradients) -> Result<Loss> {
+    fn accumulate_cpu(&self, batch: &Batch, dropout_keys: Option<&[u64]>, gradients: &mut Gradients) -> Result<Loss> {
         match self.compute {
-            _ if !self.device.is_cpu() => self.accumulate_tape(batch, dropout_keys, gradients),
-            Compute::F32 => self.accumulate_cpu::<f32>(batch, dropout_keys, gradients),
-            Compute::Bf16 => self.accumulate_cpu::<bf16>(batch, dropout_keys, gradients),
+            Compute::F32 => self.accumulate_in::<f32>(batch, dropout_keys, gradients),
+            Compute::Bf16 => self.accumulate_in::<bf16>(batch, dropout_keys, gradients),
         }
+    }
+
+    fn accumulate_in<E: Element>(
+        &self,
+        batch: &Batch,
+        dropout_keys: Option<&[u64]>,
+        gradients: &mut Gradients,
+    ) -> Result<Loss> {
+        let tokens = Tokens::of(batch);
+        let dropout_keys = dropout_keys.map(|keys| tokens.pick(keys));
+        let context = self.cpu_context::<E>(batch, &tokens, dropout_keys.as_deref());
+        self.accumulate_on(&context, batch, &tokens, gradients)
     }
 }
 

@@ -83,6 +83,8 @@ pub enum GradientCheckpointing {
     None,
     /// Only the input of each layer is kept; the rest is computed again, one layer at a time.
     Layer,
+    /// As `layer`, with the inputs of a GPU's layers in the CPU's memory.
+    Offload,
 }
 
 impl Default for TrainingConfig {

@@ -1,7 +1,8 @@
-//! How much memory a run will take, before it takes it.
+//! How much memory a run will take, before it takes it: the CPU's, or a GPU's.
 
 use crate::models::Dimensions;
 use crate::nn::DecoderLayer;
+use crate::ops::cuda::{chunk_tokens as cuda_chunk_tokens, panel_bytes};
 use crate::ops::{Compute, chunk_tokens};
 use half::bf16;
 use serde::Serialize;
@@ -61,6 +62,54 @@ impl MemoryEstimate {
         let adapter_and_optimizer = 4 * 4 * adapter_parameters as u64;
         let total = PROGRAM + weights + adapter_and_optimizer + activations + head;
         Self { weights, adapter_and_optimizer, activations, head, total }
+    }
+
+    /// An estimate for a GPU, of its own memory alone: all activations are in the type of products, and buffers have room for
+    /// `tokens`. What the driver takes for itself is not in it: it is not in what the driver calls free either.
+    ///
+    /// A layer keeps its input, but under `offload`; of the last `kept_layers` layers, what [`Activations`] hold.
+    ///
+    /// [`Activations`]: crate::nn::Activations
+    pub fn on_gpu(
+        weights: u64,
+        (adapter_parameters, r): (usize, usize),
+        d: &Dimensions,
+        tokens: usize,
+        (kept_layers, offload): (usize, bool),
+        compute: Compute,
+    ) -> Self {
+        let (tokens, bytes, r) = (tokens as u64, compute.bytes() as u64, r as u64);
+        let (hidden, inner, layers) = (d.hidden as u64, d.intermediate as u64, d.layers as u64);
+        let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
+        let each = tokens * (bytes * (2 * query + 2 * key + hidden + 2 * inner + 6 * r) + 4 * d.heads as u64);
+        let inputs = if offload { 1 } else { layers } * tokens * hidden * bytes;
+        let kept = (kept_layers as u64 + 1).min(layers);
+        // Backward through an MLP: gradients of gate and up beside that of the product within; the stream's, a normalized
+        // state and what is pulled through it.
+        let work = tokens * bytes * (3 * inner + 3 * hidden) + panel_bytes(d.intermediate, d.hidden, compute);
+        let chunk = tokens.min(cuda_chunk_tokens(d.vocabulary) as u64);
+        let head = chunk * d.vocabulary as u64 * (4 + bytes) + 4 * tokens * hidden * bytes;
+        let head_panel = panel_bytes(d.vocabulary, d.hidden, compute);
+        // A layer's work is done when the head's begins, and the other way round.
+        let (layer, head) = (kept * each + work, head + head_panel + (kept - 1) * each);
+        // Rotations and keys of dropout, and small tables.
+        let tables = tokens * (4 * d.head_dim as u64 + 8) + (64 << 10);
+        let activations = inputs + tables + if layer > head { layer } else { 0 };
+        let head = if layer > head { 0 } else { head };
+        let rounded = if compute == Compute::Bf16 { 2 } else { 0 };
+        let adapter_and_optimizer = (4 * 4 + rounded) * adapter_parameters as u64;
+        let total = weights + adapter_and_optimizer + activations + head;
+        Self { weights, adapter_and_optimizer, activations, head, total }
+    }
+
+    /// The most tokens of a micro-batch that fit within `limit` bytes, up to `most`; `estimate` takes their number.
+    pub fn tokens_within(most: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
+        let (mut fits, mut over) = (0, most + 1);
+        while over - fits > 1 {
+            let middle = fits + (over - fits) / 2;
+            if estimate(middle).total <= limit { fits = middle } else { over = middle }
+        }
+        fits
     }
 
     /// The most layers whose activations can be kept within `limit` bytes; `estimate` takes their number.

@@ -27,6 +27,9 @@ pub struct StepMetrics {
     /// The most memory this process has held so far, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
+    /// The most of a GPU's memory that was in use so far, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_memory: Option<u64>,
     /// What the objective measured on its way.
     pub objective: ObjectiveMetrics,
 }

@@ -1,6 +1,6 @@
 //! The loop: steps, validations, checkpoints.
 
-use super::backward::{Engine, Loss, StepGradients, dropout_keys};
+use super::backward::{Engine, Loss, StepSums, dropout_keys};
 use super::checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder};
 use super::metrics::{StepMetrics, Validation};
 use super::record::{Line, Record};
@@ -8,8 +8,6 @@ use super::{AdamW, Event, Observer, Schedule, TrainingConfig};
 use crate::data::{Batch, Dataset, Epoch, Plan, Rows, Sequence};
 use crate::device::process_memory;
 use crate::error::{Error, Result};
-use crate::ops::numbers;
-use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -37,6 +35,8 @@ pub struct Settings {
     pub dropout: bool,
     /// When the run began, in seconds since 1970.
     pub started: u64,
+    /// Tokens of a micro-batch that fit a GPU's memory, as was estimated.
+    pub fitting_tokens: Option<usize>,
 }
 
 /// Trains an adapter.
@@ -48,6 +48,9 @@ pub struct Trainer<'a> {
     out: &'a Path,
     pad_id: u32,
     dropout: bool,
+    fitting_tokens: Option<usize>,
+    /// Rows of a micro-batch; fewer than the recipe's where a GPU's memory was full.
+    micro_batch_size: usize,
     optimizer: AdamW,
     schedule: Schedule,
     total_steps: usize,
@@ -89,7 +92,7 @@ impl<'a> Trainer<'a> {
         config: &'a TrainingConfig,
         (dataset, plan): (&'a Dataset, &'a Plan),
         identity: Identity,
-        Settings { pad_id, dropout, started }: Settings,
+        Settings { pad_id, dropout, started, fitting_tokens }: Settings,
         out: &'a Path,
     ) -> Result<Self> {
         let total_steps = total_steps(config, plan.packs_per_epoch());
@@ -118,6 +121,8 @@ impl<'a> Trainer<'a> {
             out,
             pad_id,
             dropout,
+            fitting_tokens,
+            micro_batch_size: config.micro_batch_size,
             total_steps,
             state,
             epoch: None,
@@ -225,14 +230,13 @@ impl<'a> Trainer<'a> {
         let consumed = packs.len();
         // Rows of like length side by side: less padding, and the step's result does not depend on how it is cut.
         packs.sort_by_key(|pack| (pack.tokens(), pack.place));
-        let micro: Vec<_> = packs.chunks(self.config.micro_batch_size).collect();
-        let batches: Vec<Batch> = micro.iter().map(|packs| collate(packs, self.pad_id)).collect();
-        let keys = |i: usize| {
-            let places: Vec<u64> = micro[i].iter().map(|pack| pack.place).collect();
-            self.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
+        let StepSums { loss, denominator, gradients } = loop {
+            match self.sums(&packs) {
+                Ok(sums) => break sums,
+                Err(error) => self.make_room(error, packs.iter().map(Pack::tokens).max(), observer)?,
+            }
         };
-        let StepGradients { loss, denominator, gradients } = self.engine.step(&batches, keys)?;
-        let grad_norm = global_norm(gradients.values())? / denominator;
+        let grad_norm = gradients.norm()? / denominator;
         let learning_rate = self.schedule.rate(step);
 
         self.state.step = step;
@@ -261,11 +265,59 @@ impl<'a> Trainer<'a> {
             supervised_tokens: loss.supervised,
             tokens_per_second: loss.tokens as f64 / seconds,
             peak_memory: process_memory().map(|(peak, _)| peak),
+            peak_gpu_memory: self.engine.device.gpu().map(|gpu| gpu.memory().peak as u64),
             objective: loss.observations.summary(),
         };
         record.write(&Line::Step(metrics.clone()))?;
         observer.event(&Event::Step(metrics));
         Ok(())
+    }
+
+    /// Loss and gradients of a step's packs, in micro-batches.
+    fn sums(&self, packs: &[Pack]) -> Result<StepSums<'a>> {
+        let micro: Vec<_> = packs.chunks(self.micro_batch_size).collect();
+        let batches: Vec<Batch> = micro.iter().map(|packs| collate(packs, self.pad_id)).collect();
+        let keys = |i: usize| {
+            let places: Vec<u64> = micro[i].iter().map(|pack| pack.place).collect();
+            self.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
+        };
+        self.engine.sums(&batches, keys)
+    }
+
+    /// Where `error` is that a GPU's memory is full: keeps no activations, or else halves the micro-batches. The result of a
+    /// step depends on neither.
+    ///
+    /// # Errors
+    /// When it is another error, or there is nothing left to halve.
+    fn make_room(&mut self, error: Error, tokens: Option<usize>, observer: &mut dyn Observer) -> Result<()> {
+        let Some(gpu) = self.engine.device.gpu() else { return Err(error) };
+        let Some(refusal) = gpu.take_refusal() else { return Err(error) };
+        gpu.trim();
+        let full = format!("the GPU's memory is full ({} MiB more were needed)", refusal.wanted >> 20);
+        if self.engine.kept_layers > 0 {
+            self.engine.kept_layers = 0;
+            let what = "all activations are computed again from here on, which changes time, not the result";
+            observer.event(&Event::Note(format!("{full}: {what}")));
+            return Ok(());
+        }
+        if self.micro_batch_size > 1 {
+            let rows = self.micro_batch_size / 2;
+            let times = self.micro_batch_size.div_ceil(rows);
+            self.micro_batch_size = rows;
+            // Buffers had room for what does not fit.
+            self.engine.capacity = self.engine.capacity.div_ceil(times);
+            observer.event(&Event::Note(format!(
+                "{full}: from here on micro-batches of {rows} and {times} times as many of them, which changes time, not the \
+                 result"
+            )));
+            return Ok(());
+        }
+        let row = tokens.map_or(String::new(), |tokens| format!(" of up to {tokens} tokens"));
+        let fits = self.fitting_tokens.filter(|&fits| fits > 0);
+        let fits = fits.map_or(String::new(), |fits| format!("; about {fits} tokens would fit"));
+        let offload = if self.engine.offload { "" } else { "`training.gradient_checkpointing: offload`, or " };
+        Err(Error::invalid(format!("device: {full}, with one row{row} at a time{fits}"))
+            .with_help(format!("set {offload}a smaller `data.max_seq_len` or `quantization.type`")))
     }
 
     fn skip(&mut self, loss: &Loss, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
@@ -323,11 +375,15 @@ impl<'a> Trainer<'a> {
         let validation: &Rows = &self.dataset.validation;
         let mut rows: Vec<usize> = (0..validation.len()).collect();
         rows.sort_by_key(|&row| validation.entry(row).tokens);
-        let mut loss = Loss::default();
-        for rows in rows.chunks(self.config.micro_batch_size) {
-            let samples = rows.iter().map(|&row| validation.get(row)).collect::<Result<Vec<_>>>()?;
-            loss.join(self.engine.evaluate(&Batch::collate(&samples.iter().collect::<Vec<_>>(), self.pad_id))?);
-        }
+        let loss = loop {
+            match self.evaluate(&rows) {
+                Ok(loss) => break loss,
+                Err(error) => {
+                    let tokens = rows.iter().map(|&row| validation.entry(row).tokens as usize).max();
+                    self.make_room(error, tokens, observer)?;
+                }
+            }
+        };
         let supervised = loss.supervised.max(1) as f64;
         let mean = loss.cross_entropy / supervised;
         let step = self.state.step;
@@ -353,6 +409,16 @@ impl<'a> Trainer<'a> {
         observer.event(&Event::Validation(validation.clone()));
         self.note(validation);
         Ok(best)
+    }
+
+    /// The loss of validation rows, in micro-batches.
+    fn evaluate(&self, rows: &[usize]) -> Result<Loss> {
+        let mut loss = Loss::default();
+        for rows in rows.chunks(self.micro_batch_size) {
+            let samples = rows.iter().map(|&row| self.dataset.validation.get(row)).collect::<Result<Vec<_>>>()?;
+            loss.join(self.engine.evaluate(&Batch::collate(&samples.iter().collect::<Vec<_>>(), self.pad_id))?);
+        }
+        Ok(loss)
     }
 
     fn note(&mut self, validation: Validation) {
@@ -408,19 +474,6 @@ const fn is_due(step: usize, every: usize) -> bool {
 fn collate(packs: &[Pack], pad_id: u32) -> Batch {
     let rows: Vec<Vec<&Sequence>> = packs.iter().map(|pack| pack.samples.iter().collect()).collect();
     Batch::collate_packed(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad_id)
-}
-
-/// `√Σ g²` over all tensors, in `f64`.
-///
-/// # Errors
-/// When the device refuses.
-pub fn global_norm<'t>(gradients: impl Iterator<Item = &'t Tensor>) -> Result<f64> {
-    let mut sum = 0.0;
-    for gradient in gradients {
-        let gradient = gradient.to_device(&Device::Cpu)?;
-        sum += numbers(&gradient)?.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-    }
-    Ok(sum.sqrt())
 }
 
 /// What brings a gradient of norm `norm` down to `limit`, as PyTorch's `clip_grad_norm_` has it; 1 where it is within, or

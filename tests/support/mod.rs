@@ -1,13 +1,15 @@
 //! What several themes need: golden files, tiny random models, batches.
 
+pub mod host_gpu;
 /// The library's own stand-in for the Hub.
 #[path = "../../src/hub/stand_in.rs"]
 pub mod stand_in;
 pub mod workplace;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device as Place, Tensor};
 use equipoise::data::{Batch, IGNORED, Sequence};
+use equipoise::device::Device;
 use equipoise::models::{self, Model};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType, TargetModules};
 use equipoise::objectives::{Objective, ObjectiveConfig, ObjectiveKind, TokenWeighting};
@@ -42,7 +44,7 @@ pub fn json(path: &Path) -> serde_json::Value {
 }
 
 pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+    candle_core::safetensors::load(path, &Place::Cpu).unwrap()
 }
 
 pub fn floats(value: &serde_json::Value) -> Vec<f64> {
@@ -65,6 +67,9 @@ pub const TINY: Tiny = Tiny { hidden: 64, intermediate: 96, heads: 4, kv_heads: 
 /// Widths that every K-quant fits.
 pub const WIDE: Tiny = Tiny { hidden: 256, intermediate: 256, heads: 4, kv_heads: 2, layers: 1, vocabulary: 64 };
 
+/// Heads of 24, which fill no vector; queries in groups of three.
+pub const ODD: Tiny = Tiny { hidden: 144, intermediate: 200, heads: 6, kv_heads: 2, layers: 3, vocabulary: 101 };
+
 impl Tiny {
     /// Writes a random model as a Hugging Face folder, seeded.
     pub fn write(&self, folder: &Path) {
@@ -81,7 +86,7 @@ impl Tiny {
         let (query, key) = (self.hidden, self.kv_heads * head_dim);
         let mut add = |name: String, shape: &[usize], scale: f64, offset: f64| {
             let numbers = (0..shape.iter().product::<usize>()).map(|_| (rng.uniform() * 2.0 - 1.0) * scale + offset);
-            let tensor = Tensor::from_vec(numbers.map(|x| x as f32).collect(), shape, &Device::Cpu).unwrap();
+            let tensor = Tensor::from_vec(numbers.map(|x| x as f32).collect(), shape, &Place::Cpu).unwrap();
             all.insert(name, tensor);
         };
         add("model.embed_tokens.weight".into(), &[self.vocabulary, self.hidden], 1.0, 0.0);
@@ -109,12 +114,18 @@ impl Tiny {
 
     /// The random model with an adapter whose `B` is not zero, so that all gradients are alive.
     pub fn model(&self, kind: QuantizationType, lora: &LoraConfig) -> Model {
+        self.model_on(kind, lora, &Device::Cpu)
+    }
+
+    /// The same model on a device.
+    pub fn model_on(&self, kind: QuantizationType, lora: &LoraConfig, device: &Device) -> Model {
         let folder = tempfile::tempdir().unwrap();
         self.write(folder.path());
         let base = Base::open(folder.path()).unwrap();
         let quantization = QuantizationConfig { kind };
-        let model = models::load(&base, quantization, Some(lora), 3, &Device::Cpu, false).unwrap();
+        let model = models::load(&base, quantization, Some(lora), 3, device, false).unwrap();
         stir(&model);
+        model.params.upload().unwrap();
         model
     }
 }
@@ -124,7 +135,7 @@ pub fn stir(model: &Model) {
     let mut rng = Rng::new(5);
     for (_, variable) in model.params.iter().filter(|(name, _)| name.contains("lora_B")) {
         let numbers: Vec<f32> = (0..variable.elem_count()).map(|_| (rng.uniform() - 0.5) as f32 * 0.2).collect();
-        variable.set(&Tensor::from_vec(numbers, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+        variable.set(&Tensor::from_vec(numbers, variable.shape(), &Place::Cpu).unwrap()).unwrap();
     }
 }
 
@@ -159,6 +170,7 @@ pub fn engine<'a>(model: &'a Model, objective: &'a dyn Objective, pool: &'a Pool
         objective,
         kept_layers: model.lm.layers.len(),
         compute: Compute::F32,
+        offload: false,
         device: &Device::Cpu,
         pool,
         capacity: 0,

@@ -1,11 +1,35 @@
-//! CUDA kernels of our own and their launches: the only CUDA code, and the only room that needs the `cuda` feature.
+//! The operations of a training step on a GPU: CUDA kernels of our own, their launches, and products by cuBLAS.
 //!
-//! The sources are in `kernels/*.cu`. They are compiled at run time by NVRTC for the GPU that is there ([`prepare`]), so that a
-//! build needs no compiler for them and one binary fits every GPU. Each has a twin on the CPU, and `tests/cuda_kernels.rs` runs
-//! the same device code against it without a GPU. What is computed when is decided above, in [`super::frozen_matmul`].
+//! The kernels are in `kernels/*.cu`. They are compiled at run time for the GPU that is there, so that one build fits every GPU.
+//! Activations are in the type of the products, `f32` or `bf16`; sums are `f32` inside. Each operation has a twin on the CPU, and
+//! the tests run all of it, kernels and launches, without a GPU: see [`crate::device::driver`]. What is computed when is decided
+//! above, in `nn` and `train`.
 
-mod frozen_matmul;
-mod kernels;
+mod adapter;
+mod attention;
+mod head;
+mod linear;
+mod programs;
+mod rows;
 
-pub(super) use frozen_matmul::{CudaPanels, Input};
-pub use kernels::prepare;
+pub use adapter::{AdamWFactors, AdapterMemory, Operands};
+pub use attention::{KeyValueMemory, Tiles};
+pub(crate) use head::chunk_tokens;
+pub(crate) use linear::panel_bytes;
+pub use linear::{GpuModule, GpuUpdate};
+pub use programs::programs;
+pub use rows::{Cuda, DropoutKeys, Places, RopeMemory, Rows};
+
+use crate::device::Gpu;
+use candle_core::Result;
+
+/// Compiles and loads the kernels that every model needs: what does not fit shows at the start.
+///
+/// # Errors
+/// When NVRTC refuses, the driver is older than NVRTC, or the GPU is too old.
+pub fn prepare(gpu: &Gpu) -> Result<()> {
+    for (program, kernel) in programs::always() {
+        gpu.prepare(&program, kernel)?;
+    }
+    Ok(())
+}

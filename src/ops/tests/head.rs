@@ -1,7 +1,7 @@
 //! The head and the loss.
 
 use super::*;
-use crate::ops::{Compute, Pool, chunk_tokens, composed, linear_cross_entropy};
+use crate::ops::{Pool, chunk_tokens, composed, linear_cross_entropy};
 
 struct Head {
     weight: FrozenWeight,
@@ -70,7 +70,7 @@ fn the_head_agrees_with_its_composition_in_what_it_counts() {
     let mut targets = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
     targets.iter_mut().step_by(3).for_each(|target| *target = (*target + 1) % 5000);
     let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, &head.pool()).unwrap();
-    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets, Compute::F32).unwrap();
+    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets).unwrap();
     assert_eq!(pass.top1, top1);
     assert_eq!(top1.iter().filter(|&&top| top).count(), 80 - 27);
     for (a, b) in pass.log_probabilities.iter().zip(&log_probabilities) {
@@ -96,7 +96,7 @@ fn logits_of_any_size_keep_the_loss_finite_and_right() {
         let expected = head.composed(std::slice::from_ref(&tensor)).flatten_all().unwrap().to_vec1::<f32>().unwrap();
         close("the loss of large logits", &head.forward::<f32>(std::slice::from_ref(&hidden)), &expected, COMPOSED);
         let rows = tensor.reshape((n, d)).unwrap();
-        let (_, _, gradient) = composed::head(&rows, &head.weight, &head.targets, Compute::F32).unwrap();
+        let (_, _, gradient) = composed::head(&rows, &head.weight, &head.targets).unwrap();
         let expected = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let got = head.backward::<f32>(std::slice::from_ref(&hidden), &[1.0; 9]);
         close("the gradient of large logits", &got[0], &expected, 1e-4);

@@ -1,4 +1,4 @@
-//! A micro-batch on another device, with candle's graph: one graph a layer, so that it can be dropped and built again.
+//! A micro-batch on candle's graph, on the CPU: one graph a layer, so that it can be dropped and built again.
 
 use super::{Engine, Head, Loss};
 use crate::data::Batch;
@@ -56,12 +56,11 @@ impl Engine<'_> {
     fn tape_context<'a>(&self, batch: &Batch, dropout_keys: Option<&'a [u64]>) -> Result<TapeContext<'a>> {
         let shape = (batch.rows, batch.width);
         let (positions, segments) = (&batch.position_ids, &batch.segment_ids);
-        Ok(TapeContext::new(self.lm, shape, positions, segments, dropout_keys, true, self.device)?
-            .with_compute(self.compute))
+        Ok(TapeContext::new(self.lm, shape, positions, segments, dropout_keys, true)?)
     }
 
     fn tape_embed(&self, batch: &Batch) -> Result<Tensor> {
-        let ids = Tensor::from_slice(&batch.input_ids, (batch.rows, batch.width), self.device)?;
+        let ids = Tensor::from_slice(&batch.input_ids, (batch.rows, batch.width), &Device::Cpu)?;
         Ok(self.lm.tape_embed(&ids)?)
     }
 
@@ -73,15 +72,14 @@ impl Engine<'_> {
         }
         let rows = batch.rows * batch.width;
         let places: Vec<u32> = head.places.iter().map(|&place| place as u32).collect();
-        let places = Tensor::new(places.as_slice(), self.device)?;
+        let places = Tensor::new(places.as_slice(), &Device::Cpu)?;
         let hidden = normalized.reshape((rows, ()))?.index_select(&places, 0)?;
-        let (log_probabilities, top1, gradient) =
-            composed::head(&hidden, &self.lm.lm_head, &head.labels, self.compute)?;
+        let (log_probabilities, top1, gradient) = composed::head(&hidden, &self.lm.lm_head, &head.labels)?;
         let (loss, weights) = head.loss(self.objective, &log_probabilities, &top1);
         let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
-        let weights = Tensor::from_vec(weights, (head.labels.len(), 1), self.device)?;
+        let weights = Tensor::from_vec(weights, (head.labels.len(), 1), &Device::Cpu)?;
         let weighted = gradient.broadcast_mul(&weights)?;
-        let spread = Tensor::zeros((rows, self.lm.dimensions.hidden), DType::F32, self.device)?;
+        let spread = Tensor::zeros((rows, self.lm.dimensions.hidden), DType::F32, &Device::Cpu)?;
         let spread = spread.index_add(&places, &weighted, 0)?.reshape(normalized.shape())?;
         Ok((loss, Some(spread)))
     }
@@ -89,7 +87,7 @@ impl Engine<'_> {
     fn collect(&self, store: &mut GradStore, gradients: &mut Gradients) -> Result<()> {
         for (name, variable) in self.params.iter() {
             let Some(gradient) = store.remove(variable) else { continue };
-            let gradient = gradient.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
             let mut sum = gradients.take(name, gradient.len());
             sum.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
             gradients.put(name, sum);

@@ -1,12 +1,11 @@
 //! What a GPU says of itself, and what its errors mean for a user.
 
 use crate::error::Error;
-use candle_core::Device;
 use std::fmt;
 
 /// A GPU, as it says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gpu {
+pub struct GpuFacts {
     /// `NVIDIA H200`
     pub name: String,
     /// Its compute capability, as `(9, 0)`.
@@ -21,38 +20,14 @@ pub struct Gpu {
     pub free: u64,
 }
 
-impl Gpu {
-    /// What this device says; `None` for the CPU, and where the driver does not answer.
-    #[cfg(feature = "cuda")]
-    pub fn of(device: &Device) -> Option<Self> {
-        let Device::Cuda(device) = device else { return None };
-        let stream = device.cuda_stream();
-        let context = stream.context();
-        let (major, minor) = context.compute_capability().ok()?;
-        let (free, total) = context.mem_get_info().ok()?;
-        Some(Self {
-            name: context.name().ok()?,
-            capability: (u32::try_from(major).ok()?, u32::try_from(minor).ok()?),
-            driver: std::fs::read_to_string("/proc/driver/nvidia/version").ok().as_deref().and_then(driver_version),
-            cuda: cuda_version()?,
-            total: total as u64,
-            free: free as u64,
-        })
-    }
-
-    /// What this device says; `None` for the CPU, and there is no other in this build.
-    #[cfg(not(feature = "cuda"))]
-    pub const fn of(_: &Device) -> Option<Self> {
-        None
-    }
-
+impl GpuFacts {
     /// Whether it multiplies `bf16`: from the A100 and the RTX 30 series on.
     pub fn has_bf16(&self) -> bool {
         self.capability >= (8, 0)
     }
 }
 
-impl fmt::Display for Gpu {
+impl fmt::Display for GpuFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let Self { name, capability, cuda, .. } = self;
@@ -64,21 +39,9 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// The newest CUDA that the driver can run.
-#[cfg(feature = "cuda")]
-fn cuda_version() -> Option<(u32, u32)> {
-    use candle_core::cuda_backend::cudarc::driver::sys;
-    let mut version = 0;
-    // SAFETY: it writes one number to where it is told.
-    #[expect(unsafe_code, reason = "cudarc has no safe function for it")]
-    let answer = unsafe { sys::cuDriverGetVersion(&raw mut version) };
-    let version = u32::try_from(version).ok().filter(|_| answer == sys::CUresult::CUDA_SUCCESS)?;
-    Some((version / 1000, version % 1000 / 10))
-}
-
 /// The driver's version, from the first line of `/proc/driver/nvidia/version`: the first word of digits and points.
 #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a driver"))]
-fn driver_version(text: &str) -> Option<String> {
+pub(super) fn driver_version(text: &str) -> Option<String> {
     let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
 }
@@ -117,9 +80,9 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
             "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
             "cudaErrorInsufficientDriver",
         ],
-        "the driver is too old for the CUDA library that this binary works with",
-        "update the driver (CUDA 13.0 needs 580 or newer), or build with a CUDA toolkit of the version that `nvidia-smi` shows, \
-         or an older one",
+        "the driver is too old for the NVRTC or the cuBLAS that was found",
+        "update the driver (CUDA 13.0 needs 580 or newer), or let `LD_LIBRARY_PATH` name the libraries of the CUDA version that \
+         `nvidia-smi` shows, or of an older one",
     ),
     (
         &[
@@ -130,15 +93,21 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
             "no kernel for compute capability",
             "invalid value for --gpu-architecture",
         ],
-        "this binary has no kernels for the architecture of this GPU",
-        "build it for this one: `nvidia-smi --query-gpu=compute_cap --format=csv` tells its compute capability, and for 8.6 it \
-         is `CUDA_COMPUTE_CAP=86 cargo build --release --features cuda`; the oldest that works is 7.5",
+        "there are no kernels for the architecture of this GPU",
+        "the oldest that works is compute capability 7.5 (RTX 20, T4); `nvidia-smi --query-gpu=compute_cap --format=csv` tells \
+         yours; or set `device: cpu`",
+    ),
+    (
+        &["CUDA library not found"],
+        "a library of CUDA is missing",
+        "install the NVIDIA driver, and cuBLAS and NVRTC of CUDA 12 or 13 (they are in the CUDA toolkit, and in the PyPI packages \
+         nvidia-cublas and nvidia-cuda-nvrtc), and let `LD_LIBRARY_PATH` name the folders that they are in; or set `device: cpu`",
     ),
     (
         &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"],
         "the GPU's memory is full",
         "set a smaller `training.micro_batch_size` (with more `training.gradient_accumulation_steps` the result is the same), \
-         a smaller `data.max_seq_len`, or a smaller `quantization`; `nvidia-smi` lists who else uses the memory",
+         `training.gradient_checkpointing: offload`, a smaller `data.max_seq_len` or `quantization.type`; `nvidia-smi` lists who else uses the memory",
     ),
     (
         &["CUDA_ERROR_JIT_COMPILER_NOT_FOUND"],
@@ -153,8 +122,8 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
     (
         &["CUBLAS_STATUS_NOT_INITIALIZED"],
         "cuBLAS could not start",
-        "free some of the GPU's memory (`nvidia-smi` lists who uses it), and see that libcublas is of the CUDA that this binary \
-         was built with",
+        "free some of the GPU's memory (`nvidia-smi` lists who uses it), and see that libcublas is of a CUDA that the driver can \
+         run",
     ),
 ];
 
@@ -207,10 +176,11 @@ mod tests {
             (
                 "DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"no kernel image is available\") when loading x",
                 "no kernels for the architecture",
-                "CUDA_COMPUTE_CAP=86",
+                "7.5",
             ),
             ("no kernel for compute capability 7.0", "no kernels for the architecture", "7.5"),
             ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "memory is full", "micro_batch_size"),
+            ("CUDA library not found: cuBLAS, libcublas", "a library of CUDA is missing", "LD_LIBRARY_PATH"),
             ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory is full", "micro_batch_size"),
             (
                 "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_BUILTIN_OPERATION_FAILURE), options: [], log: \"\" }",
@@ -221,7 +191,7 @@ mod tests {
                 "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_INVALID_OPTION), log: \"nvrtc: error: invalid value for \
                  --gpu-architecture (-arch)\" }",
                 "no kernels for the architecture",
-                "CUDA_COMPUTE_CAP",
+                "compute_cap",
             ),
         ] {
             let (got, its_help) = explained(text);
@@ -256,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_gpu_is_told_in_a_line() {
-        let mut gpu = Gpu {
+        let mut gpu = GpuFacts {
             name: "NVIDIA H200".into(),
             capability: (9, 0),
             driver: Some("580.65.06".into()),
@@ -271,6 +241,5 @@ mod tests {
         assert!(gpu.has_bf16());
         gpu.capability = (7, 5);
         assert!(!gpu.has_bf16());
-        assert_eq!(Gpu::of(&Device::Cpu), None);
     }
 }

@@ -1,0 +1,349 @@
+//! A GPU's memory: buffers that return to the arena when they are dropped.
+
+use super::GpuFacts;
+use super::arena::{ALIGNMENT, Arena};
+use super::driver::{Address, Driver, Launch, MatrixProduct, Program};
+use candle_core::{Result, bail};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// An open GPU; clones share it.
+#[derive(Clone)]
+pub struct Gpu(Arc<Open>);
+
+struct Open {
+    driver: Box<dyn Driver>,
+    arena: Mutex<Arena>,
+    refusal: Mutex<Option<Refusal>>,
+}
+
+/// An allocation that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Bytes that were asked for.
+    pub wanted: usize,
+    /// Bytes that the arena held.
+    pub reserved: usize,
+}
+
+/// How much memory a GPU's arena has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// The most bytes in use at a time.
+    pub peak: usize,
+    /// The most bytes that were taken from the driver at a time.
+    pub peak_reserved: usize,
+    /// The bytes that are taken from the driver now.
+    pub reserved: usize,
+}
+
+impl Gpu {
+    /// A GPU behind a driver.
+    pub fn new(driver: Box<dyn Driver>) -> Self {
+        Self(Arc::new(Open { driver, arena: Mutex::default(), refusal: Mutex::default() }))
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn facts(&self) -> Result<GpuFacts> {
+        self.0.driver.facts()
+    }
+
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        self.0.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Memory of undefined content, at a multiple of 256 bytes.
+    ///
+    /// # Errors
+    /// When there is not enough; [`Self::take_refusal`] tells then.
+    pub fn allocate(&self, bytes: usize) -> Result<Memory> {
+        let rounded = Arena::rounded(bytes);
+        let mut arena = self.arena();
+        let address = match arena.take(rounded) {
+            Some(address) => address,
+            None => {
+                self.grow(&mut arena, rounded)?;
+                match arena.take(rounded) {
+                    Some(address) => address,
+                    None => bail!("internal: a fresh segment does not hold what it was made for"),
+                }
+            }
+        };
+        drop(arena);
+        Ok(Memory { gpu: self.clone(), address, bytes, rounded })
+    }
+
+    /// Adds a segment of at least so many bytes; gives back unused ones where the driver has no more.
+    fn grow(&self, arena: &mut Arena, bytes: usize) -> Result<()> {
+        let driver = &self.0.driver;
+        let wanted = driver.segment_bytes(bytes);
+        let mut got = driver.allocate(wanted)?.map(|address| (address, wanted));
+        if got.is_none() {
+            self.give_back_unused(arena);
+            got = driver.allocate(bytes)?.map(|address| (address, bytes));
+        }
+        let Some((address, size)) = got else {
+            let refusal = Refusal { wanted: bytes, reserved: arena.reserved() };
+            *self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+            let mib = |bytes: usize| bytes >> 20;
+            bail!(
+                "CUDA_ERROR_OUT_OF_MEMORY: {} MiB were asked for, {} MiB are held",
+                mib(refusal.wanted),
+                mib(refusal.reserved)
+            );
+        };
+        if !address.is_multiple_of(ALIGNMENT as Address) {
+            bail!("internal: the driver gave memory at {address:#x}");
+        }
+        arena.add(address, size);
+        Ok(())
+    }
+
+    fn give_back_unused(&self, arena: &mut Arena) {
+        for address in arena.remove_unused() {
+            // SAFETY: the arena had it from the driver, and nothing of it is taken.
+            #[expect(unsafe_code, reason = "addresses cannot be checked")]
+            unsafe {
+                self.0.driver.free(address);
+            };
+        }
+    }
+
+    /// Gives segments of which nothing is in use back to the driver.
+    pub fn trim(&self) {
+        self.give_back_unused(&mut self.arena());
+    }
+
+    /// The last allocation that failed, once.
+    pub fn take_refusal(&self) -> Option<Refusal> {
+        self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// How much memory was in use.
+    pub fn memory(&self) -> GpuMemory {
+        let arena = self.arena();
+        let (peak, peak_reserved) = arena.peaks();
+        GpuMemory { peak, peak_reserved, reserved: arena.reserved() }
+    }
+
+    /// Forgets how much memory was in use before.
+    pub fn reset_peaks(&self) {
+        self.arena().reset_peaks();
+    }
+
+    /// Memory that holds these bytes.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn upload(&self, bytes: &[u8]) -> Result<Memory> {
+        let memory = self.allocate(bytes.len())?;
+        memory.write(0, bytes)?;
+        Ok(memory)
+    }
+
+    /// Memory that holds these numbers.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn upload_numbers<T: Plain>(&self, numbers: &[T]) -> Result<Memory> {
+        self.upload(T::bytes(numbers))
+    }
+
+    /// Memory of zeros.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn zeros(&self, bytes: usize) -> Result<Memory> {
+        let memory = self.allocate(bytes)?;
+        memory.zero()?;
+        Ok(memory)
+    }
+
+    /// Runs a kernel.
+    ///
+    /// # Errors
+    /// When the compiler or the driver refuses.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and what they point to is there.
+    #[expect(unsafe_code, reason = "arguments cannot be checked")]
+    pub unsafe fn launch(&self, launch: Launch<'_>) -> Result<()> {
+        // SAFETY: as the caller says.
+        unsafe { self.0.driver.launch(launch) }
+    }
+
+    /// Multiplies matrices.
+    ///
+    /// # Errors
+    /// When they do not fit each other, or the library refuses.
+    ///
+    /// # Safety
+    /// The matrices are within memory.
+    #[expect(unsafe_code, reason = "addresses cannot be checked")]
+    pub unsafe fn multiply(&self, product: &MatrixProduct) -> Result<()> {
+        if product.sizes().is_none() {
+            bail!("internal: these matrices cannot be multiplied: {product:?}");
+        }
+        // SAFETY: as the caller says.
+        unsafe { self.0.driver.multiply(product) }
+    }
+
+    /// Compiles and loads a program.
+    ///
+    /// # Errors
+    /// When the compiler or the driver refuses.
+    pub fn prepare(&self, program: &Program, kernel: &str) -> Result<()> {
+        self.0.driver.prepare(program, kernel)
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// When any of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.driver.synchronize()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let arena = self.arena.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for address in arena.remove_unused() {
+            // SAFETY: the arena had it from the driver, and nothing of it is taken.
+            #[expect(unsafe_code, reason = "addresses cannot be checked")]
+            unsafe {
+                self.driver.free(address);
+            };
+        }
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({:?})", self.0.driver)
+    }
+}
+
+/// Numbers whose bytes are all there is to them.
+pub trait Plain: Copy + Default {
+    /// Their bytes.
+    fn bytes(numbers: &[Self]) -> &[u8];
+    /// Their bytes, to be written.
+    fn bytes_mut(numbers: &mut [Self]) -> &mut [u8];
+}
+
+macro_rules! plain {
+    ($($number:ty),*) => {$(
+        impl Plain for $number {
+            #[expect(unsafe_code, reason = "the standard library has no safe view of a slice's bytes")]
+            fn bytes(numbers: &[Self]) -> &[u8] {
+                // SAFETY: the numbers have no padding, and bytes no alignment.
+                unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+            }
+
+            #[expect(unsafe_code, reason = "the standard library has no safe view of a slice's bytes")]
+            fn bytes_mut(numbers: &mut [Self]) -> &mut [u8] {
+                // SAFETY: as above, and all bytes are valid numbers.
+                unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
+            }
+        }
+    )*};
+}
+plain!(u8, u16, u32, u64, f32, f64, half::bf16);
+
+/// A block of a GPU's memory; it returns to the arena when it is dropped. Work that was asked for before that still finds it:
+/// whoever takes it next asks for its own work later.
+#[derive(Debug)]
+pub struct Memory {
+    gpu: Gpu,
+    address: Address,
+    bytes: usize,
+    rounded: usize,
+}
+
+impl Memory {
+    /// Where it begins.
+    pub const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Its length.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The GPU that it is on.
+    pub const fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn check(&self, first: usize, bytes: usize) -> Result<()> {
+        if first.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            bail!("internal: {bytes} bytes at {first} of a buffer of {}", self.bytes);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into it.
+    ///
+    /// # Errors
+    /// When they go beyond its end, or the driver refuses.
+    pub fn write(&self, first: usize, bytes: &[u8]) -> Result<()> {
+        self.check(first, bytes.len())?;
+        // SAFETY: it is within this block, as was checked.
+        #[expect(unsafe_code, reason = "addresses cannot be checked")]
+        unsafe {
+            self.gpu.0.driver.upload(bytes, self.address + first as Address)
+        }
+    }
+
+    /// The numbers from byte `first` on, once all work is done.
+    ///
+    /// # Errors
+    /// When they go beyond its end, or work failed.
+    pub fn read<T: Plain>(&self, first: usize, count: usize) -> Result<Vec<T>> {
+        self.check(first, count * size_of::<T>())?;
+        let mut numbers = vec![T::default(); count];
+        // SAFETY: it is within this block, as was checked.
+        #[expect(unsafe_code, reason = "addresses cannot be checked")]
+        unsafe {
+            self.gpu.0.driver.download(self.address + first as Address, T::bytes_mut(&mut numbers))?;
+        };
+        Ok(numbers)
+    }
+
+    /// Copies the beginning of another block into it, from byte `first` on.
+    ///
+    /// # Errors
+    /// When one of them is too short, or the driver refuses.
+    pub fn copy_from(&self, first: usize, other: &Self, bytes: usize) -> Result<()> {
+        self.check(first, bytes)?;
+        other.check(0, bytes)?;
+        // SAFETY: both are within their blocks, as was checked.
+        #[expect(unsafe_code, reason = "addresses cannot be checked")]
+        unsafe {
+            self.gpu.0.driver.copy(other.address, self.address + first as Address, bytes)
+        }
+    }
+
+    /// Writes zeros all over it.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn zero(&self) -> Result<()> {
+        // SAFETY: it is this block.
+        #[expect(unsafe_code, reason = "addresses cannot be checked")]
+        unsafe {
+            self.gpu.0.driver.zero(self.address, self.bytes)
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.gpu.arena().give_back(self.address, self.rounded);
+    }
+}

@@ -1,0 +1,149 @@
+//! What computes a layer: the CPU's operations, or a GPU's.
+//!
+//! A layer's story, forward and backward, is told once, in [`DecoderLayer`](super::DecoderLayer); a backend knows the batch and
+//! does the arithmetic. [`ForwardContext`](super::ForwardContext) is the CPU's, [`GpuContext`](super::GpuContext) a GPU's.
+
+use super::linear::Linear;
+use crate::ops::{AttentionShape, FrozenVector, FrozenWeight};
+use candle_core::Result;
+
+/// A normalization.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[d]`
+    pub weight: &'a FrozenVector,
+    /// What is added to the mean square.
+    pub epsilon: f64,
+}
+
+/// The model's end: a normalization and the matrix of the vocabulary.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// Before the product.
+    pub norm: Norm<'a>,
+    /// `[vocabulary, d]`
+    pub weight: &'a FrozenWeight,
+}
+
+/// What the head says of some rows of the residual stream.
+#[derive(Debug)]
+pub struct Prediction<S> {
+    /// `log p(target)` of each row, in nats.
+    pub log_probabilities: Vec<f64>,
+    /// Whether the target has the largest logit.
+    pub top1: Vec<bool>,
+    /// The rows, `[n, d]`.
+    pub(super) picked: S,
+    /// The gradient of each row's cross-entropy after the normalization, `[n, d]`; under `with_gradient`.
+    pub(super) pulled: Option<S>,
+}
+
+/// Computes with a batch of tokens, whose positions and sequences it knows. Rows are those of the batch's tokens, unless said
+/// otherwise.
+///
+/// All methods fail when a tensor is on another device, or the device refuses.
+#[expect(clippy::missing_errors_doc, reason = "said above, once for all")]
+pub trait Backend {
+    /// Rows of the residual stream or of its gradient, `[tokens, d]`.
+    type Stream;
+    /// Rows of activations, in the type of products.
+    type Rows;
+    /// Log-sums of attention, `[tokens, heads]`.
+    type Sums;
+    /// Sums of the adapters' gradients.
+    type Gradients;
+    /// A layer's input while it waits for the backward pass.
+    type Kept;
+
+    /// Embeddings of the batch's tokens.
+    fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Self::Stream>;
+
+    /// `x / √(mean(x²) + ε) · w`
+    fn normalize(&self, x: &Self::Stream, norm: Norm<'_>) -> Result<Self::Rows>;
+
+    /// Adds to `gradient` what `pulled`, the gradient of [`Self::normalize`]'s output, gives for `x`.
+    fn normalize_backward(
+        &self,
+        x: &Self::Stream,
+        norm: Norm<'_>,
+        pulled: &Self::Stream,
+        gradient: &mut Self::Stream,
+    ) -> Result<()>;
+
+    /// Calls `f` with a stream in the type of products.
+    fn with_rows<R>(&self, x: &Self::Stream, f: impl FnOnce(&Self::Rows) -> Result<R>) -> Result<R>;
+
+    /// `D(x)·Aᵀ` of the layers' adapters, side by side, for the other passes.
+    fn down(&self, group: &[Linear], x: &Self::Rows) -> Result<Self::Rows>;
+
+    /// `x·Wᵀ + bias + scale·down·Bᵀ` of layers that share an input, side by side.
+    fn linear(&self, group: &[Linear], x: &Self::Rows, down: &Self::Rows) -> Result<Self::Rows>;
+
+    /// [`Self::linear`] of one layer, and `onto`.
+    fn linear_onto(
+        &self,
+        linear: &Linear,
+        x: &Self::Rows,
+        down: &Self::Rows,
+        onto: &Self::Stream,
+    ) -> Result<Self::Stream>;
+
+    /// The gradient of the input for `dy`, where it is wanted; the adapters' gradients are added to `gradients`.
+    fn linear_backward(
+        &self,
+        group: &[Linear],
+        saved: (&Self::Rows, &Self::Rows),
+        dy: &Self::Rows,
+        wanted: bool,
+        gradients: &mut Self::Gradients,
+    ) -> Result<Option<Self::Stream>>;
+
+    /// Rotates queries and keys in `[tokens, (heads + 2·kv)·d]` by the tokens' positions.
+    fn rotate(&self, shape: AttentionShape, qkv: &mut Self::Rows) -> Result<()>;
+
+    /// Attention of rotated queries, rotated keys, and values; in generation, with those of all tokens so far of layer `index`.
+    fn attend(&self, index: usize, shape: AttentionShape, qkv: &Self::Rows) -> Result<(Self::Rows, Self::Sums)>;
+
+    /// The gradient of queries, keys and values before their rotation.
+    fn attend_backward(
+        &self,
+        shape: AttentionShape,
+        qkv: &Self::Rows,
+        output: (&Self::Rows, &Self::Sums),
+        d_output: &Self::Rows,
+    ) -> Result<Self::Rows>;
+
+    /// `silu(gate)·up` of `[tokens, 2·width]`, gates first.
+    fn swiglu(&self, gate_up: &Self::Rows, width: usize) -> Result<Self::Rows>;
+
+    /// The gradient of gates and ups.
+    fn swiglu_backward(&self, gate_up: &Self::Rows, width: usize, dy: &Self::Stream) -> Result<Self::Rows>;
+
+    /// What the head says of `rows`, and under `with_gradient` what [`Self::pull`] needs.
+    fn predict(
+        &self,
+        hidden: &Self::Stream,
+        rows: &[usize],
+        head: Head<'_>,
+        labels: &[u32],
+        with_gradient: bool,
+    ) -> Result<Prediction<Self::Stream>>;
+
+    /// The gradient of the stream under a weight for each of `rows`, the same as in [`Self::predict`]; zero in other rows.
+    fn pull(
+        &self,
+        prediction: Prediction<Self::Stream>,
+        rows: &[usize],
+        head: Head<'_>,
+        weights: &[f64],
+    ) -> Result<Self::Stream>;
+
+    /// The logits of the rows from `first` on, `[n, vocabulary]`.
+    fn logits(&self, hidden: &Self::Stream, first: usize, head: Head<'_>) -> Result<Vec<f32>>;
+
+    /// Puts a layer's input aside.
+    fn keep(&self, x: Self::Stream) -> Result<Self::Kept>;
+
+    /// Takes it back.
+    fn take_back(&self, kept: Self::Kept) -> Result<Self::Stream>;
+}

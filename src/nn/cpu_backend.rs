@@ -1,0 +1,202 @@
+//! The CPU's operations as a backend. Padding never enters: the tokens of all samples lie one after the other.
+
+use super::backend::{Backend, Head, Norm, Prediction};
+use super::context::ForwardContext;
+use super::gradients::Gradients;
+use super::linear::{Linear, LinearGroup};
+use crate::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
+use crate::ops::element::{Element, convert_all};
+use crate::ops::{
+    AttentionShape, Buffer, FrozenWeight, Group, Module, SavedInput, linear_cross_entropy, rms_norm, rms_norm_backward,
+    swiglu, swiglu_backward,
+};
+use candle_core::Result;
+
+impl<E: Element> Backend for ForwardContext<'_, E> {
+    type Stream = Buffer<f32>;
+    type Rows = Buffer<E>;
+    type Sums = Buffer<f32>;
+    type Gradients = Gradients;
+    type Kept = Buffer<f32>;
+
+    fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Buffer<f32>> {
+        let mut hidden = self.take(weight.columns());
+        weight.embed(ids, &mut hidden)?;
+        Ok(hidden)
+    }
+
+    fn normalize(&self, x: &Buffer<f32>, norm: Norm<'_>) -> Result<Buffer<E>> {
+        let mut y = self.take(norm.weight.numbers().len());
+        rms_norm(x, norm.weight.numbers(), norm.epsilon, &mut y);
+        Ok(y)
+    }
+
+    fn normalize_backward(
+        &self,
+        x: &Buffer<f32>,
+        norm: Norm<'_>,
+        pulled: &Buffer<f32>,
+        gradient: &mut Buffer<f32>,
+    ) -> Result<()> {
+        rms_norm_backward(x, norm.weight.numbers(), norm.epsilon, pulled, gradient);
+        Ok(())
+    }
+
+    fn with_rows<R>(&self, x: &Buffer<f32>, f: impl FnOnce(&Buffer<E>) -> Result<R>) -> Result<R> {
+        let mut rounded = self.take(x.len() / self.tokens);
+        convert_all(x, &mut rounded);
+        f(&rounded)
+    }
+
+    fn down(&self, group: &[Linear], x: &Buffer<E>) -> Result<Buffer<E>> {
+        LinearGroup(group).down(x, self)
+    }
+
+    fn linear(&self, group: &[Linear], x: &Buffer<E>, down: &Buffer<E>) -> Result<Buffer<E>> {
+        LinearGroup(group).forward(SavedInput { x, down }, self)
+    }
+
+    fn linear_onto(&self, linear: &Linear, x: &Buffer<E>, down: &Buffer<E>, onto: &Buffer<f32>) -> Result<Buffer<f32>> {
+        let mut y = self.take::<f32>(linear.weight.rows());
+        convert_all(onto, &mut y);
+        LinearGroup(std::slice::from_ref(linear)).forward_add(SavedInput { x, down }, &mut y, self)?;
+        Ok(y)
+    }
+
+    fn linear_backward(
+        &self,
+        group: &[Linear],
+        (x, down): (&Buffer<E>, &Buffer<E>),
+        dy: &Buffer<E>,
+        wanted: bool,
+        gradients: &mut Gradients,
+    ) -> Result<Option<Buffer<f32>>> {
+        let mut dx = wanted.then(|| self.take::<f32>(group[0].weight.columns()));
+        LinearGroup(group).backward(SavedInput { x, down }, dy, dx.as_deref_mut(), self, gradients)?;
+        Ok(dx)
+    }
+
+    fn rotate(&self, shape: AttentionShape, qkv: &mut Buffer<E>) -> Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim } = shape;
+        self.rope.rotate(qkv, shape.width(), (heads + kv_heads) * head_dim);
+        Ok(())
+    }
+
+    fn attend(&self, index: usize, shape: AttentionShape, qkv: &Buffer<E>) -> Result<(Buffer<E>, Buffer<f32>)> {
+        let mut attended = self.take::<E>(shape.heads * shape.head_dim);
+        let mut log_sums = self.take::<f32>(shape.heads);
+        self.with_heads(index, shape, qkv, |of| attention(of, &mut attended, &mut log_sums, self.pool));
+        Ok((attended, log_sums))
+    }
+
+    fn attend_backward(
+        &self,
+        shape: AttentionShape,
+        qkv: &Buffer<E>,
+        (out, log_sums): (&Buffer<E>, &Buffer<f32>),
+        d_output: &Buffer<E>,
+    ) -> Result<Buffer<E>> {
+        let mut d_qkv = self.take::<E>(shape.width());
+        let output = AttentionOutput { out, log_sums, gradient: d_output };
+        self.with_heads(0, shape, qkv, |of| attention_backward(of, output, Some(&self.rope), &mut d_qkv, self.pool));
+        Ok(d_qkv)
+    }
+
+    fn swiglu(&self, gate_up: &Buffer<E>, width: usize) -> Result<Buffer<E>> {
+        let mut y = self.take(width);
+        swiglu(gate_up, width, &mut y);
+        Ok(y)
+    }
+
+    fn swiglu_backward(&self, gate_up: &Buffer<E>, width: usize, dy: &Buffer<f32>) -> Result<Buffer<E>> {
+        let mut d_gate_up = self.take::<E>(2 * width);
+        swiglu_backward(gate_up, width, dy, &mut d_gate_up);
+        Ok(d_gate_up)
+    }
+
+    fn predict(
+        &self,
+        hidden: &Buffer<f32>,
+        rows: &[usize],
+        head: Head<'_>,
+        labels: &[u32],
+        with_gradient: bool,
+    ) -> Result<Prediction<Buffer<f32>>> {
+        let (n, d) = (rows.len(), head.weight.columns());
+        let mut picked = self.pool.take::<f32>(n, d, self.capacity);
+        for (picked, &row) in picked.chunks_exact_mut(d).zip(rows) {
+            picked.copy_from_slice(&hidden[row * d..][..d]);
+        }
+        let mut normalized = self.pool.take::<E>(n, d, self.capacity);
+        rms_norm(&picked, head.norm.weight.numbers(), head.norm.epsilon, &mut normalized);
+        let pass = linear_cross_entropy(&normalized, head.weight, labels, with_gradient, self.pool)?;
+        let (log_probabilities, top1) = (pass.log_probabilities, pass.top1);
+        Ok(Prediction { log_probabilities, top1, picked, pulled: pass.gradient })
+    }
+
+    fn pull(
+        &self,
+        prediction: Prediction<Buffer<f32>>,
+        rows: &[usize],
+        head: Head<'_>,
+        weights: &[f64],
+    ) -> Result<Buffer<f32>> {
+        let d = head.weight.columns();
+        let mut gradient = self.take::<f32>(d);
+        gradient.fill(0.0);
+        let Some(mut pulled) = prediction.pulled else { return Ok(gradient) };
+        for (row, weight) in pulled.chunks_exact_mut(d).zip(weights) {
+            for x in row {
+                *x *= *weight as f32;
+            }
+        }
+        let mut through = self.pool.take::<f32>(rows.len(), d, self.capacity);
+        through.fill(0.0);
+        let (weight, epsilon) = (head.norm.weight.numbers(), head.norm.epsilon);
+        rms_norm_backward(&prediction.picked, weight, epsilon, &pulled, &mut through);
+        for (through, row) in through.chunks_exact(d).zip(rows) {
+            gradient[row * d..][..d].copy_from_slice(through);
+        }
+        Ok(gradient)
+    }
+
+    fn logits(&self, hidden: &Buffer<f32>, first: usize, head: Head<'_>) -> Result<Vec<f32>> {
+        let d = head.weight.columns();
+        let hidden = &hidden[first * d..];
+        let n = hidden.len() / d;
+        let mut normed = vec![0f32; hidden.len()];
+        rms_norm(hidden, head.norm.weight.numbers(), head.norm.epsilon, &mut normed);
+        let mut logits = vec![0f32; n * head.weight.rows()];
+        let head = Module { weight: head.weight, bias: None, update: None };
+        let group = Group { modules: &[head], pool: self.pool, capacity: n };
+        group.forward(SavedInput { x: &normed[..], down: &[] }, &mut logits)?;
+        Ok(logits)
+    }
+
+    fn keep(&self, x: Buffer<f32>) -> Result<Buffer<f32>> {
+        Ok(x)
+    }
+
+    fn take_back(&self, kept: Buffer<f32>) -> Result<Buffer<f32>> {
+        Ok(kept)
+    }
+}
+
+impl<E: Element> ForwardContext<'_, E> {
+    /// Calls `f` with queries, keys and values; in generation, with those of all tokens so far.
+    fn with_heads(&self, index: usize, shape: AttentionShape, qkv: &[E], f: impl FnOnce(&Attention<'_, E>)) {
+        let AttentionShape { heads, kv_heads, head_dim } = shape;
+        let stride = shape.width();
+        let (queries, width) = (heads * head_dim, kv_heads * head_dim);
+        let (keys, values) = (&qkv[queries..], &qkv[queries + width..]);
+        let (q, sequences) = (Heads { data: qkv, stride }, &*self.sequences);
+        let of = |keys: &[E], values: &[E], stride: usize| {
+            let (k, v) = (Heads { data: keys, stride }, Heads { data: values, stride });
+            f(&Attention { shape, q, k, v, sequences });
+        };
+        match self.cache {
+            None => of(keys, values, stride),
+            Some(cache) => cache.append(index, [keys, values], (width, stride), |keys, values| of(keys, values, width)),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Attention on a GPU: launches of `attention.cu`.
+
+use super::programs;
+use super::rows::{Cuda, Rows, address, size};
+use crate::device::Memory;
+use crate::device::driver::{Argument, Matrix};
+use crate::ops::{AttentionShape, Compute, Sequence};
+use candle_core::{Error, Result, bail};
+use std::cell::RefCell;
+
+/// The sizes that the kernels of a head's width were written for: see the head of `attention.cu`.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Queries of a block, or keys in the gradient of keys.
+    rows: usize,
+    threads: u32,
+    forward_bytes: u32,
+    backward_bytes: u32,
+}
+
+/// Threads of a block of `attention_delta`.
+const DELTA_THREADS: u32 = 128;
+
+/// Which tokens attend to which, and how that is cut into blocks.
+#[derive(Debug)]
+pub struct Tiles {
+    sequences: Memory,
+    queries: Memory,
+    query_tiles: u32,
+    keys: Memory,
+    key_tiles: u32,
+    tokens: usize,
+    key_rows: usize,
+}
+
+/// Keys and values of the tokens so far, by layer.
+#[derive(Debug, Default)]
+pub struct KeyValueMemory {
+    layers: RefCell<Vec<Option<Cached>>>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    keys: Memory,
+    values: Memory,
+    tokens: usize,
+    capacity: usize,
+}
+
+/// Keys and values, `[tokens, kv·d]` each.
+#[derive(Clone, Copy)]
+struct KeysValues {
+    keys: Matrix,
+    values: Matrix,
+}
+
+impl Tiles {
+    /// Tokens of the batch.
+    pub const fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+impl Cuda {
+    /// The tiles of a batch's sequences.
+    ///
+    /// # Errors
+    /// When the memory is full.
+    pub fn tiles(&self, sequences: &[Sequence], head_dim: usize) -> Result<Tiles> {
+        let sizes = sizes(head_dim, self.compute)?;
+        let (mut table, mut queries, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tokens, mut key_rows) = (0, 0);
+        let number = |number: usize| u32::try_from(number).map_err(Error::wrap);
+        for (i, sequence) in sequences.iter().enumerate() {
+            let (q, k) = (&sequence.queries, &sequence.keys);
+            if k.len() < q.len() {
+                bail!("internal: a sequence of {} queries and {} keys", q.len(), k.len());
+            }
+            for start in [q.start, q.len(), k.start, k.len()] {
+                table.push(number(start)?);
+            }
+            for first in (0..q.len()).step_by(sizes.rows) {
+                queries.extend([number(i)?, number(first)?]);
+            }
+            for first in (0..k.len()).step_by(sizes.rows) {
+                keys.extend([number(i)?, number(first)?]);
+            }
+            tokens = tokens.max(q.end);
+            key_rows = key_rows.max(k.end);
+        }
+        Ok(Tiles {
+            query_tiles: number(queries.len() / 2)?,
+            key_tiles: number(keys.len() / 2)?,
+            sequences: self.gpu.upload_numbers(&table)?,
+            queries: self.gpu.upload_numbers(&queries)?,
+            keys: self.gpu.upload_numbers(&keys)?,
+            tokens,
+            key_rows,
+        })
+    }
+
+    /// The twin of [`crate::ops::attention::attention`] for `qkv: [m, (heads + 2·kv)·d]`: its output `[m, heads·d]`, and the
+    /// log-sums `[m, heads]` in `f32`. With a cache, keys and values are those of all tokens so far of layer `index`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn attention(
+        &self,
+        shape: AttentionShape,
+        qkv: &Rows,
+        tiles: &Tiles,
+        cache: Option<(&KeyValueMemory, usize)>,
+    ) -> Result<(Rows, Memory)> {
+        let own = self.own(shape, qkv);
+        match cache {
+            None => self.attend(shape, qkv, tiles, own),
+            Some((cache, index)) => cache.append(self, index, own, |all| self.attend(shape, qkv, tiles, all)),
+        }
+    }
+
+    fn attend(&self, shape: AttentionShape, qkv: &Rows, tiles: &Tiles, kv: KeysValues) -> Result<(Rows, Memory)> {
+        let sizes = sizes(shape.head_dim, self.compute)?;
+        if qkv.columns != shape.width() || qkv.rows < tiles.tokens || kv.keys.rows < tiles.key_rows {
+            bail!("internal: rows of {} do not fit {shape:?}", qkv.columns);
+        }
+        let out = self.rows(qkv.rows, shape.heads * shape.head_dim)?;
+        let log_sums = self.gpu.allocate(4 * qkv.rows.max(self.capacity) * shape.heads)?;
+        let mut arguments = self.inputs(shape, qkv, kv, &[address(&out.memory), address(&log_sums)]);
+        arguments.extend([address(&tiles.sequences), address(&tiles.queries)]);
+        arguments.extend([size(qkv.columns)?, size(kv.keys.stride)?]);
+        arguments.extend(last(shape)?);
+        let grid = [tiles.query_tiles, heads(shape.heads)?, 1];
+        let program = programs::attention(shape.head_dim);
+        self.launch(&program, "attention", (grid, sizes.threads), sizes.forward_bytes, &arguments)?;
+        Ok((out, log_sums))
+    }
+
+    /// The gradient of rotated queries, rotated keys, and values, `[m, (heads + 2·kv)·d]`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn attention_backward(
+        &self,
+        shape: AttentionShape,
+        qkv: &Rows,
+        tiles: &Tiles,
+        (out, log_sums): (&Rows, &Memory),
+        d_out: &Rows,
+    ) -> Result<Rows> {
+        let sizes = sizes(shape.head_dim, self.compute)?;
+        let program = programs::attention(shape.head_dim);
+        let delta = self.gpu.allocate(4 * qkv.rows.max(self.capacity) * shape.heads)?;
+        let d_qkv = self.rows(qkv.rows, qkv.columns)?;
+        let rows = u32::try_from(out.rows).map_err(Error::wrap)?;
+        let arguments = [address(&out.memory), address(&d_out.memory), address(&delta), size(shape.heads)?];
+        self.launch(&program, "attention_delta", ([rows, 1, 1], DELTA_THREADS), 0, &arguments)?;
+
+        let (own, into) = (self.own(shape, qkv), self.own(shape, &d_qkv));
+        let common = [address(&d_out.memory), address(log_sums), address(&delta)];
+        let strides = [size(qkv.columns)?, size(qkv.columns)?, size(qkv.columns)?];
+
+        let mut arguments = self.inputs(shape, qkv, own, &common);
+        arguments.extend([address(&d_qkv.memory), address(&tiles.sequences), address(&tiles.queries)]);
+        arguments.extend(strides);
+        arguments.extend(last(shape)?);
+        let grid = [tiles.query_tiles, heads(shape.heads)?, 1];
+        let name = "attention_backward_queries";
+        self.launch(&program, name, (grid, sizes.threads), sizes.backward_bytes, &arguments)?;
+
+        let mut arguments = self.inputs(shape, qkv, own, &common);
+        arguments.extend([Argument::Address(into.keys.address), Argument::Address(into.values.address)]);
+        arguments.extend([address(&tiles.sequences), address(&tiles.keys)]);
+        arguments.extend(strides);
+        arguments.extend(last(shape)?);
+        let grid = [tiles.key_tiles, heads(shape.kv_heads)?, 1];
+        self.launch(&program, "attention_backward_keys", (grid, sizes.threads), sizes.backward_bytes, &arguments)?;
+        Ok(d_qkv)
+    }
+
+    /// Keys and values of rows that hold queries, keys and values.
+    fn own(&self, shape: AttentionShape, qkv: &Rows) -> KeysValues {
+        let (queries, width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        KeysValues {
+            keys: qkv.matrix(self.compute, queries, width),
+            values: qkv.matrix(self.compute, queries + width, width),
+        }
+    }
+
+    /// Queries, keys, values, and what follows.
+    #[expect(clippy::unused_self, reason = "reads as the others")]
+    fn inputs(&self, _: AttentionShape, qkv: &Rows, kv: KeysValues, then: &[Argument]) -> Vec<Argument> {
+        let mut arguments =
+            vec![address(&qkv.memory), Argument::Address(kv.keys.address), Argument::Address(kv.values.address)];
+        arguments.extend_from_slice(then);
+        arguments
+    }
+}
+
+/// What all kernels end with: heads, queries of a head of keys, and the factor of scores.
+fn last(shape: AttentionShape) -> Result<[Argument; 3]> {
+    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    Ok([size(shape.heads)?, size(shape.heads / shape.kv_heads)?, Argument::F32(scale)])
+}
+
+fn heads(heads: usize) -> Result<u32> {
+    u32::try_from(heads).map_err(Error::wrap)
+}
+
+impl KeyValueMemory {
+    /// An empty cache for so many layers.
+    pub fn new(layers: usize) -> Self {
+        Self { layers: RefCell::new((0..layers).map(|_| None).collect()) }
+    }
+
+    /// Appends keys and values to a layer's, and calls `f` with all so far.
+    fn append<R>(
+        &self,
+        cuda: &Cuda,
+        layer: usize,
+        new: KeysValues,
+        f: impl FnOnce(KeysValues) -> Result<R>,
+    ) -> Result<R> {
+        let mut layers = self.layers.borrow_mut();
+        let Some(cached) = layers.get_mut(layer) else { bail!("internal: no cache for layer {layer}") };
+        let (width, number) = (new.keys.columns, cuda.compute.number());
+        let tokens = cached.as_ref().map_or(0, |cached| cached.tokens) + new.keys.rows;
+        if cached.as_ref().is_none_or(|cached| cached.capacity < tokens) {
+            let capacity = tokens.next_power_of_two().max(64);
+            let bytes = capacity * width * number.bytes();
+            let (keys, values) = (cuda.gpu.allocate(bytes)?, cuda.gpu.allocate(bytes)?);
+            let mut before = 0;
+            if let Some(old) = cached.take() {
+                let bytes = old.tokens * width * number.bytes();
+                keys.copy_from(0, &old.keys, bytes)?;
+                values.copy_from(0, &old.values, bytes)?;
+                before = old.tokens;
+            }
+            *cached = Some(Cached { keys, values, tokens: before, capacity });
+        }
+        let Some(cached) = cached else { bail!("internal: no cache") };
+        cuda.copy_columns(new.keys, &cached.keys, cached.tokens)?;
+        cuda.copy_columns(new.values, &cached.values, cached.tokens)?;
+        cached.tokens = tokens;
+        let all =
+            |memory: &Memory| Matrix { address: memory.address(), rows: tokens, columns: width, stride: width, number };
+        f(KeysValues { keys: all(&cached.keys), values: all(&cached.values) })
+    }
+}
+
+/// As the head of `attention.cu` says.
+fn sizes(head_dim: usize, compute: Compute) -> Result<Sizes> {
+    if head_dim == 0 || head_dim > 256 || !head_dim.is_multiple_of(2) {
+        bail!("attention on a GPU: heads of {head_dim} numbers are not supported: expected an even number up to 256");
+    }
+    let padded = head_dim.next_multiple_of(16);
+    let (rows, threads, bytes) = match compute {
+        Compute::F32 => {
+            let rows = if padded <= 128 { 32 } else { 16 };
+            let (tile, weights) = (4 * rows * (padded + 4), 4 * rows * (rows + 4));
+            let backward = 4 * tile + 2 * weights;
+            (rows, 256, [3 * tile + weights, backward])
+        }
+        Compute::Bf16 => {
+            let rows = if padded <= 64 { 128 } else { 64 };
+            let keys = if padded <= 128 { 64 } else { 32 };
+            let streamed = match padded {
+                ..=64 => 64,
+                ..=128 => 32,
+                _ => 16,
+            };
+            let row_bytes = 2 * (padded + 8);
+            let (forward, backward) = match padded {
+                ..=128 => (keys + rows.max(keys), (2 * rows).max(4 * streamed)),
+                _ => (2 * keys + rows, 2 * rows + 4 * streamed),
+            };
+            (rows, 128, [row_bytes * forward, row_bytes * backward])
+        }
+    };
+    let [forward_bytes, backward_bytes] = bytes.map(|bytes| bytes as u32);
+    Ok(Sizes { rows, threads, forward_bytes, backward_bytes })
+}

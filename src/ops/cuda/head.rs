@@ -1,0 +1,108 @@
+//! The head and the loss on a GPU: `[tokens, vocabulary]` is never whole.
+
+use super::programs;
+use super::rows::{Cuda, Rows, address, size};
+use crate::device::driver::{Argument, Matrix, Number};
+use crate::ops::{FrozenWeight, HeadPass};
+use candle_core::{Error, Result, bail};
+
+/// Threads of a block of the loss.
+const THREADS: u32 = 512;
+/// Bytes that the logits of a chunk take at most.
+const CHUNK_BYTES: usize = 512 << 20;
+
+/// Tokens whose logits are held at a time: a head is dequantized once for each chunk, so that few large ones are best.
+pub(crate) fn chunk_tokens(vocabulary: usize) -> usize {
+    (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(16, 4096)
+}
+
+impl Cuda {
+    /// The twin of [`crate::ops::linear_cross_entropy`] for `hidden: [n, d]`; the gradient comes apart from the rest.
+    ///
+    /// # Errors
+    /// When shapes do not fit, a target is not below the vocabulary's size, or the device refuses.
+    pub fn linear_cross_entropy(
+        &self,
+        hidden: &Rows,
+        head: &FrozenWeight,
+        targets: &[u32],
+        with_gradient: bool,
+    ) -> Result<(HeadPass, Option<Rows>)> {
+        let (n, vocabulary) = (targets.len(), head.rows());
+        if (hidden.rows, hidden.columns) != (n, head.columns()) {
+            bail!("head: {} rows do not fit {n} targets and a head of {} inputs", hidden.rows, head.columns());
+        }
+        if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
+            bail!("head: the target {target} is outside of the vocabulary of {vocabulary}");
+        }
+        let gradient = with_gradient.then(|| self.rows(n, hidden.columns)).transpose()?;
+        let chunk = chunk_tokens(vocabulary).min(n);
+        let (targets_at, log_p) = (self.gpu.upload_numbers(targets)?, self.gpu.allocate(4 * n)?);
+        let top1 = self.gpu.allocate(4 * n)?;
+        let logits = self.gpu.allocate(4 * chunk * vocabulary)?;
+        let pulled = with_gradient.then(|| self.gpu.allocate(self.compute.bytes() * chunk * vocabulary)).transpose()?;
+        for first in (0..n).step_by(chunk.max(1)) {
+            let rows = chunk.min(n - first);
+            self.chunk_logits(hidden, first, rows, head, logits.address())?;
+            let from = |memory: &crate::device::Memory| Argument::Address(memory.address() + 4 * first as u64);
+            let arguments = [
+                address(&logits),
+                from(&targets_at),
+                Argument::Address(pulled.as_ref().map_or(0, crate::device::Memory::address)),
+                from(&log_p),
+                from(&top1),
+                size(vocabulary)?,
+            ];
+            let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
+            self.launch(&programs::rows(), "cross_entropy", (grid, THREADS), 0, &arguments)?;
+            if let (Some(pulled), Some(gradient)) = (&pulled, &gradient) {
+                let whole = matrix(pulled.address(), rows, vocabulary, self.compute.number());
+                let into = part(gradient, self, first, rows);
+                self.each_panel(head, |range, panel| {
+                    let bytes = range.start * self.compute.bytes();
+                    let dy = Matrix { address: whole.address + bytes as u64, columns: range.len(), ..whole };
+                    let beta = if range.start == 0 { 0.0 } else { 1.0 };
+                    self.multiply((dy, false), (panel, false), into, (1.0, beta))
+                })?;
+            }
+        }
+        let log_probabilities = log_p.read::<f32>(0, n)?.into_iter().map(f64::from).collect();
+        let top1 = top1.read::<u32>(0, n)?.into_iter().map(|top| top != 0).collect();
+        Ok((HeadPass { log_probabilities, top1, gradient: None }, gradient))
+    }
+
+    /// The logits of some rows in `f32`, to an address.
+    fn chunk_logits(&self, hidden: &Rows, first: usize, rows: usize, head: &FrozenWeight, to: u64) -> Result<()> {
+        let (x, vocabulary) = (part(hidden, self, first, rows), head.rows());
+        self.each_panel(head, |range, panel| {
+            let out = matrix(to + 4 * range.start as u64, rows, vocabulary, Number::F32);
+            self.multiply((x, false), (panel, true), Matrix { columns: range.len(), ..out }, (1.0, 0.0))
+        })
+    }
+
+    /// The logits of all rows, `[n, vocabulary]`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn logits(&self, hidden: &Rows, head: &FrozenWeight) -> Result<Vec<f32>> {
+        let chunk = chunk_tokens(head.rows()).min(hidden.rows);
+        let memory = self.gpu.allocate(4 * chunk * head.rows())?;
+        let mut logits = Vec::with_capacity(hidden.rows * head.rows());
+        for first in (0..hidden.rows).step_by(chunk.max(1)) {
+            let rows = chunk.min(hidden.rows - first);
+            self.chunk_logits(hidden, first, rows, head, memory.address())?;
+            logits.extend(memory.read::<f32>(0, rows * head.rows())?);
+        }
+        Ok(logits)
+    }
+}
+
+const fn matrix(address: u64, rows: usize, columns: usize, number: Number) -> Matrix {
+    Matrix { address, rows, columns, stride: columns, number }
+}
+
+fn part(rows: &Rows, cuda: &Cuda, first: usize, count: usize) -> Matrix {
+    let whole = rows.matrix(cuda.compute, 0, rows.columns);
+    let bytes = first * rows.columns * cuda.compute.bytes();
+    Matrix { address: whole.address + bytes as u64, rows: count, ..whole }
+}

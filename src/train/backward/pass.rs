@@ -1,0 +1,165 @@
+//! A micro-batch on a backend.
+//!
+//! Padding never enters: the tokens of all samples lie one after the other. A layer keeps its [`Activations`], or its input
+//! alone, from which the same code computes them again: no bit of the result changes.
+
+use super::{Engine, Head, Loss};
+use crate::data::Batch;
+use crate::error::Result;
+use crate::nn::{Activations, Backend, DecoderLayer, ForwardContext, GpuBatch, GpuContext};
+use crate::ops::{Element, Sequence};
+
+/// The tokens of a batch without its padding.
+pub(super) struct Tokens {
+    /// Where each stands in the batch.
+    places: Vec<usize>,
+    sequences: Vec<Sequence>,
+}
+
+impl Tokens {
+    pub(super) fn of(batch: &Batch) -> Self {
+        let (mut places, mut sequences) = (Vec::new(), Vec::<Sequence>::new());
+        let mut last = None;
+        for (place, &segment) in batch.segment_ids.iter().enumerate() {
+            if segment == 0 {
+                continue;
+            }
+            let sample = (place / batch.width, segment);
+            let index = places.len();
+            places.push(place);
+            match sequences.last_mut().filter(|_| last == Some(sample)) {
+                Some(sequence) => {
+                    sequence.queries.end += 1;
+                    sequence.keys.end += 1;
+                }
+                None => sequences.push(Sequence { queries: index..index + 1, keys: index..index + 1 }),
+            }
+            last = Some(sample);
+        }
+        Self { places, sequences }
+    }
+
+    pub(super) fn pick<T: Copy>(&self, from: &[T]) -> Vec<T> {
+        self.places.iter().map(|&place| from[place]).collect()
+    }
+}
+
+/// What is kept of a layer between the forward and the backward pass.
+struct Kept<B: Backend> {
+    input: B::Kept,
+    activations: Option<Activations<B>>,
+}
+
+impl Engine<'_> {
+    /// What the CPU is told about a batch.
+    pub(super) fn cpu_context<'a, E: Element>(
+        &'a self,
+        batch: &Batch,
+        tokens: &Tokens,
+        dropout_keys: Option<&'a [u64]>,
+    ) -> ForwardContext<'a, E> {
+        ForwardContext {
+            rope: self.lm.rope(&tokens.pick(&batch.position_ids)),
+            sequences: tokens.sequences.clone(),
+            dropout_keys,
+            adapter: true,
+            cache: None,
+            pool: self.pool,
+            tokens: tokens.places.len(),
+            capacity: self.capacity.max(batch.rows * batch.width),
+        }
+    }
+
+    /// What a GPU is told about a batch.
+    pub(super) fn gpu_context<'a>(
+        &'a self,
+        gpu: &crate::device::Gpu,
+        batch: &Batch,
+        tokens: &Tokens,
+        dropout_keys: Option<&[u64]>,
+    ) -> Result<GpuContext<'a>> {
+        let batch = GpuBatch {
+            compute: self.compute,
+            capacity: self.capacity,
+            adapter: self.params.memory().map(|memory| &**memory),
+            rope: self.lm.rope(&tokens.pick(&batch.position_ids)),
+            sequences: &tokens.sequences,
+            head_dim: self.lm.dimensions.head_dim,
+            dropout_keys,
+            cache: None,
+            offload: self.offload,
+            tokens: tokens.places.len(),
+        };
+        Ok(GpuContext::new(gpu, &batch)?)
+    }
+
+    /// The loss of a batch, without gradients.
+    pub(super) fn evaluate_on<B: Backend>(&self, backend: &B, batch: &Batch, tokens: &Tokens) -> Result<Loss> {
+        let head = Head::of(batch);
+        if head.labels.is_empty() {
+            return Ok(head.nothing());
+        }
+        let mut hidden = backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids))?;
+        for layer in &self.lm.layers {
+            hidden = layer.forward(&hidden, backend)?.0;
+        }
+        let rows = rows(&head, tokens);
+        let prediction = backend.predict(&hidden, &rows, self.lm.head(), &head.labels, false)?;
+        Ok(head.loss(self.objective, &prediction.log_probabilities, &prediction.top1).0)
+    }
+
+    /// The loss of a batch; its gradients are added to `gradients`.
+    pub(super) fn accumulate_on<B: Backend>(
+        &self,
+        backend: &B,
+        batch: &Batch,
+        tokens: &Tokens,
+        gradients: &mut B::Gradients,
+    ) -> Result<Loss> {
+        let head = Head::of(batch);
+        if head.labels.is_empty() {
+            return Ok(head.nothing()); // Nothing is supervised: no gradient.
+        }
+        let layers = &self.lm.layers;
+        let recomputed = layers.len().saturating_sub(self.kept_layers);
+        let mut kept = Vec::with_capacity(layers.len());
+        let mut hidden = backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids))?;
+        for layer in layers {
+            let (output, activations) = layer.forward(&hidden, backend)?;
+            // The last layers are kept whole: the backward pass frees them first.
+            let activations = (layer.index >= recomputed).then_some(activations);
+            kept.push(Kept { input: backend.keep(std::mem::replace(&mut hidden, output))?, activations });
+        }
+        let rows = rows(&head, tokens);
+        let prediction = backend.predict(&hidden, &rows, self.lm.head(), &head.labels, true)?;
+        drop(hidden);
+        let (loss, weights) = head.loss(self.objective, &prediction.log_probabilities, &prediction.top1);
+        let mut gradient = backend.pull(prediction, &rows, self.lm.head(), &weights)?;
+        for (layer, kept) in layers.iter().zip(kept).rev() {
+            backward_layer(layer, kept, &mut gradient, backend, gradients)?;
+        }
+        Ok(loss)
+    }
+}
+
+/// The rows that predict. Places are ascending, and so is what they map to.
+fn rows(head: &Head, tokens: &Tokens) -> Vec<usize> {
+    head.places.iter().filter_map(|place| tokens.places.binary_search(place).ok()).collect()
+}
+
+fn backward_layer<B: Backend>(
+    layer: &DecoderLayer,
+    Kept { input, activations }: Kept<B>,
+    gradient: &mut B::Stream,
+    backend: &B,
+    gradients: &mut B::Gradients,
+) -> Result<()> {
+    let input = backend.take_back(input)?;
+    let activations = match activations {
+        Some(activations) => activations,
+        None => layer.activations(&input, backend)?,
+    };
+    // The first layer's input is frozen embeddings.
+    layer.backward(&input, activations, gradient, layer.index > 0, backend, gradients)?;
+    Ok(())
+}

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# All that needs a GPU, in one call under ten minutes: README.md beside this file.
+#   run.sh [--binary PATH] [--gpu-binary PATH] [--out FOLDER] [--only check,bench,peer,train] [--dry-run] ...
+# Without --binary it builds. A binary may be packed (.xz). equipoise-gpu is looked for beside the binary.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+
+fail() {
+    printf 'run.sh: %s\n' "$*" >&2
+    exit 2
+}
+
+said=tests/gpu/run.sh
+for word in "$@"; do said+=" $(printf %q "$word")"; done
+binary='' gpu_binary='' python=${PYTHON:-python3} dry=''
+rest=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --binary | --gpu-binary | --python)
+            [ $# -ge 2 ] || fail "$1 needs a path"
+            case $1 in
+                --binary) binary=$2 ;;
+                --gpu-binary) gpu_binary=$2 ;;
+                --python) python=$2 ;;
+            esac
+            shift
+            ;;
+        --dry-run) dry=yes rest+=("$1") ;;
+        # Paths are the caller's, and the parts run elsewhere.
+        --out | --model)
+            [ $# -ge 2 ] || fail "$1 needs a path"
+            rest+=("$1" "$(realpath -m -- "$2")")
+            shift
+            ;;
+        --out=* | --model=* | --binary=* | --gpu-binary=* | --python=*) fail "write ${1%%=*} PATH, without =" ;;
+        -h | --help) rest+=(--help) dry=yes ;;
+        *) rest+=("$1") ;;
+    esac
+    shift
+done
+command -v "$python" >/dev/null || fail "no $python: name an interpreter by --python"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# A program that can be run: what is packed is unpacked, what lost its mode in a transfer gets it back in a copy.
+ready() {
+    [ -f "$1" ] || fail "no such file: $1"
+    local name
+    name=$work/$(basename "$1" .xz)
+    case $1 in
+        *.xz) xz -dc -- "$1" >"$name" ;;
+        *)
+            if [ -x "$1" ]; then
+                realpath -- "$1"
+                return
+            fi
+            cp -- "$1" "$name"
+            ;;
+    esac
+    chmod +x "$name"
+    printf '%s\n' "$name"
+}
+
+if [ -z "$binary" ] && [ -z "$dry" ]; then
+    printf '+ cargo build --release --features cuda\n' >&2
+    (cd "$root" && cargo build --release --features cuda --bins --examples)
+    target=${CARGO_TARGET_DIR:-$root/target}/release
+    binary=$target/equipoise
+    for place in "$target/equipoise-gpu" "$target/examples/equipoise-gpu"; do
+        if [ -z "$gpu_binary" ] && [ -f "$place" ]; then gpu_binary=$place; fi
+    done
+fi
+if [ -n "$binary" ] && [ -z "$gpu_binary" ]; then
+    folder=$(dirname "$binary")
+    for place in "$folder"/equipoise-gpu{,.xz} "$folder"/examples/equipoise-gpu{,.xz}; do
+        if [ -z "$gpu_binary" ] && [ -f "$place" ]; then gpu_binary=$place; fi
+    done
+fi
+if [ -n "$binary" ]; then
+    binary=$(ready "$binary")
+    rest+=(--binary "$binary")
+fi
+if [ -n "$gpu_binary" ]; then
+    gpu_binary=$(ready "$gpu_binary")
+    rest+=(--gpu-binary "$gpu_binary")
+elif [ -z "$dry" ]; then
+    fail "no equipoise-gpu beside $binary: name it by --gpu-binary"
+fi
+
+GPU_RUN_SAID=$said "$python" "$here/parts.py" "${rest[@]}"
