@@ -34,19 +34,18 @@ constexpr u32 KEY_ROWS = 64 * KEY_TILES;
 constexpr u32 FORWARD_KEYS = PADDED <= 128 ? 64 : 32;
 constexpr u32 STREAMED = PADDED <= 64 ? 64 : PADDED <= 128 ? 32 : 16;
 
-constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
-// What is kept in registers passes through the memory of what is streamed later.
-constexpr u32 backward_rows(u32 owned) {
-    return KEPT ? larger(2 * owned, 4 * STREAMED) : 2 * owned + 4 * STREAMED;
-}
+// Macros, as NVRTC takes no functions of the host. What is kept in registers passes through the memory that is streamed into
+// later.
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
+#define BACKWARD_LINES(owned) (KEPT ? LARGER(2 * owned, 4 * STREAMED) : 2 * owned + 4 * STREAMED)
 constexpr u32 BF16_ROW_BYTES = 2 * (PADDED + 8);
 constexpr u32 BF16_FORWARD_BYTES =
-    BF16_ROW_BYTES * (KEPT ? FORWARD_KEYS + larger(FORWARD_KEYS, FORWARD_ROWS) : 2 * FORWARD_KEYS + FORWARD_ROWS);
-constexpr u32 BF16_QUERIES_BYTES = BF16_ROW_BYTES * backward_rows(QUERY_ROWS);
-constexpr u32 BF16_KEYS_BYTES = BF16_ROW_BYTES * backward_rows(KEY_ROWS);
+    BF16_ROW_BYTES * (KEPT ? FORWARD_KEYS + LARGER(FORWARD_KEYS, FORWARD_ROWS) : 2 * FORWARD_KEYS + FORWARD_ROWS);
+constexpr u32 BF16_QUERIES_BYTES = BF16_ROW_BYTES * BACKWARD_LINES(QUERY_ROWS);
+constexpr u32 BF16_KEYS_BYTES = BF16_ROW_BYTES * BACKWARD_LINES(KEY_ROWS);
 // As much as a block can have: on every GPU with tensor cores for bf16, and on all from 7.5 on (the widest heads excepted).
-static_assert(larger(BF16_FORWARD_BYTES, larger(BF16_QUERIES_BYTES, BF16_KEYS_BYTES)) <= 99 << 10, "shared memory");
-static_assert(larger(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 64 << 10 : 99 << 10), "shared memory");
+static_assert(LARGER(BF16_FORWARD_BYTES, LARGER(BF16_QUERIES_BYTES, BF16_KEYS_BYTES)) <= 99 << 10, "shared memory");
+static_assert(LARGER(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 64 << 10 : 99 << 10), "shared memory");
 
 #define LOG2_E 1.4426950408889634f
 #define MINUS_INFINITY __uint_as_float(0xff800000)
@@ -123,7 +122,8 @@ __device__ __forceinline__ void copy_16(void *to, const void *from, bool there) 
 #if !defined(__CUDA_ARCH__)
     host::copy_async(to, from, there ? 16 : 0);
 #elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+    u32 used = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(used) : "memory");
 #else
     *(uint4 *)to = there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 #endif
@@ -237,11 +237,11 @@ __device__ __forceinline__ void dot_rows(Scores &scores, const float *left, cons
     }
 }
 
-// sums += weights·rows. A row of weights is written and read by the same sixteen threads.
+// sums += weights·rows. A row of weights is written and read by the same sixteen threads; between two calls with the same
+// memory the block has a barrier.
 __device__ __forceinline__ void add_rows(Sums &sums, const Scores &scores, float *weights, const float *rows) {
     weights += thread_y() * WEIGHT_LINE;
     rows += thread_x();
-    __syncwarp();
     EACH(i, DOWN) EACH(j, ACROSS) weights[16 * i * WEIGHT_LINE + thread_x() + 16 * j] = scores[i][j];
     __syncwarp();
     for (u32 c = 0; c < F32_STREAMED; c += 4) {
@@ -334,7 +334,8 @@ struct Query {
     __device__ __forceinline__ Query() {}
 
     template <class T>
-    __device__ __forceinline__ Query(const Inputs<T> &in, const Pulled<T> &pulled, const Sequence &sequence, u32 query, u32 head) {
+    __device__ __forceinline__
+    Query(const Inputs<T> &in, const Pulled<T> &pulled, const Sequence &sequence, u32 query, u32 head) {
         bool there = query < sequence.query_count;
         u64 place = (u64)(sequence.query_start + query) * in.heads + head;
         log2_sum = there ? pulled.log_sums[place] * LOG2_E : INFINITE;
@@ -349,7 +350,8 @@ struct Query {
     }
 };
 
-__device__ __forceinline__ void backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_q, u32 dq_stride) {
+__device__ __forceinline__ void
+backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_q, u32 dq_stride) {
     extern __shared__ uint4 dynamic_shared[];
     float *queries = (float *)dynamic_shared, *gradients = queries + F32_OWNED;
     float *keys = gradients + F32_OWNED, *values = keys + F32_TILE, *weights = values + F32_TILE;
@@ -512,7 +514,8 @@ template <u32 TILES> struct LeftRows<false, TILES> {
 
 // The products of rows with COLUMNS rows, which lie in shared memory.
 template <u32 TILES, u32 COLUMNS>
-__device__ __forceinline__ void dot_rows(Tile (&scores)[TILES][COLUMNS / 8], const LeftRows<KEPT, TILES> &left, const u16 *rows) {
+__device__ __forceinline__ void
+dot_rows(Tile (&scores)[TILES][COLUMNS / 8], const LeftRows<KEPT, TILES> &left, const u16 *rows) {
     rows += right_first();
     EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) scores[m][n][i] = 0.0f;
     EACH(step, PADDED / 16) {
@@ -536,7 +539,10 @@ add_rows(Tile (&sums)[TILES][PADDED / 8], const Tile (&scores)[TILES][COLUMNS / 
     rows += down_first();
     EACH(c, COLUMNS / 16) {
         Left a[TILES];
-        EACH(m, TILES) EACH(i, 4) a[m][i] = two_bf16(scores[m][2 * c + i / 2][i % 2 * 2], scores[m][2 * c + i / 2][i % 2 * 2 + 1]);
+        EACH(m, TILES) EACH(i, 4) {
+            const Tile &tile = scores[m][2 * c + i / 2];
+            a[m][i] = two_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+        }
         EACH(n, PADDED / 16) {
             u32 b[4];
             load_transposed(b, rows + 16 * c * BF16_LINE + 16 * n);
@@ -705,7 +711,8 @@ own(LeftRows<KEPT, TILES> &left, LeftRows<KEPT, TILES> &right, const Rows<u16> &
 // Keys that meet the queries of a warp at a time.
 constexpr u32 QUERIES_STEP = STREAMED < 32 ? STREAMED : 32;
 
-__device__ __forceinline__ void backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32 dq_stride) {
+__device__ __forceinline__ void
+backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32 dq_stride) {
     typedef Memory<QUERY_ROWS> Memory;
     Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
     u32 first = in.tiles[2 * blockIdx.x + 1], head = blockIdx.y;
