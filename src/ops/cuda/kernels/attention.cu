@@ -249,8 +249,8 @@ __device__ __forceinline__ void add_rows(Sums &sums, const Scores &scores, float
         EACH(i, DOWN) weight[i] = four_at(weights + 16 * i * WEIGHT_LINE + c);
         EACH(j, PADDED / 16) {
             const float *column = rows + c * F32_LINE + 16 * j;
-            float a = column[0], b = column[F32_LINE], c = column[2 * F32_LINE], d = column[3 * F32_LINE];
-            EACH(i, DOWN) sums[i][j] += weight[i].x * a + weight[i].y * b + weight[i].z * c + weight[i].w * d;
+            float4 x = make_float4(column[0], column[F32_LINE], column[2 * F32_LINE], column[3 * F32_LINE]);
+            EACH(i, DOWN) sums[i][j] += weight[i].x * x.x + weight[i].y * x.y + weight[i].z * x.z + weight[i].w * x.w;
         }
     }
 }
