@@ -37,7 +37,7 @@ fn recipe(place: &Workplace, settings: &[&str]) -> Recipe {
     let mut all = vec![
         format!("data.train={}", path("train.jsonl")),
         format!("data.validation={}", path("validation.jsonl")),
-        "data.max_seq_len=24".to_owned(),
+        "data.max_seq_len=48".to_owned(),
         "data.overlong=truncate".to_owned(),
         "training.max_steps=3".to_owned(),
         "training.eval_steps=3".to_owned(),
@@ -114,6 +114,7 @@ fn a_gpu_too_small_for_one_row_or_for_the_weights_is_an_error_that_says_what_wou
     let fixed = (estimate.weights + estimate.adapter_and_optimizer) as usize;
     drop(gpu);
     let fails = |limit: usize| -> Error {
+        let _ = std::fs::remove_dir_all(place.path("none"));
         let Some((gpu, limits)) = host_gpu() else { panic!("there was one") };
         limits.memory.store(limit, Ordering::Relaxed);
         train(&wanted, &gpu, false, &mut Heard::default()).unwrap_err()

@@ -112,6 +112,15 @@ impl Gpu {
         }
     }
 
+    /// Bytes that could still be allocated: what the driver has, and what the arena holds and nobody uses.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let unused = self.arena().unused() as u64;
+        Ok(self.facts()?.free + unused)
+    }
+
     /// Gives segments of which nothing is in use back to the driver.
     pub fn trim(&self) {
         self.give_back_unused(&mut self.arena());
