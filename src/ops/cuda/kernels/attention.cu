@@ -34,19 +34,18 @@ constexpr u32 KEY_ROWS = 64 * KEY_TILES;
 constexpr u32 FORWARD_KEYS = PADDED <= 128 ? 64 : 32;
 constexpr u32 STREAMED = PADDED <= 64 ? 64 : PADDED <= 128 ? 32 : 16;
 
-constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
-// What is kept in registers passes through the memory of what is streamed later.
-constexpr u32 backward_rows(u32 owned) {
-    return KEPT ? larger(2 * owned, 4 * STREAMED) : 2 * owned + 4 * STREAMED;
-}
+// Macros, as NVRTC takes no functions of the host. What is kept in registers passes through the memory that is streamed into
+// later.
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
+#define BACKWARD_LINES(owned) (KEPT ? LARGER(2 * owned, 4 * STREAMED) : 2 * owned + 4 * STREAMED)
 constexpr u32 BF16_ROW_BYTES = 2 * (PADDED + 8);
 constexpr u32 BF16_FORWARD_BYTES =
-    BF16_ROW_BYTES * (KEPT ? FORWARD_KEYS + larger(FORWARD_KEYS, FORWARD_ROWS) : 2 * FORWARD_KEYS + FORWARD_ROWS);
-constexpr u32 BF16_QUERIES_BYTES = BF16_ROW_BYTES * backward_rows(QUERY_ROWS);
-constexpr u32 BF16_KEYS_BYTES = BF16_ROW_BYTES * backward_rows(KEY_ROWS);
+    BF16_ROW_BYTES * (KEPT ? FORWARD_KEYS + LARGER(FORWARD_KEYS, FORWARD_ROWS) : 2 * FORWARD_KEYS + FORWARD_ROWS);
+constexpr u32 BF16_QUERIES_BYTES = BF16_ROW_BYTES * BACKWARD_LINES(QUERY_ROWS);
+constexpr u32 BF16_KEYS_BYTES = BF16_ROW_BYTES * BACKWARD_LINES(KEY_ROWS);
 // As much as a block can have: on every GPU with tensor cores for bf16, and on all from 7.5 on (the widest heads excepted).
-static_assert(larger(BF16_FORWARD_BYTES, larger(BF16_QUERIES_BYTES, BF16_KEYS_BYTES)) <= 99 << 10, "shared memory");
-static_assert(larger(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 64 << 10 : 99 << 10), "shared memory");
+static_assert(LARGER(BF16_FORWARD_BYTES, LARGER(BF16_QUERIES_BYTES, BF16_KEYS_BYTES)) <= 99 << 10, "shared memory");
+static_assert(LARGER(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 64 << 10 : 99 << 10), "shared memory");
 
 #define LOG2_E 1.4426950408889634f
 #define MINUS_INFINITY __uint_as_float(0xff800000)
@@ -54,8 +53,10 @@ static_assert(larger(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 
 #define ALL_LANES 0xffffffffu
 #ifdef __CUDA_ARCH__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #else
 #define UNROLL
+#define NO_UNROLL
 #endif
 // For each index of an array that may lie in registers.
 #define EACH(i, count) UNROLL for (u32 i = 0; i < (count); i++)
@@ -121,7 +122,8 @@ __device__ __forceinline__ void copy_16(void *to, const void *from, bool there) 
 #if !defined(__CUDA_ARCH__)
     host::copy_async(to, from, there ? 16 : 0);
 #elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+    u32 used = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(used) : "memory");
 #else
     *(uint4 *)to = there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 #endif
@@ -137,19 +139,27 @@ __device__ __forceinline__ void await_copies() {
 #endif
 }
 
-// Starts to copy COUNT rows; what lies behind the last of them, or behind the head, becomes zero.
+// Starts to copy COUNT rows; what lies behind the last of them, or behind the head, becomes zero. Eight threads for a row read
+// 128 bytes at a time.
 template <u32 COUNT, u32 THREADS, class T>
 __device__ __forceinline__ void fetch(T *to, const Rows<T> &rows, u32 first) {
-    constexpr u32 CHUNK = 16 / sizeof(T), CHUNKS = PADDED / CHUNK;
+    constexpr u32 CHUNK = 16 / sizeof(T), AT_A_TIME = THREADS / 8;
     if (rows.aligned) {
-        UNROLL
-        for (u32 i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
-            u32 row = i / CHUNKS, column = i % CHUNKS * CHUNK;
-            bool there = first + row < rows.count && column < HEAD_DIM;
-            const T *from = there ? rows.data + (u64)(first + row) * rows.stride + column : rows.data;
-            copy_16(to + row * LINE<T> + column, from, there);
+        u32 row = threadIdx.x / 8, column = threadIdx.x % 8 * CHUNK;
+        const T *from = rows.data + (u64)(first + row) * rows.stride + column;
+        to += row * LINE<T> + column;
+        EACH(i, (COUNT + AT_A_TIME - 1) / AT_A_TIME) {
+            if (COUNT % AT_A_TIME != 0 && row + i * AT_A_TIME >= COUNT) break;
+            bool there = first + row + i * AT_A_TIME < rows.count;
+            EACH(j, (PADDED + 8 * CHUNK - 1) / (8 * CHUNK)) {
+                u32 behind = 8 * CHUNK * j;
+                if (column + behind >= PADDED) continue;
+                copy_16(to + i * AT_A_TIME * LINE<T> + behind, from + behind, there && column + behind < HEAD_DIM);
+            }
+            from += (u64)AT_A_TIME * rows.stride;
         }
     } else {
+        NO_UNROLL
         for (u32 i = threadIdx.x; i < COUNT * PADDED; i += THREADS) {
             u32 row = i / PADDED, column = i % PADDED;
             bool there = first + row < rows.count && column < HEAD_DIM;
@@ -227,11 +237,11 @@ __device__ __forceinline__ void dot_rows(Scores &scores, const float *left, cons
     }
 }
 
-// sums += weights·rows. A row of weights is written and read by the same sixteen threads.
+// sums += weights·rows. A row of weights is written and read by the same sixteen threads; between two calls with the same
+// memory the block has a barrier.
 __device__ __forceinline__ void add_rows(Sums &sums, const Scores &scores, float *weights, const float *rows) {
     weights += thread_y() * WEIGHT_LINE;
     rows += thread_x();
-    __syncwarp();
     EACH(i, DOWN) EACH(j, ACROSS) weights[16 * i * WEIGHT_LINE + thread_x() + 16 * j] = scores[i][j];
     __syncwarp();
     for (u32 c = 0; c < F32_STREAMED; c += 4) {
@@ -239,8 +249,8 @@ __device__ __forceinline__ void add_rows(Sums &sums, const Scores &scores, float
         EACH(i, DOWN) weight[i] = four_at(weights + 16 * i * WEIGHT_LINE + c);
         EACH(j, PADDED / 16) {
             const float *column = rows + c * F32_LINE + 16 * j;
-            float a = column[0], b = column[F32_LINE], c = column[2 * F32_LINE], d = column[3 * F32_LINE];
-            EACH(i, DOWN) sums[i][j] += weight[i].x * a + weight[i].y * b + weight[i].z * c + weight[i].w * d;
+            float4 x = make_float4(column[0], column[F32_LINE], column[2 * F32_LINE], column[3 * F32_LINE]);
+            EACH(i, DOWN) sums[i][j] += weight[i].x * x.x + weight[i].y * x.y + weight[i].z * x.z + weight[i].w * x.w;
         }
     }
 }
@@ -324,21 +334,24 @@ struct Query {
     __device__ __forceinline__ Query() {}
 
     template <class T>
-    __device__ __forceinline__ Query(const Inputs<T> &in, const Pulled<T> &pulled, const Sequence &sequence, u32 query, u32 head) {
+    __device__ __forceinline__
+    Query(const Inputs<T> &in, const Pulled<T> &pulled, const Sequence &sequence, u32 query, u32 head) {
         bool there = query < sequence.query_count;
         u64 place = (u64)(sequence.query_start + query) * in.heads + head;
         log2_sum = there ? pulled.log_sums[place] * LOG2_E : INFINITE;
         delta = there ? pulled.delta[place] : 0.0f;
     }
 
-    // From a score to its probability, and from the probability's gradient to the score's.
-    __device__ __forceinline__ void pull(float &score, float &gradient, float factor, bool seen) const {
-        score = seen ? power_of_two(score * factor - log2_sum) : 0.0f;
-        gradient = seen ? score * (gradient - delta) : 0.0f;
+    // From a score to its probability (of minus infinity, what is not seen: zero), and from the probability's gradient to the
+    // score's.
+    __device__ __forceinline__ void pull(float &score, float &gradient, float factor) const {
+        score = power_of_two(score * factor - log2_sum);
+        gradient = score * (gradient - delta);
     }
 };
 
-__device__ __forceinline__ void backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_q, u32 dq_stride) {
+__device__ __forceinline__ void
+backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_q, u32 dq_stride) {
     extern __shared__ uint4 dynamic_shared[];
     float *queries = (float *)dynamic_shared, *gradients = queries + F32_OWNED;
     float *keys = gradients + F32_OWNED, *values = keys + F32_TILE, *weights = values + F32_TILE;
@@ -364,8 +377,8 @@ __device__ __forceinline__ void backward_queries(const Inputs<float> &in, const 
         dot_rows(scores, queries, keys);
         dot_rows(d_scores, gradients, values);
         EACH(i, DOWN) EACH(j, ACROSS) {
-            bool seen = start + thread_x() + 16 * j < sequence.seen(first + thread_y() + 16 * i);
-            rows[i].pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E, seen);
+            if (start + thread_x() + 16 * j >= sequence.seen(first + thread_y() + 16 * i)) scores[i][j] = MINUS_INFINITY;
+            rows[i].pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E);
         }
         add_rows(sums, d_scores, weights, keys);
         __syncthreads();
@@ -407,8 +420,8 @@ backward_keys(const Inputs<float> &in, const Pulled<float> &pulled, float *d_k, 
                 u32 query = start + thread_x() + 16 * j;
                 Query column(in, pulled, sequence, query, head);
                 EACH(i, DOWN) {
-                    bool seen = first + thread_y() + 16 * i < sequence.seen(query);
-                    column.pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E, seen);
+                    if (first + thread_y() + 16 * i >= sequence.seen(query)) scores[i][j] = MINUS_INFINITY;
+                    column.pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E);
                 }
             }
             add_rows(value_sums, scores, weights, gradients);
@@ -501,7 +514,8 @@ template <u32 TILES> struct LeftRows<false, TILES> {
 
 // The products of rows with COLUMNS rows, which lie in shared memory.
 template <u32 TILES, u32 COLUMNS>
-__device__ __forceinline__ void dot_rows(Tile (&scores)[TILES][COLUMNS / 8], const LeftRows<KEPT, TILES> &left, const u16 *rows) {
+__device__ __forceinline__ void
+dot_rows(Tile (&scores)[TILES][COLUMNS / 8], const LeftRows<KEPT, TILES> &left, const u16 *rows) {
     rows += right_first();
     EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) scores[m][n][i] = 0.0f;
     EACH(step, PADDED / 16) {
@@ -525,7 +539,10 @@ add_rows(Tile (&sums)[TILES][PADDED / 8], const Tile (&scores)[TILES][COLUMNS / 
     rows += down_first();
     EACH(c, COLUMNS / 16) {
         Left a[TILES];
-        EACH(m, TILES) EACH(i, 4) a[m][i] = two_bf16(scores[m][2 * c + i / 2][i % 2 * 2], scores[m][2 * c + i / 2][i % 2 * 2 + 1]);
+        EACH(m, TILES) EACH(i, 4) {
+            const Tile &tile = scores[m][2 * c + i / 2];
+            a[m][i] = two_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+        }
         EACH(n, PADDED / 16) {
             u32 b[4];
             load_transposed(b, rows + 16 * c * BF16_LINE + 16 * n);
@@ -555,6 +572,28 @@ store_tile(u16 *rows, u32 stride, const Tile (&sums)[PADDED / 8], u32 first, u32
     EACH(half, 2) {
         u32 row = first + row_of(2 * half);
         if (row < count) store_row(rows + (u64)row * stride, sums, half, factor);
+    }
+}
+
+// Where rows are queries and columns keys, from these on: no scores for keys that are not seen.
+template <u32 TILES, u32 COLUMNS>
+__device__ __forceinline__ void
+hide_keys(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 first_query, u32 first_key) {
+    if (first_key + COLUMNS <= sequence.seen(first_query)) return;
+    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) {
+        u32 query = first_query + 16 * m + row_of(i), key = first_key + 8 * n + column_of(i);
+        if (key >= sequence.seen(query)) scores[m][n][i] = MINUS_INFINITY;
+    }
+}
+
+// The same where rows are keys and columns queries.
+template <u32 TILES, u32 COLUMNS>
+__device__ __forceinline__ void
+hide_rows(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 first_query, u32 first_key) {
+    if (first_key + 16 * TILES <= sequence.seen(first_query)) return;
+    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) {
+        u32 query = first_query + 8 * n + column_of(i), key = first_key + 16 * m + row_of(i);
+        if (key >= sequence.seen(query)) scores[m][n][i] = MINUS_INFINITY;
     }
 }
 
@@ -627,12 +666,7 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
         __syncthreads();
         if (start + FORWARD_KEYS < end) fetch<FORWARD_KEYS, BF16_THREADS>(keys, k, start + FORWARD_KEYS);
         if (!sees) continue;
-        if (start + FORWARD_KEYS > sequence.seen(first)) {
-            EACH(m, FORWARD_TILES) EACH(n, FORWARD_KEYS / 8) EACH(i, 4) {
-                u32 seen = sequence.seen(first + 16 * m + row_of(i));
-                if (start + 8 * n + column_of(i) >= seen) scores[m][n][i] = MINUS_INFINITY;
-            }
-        }
+        hide_keys<FORWARD_TILES, FORWARD_KEYS>(scores, sequence, first, start);
         EACH(m, FORWARD_TILES) running[m].soften(scores[m], sums[m], factor);
         add_rows<FORWARD_TILES, FORWARD_KEYS>(sums, scores, values);
     }
@@ -677,7 +711,8 @@ own(LeftRows<KEPT, TILES> &left, LeftRows<KEPT, TILES> &right, const Rows<u16> &
 // Keys that meet the queries of a warp at a time.
 constexpr u32 QUERIES_STEP = STREAMED < 32 ? STREAMED : 32;
 
-__device__ __forceinline__ void backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32 dq_stride) {
+__device__ __forceinline__ void
+backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32 dq_stride) {
     typedef Memory<QUERY_ROWS> Memory;
     Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
     u32 first = in.tiles[2 * blockIdx.x + 1], head = blockIdx.y;
@@ -712,9 +747,9 @@ __device__ __forceinline__ void backward_queries(const Inputs<u16> &in, const Pu
             Tile scores[QUERY_TILES][QUERIES_STEP / 8], d_scores[QUERY_TILES][QUERIES_STEP / 8];
             dot_rows<QUERY_TILES, QUERIES_STEP>(scores, queries, keys);
             dot_rows<QUERY_TILES, QUERIES_STEP>(d_scores, gradients, values);
+            hide_keys<QUERY_TILES, QUERIES_STEP>(scores, sequence, first, key);
             EACH(m, QUERY_TILES) EACH(n, QUERIES_STEP / 8) EACH(i, 4) {
-                bool seen = key + 8 * n + column_of(i) < sequence.seen(first + 16 * m + row_of(i));
-                rows[m][i / 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E, seen);
+                rows[m][i / 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E);
             }
             add_rows<QUERY_TILES, QUERIES_STEP>(sums, d_scores, keys);
         }
@@ -741,44 +776,45 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
     Tile key_sums[KEY_TILES][PADDED / 8], value_sums[KEY_TILES][PADDED / 8];
     clear(key_sums);
     clear(value_sums);
-    // Tiles of queries, for one head after the other.
-    u32 first_query = sequence.first_query(first);
-    u32 tiles = (sequence.query_count - first_query + STREAMED - 1) / STREAMED;
-    auto head_of = [&](u32 turn) { return kv_head * in.group + turn / tiles; };
-    auto query_of = [&](u32 turn) { return first_query + turn % tiles * STREAMED; };
-    auto fetch_tile = [&](u32 turn) {
-        Rows<u16> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head_of(turn));
-        Rows<u16> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head_of(turn));
-        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), q, query_of(turn));
-        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), d_out, query_of(turn));
+    // Tiles of queries that see some of the keys, for one head after the other.
+    auto fetch_tile = [&](u32 turn, u32 head, u32 start) {
+        Rows<u16> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
+        Rows<u16> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head);
+        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), q, start);
+        fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), d_out, start);
     };
+    u32 first_query = sequence.first_query(first), start = first_query, head = kv_head * in.group, heads_end = head + in.group;
     first += threadIdx.x / 32 * 16 * KEY_TILES;
-    fetch_tile(0);
-    for (u32 turn = 0; turn < tiles * in.group; turn++) {
+    fetch_tile(0, head, start);
+    for (u32 turn = 0; head < heads_end; turn++) {
+        bool last = start + STREAMED >= sequence.query_count;
+        u32 next_head = last ? head + 1 : head, next = last ? first_query : start + STREAMED;
         // This tile has come, and no warp needs the one before.
         await_copies();
         __syncthreads();
-        if (turn + 1 < tiles * in.group) fetch_tile(turn + 1);
+        if (next_head < heads_end) fetch_tile(turn + 1, next_head, next);
         for (u32 step = 0; step < STREAMED; step += KEYS_STEP) {
-            u32 query = query_of(turn) + step;
+            u32 query = start + step;
             if (query >= sequence.query_count) break;
             if (first >= sequence.seen(query + KEYS_STEP - 1)) continue;
             const u16 *queries = Memory::streamed(turn, 0) + step * BF16_LINE;
             const u16 *gradients = Memory::streamed(turn, 1) + step * BF16_LINE;
             Query columns[KEYS_STEP / 8][2];
             EACH(n, KEYS_STEP / 8) EACH(i, 2) {
-                columns[n][i] = Query(in, pulled, sequence, query + 8 * n + column_of(i), head_of(turn));
+                columns[n][i] = Query(in, pulled, sequence, query + 8 * n + column_of(i), head);
             }
             Tile scores[KEY_TILES][KEYS_STEP / 8], d_scores[KEY_TILES][KEYS_STEP / 8];
             dot_rows<KEY_TILES, KEYS_STEP>(scores, keys, queries);
             if (FOR_KEYS) dot_rows<KEY_TILES, KEYS_STEP>(d_scores, values, gradients);
+            hide_rows<KEY_TILES, KEYS_STEP>(scores, sequence, query, first);
             EACH(m, KEY_TILES) EACH(n, KEYS_STEP / 8) EACH(i, 4) {
-                bool seen = first + 16 * m + row_of(i) < sequence.seen(query + 8 * n + column_of(i));
-                columns[n][i % 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E, seen);
+                columns[n][i % 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E);
             }
             if (FOR_VALUES) add_rows<KEY_TILES, KEYS_STEP>(value_sums, scores, gradients);
             if (FOR_KEYS) add_rows<KEY_TILES, KEYS_STEP>(key_sums, d_scores, queries);
         }
+        head = next_head;
+        start = next;
     }
     u64 place = (u64)sequence.key_start * dkv_stride + kv_head * HEAD_DIM;
     EACH(m, KEY_TILES) {
