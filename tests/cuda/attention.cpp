@@ -1,6 +1,9 @@
 // The kernels of attention for heads of HEAD_DIM numbers, as a library.
 #include "host.h"
 #include "prelude.cuh"
+#include "attention_common.cuh"
+#include "attention_f32.cuh"
+#include "attention_bf16.cuh"
 #include "attention.cu"
 
 HOST_LAUNCH(

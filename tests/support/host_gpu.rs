@@ -101,6 +101,21 @@ fn build(program: &Program) -> PathBuf {
     file
 }
 
+/// That a launch of attention has the threads and the shared memory that the kernel was written for.
+fn check_attention_sizes(library: &Library, launch: &Launch<'_>) {
+    let mut sizes = [0u32; 14];
+    // SAFETY: the library of attention has this function, which writes 14 numbers.
+    #[expect(unsafe_code, reason = "a library is code")]
+    unsafe {
+        library.get::<unsafe extern "C" fn(*mut u32)>(b"host_sizes\0").unwrap()(sizes.as_mut_ptr());
+    };
+    let of_type = if launch.kernel.ends_with("bf16") { &sizes[7..] } else { &sizes[..7] };
+    let pass = ["attention_f", "attention_backward_queries", "attention_backward_keys"];
+    let name = launch.kernel.replace("attention_bf16", "attention_f");
+    let Some(pass) = pass.iter().position(|pass| name.starts_with(pass)) else { return };
+    assert_eq!((launch.block, launch.shared_bytes), (of_type[0], of_type[4 + pass]), "{}", launch.kernel);
+}
+
 impl HostGpu {
     /// That all guards are whole.
     fn check_guards(&self, after: &str) {
@@ -241,6 +256,9 @@ impl Driver for HostGpu {
             });
         }
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
+        if launch.program.name == "attention" {
+            check_attention_sizes(&library, &launch);
+        }
         let name = CString::new(launch.kernel).unwrap();
         let (grid, block, shared) = (launch.grid, launch.block, launch.shared_bytes);
         // SAFETY: as the caller says.

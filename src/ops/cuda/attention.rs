@@ -87,7 +87,8 @@ impl Cuda {
             for start in [q.start, q.len(), k.start, k.len()] {
                 table.push(number(start)?);
             }
-            for first in (0..q.len()).step_by(sizes.queries) {
+            // Those with the most keys first: the last blocks to end are then short ones.
+            for first in (0..q.len()).step_by(sizes.queries).rev() {
                 queries.extend([number(i)?, number(first)?]);
             }
             for first in (0..k.len()).step_by(sizes.keys) {
