@@ -37,6 +37,7 @@ pub struct Limits {
 #[derive(Debug)]
 struct HostGpu {
     blocks: Mutex<BTreeMap<Address, usize>>,
+    pinned: Mutex<BTreeMap<Address, usize>>,
     limits: Limits,
 }
 
@@ -48,7 +49,7 @@ pub fn host_gpu() -> Option<(Device, Limits)> {
         return None;
     }
     let limits = Limits { memory: Arc::new(AtomicUsize::new(usize::MAX)), launches: Arc::default() };
-    let driver = HostGpu { blocks: Mutex::default(), limits: limits.clone() };
+    let driver = HostGpu { blocks: Mutex::default(), pinned: Mutex::default(), limits: limits.clone() };
     Some((Device::Gpu(Gpu::new(Box::new(driver))), limits))
 }
 
@@ -127,8 +128,8 @@ impl HostGpu {
 
     /// That an address range is within one block.
     fn check(&self, address: Address, bytes: usize, what: &str) {
-        let blocks = self.blocks.lock().unwrap();
-        let block = blocks.range(..=address).next_back();
+        let all = [self.blocks.lock().unwrap(), self.pinned.lock().unwrap()];
+        let block = all.iter().filter_map(|blocks| blocks.range(..=address).next_back()).max();
         let fits = block.is_some_and(|(first, size)| address + bytes as Address <= first + *size as Address);
         assert!(fits, "{what} of {bytes} bytes at {address:#x} is in no buffer");
     }
@@ -222,6 +223,20 @@ impl Driver for HostGpu {
         Ok(())
     }
 
+    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
+        // SAFETY: the layout has a size.
+        let address = unsafe { std::alloc::alloc(layout(bytes)) } as Address;
+        memory(address, bytes).fill(FRESH_BYTE);
+        self.pinned.lock().unwrap().insert(address, bytes);
+        Ok(address)
+    }
+
+    unsafe fn free_pinned(&self, address: Address) {
+        let bytes = self.pinned.lock().unwrap().remove(&address).expect("what is freed was given");
+        // SAFETY: `allocate_pinned` gave it with this layout.
+        unsafe { std::alloc::dealloc(address as *mut u8, layout(bytes)) };
+    }
+
     unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
         self.check(from, bytes, "a copy");
         self.check(to, bytes, "a copy");
@@ -310,7 +325,10 @@ impl Driver for HostGpu {
 
 impl Drop for HostGpu {
     fn drop(&mut self) {
-        let blocks = self.blocks.get_mut().unwrap();
-        assert!(blocks.is_empty() || std::thread::panicking(), "memory was not given back: {blocks:?}");
+        let blocks = [self.blocks.get_mut().unwrap(), self.pinned.get_mut().unwrap()];
+        assert!(
+            blocks.iter().all(|blocks| blocks.is_empty()) || std::thread::panicking(),
+            "memory was not given back: {blocks:?}"
+        );
     }
 }
