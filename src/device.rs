@@ -107,19 +107,31 @@ const fn gpu_is_there() -> bool {
     false
 }
 
-#[cfg(feature = "cuda")]
 fn open_gpu(number: usize) -> Result<Device> {
+    Ok(Device::Gpu(Gpu::new(open_driver(number)?)))
+}
+
+/// The driver of the GPU of this number, for those who put something of their own between it and [`Gpu::new`].
+///
+/// # Errors
+/// As [`DeviceConfig::open`].
+#[cfg(feature = "cuda")]
+pub fn open_driver(number: usize) -> Result<Box<dyn driver::Driver>> {
     let opened = nvidia::Nvidia::open(number);
     let gpu = opened.map_err(|error| match explain(Error::Candle(error)) {
         Error::Candle(error) => Error::invalid(format!("device: cannot open GPU {number}: {error}"))
             .with_help("see what `nvidia-smi` lists, or set `device: cpu`"),
         explained => explained,
     })?;
-    Ok(Device::Gpu(Gpu::new(Box::new(gpu))))
+    Ok(Box::new(gpu))
 }
 
+/// The driver of a GPU: this build has none.
+///
+/// # Errors
+/// Always.
 #[cfg(not(feature = "cuda"))]
-fn open_gpu(_: usize) -> Result<Device> {
+pub fn open_driver(_: usize) -> Result<Box<dyn driver::Driver>> {
     Err(Error::invalid("device: `cuda` was asked for, but this binary was built without CUDA")
         .with_help("build it with `cargo build --release --features cuda`, or set `device: cpu`"))
 }

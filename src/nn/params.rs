@@ -50,7 +50,7 @@ impl AdapterParams {
     }
 
     /// The adapter in a GPU's memory, if it is on one.
-    pub(crate) const fn memory(&self) -> Option<&Arc<AdapterMemory>> {
+    pub const fn memory(&self) -> Option<&Arc<AdapterMemory>> {
         self.memory.as_ref()
     }
 

@@ -42,15 +42,25 @@ struct HostGpu {
 }
 
 /// A GPU for a test, and its switches; `None`, said aloud, without a C++ compiler.
-#[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
 pub fn host_gpu() -> Option<(Device, Limits)> {
+    let (driver, limits) = host_driver()?;
+    Some((Device::Gpu(Gpu::new(driver)), limits))
+}
+
+/// The driver of [`host_gpu`].
+#[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
+pub fn host_driver() -> Option<(Box<dyn Driver>, Limits)> {
+    if !Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda").is_dir() {
+        eprintln!("skipped: the sources that this program was built from are not there");
+        return None;
+    }
     if compiler().is_none() {
         eprintln!("skipped: no C++ compiler (c++, g++, clang++) to run the kernels of a GPU on the CPU");
         return None;
     }
     let limits = Limits { memory: Arc::new(AtomicUsize::new(usize::MAX)), launches: Arc::default() };
     let driver = HostGpu { blocks: Mutex::default(), pinned: Mutex::default(), limits: limits.clone() };
-    Some((Device::Gpu(Gpu::new(Box::new(driver))), limits))
+    Some((Box::new(driver), limits))
 }
 
 fn compiler() -> Option<&'static str> {
@@ -85,7 +95,8 @@ fn build(program: &Program) -> PathBuf {
     let shell = std::fs::read_to_string(tests.join(format!("{}.cpp", program.name))).unwrap();
     let host = std::fs::read_to_string(tests.join("host.h")).unwrap();
     let key = blake3::hash([program.text(), shell, host].concat().as_bytes()).to_hex();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    // Cargo names this folder to tests and benchmarks alone.
+    let folder = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let file = folder.join(format!("lib{}-{}.so", program.name, &key[..16]));
     if file.exists() {
         return file;

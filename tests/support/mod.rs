@@ -1,6 +1,8 @@
 //! What several themes need: golden files, tiny random models, batches.
 
+pub mod gpu_comparisons;
 pub mod host_gpu;
+pub mod random_weights;
 /// The library's own stand-in for the Hub.
 #[path = "../../src/hub/stand_in.rs"]
 pub mod stand_in;

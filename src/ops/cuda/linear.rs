@@ -5,7 +5,7 @@
 
 use super::adapter::Operands;
 use super::programs::{dequantize, type_name};
-use super::rows::{Cuda, Drop, DropoutKeys, Rows, address};
+use super::rows::{Cuda, DropoutKeys, RowDropout, Rows, address};
 use crate::device::Memory;
 use crate::device::driver::{Argument, Matrix, MatrixProduct, Number};
 use crate::ops::{Compute, FrozenVector, FrozenWeight};
@@ -53,8 +53,8 @@ pub struct GpuUpdate<'a> {
 }
 
 impl GpuUpdate<'_> {
-    fn drop(&self) -> Option<Drop<'_>> {
-        self.dropout.map(|(keys, probability, layer_key)| Drop { keys, probability, layer_key })
+    fn drop(&self) -> Option<RowDropout<'_>> {
+        self.dropout.map(|(keys, probability, layer_key)| RowDropout { keys, probability, layer_key })
     }
 }
 

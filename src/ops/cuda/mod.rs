@@ -18,7 +18,7 @@ pub(crate) use head::chunk_tokens;
 pub(crate) use linear::panel_bytes;
 pub use linear::{GpuModule, GpuUpdate};
 pub use programs::programs;
-pub use rows::{Cuda, DropoutKeys, Places, RopeMemory, Rows};
+pub use rows::{Cuda, DropoutKeys, Places, RopeMemory, RowDropout, Rows};
 
 use crate::device::Gpu;
 use candle_core::Result;

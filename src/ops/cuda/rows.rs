@@ -51,11 +51,14 @@ pub struct Places {
     count: usize,
 }
 
-/// One dropout: its share, and the layer's key.
+/// One dropout: the twin of [`Dropout`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Drop<'a> {
+pub struct RowDropout<'a> {
+    /// A key for each row.
     pub keys: &'a DropoutKeys,
+    /// Share of the numbers that is zeroed.
     pub probability: f32,
+    /// A key for the layer.
     pub layer_key: u64,
 }
 
@@ -296,8 +299,11 @@ impl Cuda {
         self.each_row("rope", x.rows, &arguments)
     }
 
-    /// `D(x)`, or added to `out`.
-    pub(super) fn dropout(&self, x: &Rows, drop: Drop<'_>, out: &Rows, add: bool) -> Result<()> {
+    /// `out = D(x)`, or `out += D(x)` under `add`: the twin of [`Dropout::apply`] and [`Dropout::apply_add`].
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn dropout(&self, x: &Rows, drop: RowDropout<'_>, out: &Rows, add: bool) -> Result<()> {
         same_shape(&[x, out])?;
         let (threshold, keep) = Dropout::factors(drop.probability);
         let arguments = [

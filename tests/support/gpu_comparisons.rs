@@ -1,0 +1,192 @@
+//! What a GPU computes against what the CPU computes: each operation by itself, then whole steps, in `f32` and in `bf16`.
+//!
+//! It works on any GPU: on a real one in `tests/gpu/program.rs`, in tests on one that is none (`host_gpu`). The CPU's side is
+//! always its own operation in `f32`, on inputs that `bf16` has: what `bf16` costs on the GPU is all in the error.
+
+mod attention;
+mod head;
+mod linear;
+mod optimizer;
+mod rows;
+mod steps;
+
+pub use steps::Both;
+
+use equipoise::device::{Device, Gpu};
+use equipoise::error::Result;
+use equipoise::ops::Compute;
+use equipoise::ops::cuda::Cuda;
+use half::bf16;
+
+/// How far `f32` may be from the CPU's: `‖gpu − cpu‖ / ‖cpu‖`.
+const F32: f64 = 1e-4;
+/// How far `bf16` may be.
+const BF16: f64 = 2e-2;
+
+/// One result of a GPU, and how far it is from the CPU's.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// What was computed.
+    pub name: String,
+    /// `f32` or `bf16`.
+    pub dtype: &'static str,
+    /// `‖gpu − cpu‖ / ‖cpu‖`; NaN where there was no result.
+    pub error: f64,
+    /// The most that is right.
+    pub tolerance: f64,
+    /// Why there was no result.
+    #[cfg_attr(test, expect(dead_code, reason = "a test shows it by Debug"))]
+    pub failure: Option<String>,
+}
+
+impl Comparison {
+    /// Whether the error is within its tolerance.
+    pub fn passed(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// How much is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Small sizes: for a GPU that is none.
+    Small,
+    /// The sizes of real models.
+    #[cfg_attr(test, expect(dead_code, reason = "tests have no GPU"))]
+    Whole,
+}
+
+/// Makes all comparisons; nothing on the CPU. What fails is an error of its own, and the next one is made.
+pub fn compare(device: &Device, on_each: &mut dyn FnMut(Comparison), extent: Extent) {
+    let Device::Gpu(gpu) = device else { return };
+    let mut judge = Judge { device, gpu, extent, on_each };
+    for theme in [rows::compare, linear::compare, attention::compare, head::compare, optimizer::compare, steps::compare]
+    {
+        if let Err(error) = theme(&mut judge) {
+            judge.failed("comparisons", Compute::F32, &error);
+        }
+        gpu.trim();
+    }
+}
+
+/// Calls what is compared, and tells how far it is off.
+struct Judge<'a> {
+    device: &'a Device,
+    gpu: &'a Gpu,
+    extent: Extent,
+    on_each: &'a mut dyn FnMut(Comparison),
+}
+
+impl Judge<'_> {
+    /// One or the other, by extent.
+    fn choose<T>(&self, small: T, whole: T) -> T {
+        match self.extent {
+            Extent::Small => small,
+            Extent::Whole => whole,
+        }
+    }
+
+    /// The types that this GPU computes in.
+    fn types(&self) -> Result<Vec<Compute>> {
+        let has_bf16 = self.gpu.facts()?.has_bf16();
+        Ok([Compute::F32, Compute::Bf16].into_iter().filter(|&each| each == Compute::F32 || has_bf16).collect())
+    }
+
+    fn cuda(&self, compute: Compute) -> Cuda {
+        Cuda { gpu: self.gpu.clone(), compute, capacity: 0 }
+    }
+
+    /// Results of an operation in each type, against those of the CPU: each has a name, and all say what they are `of`.
+    fn each<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        of: &str,
+        expected: &[Vec<f32>; N],
+        run: impl Fn(&Cuda) -> Result<[Vec<f32>; N]>,
+    ) -> Result<()> {
+        for compute in self.types()? {
+            let tolerance = if compute == Compute::F32 { F32 } else { BF16 };
+            match run(&self.cuda(compute)) {
+                Ok(got) => {
+                    for ((name, got), expected) in names.iter().zip(&got).zip(expected) {
+                        self.tell(&format!("{name} {of}"), compute, distance(got, expected), tolerance);
+                    }
+                }
+                Err(error) => self.failed(&format!("{} {of}", names.join(", ")), compute, &error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Results that must be the CPU's to the bit, once that is rounded to the type.
+    fn each_bit<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        of: &str,
+        expected: &[Vec<f32>; N],
+        run: impl Fn(&Cuda) -> Result<[Vec<f32>; N]>,
+    ) -> Result<()> {
+        for compute in self.types()? {
+            match run(&self.cuda(compute)) {
+                Ok(got) => {
+                    for ((name, got), expected) in names.iter().zip(&got).zip(expected) {
+                        let error = distance_in_bits(got, &rounded(expected, compute));
+                        self.tell(&format!("{name} {of}"), compute, error, 0.0);
+                    }
+                }
+                Err(error) => self.failed(&format!("{} {of}", names.join(", ")), compute, &error),
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, name: &str, compute: Compute, error: f64, tolerance: f64) {
+        let (name, dtype) = (name.to_owned(), compute.name());
+        (self.on_each)(Comparison { name, dtype, error, tolerance, failure: None });
+    }
+
+    fn failed(&mut self, name: &str, compute: Compute, error: &dyn std::fmt::Display) {
+        let (name, failure) = (name.to_owned(), Some(error.to_string()));
+        (self.on_each)(Comparison { name, dtype: compute.name(), error: f64::NAN, tolerance: 0.0, failure });
+    }
+}
+
+/// As a type holds them.
+fn rounded(numbers: &[f32], compute: Compute) -> Vec<f32> {
+    match compute {
+        Compute::F32 => numbers.to_vec(),
+        Compute::Bf16 => numbers.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+    }
+}
+
+/// The larger error; NaN is larger than all (`f64::max` passes over it).
+fn worse(a: f64, b: f64) -> f64 {
+    if b <= a || a.is_nan() { a } else { b }
+}
+
+/// `‖got − expected‖ / ‖expected‖`; infinite for another count of numbers.
+fn distance(got: &[f32], expected: &[f32]) -> f64 {
+    if got.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    let (mut apart, mut size) = (0f64, 0f64);
+    for (&got, &expected) in got.iter().zip(expected) {
+        apart += (f64::from(got) - f64::from(expected)).powi(2);
+        size += f64::from(expected).powi(2);
+    }
+    (apart / size.max(1e-60)).sqrt()
+}
+
+/// Zero only where all bits are the same (a NaN is a NaN); else the distance of the finite numbers, or infinite where others
+/// are finite.
+fn distance_in_bits(got: &[f32], expected: &[f32]) -> f64 {
+    let same = |(got, expected): (&f32, &f32)| got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+    if got.len() == expected.len() && got.iter().zip(expected).all(same) {
+        return 0.0;
+    }
+    if got.iter().zip(expected).any(|(got, expected)| got.is_finite() != expected.is_finite()) {
+        return f64::INFINITY;
+    }
+    let finite = |numbers: &[f32]| -> Vec<f32> { numbers.iter().copied().filter(|x| x.is_finite()).collect() };
+    distance(&finite(got), &finite(expected)).max(f64::EPSILON)
+}

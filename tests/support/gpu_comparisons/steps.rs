@@ -1,0 +1,178 @@
+//! Whole steps of tiny models: losses, and the gradients of all adapter tensors.
+
+use super::{BF16, Extent, F32, Judge, worse};
+use crate::support::{
+    ALL_LINEAR, ODD, TINY, Tiny, WIDE, batch, eight_rows, engine, lora, objective_kinds, pack, quantization_types,
+    relative_distance, rows,
+};
+use candle_core::Tensor;
+use equipoise::data::Batch;
+use equipoise::device::Device;
+use equipoise::error::Result;
+use equipoise::models::Model;
+use equipoise::nn::{LoraConfig, QuantizationType};
+use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
+use equipoise::ops::{Compute, Pool};
+use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
+
+/// The same model on the CPU and on a GPU.
+pub struct Both {
+    pub cpu: Model,
+    pub gpu: Model,
+    pub device: Device,
+}
+
+impl Both {
+    pub fn new(kind: QuantizationType, tiny: Tiny, lora: &LoraConfig, device: &Device) -> Self {
+        Self { cpu: tiny.model(kind, lora), gpu: tiny.model_on(kind, lora, device), device: device.clone() }
+    }
+
+    /// The CPU's step in `f32`, and the GPU's in each type.
+    fn steps(
+        &self,
+        config: &ObjectiveConfig,
+        types: &[Compute],
+        batches: &[Batch],
+        dropout: f64,
+    ) -> Result<(StepGradients, Vec<StepGradients>)> {
+        let (objective, pool) = (objectives::build(config), Pool::default());
+        let keys = |i: usize| {
+            let places: Vec<u64> = (0..batches[i].rows as u64).collect();
+            (dropout > 0.0).then(|| dropout_keys(&batches[i], 1, &places))
+        };
+        let expected = engine(&self.cpu, &*objective, &pool).step(batches, keys)?;
+        let on_gpu = |&compute: &Compute| {
+            let engine = Engine { device: &self.device, compute, ..engine(&self.gpu, &*objective, &pool) };
+            engine.step(batches, keys)
+        };
+        Ok((expected, types.iter().map(on_gpu).collect::<Result<_>>()?))
+    }
+}
+
+fn sft() -> ObjectiveConfig {
+    ObjectiveConfig { kind: ObjectiveKind::Sft, ..ObjectiveConfig::default() }
+}
+
+/// Ragged rows, one of which has nothing supervised; packed; in one piece and in several.
+fn pieces() -> [(&'static str, Vec<Batch>); 2] {
+    let rows = eight_rows();
+    [("ragged", vec![batch(&rows)]), ("packed", vec![batch(&rows[..3]), pack(&rows[3..7]), batch(&rows[7..])])]
+}
+
+pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
+    of_each_objective(judge)?;
+    of_each_quantization_type(judge)?;
+    under_dropout(judge)?;
+    of_long_rows(judge)
+}
+
+fn of_each_objective(judge: &mut Judge<'_>) -> Result<()> {
+    let both = Both::new(QuantizationType::Q8_0, TINY, &lora(3, &ALL_LINEAR), judge.device);
+    for config in objective_kinds() {
+        let name = format!("{:?} {:?}", config.kind, config.token_weighting);
+        for (kind, batches) in pieces() {
+            compared(judge, &format!("step {name}, {kind}"), &both, &config, &batches, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+fn of_each_quantization_type(judge: &mut Judge<'_>) -> Result<()> {
+    for (kind, tiny, dtype) in quantization_types() {
+        let both = Both::new(kind, tiny, &lora(4, &ALL_LINEAR), judge.device);
+        let batches = [batch(&rows(&[13, 21], tiny.vocabulary))];
+        compared(judge, &format!("step in {dtype:?}"), &both, &sft(), &batches, 0.0)?;
+    }
+    Ok(())
+}
+
+fn under_dropout(judge: &mut Judge<'_>) -> Result<()> {
+    let lora = LoraConfig { lora_dropout: 0.3, use_rslora: true, ..lora(5, &ALL_LINEAR) };
+    for (size, tiny) in [("even", TINY), ("odd", ODD)] {
+        let both = Both::new(QuantizationType::None, tiny, &lora, judge.device);
+        for (kind, batches) in pieces() {
+            compared(judge, &format!("step under dropout, {size}, {kind}"), &both, &sft(), &batches, 0.3)?;
+        }
+    }
+    Ok(())
+}
+
+/// Longer than the tiles of attention; some modules have no adapter; heads of odd widths. On a GPU also heads as wide as real
+/// ones.
+fn of_long_rows(judge: &mut Judge<'_>) -> Result<()> {
+    const HEADS_64: Tiny = Tiny { hidden: 576, intermediate: 1536, heads: 9, kv_heads: 3, layers: 2, vocabulary: 4099 };
+    const HEADS_128: Tiny =
+        Tiny { hidden: 1024, intermediate: 3584, heads: 8, kv_heads: 2, layers: 2, vocabulary: 8193 };
+    let lora = lora(4, &["q_proj", "v_proj", "down_proj"]);
+    let (tiny, odd) = (Tiny { layers: 1, ..TINY }, Tiny { layers: 1, ..ODD });
+    for (size, tiny) in [("tiny", tiny), ("odd", odd), ("wide", WIDE)] {
+        let both = Both::new(QuantizationType::None, tiny, &lora, judge.device);
+        let batches = [pack(&rows(&[130, 77, 9], tiny.vocabulary)), batch(&rows(&[200], tiny.vocabulary))];
+        compared(judge, &format!("step on long rows, {size}"), &both, &sft(), &batches, 0.0)?;
+    }
+    if judge.extent == Extent::Small {
+        return Ok(());
+    }
+    for (size, tiny, kind) in
+        [("heads of 64", HEADS_64, QuantizationType::Q8_0), ("heads of 128", HEADS_128, QuantizationType::Q4K)]
+    {
+        let both = Both::new(kind, tiny, &crate::support::lora(16, &ALL_LINEAR), judge.device);
+        let batches = [pack(&rows(&[1023, 511, 130], tiny.vocabulary)), batch(&rows(&[257, 300], tiny.vocabulary))];
+        compared(judge, &format!("step on long rows, {size}"), &both, &sft(), &batches, 0.0)?;
+    }
+    Ok(())
+}
+
+fn compared(
+    judge: &mut Judge<'_>,
+    name: &str,
+    both: &Both,
+    config: &ObjectiveConfig,
+    batches: &[Batch],
+    dropout: f64,
+) -> Result<()> {
+    let types = judge.types()?;
+    match both.steps(config, &types, batches, dropout) {
+        Ok((expected, got)) => {
+            for (compute, got) in types.into_iter().zip(got) {
+                let tolerance = if compute == Compute::F32 { F32 } else { BF16 };
+                judge.tell(&format!("{name}: loss"), compute, loss_distance(&got, &expected, compute), tolerance);
+                judge.tell(&format!("{name}: gradient"), compute, whole(&got, &expected), tolerance);
+                judge.tell(&format!("{name}: worst tensor"), compute, worst(&got, &expected), tolerance);
+            }
+        }
+        Err(error) => judge.failed(name, Compute::F32, &error),
+    }
+    Ok(())
+}
+
+/// How far the losses are apart, as a share; infinite where other tokens are learnt, and in `f32` where others come first.
+fn loss_distance(got: &StepGradients, expected: &StepGradients, compute: Compute) -> f64 {
+    let (got, expected) = (&got.loss, &expected.loss);
+    if got.supervised != expected.supervised || compute == Compute::F32 && got.top1 != expected.top1 {
+        return f64::INFINITY;
+    }
+    let apart = |got: f64, expected: f64| (got / expected - 1.0).abs();
+    worse(apart(got.sum, expected.sum), apart(got.cross_entropy, expected.cross_entropy))
+}
+
+/// The distance of all tensors as one.
+fn whole(got: &StepGradients, expected: &StepGradients) -> f64 {
+    let all = |step: &StepGradients| -> candle_core::Result<Tensor> {
+        let flat = step.gradients.values().map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
+        Tensor::cat(&flat, 0)
+    };
+    match (all(got), all(expected)) {
+        (Ok(got), Ok(expected)) if got.dims() == expected.dims() => relative_distance(&got, &expected),
+        _ => f64::INFINITY,
+    }
+}
+
+/// The distance of the tensor that is farthest off.
+fn worst(got: &StepGradients, expected: &StepGradients) -> f64 {
+    let distances = expected
+        .gradients
+        .iter()
+        .map(|(name, expected)| got.gradients.get(name).map_or(f64::INFINITY, |got| relative_distance(got, expected)));
+    distances.fold(0.0, worse)
+}
