@@ -121,9 +121,8 @@ pub struct MatrixProduct {
 impl MatrixProduct {
     /// Rows and columns of `c`, and the length of the sums, if the three matrices fit.
     pub fn sizes(&self) -> Option<(usize, usize, usize)> {
-        let of = |matrix: Matrix, transpose: bool| match transpose {
-            false => (matrix.rows, matrix.columns),
-            true => (matrix.columns, matrix.rows),
+        let of = |matrix: Matrix, transpose: bool| {
+            if transpose { (matrix.columns, matrix.rows) } else { (matrix.rows, matrix.columns) }
         };
         let ((m, k), (k_b, n)) = (of(self.a, self.transpose_a), of(self.b, self.transpose_b));
         let strides = [self.a, self.b, self.c].iter().all(|matrix| matrix.stride >= matrix.columns);

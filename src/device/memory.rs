@@ -64,16 +64,12 @@ impl Gpu {
     pub fn allocate(&self, bytes: usize) -> Result<Memory> {
         let rounded = Arena::rounded(bytes);
         let mut arena = self.arena();
-        let address = match arena.take(rounded) {
-            Some(address) => address,
-            None => {
-                self.grow(&mut arena, rounded)?;
-                match arena.take(rounded) {
-                    Some(address) => address,
-                    None => bail!("internal: a fresh segment does not hold what it was made for"),
-                }
-            }
-        };
+        let mut address = arena.take(rounded);
+        if address.is_none() {
+            self.grow(&mut arena, rounded)?;
+            address = arena.take(rounded);
+        }
+        let Some(address) = address else { bail!("internal: a fresh segment does not hold what it was made for") };
         drop(arena);
         Ok(Memory { gpu: self.clone(), address, bytes, rounded })
     }

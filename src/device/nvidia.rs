@@ -94,14 +94,13 @@ impl Nvidia {
     fn function(&self, program: &Program, name: &str) -> Result<sys::CUfunction> {
         let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let found = all.iter().position(|loaded| (loaded.name, &*loaded.defines) == program.key());
-        let place = match found {
-            Some(place) => place,
-            None => {
-                let module = self.load(program)?;
-                let (name, defines) = (program.name, program.defines.clone());
-                all.push(Loaded { name, defines, module, functions: HashMap::new() });
-                all.len() - 1
-            }
+        let place = if let Some(place) = found {
+            place
+        } else {
+            let module = self.load(program)?;
+            let (name, defines) = (program.name, program.defines.clone());
+            all.push(Loaded { name, defines, module, functions: HashMap::new() });
+            all.len() - 1
         };
         let loaded = &mut all[place];
         if let Some(function) = loaded.functions.get(name) {
@@ -287,9 +286,8 @@ impl Driver for Nvidia {
         self.enter()?;
         let Some((m, n, k)) = product.sizes() else { bail!("matrices that do not fit: {product:?}") };
         let int = |size: usize| i32::try_from(size).map_err(Error::wrap);
-        let operation = |transpose: bool| match transpose {
-            false => blas_sys::cublasOperation_t::CUBLAS_OP_N,
-            true => blas_sys::cublasOperation_t::CUBLAS_OP_T,
+        let operation = |transpose: bool| {
+            if transpose { blas_sys::cublasOperation_t::CUBLAS_OP_T } else { blas_sys::cublasOperation_t::CUBLAS_OP_N }
         };
         let dtype = |matrix: Matrix| match matrix.number {
             Number::F32 => blas_sys::cudaDataType_t::CUDA_R_32F,

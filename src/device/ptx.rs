@@ -40,15 +40,14 @@ pub(super) fn compiled(
         return Ok(ptx.to_string());
     }
     let file = folder().map(|folder| folder.join(format!("{}-{architecture}-{key}.ptx", program.name)));
-    let ptx = match file.as_deref().and_then(read) {
-        Some(ptx) => ptx,
-        None => {
-            let ptx = compile(&source, architecture, program.name)?;
-            if let Some(file) = &file {
-                write(file, &ptx);
-            }
-            ptx
+    let ptx = if let Some(ptx) = file.as_deref().and_then(read) {
+        ptx
+    } else {
+        let ptx = compile(&source, architecture, program.name)?;
+        if let Some(file) = &file {
+            write(file, &ptx);
         }
+        ptx
     };
     kept.insert(key.to_string(), ptx.clone().into());
     Ok(ptx)

@@ -5,6 +5,7 @@ mod data;
 mod export;
 mod generate;
 mod lint;
+mod memory;
 mod output;
 mod prepare;
 mod report;
@@ -83,7 +84,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         params: &model.params,
         objective: &*objective,
         kept_layers: prepared.kept_layers,
-        offload: prepare::offloads(recipe),
+        offload: memory::offloads(recipe),
         compute: prepared.compute,
         device: &prepared.device,
         pool: &pool,

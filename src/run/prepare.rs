@@ -2,19 +2,20 @@
 
 use super::RunOptions;
 use super::lint::export_warnings;
+use super::memory::embedding_bytes;
 use super::report::Sample;
 use crate::adapter::AdapterBundle;
 use crate::data::{
     ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
-use crate::device::{Device, DeviceConfig, available_memory, explain};
+use crate::device::{Device, DeviceConfig, explain};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
 use crate::ops::simd::Level;
 use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
-use crate::train::{Event, GpuEstimate, GradientCheckpointing, Identity, MemoryEstimate, Observer};
+use crate::train::{Event, Identity, Observer};
 use crate::weights::Base;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -34,11 +35,11 @@ pub(super) struct Prepared {
     pub compute: Compute,
     /// Of how many layers the activations are kept.
     pub kept_layers: usize,
-    dimensions: Dimensions,
-    weights_bytes: u64,
+    pub(super) dimensions: Dimensions,
+    pub(super) weights_bytes: u64,
     /// Of those, what stays on the CPU when one computes on a GPU.
-    embedding_bytes: u64,
-    adapter_parameters: usize,
+    pub(super) embedding_bytes: u64,
+    pub(super) adapter_parameters: usize,
     /// The modules that get an adapter, by the last part of their names.
     target_modules: BTreeSet<String>,
 }
@@ -194,41 +195,6 @@ impl Prepared {
         ))
     }
 
-    /// Weights and adapter must fit a GPU's memory, whatever else is made smaller.
-    fn check_gpu_memory(&self, recipe: &Recipe) -> Result<()> {
-        let Some(free) = self.gpu_free() else { return Ok(()) };
-        let memory = self.memory_with(recipe, 0);
-        let least = memory.weights + memory.adapter_and_optimizer;
-        if least <= free {
-            return Ok(());
-        }
-        let (weights, adapter, free) = (memory.weights >> 20, memory.adapter_and_optimizer >> 20, free >> 20);
-        Err(Error::invalid(format!(
-            "device: the weights take {weights} MiB, the adapter and its optimizer {adapter}, and {free} MiB of the GPU's memory \
-             are free"
-        ))
-        .with_help("set a smaller `quantization.type` or `lora.r`; `nvidia-smi` lists who else uses the memory"))
-    }
-
-    /// Bytes of a GPU's memory that are free.
-    fn gpu_free(&self) -> Option<u64> {
-        self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
-    }
-
-    /// What a run is told of a GPU's memory.
-    pub(super) fn gpu_estimate(&self, recipe: &Recipe) -> Option<GpuEstimate> {
-        let gpu = self.device.gpu()?;
-        // The weights are loaded by now, and in the estimate.
-        let all = gpu.facts().ok()?.free + gpu.memory().reserved as u64;
-        let of_tokens = |tokens| self.estimate(recipe, tokens, (0, offloads(recipe)));
-        let workspace = |memory: MemoryEstimate| memory.activations + memory.head;
-        Some(GpuEstimate {
-            fitting_tokens: MemoryEstimate::tokens_within(self.most_tokens(recipe), all, of_tokens),
-            workspace: workspace(self.memory(recipe)),
-            least_workspace: workspace(self.memory_with(recipe, 0)),
-        })
-    }
-
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
         observer.event(&Event::Phase("loading the weights".into()));
         let lora = Some(&recipe.lora);
@@ -290,54 +256,8 @@ impl Prepared {
         if (known as usize) < self.dimensions.vocabulary { known } else { 0 }
     }
 
-    pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
-        self.memory_with(recipe, self.kept_layers)
-    }
-
     pub(super) const fn layers(&self) -> usize {
         self.dimensions.layers
-    }
-
-    fn layers_to_keep(&self, recipe: &Recipe) -> usize {
-        let layers = self.dimensions.layers;
-        let training = &recipe.training;
-        match training.gradient_checkpointing {
-            GradientCheckpointing::None => layers,
-            GradientCheckpointing::Layer | GradientCheckpointing::Offload => 0,
-            GradientCheckpointing::Auto => {
-                let free = if self.device.is_cpu() { available_memory() } else { self.gpu_free() };
-                let free = || free.map_or(u64::MAX, |free| free / 5 * 4);
-                let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes.saturating_mul(1 << 20));
-                MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
-            }
-        }
-    }
-
-    fn memory_with(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
-        self.estimate(recipe, self.most_tokens(recipe), (kept_layers, offloads(recipe)))
-    }
-
-    fn estimate(&self, recipe: &Recipe, tokens: usize, (kept_layers, offload): (usize, bool)) -> MemoryEstimate {
-        let adapter = (self.adapter_parameters, recipe.lora.r);
-        match self.device {
-            Device::Cpu => {
-                MemoryEstimate::new(self.weights_bytes, adapter, &self.dimensions, tokens, kept_layers, self.compute)
-            }
-            Device::Gpu(_) => {
-                let weights = self.weights_bytes - self.embedding_bytes;
-                let kept = (kept_layers, offload);
-                MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
-            }
-        }
-    }
-
-    /// The most tokens of a micro-batch.
-    pub(super) fn most_tokens(&self, recipe: &Recipe) -> usize {
-        let n = recipe.training.micro_batch_size;
-        let mut validation: Vec<u32> = self.dataset.validation.entries().map(|entry| entry.tokens).collect();
-        validation.sort_unstable_by(|a, b| b.cmp(a));
-        let validation = validation.iter().take(n).map(|&tokens| tokens as usize).sum();
-        self.plan.most_tokens(n).max(validation)
     }
 
     pub(super) fn device_name(&self) -> String {
@@ -366,43 +286,13 @@ impl Prepared {
     }
 
     pub(super) fn warnings(&self, recipe: &Recipe) -> Vec<String> {
-        let memory = self.memory(recipe);
         let mut warnings = Vec::new();
         warnings.extend(data_warnings(&self.dataset.report));
         warnings.extend(template_warning(&self.encoder, &recipe.data));
         if self.dataset.validation.is_empty() {
             warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
         }
-        let limit = recipe.training.max_memory_mb.filter(|limit| memory.total > limit.saturating_mul(1 << 20));
-        if let Some(limit) = limit.filter(|_| recipe.training.gradient_checkpointing == GradientCheckpointing::Auto) {
-            warnings.push(format!(
-                "the run may need {} MB with no activation kept, and `training.max_memory_mb` is {limit}",
-                memory.total >> 20
-            ));
-        }
-        if let Some(available) =
-            available_memory().filter(|&available| self.device.is_cpu() && memory.total > available)
-        {
-            warnings.push(format!(
-                "the run may need {} MB, and {} MB are free: set `training.gradient_checkpointing: layer`, or a smaller \
-                 `training.micro_batch_size` or `data.max_seq_len`",
-                memory.total >> 20,
-                available >> 20
-            ));
-        }
-        if let Some(free) = self.gpu_free().filter(|&free| memory.total > free) {
-            let offload = if offloads(recipe) { "" } else { "`training.gradient_checkpointing: offload`, " };
-            warnings.push(format!(
-                "the run may need {} MiB of the GPU's memory, and {} MiB are free: set {offload}a smaller \
-                 `training.micro_batch_size`, `data.max_seq_len` or `quantization.type`; else micro-batches are halved until \
-                 they fit",
-                memory.total >> 20,
-                free >> 20
-            ));
-        }
-        if self.device.is_cpu() && offloads(recipe) {
-            warnings.push("`training.gradient_checkpointing: offload` is `layer` on the CPU".into());
-        }
+        warnings.extend(self.memory_warnings(recipe));
         warnings.extend(export_warnings(recipe, &self.base, &self.target_modules));
         warnings
     }
@@ -445,24 +335,6 @@ impl Prepared {
             after: write(true)?,
             raw: self.dataset.report.conversations == 0,
         })
-    }
-}
-
-/// Whether layers' inputs wait in the CPU's memory.
-pub(super) fn offloads(recipe: &Recipe) -> bool {
-    recipe.training.gradient_checkpointing == GradientCheckpointing::Offload
-}
-
-/// Bytes of the embeddings, where they are not the head's as well.
-fn embedding_bytes(rehearsal: &Model) -> u64 {
-    let held = &rehearsal.report.held;
-    let head = held.contains_key("lm_head.weight");
-    match held.get("model.embed_tokens.weight").filter(|_| head) {
-        Some(dtype) => {
-            let numbers = rehearsal.lm.dimensions.vocabulary * rehearsal.lm.dimensions.hidden;
-            (numbers / dtype.block_size() * dtype.type_size()) as u64
-        }
-        None => 0,
     }
 }
 

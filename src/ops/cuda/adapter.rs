@@ -176,18 +176,14 @@ impl AdapterMemory {
     /// When the memory is full.
     pub fn begin_step(&self) -> Result<()> {
         let mut training = lock(&self.training);
-        match &mut *training {
-            Some(training) => {
-                training.touched.clear();
-                training.gradient.zero()
-            }
-            None => {
-                let zeros = || self.gpu.zeros(4 * self.count);
-                let (gradient, first, second) = (zeros()?, zeros()?, zeros()?);
-                *training = Some(Training { gradient, first, second, touched: BTreeSet::new() });
-                Ok(())
-            }
+        if let Some(training) = &mut *training {
+            training.touched.clear();
+            return training.gradient.zero();
         }
+        let zeros = || self.gpu.zeros(4 * self.count);
+        let (gradient, first, second) = (zeros()?, zeros()?, zeros()?);
+        *training = Some(Training { gradient, first, second, touched: BTreeSet::new() });
+        Ok(())
     }
 
     fn with_training<R>(&self, f: impl FnOnce(&mut Training) -> Result<R>) -> Result<R> {

@@ -34,9 +34,9 @@ const DELTA_THREADS: u32 = 128;
 pub struct Tiles {
     sequences: Memory,
     queries: Memory,
-    query_tiles: u32,
+    query_blocks: u32,
     keys: Memory,
-    key_tiles: u32,
+    key_blocks: u32,
     tokens: usize,
     key_rows: usize,
 }
@@ -98,8 +98,8 @@ impl Cuda {
             key_rows = key_rows.max(k.end);
         }
         Ok(Tiles {
-            query_tiles: number(queries.len() / 2)?,
-            key_tiles: number(keys.len() / 2)?,
+            query_blocks: number(queries.len() / 2)?,
+            key_blocks: number(keys.len() / 2)?,
             sequences: self.gpu.upload_numbers(&table)?,
             queries: self.gpu.upload_numbers(&queries)?,
             keys: self.gpu.upload_numbers(&keys)?,
@@ -138,7 +138,7 @@ impl Cuda {
         arguments.extend([address(&tiles.sequences), address(&tiles.queries)]);
         arguments.extend([size(qkv.columns)?, size(kv.keys.stride)?]);
         arguments.extend(last(shape)?);
-        let grid = [tiles.query_tiles, heads(shape.heads)?, 1];
+        let grid = [tiles.query_blocks, heads(shape.heads)?, 1];
         let program = programs::attention(shape.head_dim);
         self.launch(&program, "attention", (grid, sizes.threads), sizes.bytes(0), &arguments)?;
         Ok((out, log_sums))
@@ -172,7 +172,7 @@ impl Cuda {
         arguments.extend([address(&d_qkv.memory), address(&tiles.sequences), address(&tiles.queries)]);
         arguments.extend(strides);
         arguments.extend(last(shape)?);
-        let grid = [tiles.query_tiles, heads(shape.heads)?, 1];
+        let grid = [tiles.query_blocks, heads(shape.heads)?, 1];
         let name = "attention_backward_queries";
         self.launch(&program, name, (grid, sizes.threads), sizes.bytes(1), &arguments)?;
 
@@ -181,7 +181,7 @@ impl Cuda {
         arguments.extend([address(&tiles.sequences), address(&tiles.keys)]);
         arguments.extend(strides);
         arguments.extend(last(shape)?);
-        let grid = [tiles.key_tiles, heads(shape.kv_heads)?, 1];
+        let grid = [tiles.key_blocks, heads(shape.kv_heads)?, 1];
         self.launch(&program, "attention_backward_keys", (grid, sizes.threads), sizes.bytes(2), &arguments)?;
         Ok(d_qkv)
     }
@@ -277,8 +277,8 @@ fn sizes(head_dim: usize, compute: Compute) -> Result<Sizes> {
             let (queries, keys) = (if padded <= 64 { 128 } else { 64 }, 64);
             let forward_keys = if kept { 64 } else { 32 };
             let streamed = match padded {
-                ..=64 => 64,
-                ..=128 => 32,
+                0..=64 => 64,
+                65..=128 => 32,
                 _ => 16,
             };
             let row_bytes = 2 * (padded + 8);

@@ -26,6 +26,7 @@ pub struct Cuda {
 
 /// Rows of activations, `[rows, columns]`, in the type that its [`Cuda`] computes in.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "rows of numbers have rows and columns")]
 pub struct Rows {
     pub(super) memory: Memory,
     pub(super) rows: usize,
@@ -392,8 +393,8 @@ pub(super) fn on_gpu(vector: &FrozenVector, width: usize) -> Result<Argument> {
 }
 
 fn same_shape(all: &[&Rows]) -> Result<()> {
-    match all.windows(2).all(|pair| (pair[0].rows, pair[0].columns) == (pair[1].rows, pair[1].columns)) {
-        true => Ok(()),
-        false => bail!("internal: rows of other shapes were expected"),
+    if all.windows(2).any(|pair| (pair[0].rows, pair[0].columns) != (pair[1].rows, pair[1].columns)) {
+        bail!("internal: rows of other shapes were expected");
     }
+    Ok(())
 }
