@@ -10,7 +10,7 @@ mod nvidia;
 mod ptx;
 
 pub use facts::{GpuFacts, explain};
-pub use memory::{Gpu, GpuMemory, Memory, Plain, Refusal};
+pub use memory::{Gpu, GpuMemory, Memory, PinnedMemory, Plain, Refusal};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -2,6 +2,8 @@
 //! PTX. What no CPU can show (the launch itself, speed, and the instructions that replace conversions) is left to a GPU.
 
 use candle_core::quantized::GgmlDType;
+use equipoise::device::driver::Program;
+use equipoise::ops::cuda::programs;
 use equipoise::ops::dequantize::dequantize;
 use equipoise::rng::Rng;
 use half::bf16;
@@ -162,21 +164,12 @@ fn kernels_of(module: &str) -> Vec<String> {
 }
 
 fn modules(folder: &Path) -> Vec<Module> {
-    let prelude = std::fs::read_to_string(kernels().join("prelude.cuh")).unwrap();
-    let paths = std::fs::read_dir(kernels()).unwrap().map(|entry| entry.unwrap().path());
-    let paths = paths.filter(|path| path.extension().is_some_and(|extension| extension == "cu"));
-    let modules: Vec<_> = paths
-        .map(|path| {
-            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let defined = if name == "attention" { "#define HEAD_DIM 64\n" } else { "" };
-            let source = folder.join(path.file_name().unwrap());
-            let text = std::fs::read_to_string(&path).unwrap();
-            std::fs::write(&source, format!("{defined}{prelude}{text}")).unwrap();
-            Module { kernels: kernels_of(&name), name, source }
-        })
-        .collect();
-    assert!(!modules.is_empty());
-    modules
+    let write = |program: Program| {
+        let source = folder.join(format!("{}.cu", program.name));
+        std::fs::write(&source, program.text()).unwrap();
+        Module { kernels: kernels_of(program.name), name: program.name.to_owned(), source }
+    };
+    programs(64).map(write).into()
 }
 
 /// NVIDIA's run-time compiler, where `CUDA_HOME` or `LD_LIBRARY_PATH` has it.

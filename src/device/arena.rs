@@ -87,6 +87,11 @@ impl Arena {
         self.segments.values().sum()
     }
 
+    /// Bytes of all segments that nobody uses.
+    pub fn unused(&self) -> usize {
+        self.free.values().sum()
+    }
+
     /// The most bytes that were taken at a time, and that all segments had.
     pub const fn peaks(&self) -> (usize, usize) {
         (self.peak, self.peak_reserved)

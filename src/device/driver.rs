@@ -182,7 +182,20 @@ pub trait Driver: Debug + Send + Sync {
     #[expect(unsafe_code, reason = "addresses cannot be checked")]
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
 
-    /// Copies within the device.
+    /// Memory of the CPU that a device reads and writes by itself, at an address of which [`Self::copy`] knows.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    fn allocate_pinned(&self, bytes: usize) -> Result<Address>;
+
+    /// Gives pinned memory back, once all work that was asked for is done.
+    ///
+    /// # Safety
+    /// The address is one that [`Self::allocate_pinned`] gave, and nothing will use it.
+    #[expect(unsafe_code, reason = "addresses cannot be checked")]
+    unsafe fn free_pinned(&self, address: Address);
+
+    /// Copies within the device, and to and from pinned memory.
     ///
     /// # Errors
     /// When the driver refuses.

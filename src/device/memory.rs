@@ -15,6 +15,8 @@ struct Open {
     driver: Box<dyn Driver>,
     arena: Mutex<Arena>,
     refusal: Mutex<Option<Refusal>>,
+    /// Pinned memory that nobody uses: sizes and addresses.
+    pinned: Mutex<Vec<(usize, Address)>>,
 }
 
 /// An allocation that failed.
@@ -40,7 +42,7 @@ pub struct GpuMemory {
 impl Gpu {
     /// A GPU behind a driver.
     pub fn new(driver: Box<dyn Driver>) -> Self {
-        Self(Arc::new(Open { driver, arena: Mutex::default(), refusal: Mutex::default() }))
+        Self(Arc::new(Open { driver, arena: Mutex::default(), refusal: Mutex::default(), pinned: Mutex::default() }))
     }
 
     /// What it says of itself.
@@ -112,9 +114,32 @@ impl Gpu {
         }
     }
 
+    /// Bytes that could still be allocated: what the driver has, and what the arena holds and nobody uses.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let unused = self.arena().unused() as u64;
+        Ok(self.facts()?.free + unused)
+    }
+
     /// Gives segments of which nothing is in use back to the driver.
     pub fn trim(&self) {
         self.give_back_unused(&mut self.arena());
+    }
+
+    /// Pinned memory of the CPU; some that is free is taken again.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory> {
+        let mut free = self.0.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = (0..free.len()).filter(|&i| free[i].0 >= bytes).min_by_key(|&i| free[i].0);
+        let (size, address) = match found {
+            Some(place) => free.swap_remove(place),
+            None => (bytes.max(1), self.0.driver.allocate_pinned(bytes.max(1))?),
+        };
+        Ok(PinnedMemory { gpu: self.clone(), address, size })
     }
 
     /// The last allocation that failed, once.
@@ -210,6 +235,13 @@ impl Gpu {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        for (_, address) in self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // SAFETY: it was had from the driver, and nobody uses it.
+            #[expect(unsafe_code, reason = "addresses cannot be checked")]
+            unsafe {
+                self.driver.free_pinned(address);
+            };
+        }
         let arena = self.arena.get_mut().unwrap_or_else(PoisonError::into_inner);
         for address in arena.remove_unused() {
             // SAFETY: the arena had it from the driver, and nothing of it is taken.
@@ -339,6 +371,57 @@ impl Memory {
         unsafe {
             self.gpu.0.driver.zero(self.address, self.bytes)
         }
+    }
+}
+
+/// Pinned memory of the CPU: a device copies to and from it by itself, in the order of its other work. Dropped, it is kept for
+/// the next who asks.
+#[derive(Debug)]
+pub struct PinnedMemory {
+    gpu: Gpu,
+    address: Address,
+    size: usize,
+}
+
+impl PinnedMemory {
+    /// Copies the beginning of a block of the device into it.
+    ///
+    /// # Errors
+    /// When one of them is too short, or the driver refuses.
+    pub fn copy_from(&self, memory: &Memory, bytes: usize) -> Result<()> {
+        memory.check(0, bytes)?;
+        if bytes > self.size {
+            bail!("internal: {bytes} bytes for {} of pinned memory", self.size);
+        }
+        // SAFETY: both are long enough, as was checked.
+        #[expect(unsafe_code, reason = "addresses cannot be checked")]
+        unsafe {
+            self.gpu.0.driver.copy(memory.address, self.address, bytes)
+        }
+    }
+
+    /// Copies its beginning to the beginning of a block of the device.
+    ///
+    /// # Errors
+    /// When one of them is too short, or the driver refuses.
+    pub fn copy_to(&self, memory: &Memory, bytes: usize) -> Result<()> {
+        memory.check(0, bytes)?;
+        if bytes > self.size {
+            bail!("internal: {bytes} bytes of {} of pinned memory", self.size);
+        }
+        // SAFETY: both are long enough, as was checked.
+        #[expect(unsafe_code, reason = "addresses cannot be checked")]
+        unsafe {
+            self.gpu.0.driver.copy(self.address, memory.address, bytes)
+        }
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        // Whoever takes it next asks for its copies after those of this one.
+        let mut free = self.gpu.0.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push((self.size, self.address));
     }
 }
 

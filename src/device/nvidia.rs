@@ -217,13 +217,30 @@ impl Driver for Nvidia {
         self.synchronize()
     }
 
+    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
+        self.enter()?;
+        // SAFETY: nothing is asked of memory but its size.
+        let address = unsafe { cu::malloc_host(bytes, 0) }.map_err(wrap("pinning memory of the CPU"))?;
+        Ok(address as Address)
+    }
+
+    unsafe fn free_pinned(&self, address: Address) {
+        // SAFETY: as the caller says; it is waited for the work that may use it.
+        let freed = self
+            .synchronize()
+            .and_then(|()| unsafe { cu::free_host(address as *mut c_void) }.map_err(wrap("freeing memory of the CPU")));
+        if let Err(error) = freed {
+            tracing::warn!(%error, "pinned memory could not be freed");
+        }
+    }
+
     unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
         self.enter()?;
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: as the caller says.
-        unsafe { cu::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(wrap("copying on the GPU"))
+        // SAFETY: as the caller says; the driver tells from an address where it is.
+        unsafe { sys::cuMemcpyAsync(to, from, bytes, self.stream) }.result().map_err(wrap("copying"))
     }
 
     unsafe fn zero(&self, address: Address, bytes: usize) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::backend::{Backend, Head, Norm, Prediction};
 use super::linear::Linear;
-use crate::device::{Gpu, Memory};
+use crate::device::{Gpu, Memory, PinnedMemory};
 use crate::ops::cuda::{
     AdapterMemory, Cuda, DropoutKeys, GpuModule, GpuUpdate, KeyValueMemory, Operands, RopeMemory, Rows, Tiles,
 };
@@ -53,8 +53,8 @@ pub struct GpuBatch<'a, 'b> {
 pub enum KeptRows {
     /// On the GPU.
     Here(Rows),
-    /// In the CPU's memory: its bytes and its columns.
-    Away(Vec<u8>, usize),
+    /// In the CPU's memory: its numbers, its rows and its columns.
+    Away(PinnedMemory, usize, usize),
 }
 
 impl<'a> GpuContext<'a> {
@@ -214,13 +214,13 @@ impl Backend for GpuContext<'_> {
         if !self.offload {
             return Ok(KeptRows::Here(x));
         }
-        Ok(KeptRows::Away(self.cuda.bytes(&x)?, x.columns()))
+        Ok(KeptRows::Away(self.cuda.to_pinned(&x)?, x.rows(), x.columns()))
     }
 
     fn take_back(&self, kept: KeptRows) -> Result<Rows> {
         match kept {
             KeptRows::Here(x) => Ok(x),
-            KeptRows::Away(bytes, columns) => self.cuda.rows_of(&bytes, columns),
+            KeptRows::Away(pinned, rows, columns) => self.cuda.from_pinned(&pinned, rows, columns),
         }
     }
 }

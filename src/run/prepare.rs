@@ -212,7 +212,7 @@ impl Prepared {
 
     /// Bytes of a GPU's memory that are free.
     fn gpu_free(&self) -> Option<u64> {
-        self.device.gpu().and_then(|gpu| gpu.facts().ok()).map(|facts| facts.free)
+        self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
     }
 
     /// Tokens of a micro-batch that fit a GPU's memory when nothing is kept that need not be.

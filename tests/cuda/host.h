@@ -148,8 +148,8 @@ struct Block {
     const void *closure;
 
     Block() : fibers(MOST_THREADS) {
-        void *memory =
-            mmap(nullptr, MOST_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void *memory = mmap(nullptr, MOST_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE, flags, -1, 0);
         if (memory == MAP_FAILED) abort();
         stacks = (char *)memory;
     }
@@ -269,7 +269,7 @@ inline void Block::run(dim3 index) {
     for (; stacks_ready < threads; stacks_ready++) mprotect(stacks + stacks_ready * (STACK + PAGE), PAGE, PROT_NONE);
     for (unsigned t = 0; t < threads; t++) {
         fibers[t].state = State::READY;
-        fibers[t].copies.resize(1);
+        fibers[t].copies.assign(1, {});
         begin_at(&fibers[t].context, stacks + t * (STACK + PAGE) + PAGE, enter);
     }
     unsigned warps = (threads + WARP - 1) / WARP;
@@ -280,6 +280,10 @@ inline void Block::run(dim3 index) {
         for (unsigned i = 0; i < warps; i++) run_warp((start + i * step) % warps);
         turn += 5;
     } while (release());
+    for (unsigned t = 0; t < threads; t++) {
+        const auto &copies = fibers[t].copies;
+        if (copies.size() > 1 || !copies[0].empty()) fail("copies are under way at its end");
+    }
     for (unsigned i = 0; i < GUARD; i++) {
         if ((unsigned char)end[i] != 0xa5) fail("something was written behind the dynamic shared memory");
     }
@@ -331,16 +335,20 @@ void launch(const char *name, dim3 grid, unsigned threads, unsigned shared_bytes
     for (auto &helper : helpers) helper.join();
 }
 
-// As cuLaunchKernel takes its arguments: a pointer to each.
-template <class... A, size_t... I>
-void launch_with(const char *name, void (*kernel)(A...), const unsigned *grid, unsigned threads, unsigned shared_bytes, void **args, std::index_sequence<I...>) {
-    launch(name, {grid[0], grid[1], grid[2]}, threads, shared_bytes, [=] { kernel(*(A *)args[I]...); });
-}
+// A launch as cuLaunchKernel takes it; each argument by a pointer.
+struct Launch {
+    const char *name;
+    const unsigned *grid;
+    unsigned threads, shared_bytes;
+    void **arguments;
 
-template <class... A>
-void launch_with(const char *name, void (*kernel)(A...), const unsigned *grid, unsigned threads, unsigned shared_bytes, void **args) {
-    launch_with(name, kernel, grid, threads, shared_bytes, args, std::index_sequence_for<A...>());
-}
+    template <class... A> void run(void (*kernel)(A...)) const { run(kernel, std::index_sequence_for<A...>()); }
+
+    template <class... A, size_t... I> void run(void (*kernel)(A...), std::index_sequence<I...>) const {
+        void **args = arguments;
+        launch(name, {grid[0], grid[1], grid[2]}, threads, shared_bytes, [=] { kernel(*(A *)args[I]...); });
+    }
+};
 
 // Shuffles: what each lane gives, and whose it gets.
 template <class T> struct Shuffle {
@@ -421,8 +429,9 @@ inline void mma_m16n8k16_bf16(float *d, const unsigned *a, const unsigned *b) {
     meet("mma", 0xffffffff, Mma::meeting, &arguments);
 }
 
-// `ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16`: each eight lanes name the rows of a matrix; of each matrix a lane gets two
-// numbers side by side of row lane/4, or of its column if transposed (PTX ISA, "Warp-level matrix load instruction: ldmatrix").
+// `ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16`: each eight lanes name the rows of a matrix; of each matrix a lane gets
+// two numbers side by side of row lane/4, or of its column if transposed (PTX ISA, "Warp-level matrix load instruction:
+// ldmatrix").
 template <bool transposed> struct Ldmatrix {
     unsigned *words;
     const void *row;
@@ -493,10 +502,10 @@ inline bool __any_sync(unsigned mask, bool yes) { return __ballot_sync(mask, yes
 
 // The entry of a library of kernels: 0 when the kernel ran, 1 when there is none of this name.
 //     HOST_LAUNCH(KERNEL(first) KERNEL(second))
-#define KERNEL(function)                                                                        \
-    if (strcmp(kernel, #function) == 0) {                                                       \
-        host::launch_with(#function, function, grid, block, shared_bytes, args);                \
-        return 0;                                                                               \
+#define KERNEL(function)                                                                                                  \
+    if (strcmp(kernel, #function) == 0) {                                                                                 \
+        host::Launch{#function, grid, block, shared_bytes, args}.run(function);                                           \
+        return 0;                                                                                                         \
     }
 #define HOST_LAUNCH(kernels)                                                                                              \
     extern "C" __attribute__((visibility("default"))) int host_launch(                                                    \
@@ -508,7 +517,6 @@ inline bool __any_sync(unsigned mask, bool yes) { return __ballot_sync(mask, yes
 template <class Kernel> void launch(unsigned grid, unsigned block, Kernel kernel) {
     host::launch("a kernel", {grid, 1, 1}, block, 0, kernel);
 }
-template <class Kernel> void launch_together(unsigned grid, unsigned block, Kernel kernel) { launch(grid, block, kernel); }
 
 // All of stdin, at an address that is a multiple of 16.
 inline std::vector<float4> read_input(size_t *bytes) {

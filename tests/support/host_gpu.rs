@@ -37,6 +37,7 @@ pub struct Limits {
 #[derive(Debug)]
 struct HostGpu {
     blocks: Mutex<BTreeMap<Address, usize>>,
+    pinned: Mutex<BTreeMap<Address, usize>>,
     limits: Limits,
 }
 
@@ -58,7 +59,7 @@ pub fn host_driver() -> Option<(Box<dyn Driver>, Limits)> {
         return None;
     }
     let limits = Limits { memory: Arc::new(AtomicUsize::new(usize::MAX)), launches: Arc::default() };
-    let driver = HostGpu { blocks: Mutex::default(), limits: limits.clone() };
+    let driver = HostGpu { blocks: Mutex::default(), pinned: Mutex::default(), limits: limits.clone() };
     Some((Box::new(driver), limits))
 }
 
@@ -112,6 +113,21 @@ fn build(program: &Program) -> PathBuf {
     file
 }
 
+/// That a launch of attention has the threads and the shared memory that the kernel was written for.
+fn check_attention_sizes(library: &Library, launch: &Launch<'_>) {
+    let mut sizes = [0u32; 14];
+    // SAFETY: the library of attention has this function, which writes 14 numbers.
+    #[expect(unsafe_code, reason = "a library is code")]
+    unsafe {
+        library.get::<unsafe extern "C" fn(*mut u32)>(b"host_sizes\0").unwrap()(sizes.as_mut_ptr());
+    };
+    let of_type = if launch.kernel.ends_with("bf16") { &sizes[7..] } else { &sizes[..7] };
+    let pass = ["attention_f", "attention_backward_queries", "attention_backward_keys"];
+    let name = launch.kernel.replace("attention_bf16", "attention_f");
+    let Some(pass) = pass.iter().position(|pass| name.starts_with(pass)) else { return };
+    assert_eq!((launch.block, launch.shared_bytes), (of_type[0], of_type[4 + pass]), "{}", launch.kernel);
+}
+
 impl HostGpu {
     /// That all guards are whole.
     fn check_guards(&self, after: &str) {
@@ -123,8 +139,8 @@ impl HostGpu {
 
     /// That an address range is within one block.
     fn check(&self, address: Address, bytes: usize, what: &str) {
-        let blocks = self.blocks.lock().unwrap();
-        let block = blocks.range(..=address).next_back();
+        let all = [self.blocks.lock().unwrap(), self.pinned.lock().unwrap()];
+        let block = all.iter().filter_map(|blocks| blocks.range(..=address).next_back()).max();
         let fits = block.is_some_and(|(first, size)| address + bytes as Address <= first + *size as Address);
         assert!(fits, "{what} of {bytes} bytes at {address:#x} is in no buffer");
     }
@@ -218,6 +234,20 @@ impl Driver for HostGpu {
         Ok(())
     }
 
+    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
+        // SAFETY: the layout has a size.
+        let address = unsafe { std::alloc::alloc(layout(bytes)) } as Address;
+        memory(address, bytes).fill(FRESH_BYTE);
+        self.pinned.lock().unwrap().insert(address, bytes);
+        Ok(address)
+    }
+
+    unsafe fn free_pinned(&self, address: Address) {
+        let bytes = self.pinned.lock().unwrap().remove(&address).expect("what is freed was given");
+        // SAFETY: `allocate_pinned` gave it with this layout.
+        unsafe { std::alloc::dealloc(address as *mut u8, layout(bytes)) };
+    }
+
     unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
         self.check(from, bytes, "a copy");
         self.check(to, bytes, "a copy");
@@ -252,6 +282,9 @@ impl Driver for HostGpu {
             });
         }
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
+        if launch.program.name == "attention" {
+            check_attention_sizes(&library, &launch);
+        }
         let name = CString::new(launch.kernel).unwrap();
         let (grid, block, shared) = (launch.grid, launch.block, launch.shared_bytes);
         // SAFETY: as the caller says.
@@ -303,7 +336,10 @@ impl Driver for HostGpu {
 
 impl Drop for HostGpu {
     fn drop(&mut self) {
-        let blocks = self.blocks.get_mut().unwrap();
-        assert!(blocks.is_empty() || std::thread::panicking(), "memory was not given back: {blocks:?}");
+        let blocks = [self.blocks.get_mut().unwrap(), self.pinned.get_mut().unwrap()];
+        assert!(
+            blocks.iter().all(|blocks| blocks.is_empty()) || std::thread::panicking(),
+            "memory was not given back: {blocks:?}"
+        );
     }
 }

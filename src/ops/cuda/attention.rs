@@ -11,11 +11,19 @@ use std::cell::RefCell;
 /// The sizes that the kernels of a head's width were written for: see the head of `attention.cu`.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
-    /// Queries of a block, or keys in the gradient of keys.
-    rows: usize,
+    /// Queries of a block, forward and in the gradient of queries.
+    queries: usize,
+    /// Keys of a block in the gradient of keys.
+    keys: usize,
     threads: u32,
-    forward_bytes: u32,
-    backward_bytes: u32,
+    /// Dynamic shared memory: forward, gradient of queries, gradient of keys.
+    shared_bytes: [usize; 3],
+}
+
+impl Sizes {
+    fn bytes(&self, pass: usize) -> u32 {
+        self.shared_bytes[pass] as u32
+    }
 }
 
 /// Threads of a block of `attention_delta`.
@@ -79,10 +87,11 @@ impl Cuda {
             for start in [q.start, q.len(), k.start, k.len()] {
                 table.push(number(start)?);
             }
-            for first in (0..q.len()).step_by(sizes.rows) {
+            // Those with the most keys first: the last blocks to end are then short ones.
+            for first in (0..q.len()).step_by(sizes.queries).rev() {
                 queries.extend([number(i)?, number(first)?]);
             }
-            for first in (0..k.len()).step_by(sizes.rows) {
+            for first in (0..k.len()).step_by(sizes.keys) {
                 keys.extend([number(i)?, number(first)?]);
             }
             tokens = tokens.max(q.end);
@@ -131,7 +140,7 @@ impl Cuda {
         arguments.extend(last(shape)?);
         let grid = [tiles.query_tiles, heads(shape.heads)?, 1];
         let program = programs::attention(shape.head_dim);
-        self.launch(&program, "attention", (grid, sizes.threads), sizes.forward_bytes, &arguments)?;
+        self.launch(&program, "attention", (grid, sizes.threads), sizes.bytes(0), &arguments)?;
         Ok((out, log_sums))
     }
 
@@ -165,7 +174,7 @@ impl Cuda {
         arguments.extend(last(shape)?);
         let grid = [tiles.query_tiles, heads(shape.heads)?, 1];
         let name = "attention_backward_queries";
-        self.launch(&program, name, (grid, sizes.threads), sizes.backward_bytes, &arguments)?;
+        self.launch(&program, name, (grid, sizes.threads), sizes.bytes(1), &arguments)?;
 
         let mut arguments = self.inputs(shape, qkv, own, &common);
         arguments.extend([Argument::Address(into.keys.address), Argument::Address(into.values.address)]);
@@ -173,7 +182,7 @@ impl Cuda {
         arguments.extend(strides);
         arguments.extend(last(shape)?);
         let grid = [tiles.key_tiles, heads(shape.kv_heads)?, 1];
-        self.launch(&program, "attention_backward_keys", (grid, sizes.threads), sizes.backward_bytes, &arguments)?;
+        self.launch(&program, "attention_backward_keys", (grid, sizes.threads), sizes.bytes(2), &arguments)?;
         Ok(d_qkv)
     }
 
@@ -253,29 +262,32 @@ fn sizes(head_dim: usize, compute: Compute) -> Result<Sizes> {
         bail!("attention on a GPU: heads of {head_dim} numbers are not supported: expected an even number up to 256");
     }
     let padded = head_dim.next_multiple_of(16);
-    let (rows, threads, bytes) = match compute {
+    Ok(match compute {
         Compute::F32 => {
             let rows = if padded <= 128 { 32 } else { 16 };
-            let (tile, weights) = (4 * rows * (padded + 4), 4 * rows * (rows + 4));
-            let backward = 4 * tile + 2 * weights;
-            (rows, 256, [3 * tile + weights, backward])
+            let streamed = if padded <= 96 { 32 } else { 16 };
+            let (row_bytes, weight_bytes) = (4 * (padded + 4), 4 * rows * (streamed + 4));
+            let forward = row_bytes * (rows + 2 * streamed) + weight_bytes;
+            let backward = row_bytes * (2 * rows + 2 * streamed) + 2 * weight_bytes;
+            Sizes { queries: rows, keys: rows, threads: 256, shared_bytes: [forward, backward, backward] }
         }
         Compute::Bf16 => {
-            let rows = if padded <= 64 { 128 } else { 64 };
-            let keys = if padded <= 128 { 64 } else { 32 };
+            // Up to this width, what a block owns stays in registers.
+            let kept = padded <= 128;
+            let (queries, keys) = (if padded <= 64 { 128 } else { 64 }, 64);
+            let forward_keys = if kept { 64 } else { 32 };
             let streamed = match padded {
                 ..=64 => 64,
                 ..=128 => 32,
                 _ => 16,
             };
             let row_bytes = 2 * (padded + 8);
-            let (forward, backward) = match padded {
-                ..=128 => (keys + rows.max(keys), (2 * rows).max(4 * streamed)),
-                _ => (2 * keys + rows, 2 * rows + 4 * streamed),
+            let forward = if kept { forward_keys + queries.max(forward_keys) } else { 2 * forward_keys + queries };
+            let backward = |owned: usize| {
+                if kept { (2 * owned).max(4 * streamed) } else { 2 * owned + 4 * streamed }
             };
-            (rows, 128, [row_bytes * forward, row_bytes * backward])
+            let shared_bytes = [forward, backward(queries), backward(keys)].map(|rows| row_bytes * rows);
+            Sizes { queries, keys, threads: 128, shared_bytes }
         }
-    };
-    let [forward_bytes, backward_bytes] = bytes.map(|bytes| bytes as u32);
-    Ok(Sizes { rows, threads, forward_bytes, backward_bytes })
+    })
 }

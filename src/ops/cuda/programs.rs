@@ -22,7 +22,13 @@ pub(super) fn adamw() -> Program {
 
 /// Attention, for heads of one width.
 pub(super) fn attention(head_dim: usize) -> Program {
-    let source = &[PRELUDE, include_str!("kernels/attention.cu")];
+    let source = &[
+        PRELUDE,
+        include_str!("kernels/attention_common.cuh"),
+        include_str!("kernels/attention_f32.cuh"),
+        include_str!("kernels/attention_bf16.cuh"),
+        include_str!("kernels/attention.cu"),
+    ];
     Program { name: "attention", source, defines: vec![("HEAD_DIM", head_dim)] }
 }
 

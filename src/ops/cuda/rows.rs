@@ -2,7 +2,7 @@
 
 use super::programs;
 use crate::device::driver::{Argument, Launch, Matrix, Program};
-use crate::device::{Gpu, Memory};
+use crate::device::{Gpu, Memory, PinnedMemory};
 use crate::ops::dropout::Dropout;
 use crate::ops::{Compute, FrozenVector, RopeTable};
 use candle_core::{Error, Result, bail};
@@ -128,22 +128,24 @@ impl Cuda {
         }
     }
 
-    /// The bytes of rows, once all work is done.
+    /// A copy in pinned memory of the CPU.
     ///
     /// # Errors
-    /// When work failed.
-    pub fn bytes(&self, rows: &Rows) -> Result<Vec<u8>> {
-        rows.memory.read(0, rows.rows * rows.columns * self.compute.bytes())
+    /// When there is not enough.
+    pub fn to_pinned(&self, rows: &Rows) -> Result<PinnedMemory> {
+        let pinned = self.gpu.allocate_pinned(rows.memory.bytes())?;
+        pinned.copy_from(&rows.memory, rows.rows * rows.columns * self.compute.bytes())?;
+        Ok(pinned)
     }
 
-    /// Rows of the bytes that [`Self::bytes`] gave.
+    /// Rows that [`Self::to_pinned`] copied.
     ///
     /// # Errors
     /// When the memory is full.
-    pub fn rows_of(&self, bytes: &[u8], columns: usize) -> Result<Rows> {
-        let rows = self.rows(bytes.len() / (columns * self.compute.bytes()).max(1), columns)?;
-        rows.memory.write(0, bytes)?;
-        Ok(rows)
+    pub fn from_pinned(&self, pinned: &PinnedMemory, rows: usize, columns: usize) -> Result<Rows> {
+        let copy = self.rows(rows, columns)?;
+        pinned.copy_to(&copy.memory, rows * columns * self.compute.bytes())?;
+        Ok(copy)
     }
 
     /// A copy.

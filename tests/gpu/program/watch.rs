@@ -116,6 +116,15 @@ impl Driver for Watch {
         self.note("copies", || unsafe { self.driver.download(from, to) })
     }
 
+    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
+        self.note("memory from the driver", || self.driver.allocate_pinned(bytes))
+    }
+
+    unsafe fn free_pinned(&self, address: Address) {
+        // SAFETY: as the caller says.
+        unsafe { self.driver.free_pinned(address) }
+    }
+
     unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
         // SAFETY: as the caller says.
         self.note("copies", || unsafe { self.driver.copy(from, to, bytes) })
