@@ -87,6 +87,11 @@ impl Arena {
         self.segments.values().sum()
     }
 
+    /// Bytes of the largest block that is free.
+    pub fn largest_free(&self) -> usize {
+        self.free.values().copied().max().unwrap_or(0)
+    }
+
     /// Bytes of all segments that nobody uses.
     pub fn unused(&self) -> usize {
         self.free.values().sum()

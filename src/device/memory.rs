@@ -114,6 +114,24 @@ impl Gpu {
         }
     }
 
+    /// Takes one piece of this size from the driver, so that buffers of all sizes come from it: what is free of it is never of
+    /// the wrong size. That there is no piece so large is no error: smaller ones are taken when they are needed.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        let mut arena = self.arena();
+        let missing = bytes.saturating_sub(arena.largest_free());
+        if missing > 0 {
+            let size = self.0.driver.segment_bytes(bytes.next_multiple_of(ALIGNMENT));
+            self.give_back_unused(&mut arena);
+            if let Some(address) = self.0.driver.allocate(size)? {
+                arena.add(address, size);
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes that could still be allocated: what the driver has, and what the arena holds and nobody uses.
     ///
     /// # Errors

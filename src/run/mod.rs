@@ -94,7 +94,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         pad_id: prepared.pad_id(),
         dropout: recipe.lora.lora_dropout > 0.0,
         started,
-        fitting_tokens: prepared.fitting_tokens(recipe),
+        gpu: prepared.gpu_estimate(recipe),
     };
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;

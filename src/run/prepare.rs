@@ -14,7 +14,7 @@ use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
 use crate::ops::simd::Level;
 use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
-use crate::train::{Event, GradientCheckpointing, Identity, MemoryEstimate, Observer};
+use crate::train::{Event, GpuEstimate, GradientCheckpointing, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -215,13 +215,18 @@ impl Prepared {
         self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
     }
 
-    /// Tokens of a micro-batch that fit a GPU's memory when nothing is kept that need not be.
-    pub(super) fn fitting_tokens(&self, recipe: &Recipe) -> Option<usize> {
+    /// What a run is told of a GPU's memory.
+    pub(super) fn gpu_estimate(&self, recipe: &Recipe) -> Option<GpuEstimate> {
         let gpu = self.device.gpu()?;
-        let (facts, held) = (gpu.facts().ok()?, gpu.memory().reserved as u64);
-        let most = self.most_tokens(recipe);
-        let estimate = |tokens| self.estimate(recipe, tokens, (0, offloads(recipe)));
-        Some(MemoryEstimate::tokens_within(most, facts.free + held, estimate))
+        // The weights are loaded by now, and in the estimate.
+        let all = gpu.facts().ok()?.free + gpu.memory().reserved as u64;
+        let of_tokens = |tokens| self.estimate(recipe, tokens, (0, offloads(recipe)));
+        let workspace = |memory: MemoryEstimate| memory.activations + memory.head;
+        Some(GpuEstimate {
+            fitting_tokens: MemoryEstimate::tokens_within(self.most_tokens(recipe), all, of_tokens),
+            workspace: workspace(self.memory(recipe)),
+            least_workspace: workspace(self.memory_with(recipe, 0)),
+        })
     }
 
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {

@@ -20,4 +20,4 @@ pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
 pub use event::{Event, Observer};
 pub use memory::MemoryEstimate;
 pub use schedule::Schedule;
-pub use trainer::{FitSummary, Settings, Trainer, total_steps};
+pub use trainer::{FitSummary, GpuEstimate, Settings, Trainer, total_steps};

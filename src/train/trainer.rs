@@ -35,8 +35,19 @@ pub struct Settings {
     pub dropout: bool,
     /// When the run began, in seconds since 1970.
     pub started: u64,
-    /// Tokens of a micro-batch that fit a GPU's memory, as was estimated.
-    pub fitting_tokens: Option<usize>,
+    /// What was estimated of a GPU's memory, where one computes.
+    pub gpu: Option<GpuEstimate>,
+}
+
+/// Estimates of a GPU's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuEstimate {
+    /// Tokens of a micro-batch that fit.
+    pub fitting_tokens: usize,
+    /// Bytes that activations and head take, with as many layers' activations kept as is planned.
+    pub workspace: u64,
+    /// The same with none kept.
+    pub least_workspace: u64,
 }
 
 /// Trains an adapter.
@@ -48,7 +59,7 @@ pub struct Trainer<'a> {
     out: &'a Path,
     pad_id: u32,
     dropout: bool,
-    fitting_tokens: Option<usize>,
+    gpu: Option<GpuEstimate>,
     /// Rows of a micro-batch; fewer than the recipe's where a GPU's memory was full.
     micro_batch_size: usize,
     optimizer: AdamW,
@@ -92,7 +103,7 @@ impl<'a> Trainer<'a> {
         config: &'a TrainingConfig,
         (dataset, plan): (&'a Dataset, &'a Plan),
         identity: Identity,
-        Settings { pad_id, dropout, started, fitting_tokens }: Settings,
+        Settings { pad_id, dropout, started, gpu }: Settings,
         out: &'a Path,
     ) -> Result<Self> {
         let total_steps = total_steps(config, plan.packs_per_epoch());
@@ -121,7 +132,7 @@ impl<'a> Trainer<'a> {
             out,
             pad_id,
             dropout,
-            fitting_tokens,
+            gpu,
             micro_batch_size: config.micro_batch_size,
             total_steps,
             state,
@@ -168,6 +179,7 @@ impl<'a> Trainer<'a> {
     pub fn fit(mut self, observer: &mut dyn Observer) -> Result<FitSummary> {
         let resumed = (self.state.step > 0).then_some(self.state.step);
         let mut record = Record::open(&self.out.join("metrics.jsonl"), resumed)?;
+        self.reserve()?;
         observer.event(&Event::Start { step: self.state.step, total_steps: self.total_steps });
         if self.state.step == 0 {
             self.validate(&mut record, observer)?;
@@ -296,6 +308,8 @@ impl<'a> Trainer<'a> {
         let full = format!("the GPU's memory is full ({} MiB more were needed)", refusal.wanted >> 20);
         if self.engine.kept_layers > 0 {
             self.engine.kept_layers = 0;
+            self.gpu = self.gpu.map(|gpu| GpuEstimate { workspace: gpu.least_workspace, ..gpu });
+            self.reserve()?;
             let what = "all activations are computed again from here on, which changes time, not the result";
             observer.event(&Event::Note(format!("{full}: {what}")));
             return Ok(());
@@ -306,6 +320,8 @@ impl<'a> Trainer<'a> {
             self.micro_batch_size = rows;
             // Buffers had room for what does not fit.
             self.engine.capacity = self.engine.capacity.div_ceil(times);
+            self.gpu = self.gpu.map(|gpu| GpuEstimate { workspace: gpu.workspace / times as u64, ..gpu });
+            self.reserve()?;
             observer.event(&Event::Note(format!(
                 "{full}: from here on micro-batches of {rows} and {times} times as many of them, which changes time, not the \
                  result"
@@ -313,11 +329,22 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let row = tokens.map_or(String::new(), |tokens| format!(" of up to {tokens} tokens"));
-        let fits = self.fitting_tokens.filter(|&fits| fits > 0);
+        let fits = self.gpu.map(|gpu| gpu.fitting_tokens).filter(|&fits| fits > 0);
         let fits = fits.map_or(String::new(), |fits| format!("; about {fits} tokens would fit"));
         let offload = if self.engine.offload { "" } else { "`training.gradient_checkpointing: offload`, or " };
         Err(Error::invalid(format!("device: {full}, with one row{row} at a time{fits}"))
             .with_help(format!("set {offload}a smaller `data.max_seq_len` or `quantization.type`")))
+    }
+
+    /// Takes what a step will need of a GPU's memory in one piece, behind what stays for the whole run.
+    fn reserve(&self) -> Result<()> {
+        let (Some(gpu), Some(estimate)) = (self.engine.device.gpu(), self.gpu) else { return Ok(()) };
+        if let Some(memory) = self.engine.params.memory() {
+            memory.operands(self.engine.compute)?;
+            memory.begin_step()?;
+        }
+        gpu.trim();
+        Ok(gpu.reserve(usize::try_from(estimate.workspace).unwrap_or(usize::MAX))?)
     }
 
     fn skip(&mut self, loss: &Loss, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
