@@ -176,7 +176,7 @@ impl Workplace {
         let text = std::fs::read_to_string(self.path(out).join("metrics.jsonl")).unwrap();
         let line = |line: &str| {
             let mut line: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
-            line.retain(|key, _| key != "tokens_per_second" && key != "peak_memory", "peak_gpu_memory");
+            line.retain(|key, _| key != "tokens_per_second" && !key.starts_with("peak_"));
             Value::Object(line)
         };
         text.lines().map(line).collect()
