@@ -105,15 +105,6 @@ impl Driver for Watch {
         unsafe { self.driver.free(address) }
     }
 
-    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
-        self.driver.allocate_pinned(bytes)
-    }
-
-    unsafe fn free_pinned(&self, address: Address) {
-        // SAFETY: as the caller says.
-        unsafe { self.driver.free_pinned(address) }
-    }
-
     unsafe fn upload(&self, from: &[u8], to: Address) -> Result<()> {
         // SAFETY: as the caller says.
         self.note("copies", || unsafe { self.driver.upload(from, to) })
