@@ -9,6 +9,7 @@ mod nvidia;
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU needs kernels"))]
 mod ptx;
 
+pub use arena::Term;
 pub use facts::{GpuFacts, explain};
 pub use memory::{Gpu, GpuMemory, Memory, PinnedMemory, Plain, Refusal};
 

@@ -9,6 +9,15 @@ use std::collections::BTreeMap;
 /// What addresses and sizes are multiples of.
 pub(super) const ALIGNMENT: usize = 256;
 
+/// How long a block is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Term {
+    /// For some operations.
+    Short,
+    /// Until a pass comes back to it, or for a run.
+    Long,
+}
+
 /// Free and taken blocks.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
@@ -27,13 +36,22 @@ impl Arena {
         bytes.max(1).next_multiple_of(ALIGNMENT)
     }
 
-    /// A block of this size, a multiple of [`ALIGNMENT`]: from the smallest that is large enough.
-    pub fn take(&mut self, bytes: usize) -> Option<Address> {
-        let fits = self.free.iter().filter(|(_, size)| **size >= bytes);
-        let (&address, &size) = fits.min_by_key(|(_, size)| **size)?;
-        self.free.remove(&address);
-        if size > bytes {
-            self.free.insert(address + bytes as Address, size - bytes);
+    /// A block of this size, a multiple of [`ALIGNMENT`]. What is soon given back comes from the low end of what is free, and
+    /// what lasts from the high end: mixed, what lasts would leave holes in which nothing large fits.
+    pub fn take(&mut self, bytes: usize, term: Term) -> Option<Address> {
+        let mut fits = self.free.iter().filter(|(_, size)| **size >= bytes).map(|(&address, &size)| (address, size));
+        let (first, size) = match term {
+            Term::Short => fits.next()?,
+            Term::Long => fits.next_back()?,
+        };
+        let rest = size - bytes;
+        self.free.remove(&first);
+        let (address, free) = match term {
+            Term::Short => (first, first + bytes as Address),
+            Term::Long => (first + rest as Address, first),
+        };
+        if rest > 0 {
+            self.free.insert(free, rest);
         }
         self.taken += bytes;
         self.peak = self.peak.max(self.taken);
@@ -129,7 +147,8 @@ mod tests {
                 continue;
             }
             let bytes = Arena::rounded(rng.below(20_000) as usize);
-            let Some(address) = arena.take(bytes) else {
+            let term = if rng.below(2) == 0 { Term::Short } else { Term::Long };
+            let Some(address) = arena.take(bytes, term) else {
                 refused += 1;
                 continue;
             };
@@ -148,5 +167,50 @@ mod tests {
         assert_eq!(arena.remove_unused().len(), 2);
         assert_eq!(arena.reserved(), 0);
         assert!(arena.peaks().0 > 0 && arena.peaks().1 == 1 << 17);
+    }
+
+    /// A step as it is: each layer takes buffers of several sizes, gives them back, and leaves its output; then the head; then
+    /// all of it backwards. What is taken at most is all that is needed.
+    #[test]
+    fn a_step_fits_the_piece_that_it_takes_at_most() {
+        let (stream, layers) = (7 * ALIGNMENT, 12);
+        let buffers = [5, 3, 40, 20, 60].map(|size| size * ALIGNMENT);
+        let work = |arena: &mut Arena, buffers: &[usize]| {
+            // Each but the first overlaps the one before it.
+            let mut held: Vec<(Address, usize)> = Vec::new();
+            for &bytes in buffers {
+                held.push((arena.take(bytes, Term::Short).expect("there is room"), bytes));
+                if held.len() > 2 {
+                    let (address, bytes) = held.remove(0);
+                    arena.give_back(address, bytes);
+                }
+            }
+            for (address, bytes) in held {
+                arena.give_back(address, bytes);
+            }
+        };
+        let step = |arena: &mut Arena| {
+            let mut inputs = vec![arena.take(stream, Term::Long).expect("there is room")];
+            for _ in 0..layers {
+                let middle = arena.take(stream, Term::Long).expect("there is room");
+                work(arena, &buffers);
+                inputs.push(arena.take(stream, Term::Long).expect("there is room"));
+                arena.give_back(middle, stream);
+            }
+            work(arena, &[110 * ALIGNMENT, 8 * ALIGNMENT]);
+            let gradient = arena.take(stream, Term::Long).expect("there is room");
+            while let Some(input) = inputs.pop() {
+                work(arena, &buffers);
+                arena.give_back(input, stream);
+            }
+            arena.give_back(gradient, stream);
+        };
+        let mut wide = Arena::default();
+        wide.add(1 << 20, 1 << 20);
+        step(&mut wide);
+        let mut tight = Arena::default();
+        tight.add(1 << 20, wide.peaks().0);
+        step(&mut tight);
+        step(&mut tight);
     }
 }

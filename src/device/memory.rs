@@ -1,7 +1,7 @@
 //! A GPU's memory: buffers that return to the arena when they are dropped.
 
 use super::GpuFacts;
-use super::arena::{ALIGNMENT, Arena};
+use super::arena::{ALIGNMENT, Arena, Term};
 use super::driver::{Address, Driver, Launch, MatrixProduct, Program};
 use candle_core::{Result, bail};
 use std::fmt;
@@ -57,17 +57,25 @@ impl Gpu {
         self.0.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Memory of undefined content, at a multiple of 256 bytes.
+    /// Memory of undefined content, at a multiple of 256 bytes, for some operations.
     ///
     /// # Errors
     /// When there is not enough; [`Self::take_refusal`] tells then.
     pub fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.allocate_for(bytes, Term::Short)
+    }
+
+    /// As [`Self::allocate`], for as long as is said.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`].
+    pub fn allocate_for(&self, bytes: usize, term: Term) -> Result<Memory> {
         let rounded = Arena::rounded(bytes);
         let mut arena = self.arena();
-        let mut address = arena.take(rounded);
+        let mut address = arena.take(rounded, term);
         if address.is_none() {
             self.grow(&mut arena, rounded)?;
-            address = arena.take(rounded);
+            address = arena.take(rounded, term);
         }
         let Some(address) = address else { bail!("internal: a fresh segment does not hold what it was made for") };
         drop(arena);

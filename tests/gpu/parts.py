@@ -33,8 +33,6 @@ BENCH_LIMIT = 45.0
 """Seconds of one measurement."""
 SHAPES = ((2, 2048), (1, 4096), (1, 8192))
 QUANTIZATIONS = ("q4_k", "q8_0")
-HEADLINE = (2, 2048, "q4_k")
-"""Measured before and after the peer, so that a drift of the machine shows."""
 RANK = 16
 MODEL = "smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf"
 PEER_NEEDS = ("torch", "transformers", "peft", "bitsandbytes")
@@ -104,12 +102,19 @@ def cuda_libraries() -> dict[str, str]:
 
 
 def check_command(args: argparse.Namespace) -> list[str | Path]:
-    return [*args.gpu_binary, "gpu-check", "--json"]
+    return [*args.gpu_binary, "gpu-check", "--json", *host_words(args)]
+
+
+def host_words(args: argparse.Namespace) -> list[str]:
+    """In a dry run with the program itself: its kernels on the CPU."""
+    return ["--device", "host"] if args.host else []
 
 
 def bench_command(args: argparse.Namespace, rows: int, length: int, quantization: str) -> list[str | Path]:
-    about = ["--shape", "llama-8b", "--rows", rows, "--length", length, "--quantization", quantization, "--r", RANK]
-    return [*args.gpu_binary, "gpu-bench", "--json", *map(str, about), "--warmup", "2", "--steps", str(args.steps)]
+    shape = "tiny" if args.host else "llama-8b"
+    about = ["--shape", shape, "--rows", rows, "--length", length, "--quantization", quantization, "--r", RANK]
+    steps = ["--warmup", "1" if args.host else "2", "--steps", str(args.steps)]
+    return [*args.gpu_binary, "gpu-bench", "--json", *map(str, about), *steps, *host_words(args)]
 
 
 def peer_command(args: argparse.Namespace) -> list[str | Path]:
@@ -141,7 +146,10 @@ def train_runs(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, 
         yield recipe, [*others, ("cpu", "f32")]
 
 
-def bench_keys() -> list[tuple[int, int, str]]:
+def bench_keys(args: argparse.Namespace) -> list[tuple[int, int, str]]:
+    """What is measured; the first once more behind the peer, so that a drift of the machine shows."""
+    if args.host:
+        return [(2, 48, "q4_k")]
     return [(rows, length, quantization) for quantization in QUANTIZATIONS for rows, length in SHAPES]
 
 
@@ -161,7 +169,7 @@ def bench(call: Call) -> None:
     """Our side, shape by shape."""
     found, end = call.start("bench"), time.monotonic() + LIMITS["bench"]
     found["runs"] = []
-    for key in bench_keys()[: 1 if call.args.dry_run else None]:
+    for key in bench_keys(call.args)[: 1 if call.args.dry_run else None]:
         bench_once(call, found, key, end)
 
 
@@ -199,7 +207,7 @@ def peer(call: Call) -> None:
     call.save()
     ours = call.results["parts"].get("bench")
     if ours and ours["date"] == call.date:
-        bench_once(call, ours, HEADLINE, float("inf"))
+        bench_once(call, ours, bench_keys(call.args)[0], float("inf"))
 
 
 def peer_runs(ended: machine.Ended) -> list[dict[str, Any]]:
@@ -248,8 +256,8 @@ def plan(args: argparse.Namespace) -> Iterator[str]:
     yield f"in all at most {args.limit:.0f} s, results in {args.out}"
     commands: dict[str, list[list[str | Path]]] = {
         "check": [check_command(args)],
-        "bench": [bench_command(args, *key) for key in bench_keys()],
-        "peer": [peer_command(args), bench_command(args, *HEADLINE)],
+        "bench": [bench_command(args, *key) for key in bench_keys(args)],
+        "peer": [peer_command(args), bench_command(args, *bench_keys(args)[0])],
         "train": [
             train_command(args, recipe, device, compute, Path("FOLDER"))
             for recipe, runs in train_runs(args)
@@ -287,12 +295,13 @@ def dry_run(args: argparse.Namespace) -> None:
     print(f"machine: {found['cpu']}, {found['cores']} cores; GPU: {found['gpu'] or 'none seen by NVML'}")
     for line in missing(args):
         print(f"missing: {line}")
-    args.gpu_binary = args.gpu_binary or ["equipoise-gpu"]
+    given, args.gpu_binary = args.gpu_binary, args.gpu_binary or ["equipoise-gpu"]
     shown = argparse.Namespace(**{**vars(args), "dry_run": False, "binary": args.binary or "equipoise"})
     print("\nthe plan of a run with a GPU:", *plan(shown), sep="\n  ")
-    args.gpu_binary = [sys.executable, HERE / "standin.py"]
+    args.host = given is not None and works_on_host(given)
+    args.gpu_binary = given if args.host else [sys.executable, HERE / "standin.py"]
     args.out, args.train_steps, args.steps, args.model = Path(tempfile.mkdtemp(prefix="gpu-sample-")), 3, 3, None
-    print(f"\nsmall and on the CPU, into {args.out}:")
+    print(f"\nsmall and on the CPU, into {args.out}, {args.gpu_binary[-1]} in place of a GPU:")
     results = call_parts(args)
     print(f"\n{(args.out / 'RESULTS.md').read_text()}\nsample report: {args.out}/RESULTS.md")
     parts = results["parts"]
@@ -300,6 +309,12 @@ def dry_run(args: argparse.Namespace) -> None:
     wrong = [part for part in args.only if part in wanted and not parts[part].get(wanted[part])]
     if wrong:
         raise SystemExit(f"the dry run failed: nothing came from {', '.join(wrong)}; see {args.out}/log.txt")
+
+
+def works_on_host(program: list[str | Path]) -> bool:
+    """Whether the program finds a C++ compiler and its sources, and so runs its kernels on the CPU."""
+    small = ["--shape", "tiny", "--rows", "1", "--length", "2", "--warmup", "1", "--steps", "1", "--device", "host"]
+    return bool(output([*program, "gpu-bench", "--json", *small], limit=60))
 
 
 # --- the whole
@@ -336,10 +351,10 @@ def said(arguments: list[str]) -> str:
     return os.environ.get("GPU_RUN_SAID") or shlex.join(arguments)
 
 
-def output(command: list[str | Path]) -> str:
+def output(command: list[str | Path], limit: float = 20) -> str:
     """What a program prints; nothing if it fails."""
     try:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=limit)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -380,6 +395,7 @@ def parse() -> argparse.Namespace:
         parser.error(f"--model: {args.model} is not there")
     args.model = args.model.resolve() if args.model else None
     args.gpu_binary = [args.gpu_binary] if args.gpu_binary else None
+    args.host = False
     args.said, args.version = said(sys.argv), version(args)
     return args
 

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Numbers that are quantized; larger weights are made of their blocks.
-const SAMPLE: usize = 1 << 18;
+const SAMPLE: usize = 1 << 16;
 
 /// Uniform in `±scale`, all of which `bf16` has: whoever computes in either type begins with the same numbers.
 pub fn random(count: usize, seed: u64, scale: f32) -> Vec<f32> {

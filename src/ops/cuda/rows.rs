@@ -2,7 +2,7 @@
 
 use super::programs;
 use crate::device::driver::{Argument, Launch, Matrix, Program};
-use crate::device::{Gpu, Memory, PinnedMemory};
+use crate::device::{Gpu, Memory, PinnedMemory, Term};
 use crate::ops::dropout::Dropout;
 use crate::ops::{Compute, FrozenVector, RopeTable};
 use candle_core::{Error, Result, bail};
@@ -96,16 +96,21 @@ impl Cuda {
     /// # Errors
     /// When the memory is full.
     pub fn rows(&self, rows: usize, columns: usize) -> Result<Rows> {
-        let memory = self.gpu.allocate(rows.max(self.capacity) * columns * self.compute.bytes())?;
+        self.rows_for(rows, columns, Term::Short)
+    }
+
+    /// Rows of undefined content, for as long as is said.
+    fn rows_for(&self, rows: usize, columns: usize, term: Term) -> Result<Rows> {
+        let memory = self.gpu.allocate_for(rows.max(self.capacity) * columns * self.compute.bytes(), term)?;
         Ok(Rows { memory, rows, columns })
     }
 
-    /// Rows of these numbers, rounded.
+    /// Rows of these numbers, rounded, for the residual stream: they last.
     ///
     /// # Errors
     /// When the memory is full.
     pub fn upload(&self, numbers: &[f32], columns: usize) -> Result<Rows> {
-        let rows = self.rows(numbers.len() / columns.max(1), columns)?;
+        let rows = self.rows_for(numbers.len() / columns.max(1), columns, Term::Long)?;
         match self.compute {
             Compute::F32 => rows.memory.write(0, crate::device::Plain::bytes(numbers))?,
             Compute::Bf16 => {
@@ -144,17 +149,17 @@ impl Cuda {
     /// # Errors
     /// When the memory is full.
     pub fn from_pinned(&self, pinned: &PinnedMemory, rows: usize, columns: usize) -> Result<Rows> {
-        let copy = self.rows(rows, columns)?;
+        let copy = self.rows_for(rows, columns, Term::Long)?;
         pinned.copy_to(&copy.memory, rows * columns * self.compute.bytes())?;
         Ok(copy)
     }
 
-    /// A copy.
+    /// A copy, for the residual stream: it lasts.
     ///
     /// # Errors
     /// When the memory is full.
     pub fn copy(&self, from: &Rows) -> Result<Rows> {
-        let to = self.rows(from.rows, from.columns)?;
+        let to = self.rows_for(from.rows, from.columns, Term::Long)?;
         to.memory.copy_from(0, &from.memory, from.rows * from.columns * self.compute.bytes())?;
         Ok(to)
     }
@@ -344,7 +349,8 @@ impl Cuda {
     /// # Errors
     /// When the device refuses.
     pub fn scatter(&self, x: &Rows, places: &Places, rows: usize) -> Result<Rows> {
-        let out = self.zeros(rows, x.columns)?;
+        let out = self.rows_for(rows, x.columns, Term::Long)?;
+        out.memory.zero()?;
         let arguments = [address(&x.memory), address(&places.memory), address(&out.memory), size(x.columns)?];
         self.each_part("scatter", (x.rows, x.columns), &arguments)?;
         Ok(out)

@@ -16,7 +16,7 @@ use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::rng::Rng;
 use equipoise::train::backward::Engine;
-use equipoise::train::{AdamW, TrainingConfig};
+use equipoise::train::{AdamW, MemoryEstimate, TrainingConfig};
 use half::bf16;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
@@ -137,6 +137,7 @@ pub fn run(opened: &Opened, arguments: &Arguments) -> Result<Value> {
         pool: &pool,
         capacity: arguments.tokens(),
     };
+    let estimate = reserve(gpu, &engine, (weights as u64, sizes.adapter, r))?;
     let adamw = AdamW::new(&TrainingConfig::default(), &params);
     let mut trial = Trial { engine, adamw, gpu, rng: Rng::new(1), arguments };
     let (seconds, loss) = measured(&mut trial)?;
@@ -155,10 +156,27 @@ pub fn run(opened: &Opened, arguments: &Arguments) -> Result<Value> {
         },
         "step_seconds": median,
         "peak_bytes": memory.peak_reserved, "used_bytes": memory.peak, "weights_bytes": weights,
+        "estimated_bytes": estimate,
         "gemm_peak_flops": peak, "model_flops_per_token": flops,
         "share_of_gemm_peak": peak.map(|peak| flops * speed(median) / peak),
         "parts": parts, "profiled_step_seconds": profiled, "loss": loss,
     }))
+}
+
+/// Takes what steps need in one piece, as a run does; gives the estimate of all that is needed.
+fn reserve(gpu: &Gpu, engine: &Engine<'_>, (weights, adapter, r): (u64, usize, usize)) -> Result<u64> {
+    let kept = (engine.kept_layers, engine.offload);
+    // The adapter is among the weights here.
+    let weights = weights.saturating_sub(4 * adapter as u64);
+    let dimensions = &engine.lm.dimensions;
+    let estimate = MemoryEstimate::on_gpu(weights, (adapter, r), dimensions, engine.capacity, kept, engine.compute);
+    if let Some(memory) = engine.params.memory() {
+        memory.operands(engine.compute)?;
+        memory.begin_step()?;
+    }
+    gpu.trim();
+    gpu.reserve((estimate.activations + estimate.head) as usize)?;
+    Ok(estimate.total)
 }
 
 fn name(shape: Shape) -> String {

@@ -10,8 +10,13 @@ use equipoise::models::{CausalLm, Dimensions};
 use equipoise::nn::{
     AdapterParams, DecoderLayer, Linear, LoraAdapter, QuantizationType, fallback_of, peft_name, rope_frequencies,
 };
-use equipoise::ops::FrozenVector;
+use equipoise::ops::{FrozenVector, FrozenWeight};
 use serde_json::json;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+/// Random layers that are made; then they come again. Fresh memory is what costs.
+const LAYERS: usize = 4;
 
 /// `lora_alpha / r`
 const SCALE: f64 = 2.0;
@@ -104,6 +109,8 @@ struct Maker<'a> {
     params: AdapterParams,
     seed: u64,
     body: usize,
+    /// By name, and layer among those that are made.
+    weights: HashMap<(&'static str, usize), FrozenWeight>,
 }
 
 /// Makes the model.
@@ -113,7 +120,8 @@ struct Maker<'a> {
 pub fn make(shape: Shape, kind: QuantizationType, r: usize, device: &Device) -> Result<Made> {
     let d = shape.dimensions();
     let dtype = kind.ggml().unwrap_or(GgmlDType::BF16);
-    let mut maker = Maker { device, dtype, r, params: AdapterParams::default(), seed: 1, body: 0 };
+    let mut maker =
+        Maker { device, dtype, r, params: AdapterParams::default(), seed: 1, body: 0, weights: HashMap::new() };
     let layers = (0..d.layers).map(|i| maker.layer(i, &d)).collect::<Result<Vec<_>>>()?;
     // The library too holds embedding and head in 8 bits at least.
     let precise = if kind == QuantizationType::None { dtype } else { GgmlDType::Q8_0 };
@@ -141,12 +149,17 @@ impl Maker<'_> {
         Ok(FrozenVector::new(&Tensor::ones(width, DType::F32, &Place::Cpu)?, self.device)?)
     }
 
-    fn linear(&mut self, layer: usize, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+    fn linear(&mut self, layer: usize, name: &'static str, inputs: usize, outputs: usize) -> Result<Linear> {
         self.seed += 1;
         self.body += inputs * outputs;
         let fits = inputs.is_multiple_of(self.dtype.block_size());
         let dtype = if fits { self.dtype } else { fallback_of(self.dtype) };
-        let weight = random_weight(outputs, inputs, dtype, self.seed)?.to_device(self.device)?;
+        let weight = match self.weights.entry((name, layer % LAYERS)) {
+            Entry::Occupied(made) => made.get().to_device(self.device)?,
+            Entry::Vacant(place) => {
+                place.insert(random_weight(outputs, inputs, dtype, self.seed)?).to_device(self.device)?
+            }
+        };
         // As training begins: `A` random, `B` zero.
         let a = random(self.r * inputs, self.seed, 1.0 / (inputs as f32).sqrt());
         let a = Var::from_tensor(&Tensor::from_vec(a, (self.r, inputs), &Place::Cpu)?)?;

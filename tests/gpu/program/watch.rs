@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 use equipoise::device::GpuFacts;
-use equipoise::device::driver::{Address, Driver, Launch, MatrixProduct, Number, Program};
+use equipoise::device::driver::{Address, Driver, Launch, MatrixProduct, Program};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ pub struct Book {
     open: AtomicBool,
     /// Tells the head's products from others.
     pub vocabulary: AtomicUsize,
-    /// Products with a side of at most so many numbers are an adapter's.
+    /// Products of so few outputs, or of so short sums, are an adapter's.
     pub ranks: AtomicUsize,
     parts: Mutex<BTreeMap<&'static str, (f64, usize)>>,
 }
@@ -39,13 +39,12 @@ impl Book {
 
     fn part(&self, product: &MatrixProduct) -> &'static str {
         let (vocabulary, ranks) = (self.vocabulary.load(Ordering::Relaxed), self.ranks.load(Ordering::Relaxed));
-        let (m, n, k) = product.sizes().unwrap_or_default();
+        let (_, n, k) = product.sizes().unwrap_or_default();
         if product.c.stride == vocabulary || product.a.stride == vocabulary {
             "head products"
-        } else if m.min(n).min(k) <= ranks {
+        } else if product.transpose_a || n.min(k) <= ranks {
+            // Of the products of a step only gradients of an adapter have a transposed left side.
             "adapter products"
-        } else if product.c.number == Number::F32 && product.a.number == Number::Bf16 {
-            "other products"
         } else {
             "frozen products"
         }
@@ -106,15 +105,6 @@ impl Driver for Watch {
         unsafe { self.driver.free(address) }
     }
 
-    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
-        self.driver.allocate_pinned(bytes)
-    }
-
-    unsafe fn free_pinned(&self, address: Address) {
-        // SAFETY: as the caller says.
-        unsafe { self.driver.free_pinned(address) }
-    }
-
     unsafe fn upload(&self, from: &[u8], to: Address) -> Result<()> {
         // SAFETY: as the caller says.
         self.note("copies", || unsafe { self.driver.upload(from, to) })
@@ -123,6 +113,15 @@ impl Driver for Watch {
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
         // SAFETY: as the caller says.
         self.note("copies", || unsafe { self.driver.download(from, to) })
+    }
+
+    fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
+        self.note("memory from the driver", || self.driver.allocate_pinned(bytes))
+    }
+
+    unsafe fn free_pinned(&self, address: Address) {
+        // SAFETY: as the caller says.
+        unsafe { self.driver.free_pinned(address) }
     }
 
     unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {

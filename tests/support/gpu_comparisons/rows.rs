@@ -36,7 +36,7 @@ pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
         dropped(judge, rows, width)?;
         moved(judge, rows, width)?;
     }
-    for &(rows, width) in judge.choose(&[(5, 50), (3, 2056)][..], &[(2047, 14336), (9, 1538), (31, 4099)]) {
+    for &(rows, width) in judge.choose(&[(5, 50), (3, 2056)][..], &[(2047, 14336), (9, 1538), (31, 4098)]) {
         gated(judge, rows, width)?;
     }
     for &(tokens, heads, head_dim) in judge.choose(&[(7, 3, 24), (9, 2, 64)][..], &[(2047, 40, 128), (1023, 12, 64)]) {

@@ -1,6 +1,6 @@
 //! Whole steps of tiny models: losses, and the gradients of all adapter tensors.
 
-use super::{BF16, Extent, F32, Judge, worse};
+use super::{Extent, F32, Judge, worse};
 use crate::support::{
     ALL_LINEAR, ODD, TINY, Tiny, WIDE, batch, eight_rows, engine, lora, objective_kinds, pack, quantization_types,
     relative_distance, rows,
@@ -14,6 +14,11 @@ use equipoise::nn::{LoraConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
+
+/// How far losses, the whole gradient, and its worst tensor may be in `bf16`. Products, norms and the residual stream round one
+/// after the other, and objectives weigh tokens by probabilities that were rounded: the CPU's own step in `bf16` is up to 2.2e-2
+/// and 2.8e-2 from its step in `f32` in these models, with its residual stream in `f32`. A GPU's was 2.4e-2 and 3.1e-2 at most.
+const BF16: [f64; 3] = [5e-3, 3e-2, 4e-2];
 
 /// The same model on the CPU and on a GPU.
 pub struct Both {
@@ -70,8 +75,12 @@ fn of_each_objective(judge: &mut Judge<'_>) -> Result<()> {
     let both = Both::new(QuantizationType::Q8_0, TINY, &lora(3, &ALL_LINEAR), judge.device);
     for config in objective_kinds() {
         let name = format!("{:?} {:?}", config.kind, config.token_weighting);
-        for (kind, batches) in pieces() {
-            compared(judge, &format!("step {name}, {kind}"), &both, &config, &batches, 0.0)?;
+        let pieces = pieces();
+        // The ragged batch, which is slow where there is no GPU, once.
+        let pieces =
+            if judge.extent == Extent::Small && config.kind != ObjectiveKind::Bft { &pieces[1..] } else { &pieces };
+        for (kind, batches) in pieces {
+            compared(judge, &format!("step {name}, {kind}"), &both, &config, batches, 0.0)?;
         }
     }
     Ok(())
@@ -88,11 +97,10 @@ fn of_each_quantization_type(judge: &mut Judge<'_>) -> Result<()> {
 
 fn under_dropout(judge: &mut Judge<'_>) -> Result<()> {
     let lora = LoraConfig { lora_dropout: 0.3, use_rslora: true, ..lora(5, &ALL_LINEAR) };
-    for (size, tiny) in [("even", TINY), ("odd", ODD)] {
+    for (which, size, tiny) in [(0, "even", TINY), (1, "odd", ODD)] {
         let both = Both::new(QuantizationType::None, tiny, &lora, judge.device);
-        for (kind, batches) in pieces() {
-            compared(judge, &format!("step under dropout, {size}, {kind}"), &both, &sft(), &batches, 0.3)?;
-        }
+        let (kind, batches) = &pieces()[which];
+        compared(judge, &format!("step under dropout, {size}, {kind}"), &both, &sft(), batches, 0.3)?;
     }
     Ok(())
 }
@@ -107,7 +115,7 @@ fn of_long_rows(judge: &mut Judge<'_>) -> Result<()> {
     let (tiny, odd) = (Tiny { layers: 1, ..TINY }, Tiny { layers: 1, ..ODD });
     for (size, tiny) in [("tiny", tiny), ("odd", odd), ("wide", WIDE)] {
         let both = Both::new(QuantizationType::None, tiny, &lora, judge.device);
-        let batches = [pack(&rows(&[130, 77, 9], tiny.vocabulary)), batch(&rows(&[200], tiny.vocabulary))];
+        let batches = [pack(&rows(&[130, 77, 9], tiny.vocabulary)), batch(&rows(&[100], tiny.vocabulary))];
         compared(judge, &format!("step on long rows, {size}"), &both, &sft(), &batches, 0.0)?;
     }
     if judge.extent == Extent::Small {
@@ -135,10 +143,10 @@ fn compared(
     match both.steps(config, &types, batches, dropout) {
         Ok((expected, got)) => {
             for (compute, got) in types.into_iter().zip(got) {
-                let tolerance = if compute == Compute::F32 { F32 } else { BF16 };
-                judge.tell(&format!("{name}: loss"), compute, loss_distance(&got, &expected, compute), tolerance);
-                judge.tell(&format!("{name}: gradient"), compute, whole(&got, &expected), tolerance);
-                judge.tell(&format!("{name}: worst tensor"), compute, worst(&got, &expected), tolerance);
+                let [loss, gradient, tensor] = if compute == Compute::F32 { [F32; 3] } else { BF16 };
+                judge.tell(&format!("{name}: loss"), compute, loss_distance(&got, &expected, compute), loss);
+                judge.tell(&format!("{name}: gradient"), compute, whole(&got, &expected), gradient);
+                judge.tell(&format!("{name}: worst tensor"), compute, worst(&got, &expected), tensor);
             }
         }
         Err(error) => judge.failed(name, Compute::F32, &error),
