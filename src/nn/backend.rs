@@ -116,8 +116,8 @@ pub trait Backend {
     /// `silu(gate)·up` of `[tokens, 2·width]`, gates first.
     fn swiglu(&self, gate_up: &Self::Rows, width: usize) -> Result<Self::Rows>;
 
-    /// The gradient of gates and ups.
-    fn swiglu_backward(&self, gate_up: &Self::Rows, width: usize, dy: &Self::Stream) -> Result<Self::Rows>;
+    /// The gradient of gates and ups, which may take their place.
+    fn swiglu_backward(&self, gate_up: Self::Rows, width: usize, dy: &Self::Stream) -> Result<Self::Rows>;
 
     /// What the head says of `rows`, and under `with_gradient` what [`Self::pull`] needs.
     fn predict(

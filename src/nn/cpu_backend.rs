@@ -108,9 +108,9 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         Ok(y)
     }
 
-    fn swiglu_backward(&self, gate_up: &Buffer<E>, width: usize, dy: &Buffer<f32>) -> Result<Buffer<E>> {
+    fn swiglu_backward(&self, gate_up: Buffer<E>, width: usize, dy: &Buffer<f32>) -> Result<Buffer<E>> {
         let mut d_gate_up = self.take::<E>(2 * width);
-        swiglu_backward(gate_up, width, dy, &mut d_gate_up);
+        swiglu_backward(&gate_up, width, dy, &mut d_gate_up);
         Ok(d_gate_up)
     }
 

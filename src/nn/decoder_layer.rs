@@ -142,8 +142,8 @@ impl DecoderLayer {
         })?;
         drop((inner, inner_down));
         let Some(d_inner) = d_inner else { return Ok(()) };
-        let d_gate_up = backend.swiglu_backward(&gate_up, width, &d_inner)?;
-        drop((d_inner, gate_up));
+        let d_gate_up = backend.swiglu_backward(gate_up, width, &d_inner)?;
+        drop(d_inner);
 
         let normalized = backend.normalize(middle, self.post_attention_norm())?;
         let saved = (&normalized, &gate_up_down);

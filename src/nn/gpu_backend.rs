@@ -173,7 +173,7 @@ impl Backend for GpuContext<'_> {
         self.cuda.swiglu(gate_up)
     }
 
-    fn swiglu_backward(&self, gate_up: &Rows, _: usize, dy: &Rows) -> Result<Rows> {
+    fn swiglu_backward(&self, gate_up: Rows, _: usize, dy: &Rows) -> Result<Rows> {
         self.cuda.swiglu_backward(gate_up, dy)
     }
 

@@ -84,9 +84,9 @@ impl MemoryEstimate {
         let each = tokens * (bytes * (2 * query + 2 * key + hidden + 2 * inner + 6 * r) + 4 * d.heads as u64);
         let inputs = if offload { 1 } else { layers } * tokens * hidden * bytes;
         let kept = (kept_layers as u64 + 1).min(layers);
-        // Backward through an MLP: gradients of gate and up beside that of the product within; the stream's, a normalized
-        // state and what is pulled through it.
-        let work = tokens * bytes * (3 * inner + 3 * hidden) + panel_bytes(d.intermediate, d.hidden, compute);
+        // Backward through an MLP: the product within beside its gradient (those of gate and up take their place); the
+        // stream's, a normalized state and what is pulled through it.
+        let work = tokens * bytes * (2 * inner + 3 * hidden) + panel_bytes(d.intermediate, d.hidden, compute);
         let chunk = tokens.min(cuda_chunk_tokens(d.vocabulary) as u64);
         let head = chunk * d.vocabulary as u64 * (4 + bytes) + 4 * tokens * hidden * bytes;
         let head_panel = panel_bytes(d.vocabulary, d.hidden, compute);
@@ -96,6 +96,8 @@ impl MemoryEstimate {
         let tables = tokens * (4 * d.head_dim as u64 + 8) + (64 << 10);
         let activations = inputs + tables + if layer > head { layer } else { 0 };
         let head = if layer > head { 0 } else { head };
+        // Buffers of several sizes come and go, and leave holes.
+        let activations = activations + (activations + head) / 32;
         let rounded = if compute == Compute::Bf16 { 2 } else { 0 };
         let adapter_and_optimizer = (4 * 4 + rounded) * adapter_parameters as u64;
         let total = weights + adapter_and_optimizer + activations + head;

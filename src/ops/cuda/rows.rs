@@ -270,19 +270,18 @@ impl Cuda {
         Ok(y)
     }
 
-    /// The gradient of gates and ups.
+    /// The gradient of gates and ups, in their place.
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn swiglu_backward(&self, gate_up: &Rows, dy: &Rows) -> Result<Rows> {
+    pub fn swiglu_backward(&self, gate_up: Rows, dy: &Rows) -> Result<Rows> {
         let width = gate_up.columns / 2;
         if (dy.rows, dy.columns) != (gate_up.rows, width) {
             bail!("internal: swiglu of {} columns has no gradient of {}", gate_up.columns, dy.columns);
         }
-        let d_gate_up = self.rows(gate_up.rows, gate_up.columns)?;
-        let arguments = [address(&gate_up.memory), address(&dy.memory), address(&d_gate_up.memory), size(width)?];
-        self.each_part("swiglu_backward", (dy.rows, width), &arguments)?;
-        Ok(d_gate_up)
+        let both = address(&gate_up.memory);
+        self.each_part("swiglu_backward", (dy.rows, width), &[both, address(&dy.memory), both, size(width)?])?;
+        Ok(gate_up)
     }
 
     /// Rotates the first `heads` heads of each row in place: by the tokens' positions, or `back`.

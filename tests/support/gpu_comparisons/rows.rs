@@ -91,7 +91,7 @@ fn gated(judge: &mut Judge<'_>, rows: usize, width: usize) -> Result<()> {
     swiglu_backward(&gate_up, width, &dy, &mut d_gate_up);
     judge.each(["swiglu", "swiglu backward"], &format!("{rows}x{width}"), &[y, d_gate_up], |cuda| {
         let (gate_up, dy) = (cuda.upload(&gate_up, 2 * width)?, cuda.upload(&dy, width)?);
-        let (y, d_gate_up) = (cuda.swiglu(&gate_up)?, cuda.swiglu_backward(&gate_up, &dy)?);
+        let (y, d_gate_up) = (cuda.swiglu(&gate_up)?, cuda.swiglu_backward(gate_up, &dy)?);
         Ok([cuda.download(&y)?, cuda.download(&d_gate_up)?])
     })
 }
