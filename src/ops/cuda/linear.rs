@@ -105,7 +105,7 @@ impl Cuda {
     pub fn down(&self, modules: &[GpuModule<'_>], operands: &Operands<'_>, x: &Rows) -> Result<Rows> {
         let (k, ranks) = (x.columns, ranks(modules));
         let down = self.rows(x.rows, ranks)?;
-        if let Some((a, _)) = stacked(modules, operands) {
+        if let Some(a) = stacked(modules, |name| operands.matrix(name)) {
             let all = down.matrix(self.compute, 0, ranks);
             self.multiply((x.matrix(self.compute, 0, k), false), (a, true), all, (1.0, 0.0))?;
             return Ok(down);
@@ -211,7 +211,7 @@ impl Cuda {
                 Ok(())
             })?;
         }
-        if let Some((a, _)) = stacked(modules, operands) {
+        if let Some(a) = stacked(modules, |name| operands.matrix(name)) {
             self.multiply((d_down.matrix(self.compute, 0, d_down.columns), false), (a, false), into, (1.0, 1.0))?;
             return Ok(Some(dx));
         }
@@ -252,8 +252,7 @@ impl Cuda {
             let d_b = operands.gradient(update.names[1])?;
             self.multiply((dy, true), (down, false), d_b, (update.scale, 1.0))?;
         }
-        if let Some((_, d_a)) = stacked(modules, operands) {
-            let d_a = d_a?;
+        if let Some(d_a) = stacked(modules, |name| operands.gradient(name)) {
             let all = d_down.matrix(self.compute, 0, ranks);
             self.multiply((all, true), (x.matrix(self.compute, 0, k), false), d_a, (1.0, 1.0))?;
             return Ok(d_down);
@@ -305,15 +304,13 @@ impl Cuda {
     }
 }
 
-/// All `A` of a group as one matrix and the gradient of it, where they follow each other in memory and no input is dropped.
-fn stacked(modules: &[GpuModule<'_>], operands: &Operands<'_>) -> Option<(Matrix, Result<Matrix>)> {
-    let updates: Vec<GpuUpdate<'_>> = modules.iter().filter_map(|module| module.update).collect();
-    if updates.is_empty() || updates.iter().any(|update| update.dropout.is_some()) {
+/// All `A` of a group, or their gradients, as one matrix, where they follow each other in memory and no input is dropped.
+fn stacked(modules: &[GpuModule<'_>], of: impl Fn(&str) -> Result<Matrix>) -> Option<Matrix> {
+    let updates = || modules.iter().filter_map(|module| module.update);
+    if updates().any(|update| update.dropout.is_some()) {
         return None;
     }
-    let names = || updates.iter().map(|update| update.names[0]);
-    let a = joined(names().map(|name| operands.matrix(name)))?;
-    Some((a, joined(names().map(|name| operands.gradient(name))).ok_or_else(|| Error::Msg("no gradient".into()))))
+    joined(updates().map(|update| of(update.names[0])))
 }
 
 /// One matrix out of some that follow each other.
