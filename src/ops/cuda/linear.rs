@@ -9,6 +9,7 @@ use super::rows::{Cuda, DropoutKeys, RowDropout, Rows, address};
 use crate::device::Memory;
 use crate::device::driver::{Argument, Matrix, MatrixProduct, Number};
 use crate::ops::{Compute, FrozenVector, FrozenWeight};
+use candle_core::quantized::GgmlDType;
 use candle_core::{Error, Result, bail};
 use std::ops::Range;
 
@@ -290,13 +291,27 @@ impl Cuda {
     /// # Errors
     /// When they do not fit, or the device refuses.
     pub fn dequantize(&self, weight: &FrozenWeight, rows: Range<usize>, out: &Memory) -> Result<()> {
-        let Some(name) = type_name(weight.dtype()) else { bail!("no CUDA kernel for {:?}", weight.dtype()) };
         let numbers = rows.len() * weight.columns();
         if rows.end > weight.rows() || numbers * self.compute.bytes() > out.bytes() {
             bail!("internal: rows {rows:?} of a weight of {} do not fit {} bytes", weight.rows(), out.bytes());
         }
-        let row_bytes = weight.columns() / weight.dtype().block_size() * weight.dtype().type_size();
-        let blocks = weight.memory()?.address() + (rows.start * row_bytes) as u64;
+        let blocks = weight.memory()?.address() + (rows.start * weight.row_bytes()) as u64;
+        self.dequantize_blocks(weight.dtype(), blocks, numbers, out)
+    }
+
+    /// Embeddings: the rows of these numbers of a weight on the CPU. What is copied to the GPU is still quantized.
+    ///
+    /// # Errors
+    /// When a number is not below the weight's rows, or the device refuses.
+    pub fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
+        let blocks = self.gpu.upload(&weight.stored_rows(ids)?)?;
+        let rows = self.rows(ids.len(), weight.columns())?;
+        self.dequantize_blocks(weight.dtype(), blocks.address(), ids.len() * weight.columns(), &rows.memory)?;
+        Ok(rows)
+    }
+
+    fn dequantize_blocks(&self, dtype: GgmlDType, blocks: u64, numbers: usize, out: &Memory) -> Result<()> {
+        let Some(name) = type_name(dtype) else { bail!("no CUDA kernel for {dtype:?}") };
         let grid = [u32::try_from(numbers.div_ceil(NUMBERS_OF_BLOCK)).map_err(Error::wrap)?, 1, 1];
         let arguments = [Argument::Address(blocks), address(out), Argument::U64(numbers as u64)];
         let kernel = format!("dequantize_{name}");
