@@ -109,9 +109,7 @@ impl Backend for GpuContext<'_> {
     type Kept = KeptRows;
 
     fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
-        let mut hidden = vec![0f32; ids.len() * weight.columns()];
-        weight.embed(ids, &mut hidden)?;
-        self.cuda.upload(&hidden, weight.columns())
+        self.cuda.embed(weight, ids)
     }
 
     fn normalize(&self, x: &Rows, norm: Norm<'_>) -> Result<Rows> {

@@ -123,6 +123,26 @@ impl FrozenWeight {
         }
     }
 
+    /// Bytes of a row.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.columns / self.dtype().block_size() * self.dtype().type_size()
+    }
+
+    /// The rows of the given numbers as they are stored, one behind the other. CPU only; all threads work on it.
+    ///
+    /// # Errors
+    /// When an id is not below [`Self::rows`], or the weight is on a GPU.
+    pub(super) fn stored_rows(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        let (data, row_bytes) = (self.host()?.data()?, self.row_bytes());
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.rows) {
+            bail!("row {id} of a weight of {}", self.rows);
+        }
+        let mut stored = vec![0; ids.len() * row_bytes];
+        let rows = stored.par_chunks_exact_mut(row_bytes.max(1)).zip(ids).with_min_len(64);
+        rows.for_each(|(stored, &id)| stored.copy_from_slice(&data[id as usize * row_bytes..][..row_bytes]));
+        Ok(stored)
+    }
+
     /// Bytes that the weight takes in memory.
     pub fn bytes(&self) -> usize {
         self.rows * self.columns / self.dtype().block_size() * self.dtype().type_size()

@@ -9,6 +9,7 @@ use super::rows::{Cuda, DropoutKeys, RowDropout, Rows, address};
 use crate::device::Memory;
 use crate::device::driver::{Argument, Matrix, MatrixProduct, Number};
 use crate::ops::{Compute, FrozenVector, FrozenWeight};
+use candle_core::quantized::GgmlDType;
 use candle_core::{Error, Result, bail};
 use std::ops::Range;
 
@@ -105,7 +106,7 @@ impl Cuda {
     pub fn down(&self, modules: &[GpuModule<'_>], operands: &Operands<'_>, x: &Rows) -> Result<Rows> {
         let (k, ranks) = (x.columns, ranks(modules));
         let down = self.rows(x.rows, ranks)?;
-        if let Some((a, _)) = stacked(modules, operands) {
+        if let Some(a) = stacked(modules, |name| operands.matrix(name)) {
             let all = down.matrix(self.compute, 0, ranks);
             self.multiply((x.matrix(self.compute, 0, k), false), (a, true), all, (1.0, 0.0))?;
             return Ok(down);
@@ -211,7 +212,7 @@ impl Cuda {
                 Ok(())
             })?;
         }
-        if let Some((a, _)) = stacked(modules, operands) {
+        if let Some(a) = stacked(modules, |name| operands.matrix(name)) {
             self.multiply((d_down.matrix(self.compute, 0, d_down.columns), false), (a, false), into, (1.0, 1.0))?;
             return Ok(Some(dx));
         }
@@ -252,8 +253,7 @@ impl Cuda {
             let d_b = operands.gradient(update.names[1])?;
             self.multiply((dy, true), (down, false), d_b, (update.scale, 1.0))?;
         }
-        if let Some((_, d_a)) = stacked(modules, operands) {
-            let d_a = d_a?;
+        if let Some(d_a) = stacked(modules, |name| operands.gradient(name)) {
             let all = d_down.matrix(self.compute, 0, ranks);
             self.multiply((all, true), (x.matrix(self.compute, 0, k), false), d_a, (1.0, 1.0))?;
             return Ok(d_down);
@@ -291,13 +291,27 @@ impl Cuda {
     /// # Errors
     /// When they do not fit, or the device refuses.
     pub fn dequantize(&self, weight: &FrozenWeight, rows: Range<usize>, out: &Memory) -> Result<()> {
-        let Some(name) = type_name(weight.dtype()) else { bail!("no CUDA kernel for {:?}", weight.dtype()) };
         let numbers = rows.len() * weight.columns();
         if rows.end > weight.rows() || numbers * self.compute.bytes() > out.bytes() {
             bail!("internal: rows {rows:?} of a weight of {} do not fit {} bytes", weight.rows(), out.bytes());
         }
-        let row_bytes = weight.columns() / weight.dtype().block_size() * weight.dtype().type_size();
-        let blocks = weight.memory()?.address() + (rows.start * row_bytes) as u64;
+        let blocks = weight.memory()?.address() + (rows.start * weight.row_bytes()) as u64;
+        self.dequantize_blocks(weight.dtype(), blocks, numbers, out)
+    }
+
+    /// Embeddings: the rows of these numbers of a weight on the CPU. What is copied to the GPU is still quantized.
+    ///
+    /// # Errors
+    /// When a number is not below the weight's rows, or the device refuses.
+    pub fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
+        let blocks = self.gpu.upload(&weight.stored_rows(ids)?)?;
+        let rows = self.rows(ids.len(), weight.columns())?;
+        self.dequantize_blocks(weight.dtype(), blocks.address(), ids.len() * weight.columns(), &rows.memory)?;
+        Ok(rows)
+    }
+
+    fn dequantize_blocks(&self, dtype: GgmlDType, blocks: u64, numbers: usize, out: &Memory) -> Result<()> {
+        let Some(name) = type_name(dtype) else { bail!("no CUDA kernel for {dtype:?}") };
         let grid = [u32::try_from(numbers.div_ceil(NUMBERS_OF_BLOCK)).map_err(Error::wrap)?, 1, 1];
         let arguments = [Argument::Address(blocks), address(out), Argument::U64(numbers as u64)];
         let kernel = format!("dequantize_{name}");
@@ -305,15 +319,13 @@ impl Cuda {
     }
 }
 
-/// All `A` of a group as one matrix and the gradient of it, where they follow each other in memory and no input is dropped.
-fn stacked(modules: &[GpuModule<'_>], operands: &Operands<'_>) -> Option<(Matrix, Result<Matrix>)> {
-    let updates: Vec<GpuUpdate<'_>> = modules.iter().filter_map(|module| module.update).collect();
-    if updates.is_empty() || updates.iter().any(|update| update.dropout.is_some()) {
+/// All `A` of a group, or their gradients, as one matrix, where they follow each other in memory and no input is dropped.
+fn stacked(modules: &[GpuModule<'_>], of: impl Fn(&str) -> Result<Matrix>) -> Option<Matrix> {
+    let updates = || modules.iter().filter_map(|module| module.update);
+    if updates().any(|update| update.dropout.is_some()) {
         return None;
     }
-    let names = || updates.iter().map(|update| update.names[0]);
-    let a = joined(names().map(|name| operands.matrix(name)))?;
-    Some((a, joined(names().map(|name| operands.gradient(name))).ok_or_else(|| Error::Msg("no gradient".into()))))
+    joined(updates().map(|update| of(update.names[0])))
 }
 
 /// One matrix out of some that follow each other.
