@@ -6,8 +6,8 @@
 use super::adapter::Operands;
 use super::programs::{dequantize, type_name};
 use super::rows::{Cuda, DropoutKeys, RowDropout, Rows, address};
-use crate::device::Memory;
 use crate::device::driver::{Argument, Matrix, MatrixProduct, Number};
+use crate::device::{Memory, Term};
 use crate::ops::{Compute, FrozenVector, FrozenWeight};
 use candle_core::quantized::GgmlDType;
 use candle_core::{Error, Result, bail};
@@ -305,7 +305,7 @@ impl Cuda {
     /// When a number is not below the weight's rows, or the device refuses.
     pub fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
         let blocks = self.gpu.upload(&weight.stored_rows(ids)?)?;
-        let rows = self.rows(ids.len(), weight.columns())?;
+        let rows = self.rows_for(ids.len(), weight.columns(), Term::Long)?;
         self.dequantize_blocks(weight.dtype(), blocks.address(), ids.len() * weight.columns(), &rows.memory)?;
         Ok(rows)
     }

@@ -100,7 +100,7 @@ impl Cuda {
     }
 
     /// Rows of undefined content, for as long as is said.
-    fn rows_for(&self, rows: usize, columns: usize, term: Term) -> Result<Rows> {
+    pub(super) fn rows_for(&self, rows: usize, columns: usize, term: Term) -> Result<Rows> {
         let memory = self.gpu.allocate_for(rows.max(self.capacity) * columns * self.compute.bytes(), term)?;
         Ok(Rows { memory, rows, columns })
     }
