@@ -27,14 +27,17 @@ pub(super) fn architecture(capability: (u32, u32)) -> Result<&'static str> {
     }
 }
 
-/// A program's PTX: of this process, of the cache on the disk, or fresh from `compile(source, architecture, name)`.
+/// A program's PTX: of this process, of the cache on the disk, or fresh from `compile(source, architecture, name)`. `compiler`
+/// has its version: a driver refuses the PTX of a newer one, and must not get it from the cache once there is an older.
 pub(super) fn compiled(
     program: &Program,
     architecture: &'static str,
+    compiler: &str,
     compile: impl Fn(&str, &'static str, &str) -> Result<String>,
 ) -> Result<String> {
     let source = program.text();
-    let key = blake3::hash(format!("{}\n{architecture}\n{source}", env!("CARGO_PKG_VERSION")).as_bytes()).to_hex();
+    let key = blake3::hash(format!("{}\n{compiler}\n{architecture}\n{source}", env!("CARGO_PKG_VERSION")).as_bytes())
+        .to_hex();
     let mut kept = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(ptx) = kept.get(key.as_str()) {
         return Ok(ptx.to_string());
