@@ -376,6 +376,8 @@ def parse() -> argparse.Namespace:
     args.only = [part for part in PARTS if part in (names := args.only.split(","))]
     if unknown := set(names) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if min(args.steps, args.train_steps, args.limit) <= 0:
+        parser.error("--steps, --train-steps and --limit are above 0")
     if args.model and not args.model.exists():
         parser.error(f"--model: {args.model} is not there")
     args.model = args.model.resolve() if args.model else None
@@ -386,6 +388,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    if os.environ.get("GPU_RUN_LOOK"):
+        return
     os.chdir(ROOT)
     # Who is told to end ends its processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -50,7 +50,7 @@ ready() {
     local name
     name=$work/$(basename "$1" .xz)
     case $1 in
-        *.xz) xz -dc -- "$1" >"$name" ;;
+        *.xz) xz -dc -- "$1" >"$name" || fail "$1 cannot be unpacked" ;;
         *)
             if [ -x "$1" ]; then
                 realpath -- "$1"
@@ -62,6 +62,9 @@ ready() {
     chmod +x "$name"
     printf '%s\n' "$name"
 }
+
+# What is wrong with the arguments shows before minutes of building.
+if [ -z "$dry" ]; then GPU_RUN_LOOK=yes GPU_RUN_SAID=$said "$python" "$here/parts.py" "${rest[@]}"; fi
 
 if [ -z "$binary" ] && [ -z "$dry" ]; then
     printf '+ cargo build --release --features cuda\n' >&2
