@@ -172,7 +172,7 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
     let known = ["invalid type", "invalid value", "unknown variant", "data did not match", "invalid length"];
     if kind == Kind::Text && !known.iter().any(|start| serde_text.starts_with(start)) {
         // The type's own words.
-        return source.at_value(path, format!("{path}: {serde_text}")).with_help(word_help(path, &value, &[]));
+        return helped(source.at_value(path, format!("{path}: {serde_text}")), word_help(path, &value, &[]));
     }
     let message = match (kind, &value) {
         // Sources, templates and their like say best themselves what they take.
@@ -182,11 +182,12 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         (Kind::OneOf(_), Value::String(_)) => format!("{path}: there is no `{}`", show(&value)),
         _ => format!("{path}: expected {}, got {}", expected(kind, key), describe(&value)),
     };
-    let error = source.at_value(path, message);
-    match value_help(source, path, kind, &value) {
-        help if help.is_empty() => error,
-        help => error.with_help(help),
-    }
+    helped(source.at_value(path, message), value_help(source, path, kind, &value))
+}
+
+/// An error with its help, where there is any.
+fn helped(error: Error, help: String) -> Error {
+    if help.is_empty() { error } else { error.with_help(help) }
 }
 
 /// The field of serde's "unknown field" and those that there are.

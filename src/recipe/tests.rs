@@ -182,6 +182,7 @@ fn an_override_is_blamed_for_what_it_breaks() {
         ("base.model.x=1", "`base.model` holds a value"),
         ("training={sed: 1}", "unknown key `sed` in section `training`"),
         ("lora.target_modules=[1]", "lora.target_modules"),
+        ("device=cuda:-1", "`cuda:-1` is no device"),
     ];
     for (text, expected) in cases {
         if text == "lora.r.x=1" {
@@ -190,6 +191,7 @@ fn an_override_is_blamed_for_what_it_breaks() {
         }
         let error = located(set(&[text]));
         assert!(error.message.contains(expected), "{text}: {}", error.message);
+        assert_ne!(error.help.as_deref(), Some(""), "{text}: help that says nothing");
         assert_eq!((error.path.to_str(), error.line, error.text.as_str()), (Some("--set"), 1, text));
     }
     let deep = format!("{}=1", vec!["a"; 100_000].join("."));
