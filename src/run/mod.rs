@@ -99,7 +99,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
-        trainer.resume()?;
+        trainer.resume().map_err(explain)?;
     }
     let fit = trainer.fit(observer).map_err(explain)?;
 

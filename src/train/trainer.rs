@@ -179,6 +179,10 @@ impl<'a> Trainer<'a> {
     pub fn fit(mut self, observer: &mut dyn Observer) -> Result<FitSummary> {
         let resumed = (self.state.step > 0).then_some(self.state.step);
         let mut record = Record::open(&self.out.join("metrics.jsonl"), resumed)?;
+        if let Some(gpu) = self.engine.device.gpu() {
+            // What was refused to an earlier run on this device is no reason for this one.
+            gpu.take_refusal();
+        }
         self.reserve()?;
         observer.event(&Event::Start { step: self.state.step, total_steps: self.total_steps });
         if self.state.step == 0 {
