@@ -113,12 +113,13 @@ impl<'a> Builder<'a> {
         Ok(tensor)
     }
 
-    /// A small tensor as a frozen vector, on the device.
+    /// A small tensor as a frozen vector, on the device; a plan takes nothing of a GPU's memory.
     ///
     /// # Errors
     /// As [`Self::tensor`].
     pub fn vector(&self, name: &str, width: usize) -> Result<FrozenVector> {
-        Ok(FrozenVector::new(&self.tensor(name, &[width])?, self.device)?)
+        let device = if self.plan { &Device::Cpu } else { self.device };
+        Ok(FrozenVector::new(&self.tensor(name, &[width])?, device)?)
     }
 
     /// The same matrix on the device.
