@@ -166,3 +166,54 @@ fn the_estimate_of_a_gpus_memory_holds() {
         assert!(estimate <= 2 * peak, "{settings:?}: {peak} bytes were taken, {estimate} estimated");
     }
 }
+
+/// Libraries that are there under CUDA's names, and are none or do not work.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[test]
+fn a_driver_that_does_not_work_is_an_error_and_under_auto_a_warning() {
+    let place = Workplace::new();
+    let folder = place.path("libraries");
+    std::fs::create_dir(&folder).unwrap();
+    let names = ["libcuda.so", "libcublas.so", "libnvrtc.so"];
+    let build = |source: &str| -> bool {
+        place.write("library.c", source);
+        names.iter().all(|name| {
+            let mut compiler = std::process::Command::new("cc");
+            compiler.args(["-w", "-shared", "-fPIC", "-o"]).arg(folder.join(name)).arg(place.path("library.c"));
+            compiler.status().is_ok_and(|status| status.success())
+        })
+    };
+    let with = |device: &str| {
+        let mut command = place.command(&["check", "trial.yaml", "--json", "--set", &format!("device={device}")]);
+        let output = command.env("LD_LIBRARY_PATH", &folder).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        (output, stderr)
+    };
+    if !build("int nothing(void) { return 0; }") {
+        return;
+    }
+    let (output, stderr) = with("cuda");
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("is something else under its name"), "{stderr}");
+    let (output, stderr) = with("auto");
+    assert!(output.status.success() && stderr.contains("the CPU is taken instead"), "{stderr}");
+    // All that is called, answering with an error: 803 is that of a driver of another version than the kernel's.
+    let quoted = include_str!("../src/device/nvidia.rs").split('"');
+    let is_function = |word: &&str| word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !word.is_empty();
+    let functions: Vec<_> = quoted.filter(is_function).filter(|word| *word != "cuGetErrorString").collect();
+    assert!(functions.contains(&"cuInit") && functions.contains(&"nvrtcGetPTX"));
+    let answers = |code: u32| -> String {
+        let all: String = functions.iter().map(|name| format!("int {name}(void) {{ return {code}; }}\n")).collect();
+        all + "int cuGetErrorString(int e, const char **text) { *text = \"why\"; return 0; }\n"
+    };
+    for (code, said, warned) in [(100, "there is no NVIDIA GPU", false), (803, "are of different versions", true)] {
+        assert!(build(&answers(code)));
+        let (output, stderr) = with("cuda");
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+        let (output, stderr) = with("auto");
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(stderr.contains("the CPU is taken instead"), warned, "{stderr}");
+    }
+}

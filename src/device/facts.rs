@@ -104,6 +104,12 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
          nvidia-cublas and nvidia-cuda-nvrtc), and let `LD_LIBRARY_PATH` name the folders that they are in; or set `device: cpu`",
     ),
     (
+        &["CUDA library without a function"],
+        "a library of CUDA is too old, or is something else under its name",
+        "let `LD_LIBRARY_PATH` name first the folders of the NVIDIA driver, and of cuBLAS and NVRTC of CUDA 12 or 13; or set \
+         `device: cpu`",
+    ),
+    (
         &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"],
         "the GPU's memory is full",
         "set a smaller `training.micro_batch_size` (with more `training.gradient_accumulation_steps` the result is the same), \
@@ -181,6 +187,11 @@ mod tests {
             ("no kernel for compute capability 7.0", "no kernels for the architecture", "7.5"),
             ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "memory is full", "micro_batch_size"),
             ("CUDA library not found: cuBLAS, libcublas", "a library of CUDA is missing", "LD_LIBRARY_PATH"),
+            (
+                "CUDA library without a function: cuBLAS, libcublas, cublasGemmEx",
+                "a library of CUDA is too old",
+                "LD_LIBRARY_PATH",
+            ),
             ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory is full", "micro_batch_size"),
             (
                 "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_BUILTIN_OPERATION_FAILURE), options: [], log: \"\" }",

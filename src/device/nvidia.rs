@@ -48,10 +48,19 @@ fn wrap(what: &str) -> impl Fn(cu::DriverError) -> Error {
     move |error| Error::Msg(format!("{what}: {error:?}"))
 }
 
-/// Whether the driver's library is there and lists a GPU.
+/// Whether there is a driver, and not one that lists no GPU. One that does not work counts: opening it tells why.
 pub fn is_there() -> bool {
     // SAFETY: it looks for a file, and calls nothing in it.
-    (unsafe { sys::is_culib_present() }) && cu::init().is_ok() && cu::device::get_count().is_ok_and(|count| count > 0)
+    let present = unsafe { sys::is_culib_present() };
+    if !present || driver().is_err() {
+        return present;
+    }
+    match cu::init() {
+        Ok(()) => cu::device::get_count() != Ok(0),
+        Err(cu::DriverError(error)) => {
+            !matches!(error, sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY)
+        }
+    }
 }
 
 impl Nvidia {
@@ -121,18 +130,75 @@ impl Nvidia {
     }
 }
 
-/// That all libraries can be found: cudarc panics where one cannot.
+/// The functions that are called, by library: cudarc looks each up when it is called first, and panics where it is not there.
+const DRIVER: &[&str] = &[
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDriverGetVersion",
+    "cuFuncSetAttribute",
+    "cuGetErrorString",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemcpyAsync",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+];
+const CUBLAS: &[&str] =
+    &["cublasCreate_v2", "cublasDestroy_v2", "cublasGemmEx", "cublasSetMathMode", "cublasSetStream_v2"];
+const NVRTC: &[&str] = &[
+    "nvrtcCompileProgram",
+    "nvrtcCreateProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcGetPTX",
+    "nvrtcGetPTXSize",
+    "nvrtcGetProgramLog",
+    "nvrtcGetProgramLogSize",
+];
+
+/// That all libraries can be found, and have what is called.
 fn libraries() -> Result<()> {
-    // SAFETY: they look for files, and call nothing in them.
-    let found = unsafe {
-        [
-            ("the driver, libcuda", sys::is_culib_present()),
-            ("cuBLAS, libcublas", blas_sys::is_culib_present()),
-            ("NVRTC, libnvrtc", nvrtc::sys::is_culib_present()),
-        ]
-    };
-    match found.iter().find(|(_, found)| !found) {
-        Some((library, _)) => bail!("CUDA library not found: {library}"),
+    driver()?;
+    // SAFETY: it looks for files and for names in them, and calls nothing.
+    let (cublas, nvrtc) = unsafe { (blas_sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
+    // SAFETY: as above, once the file is known to be there.
+    has_all("cuBLAS, libcublas", cublas, CUBLAS, |name| unsafe { blas_sys::culib().get::<Function>(name).is_ok() })?;
+    // SAFETY: as above.
+    has_all("NVRTC, libnvrtc", nvrtc, NVRTC, |name| unsafe { nvrtc::sys::culib().get::<Function>(name).is_ok() })
+}
+
+/// That the driver's library can be found, and has what is called.
+fn driver() -> Result<()> {
+    // SAFETY: it looks for a file, and calls nothing in it.
+    let present = unsafe { sys::is_culib_present() };
+    // SAFETY: it looks for a name in a file that is there.
+    has_all("the driver, libcuda", present, DRIVER, |name| unsafe { sys::culib().get::<Function>(name).is_ok() })
+}
+
+type Function = unsafe extern "C" fn();
+
+fn has_all(library: &str, present: bool, functions: &[&str], has: impl Fn(&[u8]) -> bool) -> Result<()> {
+    if !present {
+        bail!("CUDA library not found: {library}");
+    }
+    match functions.iter().find(|name| !has(name.as_bytes())) {
+        Some(name) => bail!("CUDA library without a function: {library}, {name}"),
         None => Ok(()),
     }
 }
