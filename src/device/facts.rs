@@ -110,6 +110,13 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
          `device: cpu`",
     ),
     (
+        // Before the next, whose word the driver says here too.
+        &["pinning memory of the CPU"],
+        "the CPU's memory is full, or no more of it may be pinned",
+        "set `training.gradient_checkpointing: layer`, which keeps on the GPU what `offload` puts there, or a smaller \
+         `training.micro_batch_size` or `data.max_seq_len`; `ulimit -l` tells how much may be pinned",
+    ),
+    (
         &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"],
         "the GPU's memory is full",
         "set a smaller `training.micro_batch_size` (with more `training.gradient_accumulation_steps` the result is the same), \
@@ -191,6 +198,11 @@ mod tests {
                 "CUDA library without a function: cuBLAS, libcublas, cublasGemmEx",
                 "a library of CUDA is too old",
                 "LD_LIBRARY_PATH",
+            ),
+            (
+                "pinning memory of the CPU: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+                "the CPU's memory is full",
+                "gradient_checkpointing: layer",
             ),
             ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory is full", "micro_batch_size"),
             (
