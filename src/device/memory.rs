@@ -22,7 +22,7 @@ struct Open {
 /// An allocation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// Bytes that were asked for.
+    /// Bytes that were asked for; 0 where it was the driver that asked itself.
     pub wanted: usize,
     /// Bytes that the arena held.
     pub reserved: usize,
@@ -219,7 +219,7 @@ impl Gpu {
     #[expect(unsafe_code, reason = "arguments cannot be checked")]
     pub unsafe fn launch(&self, launch: Launch<'_>) -> Result<()> {
         // SAFETY: as the caller says.
-        unsafe { self.0.driver.launch(launch) }
+        self.noting_refusal(unsafe { self.0.driver.launch(launch) })
     }
 
     /// Multiplies matrices.
@@ -235,7 +235,19 @@ impl Gpu {
             bail!("internal: these matrices cannot be multiplied: {product:?}");
         }
         // SAFETY: as the caller says.
-        unsafe { self.0.driver.multiply(product) }
+        self.noting_refusal(unsafe { self.0.driver.multiply(product) })
+    }
+
+    /// Kernels and cuBLAS take memory of their own, past the arena: that there is none left is a refusal too.
+    fn noting_refusal(&self, done: Result<()>) -> Result<()> {
+        let full = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+        done.inspect_err(|error| {
+            let text = error.to_string();
+            if full.iter().any(|word| text.contains(word)) {
+                let refusal = Refusal { wanted: 0, reserved: self.arena().reserved() };
+                *self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+            }
+        })
     }
 
     /// Compiles and loads a program.

@@ -26,6 +26,8 @@ pub struct Nvidia {
     stream: sys::CUstream,
     blas: blas_sys::cublasHandle_t,
     architecture: &'static str,
+    /// Whether it reads the CPU's memory by itself, pinned or not.
+    reads_pageable_memory: bool,
     loaded: Mutex<Vec<Loaded>>,
 }
 
@@ -37,8 +39,8 @@ struct Loaded {
     functions: HashMap<String, sys::CUfunction>,
 }
 
-// SAFETY: handles are made for use by any thread whose current context is theirs (each function sees to that), and cuBLAS's is
-// only used by the thread that drives a step.
+// SAFETY: handles are made for use by any thread whose current context is theirs, and each function sees to that. cuBLAS allows
+// one handle in several threads as long as its settings stay, and they are set before anyone has it.
 unsafe impl Send for Nvidia {}
 // SAFETY: as above.
 unsafe impl Sync for Nvidia {}
@@ -75,6 +77,9 @@ impl Nvidia {
         let device = cu::device::get(device).map_err(wrap("finding the GPU"))?;
         let capability = capability(device)?;
         let architecture = ptx::architecture(capability)?;
+        let pageable = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
+        // SAFETY: the device is one that the driver named.
+        let reads_pageable_memory = unsafe { cu::device::get_attribute(device, pageable) } != Ok(0);
         // SAFETY: the device is one that the driver named.
         let context = unsafe { cu::primary_ctx::retain(device) }.map_err(wrap("opening the GPU"))?;
         // SAFETY: the context was just retained.
@@ -90,7 +95,16 @@ impl Nvidia {
                 .result()
                 .map_err(|error| Error::Msg(format!("cuBLAS: {error:?}")))?;
         }
-        Ok(Self { number, device, context, stream, blas: handle, architecture, loaded: Mutex::default() })
+        Ok(Self {
+            number,
+            device,
+            context,
+            stream,
+            blas: handle,
+            architecture,
+            reads_pageable_memory,
+            loaded: Mutex::default(),
+        })
     }
 
     /// Makes the context current in this thread.
@@ -268,8 +282,8 @@ impl Driver for Nvidia {
     }
 
     unsafe fn free(&self, address: Address) {
-        // SAFETY: as the caller says; cuMemFree waits for the work before it.
-        let freed = self.enter().and_then(|()| unsafe { cu::free_sync(address) }.map_err(wrap("freeing memory")));
+        // SAFETY: as the caller says; it is waited for the work that may use it.
+        let freed = self.synchronize().and_then(|()| unsafe { cu::free_sync(address) }.map_err(wrap("freeing memory")));
         if let Err(error) = freed {
             tracing::warn!(%error, "the GPU's memory could not be freed");
         }
@@ -280,8 +294,10 @@ impl Driver for Nvidia {
         if from.is_empty() {
             return Ok(());
         }
-        // SAFETY: as the caller says; from memory that is not pinned the driver has copied when it returns.
-        unsafe { cu::memcpy_htod_async(to, from, self.stream) }.map_err(wrap("copying to the GPU"))
+        // SAFETY: as the caller says. From memory that is not pinned the driver has copied when it returns, unless the GPU
+        // reads such memory by itself: then it is waited for.
+        unsafe { cu::memcpy_htod_async(to, from, self.stream) }.map_err(wrap("copying to the GPU"))?;
+        if self.reads_pageable_memory { self.synchronize() } else { Ok(()) }
     }
 
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {

@@ -20,6 +20,9 @@ use crate::weights::Base;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Bytes that a GPU's weights take beyond their own: each begins at a multiple of 256.
+const WEIGHTS_ROUNDING: u64 = 64 << 10;
+
 /// Tokens of the sample in the summary.
 const SAMPLE_TOKENS: usize = 48;
 
@@ -149,6 +152,10 @@ impl Prepared {
         let lora = Some(&recipe.lora);
         let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;
         let dimensions = rehearsal.lm.dimensions;
+        if let Some(gpu) = device.gpu() {
+            let compute = recipe.compute.resolve(&device);
+            ops::cuda::prepare_attention(gpu, dimensions.head_dim, compute).map_err(|error| explain(error.into()))?;
+        }
         if recipe.data.max_seq_len > dimensions.max_positions {
             return Err(Error::invalid(format!(
                 "data.max_seq_len: {} is over the {} positions that the base was made for",
@@ -197,6 +204,11 @@ impl Prepared {
 
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
         observer.event(&Event::Phase("loading the weights".into()));
+        if let Some(gpu) = self.device.gpu() {
+            // In one piece: behind tensors of many sizes, segments would end in room for none.
+            let bytes = self.weights_bytes - self.embedding_bytes + WEIGHTS_ROUNDING;
+            gpu.reserve(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(|error| explain(error.into()))?;
+        }
         let lora = Some(&recipe.lora);
         let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)
             .map_err(explain)?;

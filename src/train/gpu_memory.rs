@@ -25,7 +25,10 @@ impl Trainer<'_> {
         let Some(gpu) = self.engine.device.gpu() else { return Err(error) };
         let Some(refusal) = gpu.take_refusal() else { return Err(error) };
         gpu.trim();
-        let full = format!("the GPU's memory is full ({} MiB more were needed)", refusal.wanted >> 20);
+        let full = match refusal.wanted >> 20 {
+            0 => "the GPU's memory is full".to_owned(),
+            wanted => format!("the GPU's memory is full ({wanted} MiB more were needed)"),
+        };
         if self.engine.kept_layers > 0 {
             self.engine.kept_layers = 0;
             self.gpu = self.gpu.map(|gpu| GpuEstimate { workspace: gpu.least_workspace, ..gpu });

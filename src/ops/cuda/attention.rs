@@ -256,6 +256,11 @@ impl KeyValueMemory {
     }
 }
 
+/// That there are kernels for heads of this width.
+pub(super) fn check_width(head_dim: usize, compute: Compute) -> Result<()> {
+    sizes(head_dim, compute).map(|_| ())
+}
+
 /// As the head of `attention.cu` says.
 fn sizes(head_dim: usize, compute: Compute) -> Result<Sizes> {
     if head_dim == 0 || head_dim > 256 || !head_dim.is_multiple_of(2) {

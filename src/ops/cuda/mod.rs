@@ -21,6 +21,7 @@ pub use programs::programs;
 pub use rows::{Cuda, DropoutKeys, Places, RopeMemory, RowDropout, Rows};
 
 use crate::device::Gpu;
+use crate::ops::Compute;
 use candle_core::Result;
 
 /// Compiles and loads the kernels that every model needs: what does not fit shows at the start.
@@ -31,5 +32,19 @@ pub fn prepare(gpu: &Gpu) -> Result<()> {
     for (program, kernel) in programs::always() {
         gpu.prepare(&program, kernel)?;
     }
-    Ok(())
+    // cuBLAS takes its memory with its first product: what is free is asked for after that.
+    let cuda = Cuda { gpu: gpu.clone(), compute: Compute::F32, capacity: 0 };
+    let [a, b, c] = [cuda.zeros(16, 16)?, cuda.zeros(16, 16)?, cuda.rows(16, 16)?];
+    let [a, b, c] = [&a, &b, &c].map(|rows| rows.matrix(Compute::F32, 0, 16));
+    cuda.multiply((a, false), (b, false), c, (1.0, 0.0))?;
+    gpu.synchronize()
+}
+
+/// Compiles and loads the kernels of attention for heads of a width.
+///
+/// # Errors
+/// When there are none for that width, or as [`prepare`].
+pub fn prepare_attention(gpu: &Gpu, head_dim: usize, compute: Compute) -> Result<()> {
+    attention::check_width(head_dim, compute)?;
+    gpu.prepare(&programs::attention(head_dim), "attention_f32")
 }
