@@ -119,7 +119,8 @@ impl Gpu {
     }
 
     /// Takes one piece of this size from the driver, so that buffers of all sizes come from it: what is free of it is never of
-    /// the wrong size. That there is no piece so large is no error: smaller ones are taken when they are needed.
+    /// the wrong size. That there is no piece so large is no error: most of what there is is taken then, and the rest when it
+    /// is needed.
     ///
     /// # Errors
     /// When the driver fails.
@@ -127,9 +128,17 @@ impl Gpu {
         let mut arena = self.arena();
         let missing = bytes.saturating_sub(arena.largest_free());
         if missing > 0 {
-            let size = self.0.driver.segment_bytes(bytes.next_multiple_of(ALIGNMENT));
+            let driver = &self.0.driver;
             self.give_back_unused(&mut arena);
-            if let Some(address) = self.0.driver.allocate(size)? {
+            let wanted = driver.segment_bytes(bytes.next_multiple_of(ALIGNMENT));
+            let mut got = driver.allocate(wanted)?.map(|address| (address, wanted));
+            if got.is_none() {
+                // Not all: the driver needs some for itself.
+                let free = usize::try_from(driver.facts()?.free).unwrap_or(usize::MAX);
+                let most = wanted.min((free - free / 16) / ALIGNMENT * ALIGNMENT);
+                got = if most > 0 { driver.allocate(most)?.map(|address| (address, most)) } else { None };
+            }
+            if let Some((address, size)) = got {
                 arena.add(address, size);
             }
         }

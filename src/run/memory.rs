@@ -5,7 +5,7 @@ use crate::device::{Device, available_memory};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::recipe::Recipe;
-use crate::train::{GpuEstimate, GradientCheckpointing, MemoryEstimate};
+use crate::train::{GpuBudget, GradientCheckpointing, MemoryEstimate};
 
 impl Prepared {
     /// Weights and adapter must fit a GPU's memory, whatever else is made smaller.
@@ -29,18 +29,19 @@ impl Prepared {
         self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
     }
 
-    /// What a run is told of a GPU's memory.
-    pub(super) fn gpu_estimate(&self, recipe: &Recipe) -> Option<GpuEstimate> {
+    /// What a run is told of a GPU's memory, once the weights are there.
+    pub(super) fn gpu_budget(&self, recipe: &Recipe) -> Option<GpuBudget> {
         let gpu = self.device.gpu()?;
-        // The weights are loaded by now, and in the estimate.
-        let all = gpu.facts().ok()?.free + gpu.memory().reserved as u64;
-        let of_tokens = |tokens| self.estimate(recipe, tokens, (0, offloads(recipe)));
-        let workspace = |memory: MemoryEstimate| memory.activations + memory.head;
-        Some(GpuEstimate {
-            fitting_tokens: MemoryEstimate::tokens_within(self.most_tokens(recipe), all, of_tokens),
-            workspace: workspace(self.memory(recipe)),
-            least_workspace: workspace(self.memory_with(recipe, 0)),
+        Some(GpuBudget {
+            weights: self.gpu_weights_bytes(),
+            adapter: (self.adapter_parameters, recipe.lora.r),
+            memory: gpu.facts().ok()?.free + gpu.memory().reserved as u64,
         })
+    }
+
+    /// Bytes of the weights that go to a GPU: all but the embeddings.
+    pub(super) const fn gpu_weights_bytes(&self) -> u64 {
+        self.weights_bytes - self.embedding_bytes
     }
 
     pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
@@ -73,7 +74,7 @@ impl Prepared {
                 MemoryEstimate::new(self.weights_bytes, adapter, &self.dimensions, tokens, kept_layers, self.compute)
             }
             Device::Gpu(_) => {
-                let weights = self.weights_bytes - self.embedding_bytes;
+                let weights = self.gpu_weights_bytes();
                 let kept = (kept_layers, offload);
                 MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
             }

@@ -95,7 +95,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         pad_id: prepared.pad_id(),
         dropout: recipe.lora.lora_dropout > 0.0,
         started,
-        gpu: prepared.gpu_estimate(recipe),
+        gpu: prepared.gpu_budget(recipe),
     };
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;

@@ -206,7 +206,7 @@ impl Prepared {
         observer.event(&Event::Phase("loading the weights".into()));
         if let Some(gpu) = self.device.gpu() {
             // In one piece: behind tensors of many sizes, segments would end in room for none.
-            let bytes = self.weights_bytes - self.embedding_bytes + WEIGHTS_ROUNDING;
+            let bytes = self.gpu_weights_bytes() + WEIGHTS_ROUNDING;
             gpu.reserve(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(|error| explain(error.into()))?;
         }
         let lora = Some(&recipe.lora);

@@ -19,7 +19,7 @@ pub use adamw::AdamW;
 pub use checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state};
 pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
 pub use event::{Event, Observer};
-pub use gpu_memory::GpuEstimate;
+pub use gpu_memory::GpuBudget;
 pub use memory::MemoryEstimate;
 pub use schedule::Schedule;
 pub use trainer::{FitSummary, Settings, Trainer, total_steps};

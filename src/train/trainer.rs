@@ -2,7 +2,7 @@
 
 use super::backward::{Engine, Loss, StepSums, dropout_keys};
 use super::checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder};
-use super::gpu_memory::GpuEstimate;
+use super::gpu_memory::GpuBudget;
 use super::metrics::{StepMetrics, Validation};
 use super::record::{Line, Record};
 use super::{AdamW, Event, Observer, Schedule, TrainingConfig};
@@ -36,8 +36,8 @@ pub struct Settings {
     pub dropout: bool,
     /// When the run began, in seconds since 1970.
     pub started: u64,
-    /// What was estimated of a GPU's memory, where one computes.
-    pub gpu: Option<GpuEstimate>,
+    /// What there is of a GPU's memory, where one computes.
+    pub gpu: Option<GpuBudget>,
 }
 
 /// Trains an adapter.
@@ -49,7 +49,7 @@ pub struct Trainer<'a> {
     out: &'a Path,
     pad_id: u32,
     dropout: bool,
-    pub(super) gpu: Option<GpuEstimate>,
+    pub(super) gpu: Option<GpuBudget>,
     /// Rows of a micro-batch; fewer than the recipe's where a GPU's memory was full.
     pub(super) micro_batch_size: usize,
     optimizer: AdamW,

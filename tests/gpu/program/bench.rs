@@ -16,7 +16,7 @@ use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::rng::Rng;
 use equipoise::train::backward::Engine;
-use equipoise::train::{AdamW, MemoryEstimate, TrainingConfig};
+use equipoise::train::{AdamW, GpuBudget, TrainingConfig};
 use half::bf16;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
@@ -137,7 +137,11 @@ pub fn run(opened: &Opened, arguments: &Arguments) -> Result<Value> {
         pool: &pool,
         capacity: arguments.tokens(),
     };
-    let estimate = reserve(gpu, &engine, (weights as u64, sizes.adapter, r))?;
+    // The adapter is among the weights here.
+    let frozen = (weights as u64).saturating_sub(4 * sizes.adapter as u64);
+    let budget = GpuBudget { weights: frozen, adapter: (sizes.adapter, r), memory: gpu.facts()?.total };
+    engine.reserve(&budget)?;
+    let estimate = engine.gpu_estimate(&budget, engine.capacity).total;
     let adamw = AdamW::new(&TrainingConfig::default(), &params);
     let mut trial = Trial { engine, adamw, gpu, rng: Rng::new(1), arguments };
     let (seconds, loss) = measured(&mut trial)?;
@@ -161,22 +165,6 @@ pub fn run(opened: &Opened, arguments: &Arguments) -> Result<Value> {
         "share_of_gemm_peak": peak.map(|peak| flops * speed(median) / peak),
         "parts": parts, "profiled_step_seconds": profiled, "loss": loss,
     }))
-}
-
-/// Takes what steps need in one piece, as a run does; gives the estimate of all that is needed.
-fn reserve(gpu: &Gpu, engine: &Engine<'_>, (weights, adapter, r): (u64, usize, usize)) -> Result<u64> {
-    let kept = (engine.kept_layers, engine.offload);
-    // The adapter is among the weights here.
-    let weights = weights.saturating_sub(4 * adapter as u64);
-    let dimensions = &engine.lm.dimensions;
-    let estimate = MemoryEstimate::on_gpu(weights, (adapter, r), dimensions, engine.capacity, kept, engine.compute);
-    if let Some(memory) = engine.params.memory() {
-        memory.operands(engine.compute)?;
-        memory.begin_step()?;
-    }
-    gpu.trim();
-    gpu.reserve((estimate.activations + estimate.head) as usize)?;
-    Ok(estimate.total)
 }
 
 fn name(shape: Shape) -> String {
