@@ -228,7 +228,8 @@ def train(call: Call) -> None:
     if call.args.binary is None:
         return note(found, "skipped: no binary of equipoise (--binary)")
     if not call.args.model:
-        note(found, f"SmolLM2: skipped, no model (--model PATH; looked for {MODEL} under ../shared/models)")
+        why = "too large for a dry run" if call.args.dry_run else f"no model (--model PATH; looked for {MODEL})"
+        note(found, f"SmolLM2: skipped, {why}")
     for recipe, runs in train_runs(call.args):
         curves = {}
         for index, (device, compute) in enumerate(runs):
