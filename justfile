@@ -39,6 +39,10 @@ bench *ARGS:
 check-cuda:
     cargo clippy --release --all-targets --features cuda -- -D warnings
 
+# Whole runs through NVIDIA's functions, on libraries that take their place. Needs a C++ compiler, and neither CUDA nor a GPU.
+test-cuda:
+    cargo test --release --features cuda --test main cuda_driver
+
 # Rows to tokens against datasets and transformers.
 bench-data *ARGS:
     python3 tests/benches/bench_data.py {{ ARGS }}

@@ -80,7 +80,7 @@ impl Trainer<'_> {
             MemoryEstimate::tokens_within(most, budget.memory, |tokens| self.engine.gpu_estimate(&budget, tokens))
         });
         let fits =
-            fits.filter(|&fits| fits > 0).map_or(String::new(), |fits| format!("; about {fits} tokens would fit"));
+            fits.filter(|&fits| fits > 1).map_or(String::new(), |fits| format!("; about {fits} tokens would fit"));
         let offload = if self.engine.offload { "" } else { "`training.gradient_checkpointing: offload`, or " };
         Err(Error::invalid(format!("device: {full}, with one row{row} at a time{fits}"))
             .with_help(format!("set {offload}a smaller `data.max_seq_len` or `quantization.type`")))
