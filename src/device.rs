@@ -3,11 +3,13 @@
 mod arena;
 pub mod driver;
 mod facts;
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU needs kernels"))]
+mod images;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU needs kernels"))]
-mod ptx;
+#[cfg(feature = "cuda")]
+mod nvrtc;
 
 pub use arena::Term;
 pub use facts::{GpuFacts, explain};

@@ -1,8 +1,7 @@
 //! NVIDIA's libraries, as `src/device/nvidia.rs` calls them: with libraries that take their place (`tests/cuda/nvidia.cpp`), whole
 //! runs of the program go through it, and no GPU is needed. For builds with the feature `cuda`: `just test-cuda`.
 
-use crate::support::workplace::Workplace;
-use serde_json::Value;
+use crate::support::workplace::{Workplace, refusal};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -80,23 +79,27 @@ fn a_run_through_nvidias_functions_is_that_on_the_cpu() {
         place.assert_same("gpu", other);
     }
     assert_eq!(compiled(&libraries), known, "kernels of an earlier start were taken");
+    // A compiler that is older than the GPU makes PTX for it.
+    train(&place, &libraries, "ptx", &gpu, &[("FAKE_NVRTC_NEWEST", "86")]);
+    place.assert_same("gpu", "ptx");
+    assert_eq!(compiled(&libraries), 2 * known);
 }
 
-/// What a driver has no memory for, and what there is none of, is told.
+/// A GPU that is not there, a driver that is too old, and too little memory are told before anything is loaded.
 #[test]
-fn a_gpu_that_is_not_there_or_too_small_is_an_error() {
+fn a_gpu_that_is_not_there_or_does_not_do_is_an_error() {
     let place = Workplace::new();
     let Some(libraries) = libraries(&place) else { return };
-    let said = |device: &str, memory: &str| -> Value {
+    for (device, (name, value), message) in [
+        ("cuda:1", ("FAKE_CUDA_MEMORY", "1000000000"), "there is no GPU of this number"),
+        ("cuda:0", ("FAKE_CUDA_MEMORY", "1000000"), "MiB of the GPU's memory are free"),
+        ("cuda:0", ("FAKE_CUDA_VERSION", "12040"), "NVRTC 13.0 is newer than the driver's CUDA 12.4"),
+        ("cuda:0", ("FAKE_NVRTC_NEWEST", "70"), "there are no kernels for the architecture of this GPU"),
+    ] {
         let mut command = place.command(&["check", "trial.yaml", "--json", "--set", &format!("device={device}")]);
         command.env("LD_LIBRARY_PATH", &libraries).env("XDG_CACHE_HOME", place.path("kernels"));
-        let output = command.env("FAKE_CUDA_MEMORY", memory).output().unwrap();
-        assert_eq!(output.status.code(), Some(2));
-        let stdout = String::from_utf8(output.stdout).unwrap();
-        serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
-    };
-    assert!(said("cuda:1", "1000000000").to_string().contains("there is no GPU of this number"));
-    assert!(said("cuda:0", "1000000").to_string().contains("MiB of the GPU's memory are free"));
+        refusal(&command.env(name, value).output().unwrap()).says(2, &[message]);
+    }
 }
 
 /// Libraries that are there under their names, and are none or do not work.
@@ -129,7 +132,7 @@ fn a_driver_that_does_not_work_is_an_error_and_under_auto_a_warning() {
     let (output, stderr) = with("auto");
     assert!(output.status.success() && stderr.contains("the CPU is taken instead"), "{stderr}");
     // All that is called, answering with an error: 803 is that of a driver of another version than the kernel's.
-    let quoted = include_str!("../src/device/nvidia.rs").split('"');
+    let quoted = concat!(include_str!("../src/device/nvidia.rs"), include_str!("../src/device/nvrtc.rs")).split('"');
     let is_function = |word: &&str| word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !word.is_empty();
     let functions: Vec<_> = quoted.filter(is_function).filter(|word| *word != "cuGetErrorString").collect();
     assert!(functions.contains(&"cuInit") && functions.contains(&"nvrtcGetPTX"));

@@ -1,5 +1,5 @@
 //! The CUDA kernels without a GPU: the device code, compiled for the CPU, against its twin in Rust; and every file compiled to
-//! PTX. What no CPU can show (the launch itself, speed, and the instructions that replace conversions) is left to a GPU.
+//! PTX and to the code of GPUs. What no CPU can show (the launch itself, speed, and the instructions that replace conversions) is left to a GPU.
 
 use candle_core::quantized::GgmlDType;
 use equipoise::device::driver::Program;
@@ -185,6 +185,9 @@ fn nvrtc_library() -> Option<PathBuf> {
 /// What the library asks for, from the RTX 20 series on: the T4, the A100, the RTX 4090, and the H100.
 const CAPABILITIES: [u32; 4] = [75, 80, 89, 90];
 
+/// As above, and the A6000, Blackwell's B200 and its RTX 50 series.
+const CODE: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
+
 /// That the PTX is for this architecture and has the module's kernels.
 fn assert_is_whole(ptx: &[u8], module: &Module, capability: u32) {
     let (ptx, name) = (String::from_utf8_lossy(ptx), &module.name);
@@ -226,6 +229,26 @@ fn kernels_compile_with_nvrtc() {
             }
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             assert_is_whole(&output.stdout, &module, capability);
+        }
+        // What a run takes: a GPU's own code, where NVRTC makes it.
+        for capability in CODE {
+            let mut command = Command::new(&program);
+            command.arg(&library).arg(&module.source).arg(format!("--gpu-architecture=sm_{capability}"));
+            let code = output_of(command.env("LD_LIBRARY_PATH", library.parent().unwrap()), &[]);
+            let log = String::from_utf8_lossy(&code.stderr);
+            if log.contains("invalid value for --gpu-architecture") {
+                skipped(&format!("this NVRTC makes no code for {capability}"));
+                continue;
+            }
+            assert!(
+                code.status.success() && code.stdout.starts_with(b"\x7fELF"),
+                "{} for {capability}: {log}",
+                module.name
+            );
+            for kernel in module.kernels.iter().filter(|kernel| capability >= 80 || !kernel.ends_with("_bf16")) {
+                let names = code.stdout.windows(kernel.len()).any(|bytes| bytes == kernel.as_bytes());
+                assert!(names, "{}: no {kernel} for {capability}", module.name);
+            }
         }
     }
 }

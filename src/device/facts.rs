@@ -76,6 +76,7 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
     ),
     (
         &[
+            "is newer than the driver's CUDA",
             "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
             "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
             "cudaErrorInsufficientDriver",

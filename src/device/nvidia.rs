@@ -4,12 +4,12 @@
 #![expect(unsafe_code, reason = "the driver's functions take addresses and handles")]
 
 use super::driver::{Address, Argument, Driver, Launch, Matrix, MatrixProduct, Number, Program};
-use super::ptx;
-use super::{GpuFacts, facts};
+use super::images::{self, Target};
+use super::{GpuFacts, facts, nvrtc};
 use candle_core::{Error, Result, bail};
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{result as cu, sys};
-use cudarc::nvrtc;
+use cudarc::nvrtc::sys as nvrtc_sys;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
@@ -25,7 +25,9 @@ pub struct Nvidia {
     context: sys::CUcontext,
     stream: sys::CUstream,
     blas: blas_sys::cublasHandle_t,
-    architecture: &'static str,
+    target: Target,
+    /// NVRTC's version.
+    compiler: String,
     /// Whether it reads the CPU's memory by itself, pinned or not.
     reads_pageable_memory: bool,
     loaded: Mutex<Vec<Loaded>>,
@@ -76,7 +78,8 @@ impl Nvidia {
         let device = i32::try_from(number).map_err(Error::wrap)?;
         let device = cu::device::get(device).map_err(wrap("finding the GPU"))?;
         let capability = capability(device)?;
-        let architecture = ptx::architecture(capability)?;
+        let target = Target::new(capability, &nvrtc::architectures()?)?;
+        let compiler = compiler()?;
         let pageable = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
         // SAFETY: the device is one that the driver named.
         let reads_pageable_memory = unsafe { cu::device::get_attribute(device, pageable) } != Ok(0);
@@ -101,7 +104,8 @@ impl Nvidia {
             context,
             stream,
             blas: handle,
-            architecture,
+            target,
+            compiler,
             reads_pageable_memory,
             loaded: Mutex::default(),
         })
@@ -137,9 +141,8 @@ impl Nvidia {
     }
 
     fn load(&self, program: &Program) -> Result<sys::CUmodule> {
-        let image =
-            CString::new(ptx::compiled(program, self.architecture, &compiler()?, compile)?).map_err(Error::wrap)?;
-        // SAFETY: PTX ends with a zero.
+        let image = images::compiled(program, self.target, &self.compiler, nvrtc::compile)?;
+        // SAFETY: it is what the compiler gave; PTX ends with a zero.
         unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrap("loading kernels"))
     }
 }
@@ -176,26 +179,17 @@ const DRIVER: &[&str] = &[
 ];
 const CUBLAS: &[&str] =
     &["cublasCreate_v2", "cublasDestroy_v2", "cublasGemmEx", "cublasSetMathMode", "cublasSetStream_v2"];
-const NVRTC: &[&str] = &[
-    "nvrtcCompileProgram",
-    "nvrtcCreateProgram",
-    "nvrtcDestroyProgram",
-    "nvrtcGetPTX",
-    "nvrtcGetPTXSize",
-    "nvrtcGetProgramLog",
-    "nvrtcGetProgramLogSize",
-    "nvrtcVersion",
-];
-
 /// That all libraries can be found, and have what is called.
 fn libraries() -> Result<()> {
     driver()?;
     // SAFETY: it looks for files and for names in them, and calls nothing.
-    let (cublas, nvrtc) = unsafe { (blas_sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
+    let (cublas, has_nvrtc) = unsafe { (blas_sys::is_culib_present(), nvrtc_sys::is_culib_present()) };
     // SAFETY: as above, once the file is known to be there.
     has_all("cuBLAS, libcublas", cublas, CUBLAS, |name| unsafe { blas_sys::culib().get::<Function>(name).is_ok() })?;
     // SAFETY: as above.
-    has_all("NVRTC, libnvrtc", nvrtc, NVRTC, |name| unsafe { nvrtc::sys::culib().get::<Function>(name).is_ok() })
+    has_all("NVRTC, libnvrtc", has_nvrtc, nvrtc::FUNCTIONS, |name| unsafe {
+        nvrtc_sys::culib().get::<Function>(name).is_ok()
+    })
 }
 
 /// That the driver's library can be found, and has what is called.
@@ -230,21 +224,13 @@ fn capability(device: sys::CUdevice) -> Result<(u32, u32)> {
     Ok((ask(MAJOR)?, ask(MINOR)?))
 }
 
-/// NVRTC's version.
+/// NVRTC's name and version. A driver runs what compilers of its CUDA's major version make, and of older ones.
 fn compiler() -> Result<String> {
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: it writes two numbers to where it is told.
-    let answer = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
-    answer.result().map_err(|error| Error::Msg(format!("asking for NVRTC's version: {error:?}")))?;
+    let ((major, minor), driver) = (nvrtc::version()?, cuda_version().unwrap_or_default());
+    if major > driver.0 {
+        bail!("NVRTC {major}.{minor} is newer than the driver's CUDA {}.{}", driver.0, driver.1);
+    }
     Ok(format!("NVRTC {major}.{minor}"))
-}
-
-/// NVRTC: from CUDA C++ to PTX.
-fn compile(source: &str, architecture: &'static str, name: &str) -> Result<String> {
-    let options =
-        nvrtc::CompileOptions { arch: Some(architecture), name: Some(format!("{name}.cu")), ..Default::default() };
-    let ptx = nvrtc::compile_ptx_with_opts(source, options);
-    Ok(ptx.map_err(|error| Error::Msg(format!("compiling {name}.cu: {error:?}")))?.to_src())
 }
 
 /// The newest CUDA that the driver can run.

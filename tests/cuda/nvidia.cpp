@@ -6,7 +6,8 @@
 // for it makes it happen. What it refuses it names on stderr.
 //
 // Built with SOURCES, the folder of this file, and KEPT, where compiled programs go. FAKE_CUDA_MEMORY: bytes that the GPU has;
-// FAKE_CUDA_PAGEABLE: it reads the CPU's memory by itself.
+// FAKE_CUDA_PAGEABLE: it reads the CPU's memory by itself; FAKE_CUDA_VERSION: the driver's CUDA, as 12040;
+// FAKE_NVRTC_NEWEST: the last architecture that NVRTC knows.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +35,7 @@ static constexpr unsigned PLAIN_SHARED = 48 << 10, MOST_SHARED = 227 << 10;
 
 struct Module { HostLaunch run; };
 struct Function { HostLaunch run; std::string name; unsigned most_shared; };
-struct Compilation { std::string name, source, image, log; };
+struct Compilation { std::string name, source, code, ptx, log; };
 
 static int context, stream, blas; // Their addresses are the handles.
 static thread_local void *current = nullptr;
@@ -91,7 +92,11 @@ static size_t taken_memory() {
 }
 
 API cuInit(unsigned flags) { NEED(flags == 0); initialized = true; return SUCCESS; }
-API cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
+API cuDriverGetVersion(int *version) {
+    const char *number = getenv("FAKE_CUDA_VERSION");
+    *version = number ? atoi(number) : 13000;
+    return SUCCESS;
+}
 API cuGetErrorString(int code, const char **text) { *text = code == OUT_OF_MEMORY ? "out of memory" : "refused"; return SUCCESS; }
 API cuDeviceGetCount(int *count) { NEED(initialized); *count = 1; return SUCCESS; }
 API cuDeviceGet(int *device, int number) {
@@ -200,9 +205,9 @@ API cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *handle)
 
 API cuModuleLoadData(void **module, const void *image) {
     NEED_CONTEXT;
-    std::string text = (const char *)image, head = "fake PTX\n";
-    NEED(text.rfind(head, 0) == 0);
-    void *library = dlopen(text.c_str() + head.size(), RTLD_NOW | RTLD_LOCAL);
+    // A line that says what it is, and a line with the library. The GPU's own code has no zero behind it.
+    const char *path = strchr((const char *)image, '\n') + 1;
+    void *library = dlopen(std::string(path, strchr(path, '\n')).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) REFUSE(INVALID_VALUE, dlerror());
     modules.push_back(new Module{(HostLaunch)dlsym(library, "host_launch")});
     *module = modules.back();
@@ -299,6 +304,23 @@ API cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int k, const fl
 }
 
 // NVRTC: 0 is success, 5 an invalid option, 6 a failed compilation.
+static const int ARCHITECTURES[] = {70, 75, 80, 86, 89, 90};
+
+static int newest() {
+    const char *number = getenv("FAKE_NVRTC_NEWEST");
+    return number ? atoi(number) : 90;
+}
+
+API nvrtcGetNumSupportedArchs(int *count) {
+    *count = 0;
+    for (int architecture : ARCHITECTURES) *count += architecture <= newest();
+    return 0;
+}
+API nvrtcGetSupportedArchs(int *all) {
+    for (int architecture : ARCHITECTURES)
+        if (architecture <= newest()) *all++ = architecture;
+    return 0;
+}
 API nvrtcVersion(int *major, int *minor) { *major = 13, *minor = 0; return 0; }
 API nvrtcCreateProgram(void **program, const char *source, const char *name, int headers, const char *const *, const char *const *) {
     NEED(headers == 0 && name);
@@ -308,9 +330,13 @@ API nvrtcCreateProgram(void **program, const char *source, const char *name, int
 API nvrtcDestroyProgram(void **program) { delete (Compilation *)*program; *program = nullptr; return 0; }
 API nvrtcCompileProgram(void *handle, int count, const char *const *options) {
     Compilation &program = *(Compilation *)handle;
-    for (int i = 0; i < count; i++)
-        if (strcmp(options[i], "--gpu-architecture=compute_90") != 0) REFUSE(5, options[i]);
     NEED(count == 1);
+    std::string option = options[0], code = "--gpu-architecture=sm_", ptx = "--gpu-architecture=compute_";
+    bool is_code = option.rfind(code, 0) == 0;
+    if (!is_code && option.rfind(ptx, 0) != 0) REFUSE(5, options[0]);
+    int architecture = atoi(option.c_str() + (is_code ? code : ptx).size());
+    // The GPU's own code, where this compiler makes it.
+    if (architecture != std::min(90, newest()) || is_code != (newest() >= 90)) REFUSE(5, options[0]);
     // The source as it was given, and what the kernels' shell says of their names.
     std::string name = program.name.substr(0, program.name.rfind(".cu")), line;
     static unsigned compiled = 0;
@@ -329,11 +355,14 @@ API nvrtcCompileProgram(void *handle, int count, const char *const *options) {
         program.log = log.str();
         return 6;
     }
-    program.image = "fake PTX\n" + file + ".so";
+    (is_code ? program.code : program.ptx) = (is_code ? "\x7f" "fake code\n" : "fake PTX\n") + file + ".so\n";
     return 0;
 }
-static int give(const std::string &text, char *to) { memcpy(to, text.c_str(), text.size() + 1); return 0; }
-API nvrtcGetPTXSize(void *program, size_t *bytes) { *bytes = ((Compilation *)program)->image.size() + 1; return 0; }
-API nvrtcGetPTX(void *program, char *to) { return give(((Compilation *)program)->image, to); }
+// Of code, its bytes; of text, a zero behind it. There is none of what was not asked for.
+static int give(const std::string &text, char *to, size_t end = 1) { memcpy(to, text.c_str(), text.size() + end); return 0; }
+API nvrtcGetCUBINSize(void *program, size_t *bytes) { *bytes = ((Compilation *)program)->code.size(); return 0; }
+API nvrtcGetCUBIN(void *program, char *to) { return give(((Compilation *)program)->code, to, 0); }
+API nvrtcGetPTXSize(void *program, size_t *bytes) { *bytes = ((Compilation *)program)->ptx.size() + 1; return 0; }
+API nvrtcGetPTX(void *program, char *to) { return give(((Compilation *)program)->ptx, to); }
 API nvrtcGetProgramLogSize(void *program, size_t *bytes) { *bytes = ((Compilation *)program)->log.size() + 1; return 0; }
 API nvrtcGetProgramLog(void *program, char *to) { return give(((Compilation *)program)->log, to); }

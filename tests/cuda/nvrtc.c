@@ -1,8 +1,9 @@
-/* nvrtc LIBRARY SOURCE OPTION...: compiles SOURCE with NVIDIA's run-time compiler; the PTX goes to stdout. Exits with 77 where
-   the library cannot be loaded. */
+/* nvrtc LIBRARY SOURCE --gpu-architecture=...: compiles SOURCE with NVIDIA's run-time compiler; a GPU's code (of sm_...) or PTX (of
+   compute_...) goes to stdout. Exits with 77 where the library cannot be loaded. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef void *Program;
 
@@ -16,7 +17,8 @@ static void *find(void *library, const char *name) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 3) return 2;
+    if (argc != 4) return 2;
+    int is_code = strstr(argv[3], "=sm_") != NULL;
     void *library = dlopen(argv[1], RTLD_NOW);
     if (!library) {
         fprintf(stderr, "%s\n", dlerror());
@@ -27,8 +29,8 @@ int main(int argc, char **argv) {
     int (*compile)(Program, int, const char *const *) = find(library, "nvrtcCompileProgram");
     int (*log_size)(Program, size_t *) = find(library, "nvrtcGetProgramLogSize");
     int (*get_log)(Program, char *) = find(library, "nvrtcGetProgramLog");
-    int (*ptx_size)(Program, size_t *) = find(library, "nvrtcGetPTXSize");
-    int (*get_ptx)(Program, char *) = find(library, "nvrtcGetPTX");
+    int (*image_size)(Program, size_t *) = find(library, is_code ? "nvrtcGetCUBINSize" : "nvrtcGetPTXSize");
+    int (*get_image)(Program, char *) = find(library, is_code ? "nvrtcGetCUBIN" : "nvrtcGetPTX");
 
     FILE *file = fopen(argv[2], "rb");
     if (!file) return 2;
@@ -46,9 +48,9 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s\n", text);
     }
     if (failed) return 1;
-    if (ptx_size(program, &size) != 0) return 3;
-    char *ptx = calloc(size + 1, 1);
-    if (get_ptx(program, ptx) != 0) return 3;
-    fputs(ptx, stdout);
+    if (image_size(program, &size) != 0) return 3;
+    char *image = calloc(size + 1, 1);
+    if (get_image(program, image) != 0) return 3;
+    fwrite(image, 1, is_code ? size : strlen(image), stdout);
     return 0;
 }
