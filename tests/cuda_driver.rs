@@ -52,7 +52,7 @@ fn compiled(libraries: &Path) -> usize {
 }
 
 /// A run through NVIDIA's functions is the run on the CPU: losses, dropout and validation, with all that a recipe can ask of a
-/// GPU's memory; kernels are compiled once, and a stopped run would find the same bytes.
+/// GPU's memory; kernels are compiled once.
 #[test]
 fn a_run_through_nvidias_functions_is_that_on_the_cpu() {
     let place = Workplace::new();

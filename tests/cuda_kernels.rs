@@ -1,31 +1,14 @@
 //! The CUDA kernels without a GPU: the device code, compiled for the CPU, against its twin in Rust; and every file compiled to
 //! PTX and to the code of GPUs. What no CPU can show (the launch itself, speed, and the instructions that replace conversions) is left to a GPU.
 
-use candle_core::quantized::GgmlDType;
 use equipoise::device::driver::Program;
-use equipoise::ops::cuda::programs;
+use equipoise::ops::cuda::{TYPES, programs};
 use equipoise::ops::dequantize::dequantize;
 use equipoise::rng::Rng;
 use half::bf16;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-
-const TYPES: [(GgmlDType, &str); 13] = [
-    (GgmlDType::F32, "f32"),
-    (GgmlDType::F16, "f16"),
-    (GgmlDType::BF16, "bf16"),
-    (GgmlDType::Q4_0, "q4_0"),
-    (GgmlDType::Q4_1, "q4_1"),
-    (GgmlDType::Q5_0, "q5_0"),
-    (GgmlDType::Q5_1, "q5_1"),
-    (GgmlDType::Q8_0, "q8_0"),
-    (GgmlDType::Q2K, "q2k"),
-    (GgmlDType::Q3K, "q3k"),
-    (GgmlDType::Q4K, "q4k"),
-    (GgmlDType::Q5K, "q5k"),
-    (GgmlDType::Q6K, "q6k"),
-];
 
 #[expect(clippy::print_stderr, reason = "what was skipped must be seen")]
 fn skipped(why: &str) {

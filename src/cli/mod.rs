@@ -15,7 +15,7 @@ mod train;
 mod upload;
 mod verify;
 
-use crate::device::DeviceConfig;
+use crate::device::{DeviceConfig, explain};
 use crate::error::Result;
 use crate::recipe::Recipe;
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -117,6 +117,7 @@ pub fn main() -> u8 {
         Command::Upload(args) => (upload::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {
+        let error = explain(error);
         if json {
             let _ = output::Stdout::new().json("error", &report::as_json(&error)).finish();
         }

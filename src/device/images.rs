@@ -2,9 +2,7 @@
 
 use super::driver::Program;
 use candle_core::{Result, bail};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The oldest compute capability that the kernels run on, as 10 · major + minor.
 const LEAST: u32 = 75;
@@ -40,36 +38,25 @@ impl Target {
     }
 }
 
-/// What was compiled in this process, by its key. The same source always gives the same, so no caller can tell that it is kept.
-static COMPILED: Mutex<BTreeMap<String, Arc<[u8]>>> = Mutex::new(BTreeMap::new());
-
-/// A program's image: of this process, of the cache on the disk, or fresh from `compile`. `compiler` has its version: a driver may
-/// refuse what a newer one made, and must not get it from the cache once there is an older.
+/// A program's image: of the cache on the disk, or fresh from `compile`. `compiler` has its version: a driver may refuse what a
+/// newer one made, and must not get it from the cache once there is an older.
 pub(super) fn compiled(
     program: &Program,
     target: Target,
     compiler: &str,
     compile: impl Fn(&Program, Target) -> Result<Vec<u8>>,
-) -> Result<Arc<[u8]>> {
+) -> Result<Vec<u8>> {
     let (source, target_name) = (program.text(), target.name());
     let key =
         blake3::hash(format!("{}\n{compiler}\n{target_name}\n{source}", env!("CARGO_PKG_VERSION")).as_bytes()).to_hex();
-    let mut kept = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(image) = kept.get(key.as_str()) {
-        return Ok(image.clone());
-    }
     let file = folder().map(|folder| folder.join(format!("{}-{target_name}-{key}", program.name)));
-    let image = if let Some(image) = file.as_deref().and_then(read) {
-        image
-    } else {
-        let image = compile(program, target)?;
-        if let Some(file) = &file {
-            write(file, &image);
-        }
-        image
-    };
-    let image: Arc<[u8]> = image.into();
-    kept.insert(key.to_string(), image.clone());
+    if let Some(image) = file.as_deref().and_then(read) {
+        return Ok(image);
+    }
+    let image = compile(program, target)?;
+    if let Some(file) = &file {
+        write(file, &image);
+    }
     Ok(image)
 }
 

@@ -92,8 +92,7 @@ impl Gpu {
             got = driver.allocate(bytes)?.map(|address| (address, bytes));
         }
         let Some((address, size)) = got else {
-            let refusal = Refusal { wanted: bytes, reserved: arena.reserved() };
-            *self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+            let refusal = self.refused(bytes, arena);
             let mib = |bytes: usize| bytes >> 20;
             bail!(
                 "CUDA_ERROR_OUT_OF_MEMORY: {} MiB were asked for, {} MiB are held",
@@ -106,6 +105,13 @@ impl Gpu {
         }
         arena.add(address, size);
         Ok(())
+    }
+
+    /// Keeps in mind that there was no memory.
+    fn refused(&self, wanted: usize, arena: &Arena) -> Refusal {
+        let refusal = Refusal { wanted, reserved: arena.reserved() };
+        *self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+        refusal
     }
 
     fn give_back_unused(&self, arena: &mut Arena) {
@@ -126,21 +132,21 @@ impl Gpu {
     /// When the driver fails.
     pub fn reserve(&self, bytes: usize) -> Result<()> {
         let mut arena = self.arena();
-        let missing = bytes.saturating_sub(arena.largest_free());
-        if missing > 0 {
-            let driver = &self.0.driver;
-            self.give_back_unused(&mut arena);
-            let wanted = driver.segment_bytes(bytes.next_multiple_of(ALIGNMENT));
-            let mut got = driver.allocate(wanted)?.map(|address| (address, wanted));
-            if got.is_none() {
-                // Not all: the driver needs some for itself.
-                let free = usize::try_from(driver.facts()?.free).unwrap_or(usize::MAX);
-                let most = wanted.min((free - free / 16) / ALIGNMENT * ALIGNMENT);
-                got = if most > 0 { driver.allocate(most)?.map(|address| (address, most)) } else { None };
-            }
-            if let Some((address, size)) = got {
-                arena.add(address, size);
-            }
+        if arena.largest_free() >= bytes {
+            return Ok(());
+        }
+        self.give_back_unused(&mut arena);
+        let driver = &self.0.driver;
+        let wanted = driver.segment_bytes(bytes.next_multiple_of(ALIGNMENT));
+        let mut got = driver.allocate(wanted)?.map(|address| (address, wanted));
+        if got.is_none() {
+            // Not all: the driver needs some for itself.
+            let free = usize::try_from(driver.facts()?.free).unwrap_or(usize::MAX);
+            let most = wanted.min((free - free / 16) / ALIGNMENT * ALIGNMENT);
+            got = if most > 0 { driver.allocate(most)?.map(|address| (address, most)) } else { None };
+        }
+        if let Some((address, size)) = got {
+            arena.add(address, size);
         }
         Ok(())
     }
@@ -253,8 +259,7 @@ impl Gpu {
         done.inspect_err(|error| {
             let text = error.to_string();
             if full.iter().any(|word| text.contains(word)) {
-                let refusal = Refusal { wanted: 0, reserved: self.arena().reserved() };
-                *self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+                self.refused(0, &self.arena());
             }
         })
     }

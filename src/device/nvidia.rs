@@ -179,6 +179,7 @@ const DRIVER: &[&str] = &[
 ];
 const CUBLAS: &[&str] =
     &["cublasCreate_v2", "cublasDestroy_v2", "cublasGemmEx", "cublasSetMathMode", "cublasSetStream_v2"];
+
 /// That all libraries can be found, and have what is called.
 fn libraries() -> Result<()> {
     driver()?;

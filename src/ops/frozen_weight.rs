@@ -145,7 +145,7 @@ impl FrozenWeight {
 
     /// Bytes that the weight takes in memory.
     pub fn bytes(&self) -> usize {
-        self.rows * self.columns / self.dtype().block_size() * self.dtype().type_size()
+        self.rows * self.row_bytes()
     }
 
     /// The matrix in `f32`, whole. CPU only.

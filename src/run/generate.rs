@@ -4,7 +4,7 @@ use super::output::now;
 use super::prepare::{encoder, ends, open_device};
 use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message, Role};
-use crate::device::{DeviceConfig, explain};
+use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::models::{self, Generator, Sampling};
 use crate::train::Observer;
@@ -69,8 +69,7 @@ pub fn generate(
     let trained_on = TrainedOn::of(&request.adapter, request.base.as_deref())?;
     let base = trained_on.open(request.offline, observer)?;
     let bundle = trained_on.adapter(&base, observer)?;
-    let model = models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)
-        .map_err(explain)?;
+    let model = models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter)?;
 
     let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;
@@ -93,8 +92,7 @@ pub fn generate(
                 false
             }
         }
-    });
-    let finished_by_eos = finished_by_eos.map_err(|error| explain(error.into()))?;
+    })?;
     if let Some(error) = failed {
         return Err(error);
     }

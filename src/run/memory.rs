@@ -7,6 +7,9 @@ use crate::models::Model;
 use crate::recipe::Recipe;
 use crate::train::{GpuBudget, GradientCheckpointing, MemoryEstimate};
 
+/// Bytes that a GPU's weights take beyond their own: each begins at a multiple of 256.
+const WEIGHTS_ROUNDING: u64 = 64 << 10;
+
 impl Prepared {
     /// Weights and adapter must fit a GPU's memory, whatever else is made smaller.
     pub(super) fn check_gpu_memory(&self, recipe: &Recipe) -> Result<()> {
@@ -29,6 +32,13 @@ impl Prepared {
         self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
     }
 
+    /// Takes a GPU's memory for the weights in one piece: behind tensors of many sizes, segments would end in room for none.
+    pub(super) fn reserve_weights(&self) -> Result<()> {
+        let Some(gpu) = self.device.gpu() else { return Ok(()) };
+        let bytes = self.gpu_weights_bytes() + WEIGHTS_ROUNDING;
+        Ok(gpu.reserve(usize::try_from(bytes).unwrap_or(usize::MAX))?)
+    }
+
     /// What a run is told of a GPU's memory, once the weights are there.
     pub(super) fn gpu_budget(&self, recipe: &Recipe) -> Option<GpuBudget> {
         let gpu = self.device.gpu()?;
@@ -40,7 +50,7 @@ impl Prepared {
     }
 
     /// Bytes of the weights that go to a GPU: all but the embeddings.
-    pub(super) const fn gpu_weights_bytes(&self) -> u64 {
+    const fn gpu_weights_bytes(&self) -> u64 {
         self.weights_bytes - self.embedding_bytes
     }
 

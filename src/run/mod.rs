@@ -23,7 +23,7 @@ pub use verify::{Verified, VerifyRequest, verify};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
 use crate::data::{DataConfig, Sources};
-use crate::device::{Device, explain, process_memory};
+use crate::device::{Device, process_memory};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::models::Model;
@@ -100,9 +100,9 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
-        trainer.resume().map_err(explain)?;
+        trainer.resume()?;
     }
-    let fit = trainer.fit(observer).map_err(explain)?;
+    let fit = trainer.fit(observer)?;
 
     let (mut files, mut sample, mut uploaded) = (Vec::new(), None, None);
     if !fit.interrupted {

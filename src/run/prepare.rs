@@ -8,7 +8,7 @@ use crate::adapter::AdapterBundle;
 use crate::data::{
     ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
-use crate::device::{Device, DeviceConfig, explain};
+use crate::device::{Device, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
@@ -19,9 +19,6 @@ use crate::train::{Event, Identity, Observer};
 use crate::weights::Base;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// Bytes that a GPU's weights take beyond their own: each begins at a multiple of 256.
-const WEIGHTS_ROUNDING: u64 = 64 << 10;
 
 /// Tokens of the sample in the summary.
 const SAMPLE_TOKENS: usize = 48;
@@ -50,7 +47,7 @@ pub(super) struct Prepared {
 /// Opens the device, with its kernels ready.
 pub(super) fn open_device(config: DeviceConfig) -> Result<Device> {
     let device = config.open()?;
-    ops::prepare(&device).map_err(|error| explain(error.into()))?;
+    ops::prepare(&device)?;
     if let Some(facts) = device.gpu().map(crate::device::Gpu::facts).transpose()? {
         tracing::info!(gpu = %facts, "opened the GPU");
     }
@@ -154,7 +151,7 @@ impl Prepared {
         let dimensions = rehearsal.lm.dimensions;
         if let Some(gpu) = device.gpu() {
             let compute = recipe.compute.resolve(&device);
-            ops::cuda::prepare_attention(gpu, dimensions.head_dim, compute).map_err(|error| explain(error.into()))?;
+            ops::cuda::prepare_attention(gpu, dimensions.head_dim, compute)?;
         }
         if recipe.data.max_seq_len > dimensions.max_positions {
             return Err(Error::invalid(format!(
@@ -204,14 +201,9 @@ impl Prepared {
 
     pub(super) fn load_model(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
         observer.event(&Event::Phase("loading the weights".into()));
-        if let Some(gpu) = self.device.gpu() {
-            // In one piece: behind tensors of many sizes, segments would end in room for none.
-            let bytes = self.gpu_weights_bytes() + WEIGHTS_ROUNDING;
-            gpu.reserve(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(|error| explain(error.into()))?;
-        }
+        self.reserve_weights()?;
         let lora = Some(&recipe.lora);
-        let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)
-            .map_err(explain)?;
+        let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
         if let Some(path) = &recipe.lora.init_from {
             self.begin_with(path, recipe, &model, observer)?;
         }

@@ -4,7 +4,7 @@ use super::output::now;
 use super::prepare::{encoder, open_device};
 use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message};
-use crate::device::{DeviceConfig, explain};
+use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::export::{Difference, Manifest, Reference, allowed_kl, open_export};
 use crate::models;
@@ -138,7 +138,7 @@ pub(super) fn verify_all(
         texts(&encoder, prompts, positions.map_or(TOKENS, |positions| TOKENS.min(positions as usize)))?
     };
     let reference = {
-        let model = models::load(&base, held, Some(&bundle.config.lora), 0, &device, false).map_err(explain)?;
+        let model = models::load(&base, held, Some(&bundle.config.lora), 0, &device, false)?;
         model.params.assign(&bundle.tensors, adapter)?;
         Reference::new(&model.lm, texts, &device)?
     };
@@ -146,7 +146,7 @@ pub(super) fn verify_all(
     for folder in folders {
         let manifest = Manifest::read(folder)?;
         observer.event(&Event::Phase(format!("comparing {}", folder.display())));
-        let model = open_export(folder, &manifest, &base, held, &device).map_err(explain)?;
+        let model = open_export(folder, &manifest, &base, held, &device)?;
         let difference = reference.compare(&model.lm, &device)?;
         let allowed_kl = allowed_kl(&manifest);
         let alone = reference.base_alone.mean_kl;

@@ -26,25 +26,25 @@ class Gpu:
     """One GPU by NVML, the library of the driver. Without it every answer is None."""
 
     def __init__(self, index: int = 0) -> None:
-        self.library = self.handle = None
+        self.nvml = self.handle = None
         try:
             library, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
         except OSError:
             return
         if library.nvmlInit_v2() == 0 and library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
-            self.library, self.handle = library, handle
+            self.nvml, self.handle = library, handle
 
     def text(self, call: str, *about: Any) -> str | None:
         """What a call of NVML writes into a buffer."""
-        if self.library is None:
+        if self.nvml is None:
             return None
         buffer = ctypes.create_string_buffer(96)
-        return buffer.value.decode() if getattr(self.library, call)(*about, buffer, len(buffer)) == 0 else None
+        return buffer.value.decode() if getattr(self.nvml, call)(*about, buffer, len(buffer)) == 0 else None
 
     def memory(self) -> Memory | None:
         """Bytes of the whole device."""
         found = Memory()
-        if self.library is None or self.library.nvmlDeviceGetMemoryInfo(self.handle, ctypes.byref(found)) != 0:
+        if self.nvml is None or self.nvml.nvmlDeviceGetMemoryInfo(self.handle, ctypes.byref(found)) != 0:
             return None
         return found
 

@@ -88,8 +88,7 @@ impl Judge<'_> {
 
     /// The types that this GPU computes in.
     fn types(&self) -> Result<Vec<Compute>> {
-        let has_bf16 = self.gpu.facts()?.has_bf16();
-        Ok([Compute::F32, Compute::Bf16].into_iter().filter(|&each| each == Compute::F32 || has_bf16).collect())
+        Ok(if self.gpu.facts()?.has_bf16() { vec![Compute::F32, Compute::Bf16] } else { vec![Compute::F32] })
     }
 
     fn cuda(&self, compute: Compute) -> Cuda {
@@ -104,18 +103,9 @@ impl Judge<'_> {
         expected: &[Vec<f32>; N],
         run: impl Fn(&Cuda) -> Result<[Vec<f32>; N]>,
     ) -> Result<()> {
-        for compute in self.types()? {
-            let tolerance = if compute == Compute::F32 { F32 } else { BF16 };
-            match run(&self.cuda(compute)) {
-                Ok(got) => {
-                    for ((name, got), expected) in names.iter().zip(&got).zip(expected) {
-                        self.tell(&format!("{name} {of}"), compute, distance(got, expected), tolerance);
-                    }
-                }
-                Err(error) => self.failed(&format!("{} {of}", names.join(", ")), compute, &error),
-            }
-        }
-        Ok(())
+        self.each_by(names, of, run, |i, got, compute| {
+            (distance(got, &expected[i]), if compute == Compute::F32 { F32 } else { BF16 })
+        })
     }
 
     /// Results that must be the CPU's to the bit, once that is rounded to the type.
@@ -126,12 +116,23 @@ impl Judge<'_> {
         expected: &[Vec<f32>; N],
         run: impl Fn(&Cuda) -> Result<[Vec<f32>; N]>,
     ) -> Result<()> {
+        self.each_by(names, of, run, |i, got, compute| (distance_in_bits(got, &rounded(&expected[i], compute)), 0.0))
+    }
+
+    /// Results of an operation in each type; `judged` tells the error of the one of this number, and its tolerance.
+    fn each_by<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        of: &str,
+        run: impl Fn(&Cuda) -> Result<[Vec<f32>; N]>,
+        judged: impl Fn(usize, &[f32], Compute) -> (f64, f64),
+    ) -> Result<()> {
         for compute in self.types()? {
             match run(&self.cuda(compute)) {
                 Ok(got) => {
-                    for ((name, got), expected) in names.iter().zip(&got).zip(expected) {
-                        let error = distance_in_bits(got, &rounded(expected, compute));
-                        self.tell(&format!("{name} {of}"), compute, error, 0.0);
+                    for (i, (name, got)) in names.iter().zip(&got).enumerate() {
+                        let (error, tolerance) = judged(i, got, compute);
+                        self.tell(&format!("{name} {of}"), compute, error, tolerance);
                     }
                 }
                 Err(error) => self.failed(&format!("{} {of}", names.join(", ")), compute, &error),

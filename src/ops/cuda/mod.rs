@@ -17,7 +17,7 @@ pub use attention::{KeyValueMemory, Tiles};
 pub(crate) use head::chunk_tokens;
 pub(crate) use linear::panel_bytes;
 pub use linear::{GpuModule, GpuUpdate};
-pub use programs::programs;
+pub use programs::{TYPES, programs};
 pub use rows::{Cuda, DropoutKeys, Places, RopeMemory, RowDropout, Rows};
 
 use crate::device::Gpu;

@@ -42,22 +42,24 @@ pub(super) fn always() -> [(Program, &'static str); 3] {
     [(dequantize(), "dequantize_f32_f32"), (rows(), "rms_norm_f32"), (adamw(), "adamw")]
 }
 
+/// The types that weights are held in, and how kernels call them.
+pub const TYPES: [(GgmlDType, &str); 13] = [
+    (GgmlDType::F32, "f32"),
+    (GgmlDType::F16, "f16"),
+    (GgmlDType::BF16, "bf16"),
+    (GgmlDType::Q4_0, "q4_0"),
+    (GgmlDType::Q4_1, "q4_1"),
+    (GgmlDType::Q5_0, "q5_0"),
+    (GgmlDType::Q5_1, "q5_1"),
+    (GgmlDType::Q8_0, "q8_0"),
+    (GgmlDType::Q2K, "q2k"),
+    (GgmlDType::Q3K, "q3k"),
+    (GgmlDType::Q4K, "q4k"),
+    (GgmlDType::Q5K, "q5k"),
+    (GgmlDType::Q6K, "q6k"),
+];
+
 /// How kernels call a type; `None` for those that no weight is held in.
-pub(super) const fn type_name(dtype: GgmlDType) -> Option<&'static str> {
-    Some(match dtype {
-        GgmlDType::F32 => "f32",
-        GgmlDType::F16 => "f16",
-        GgmlDType::BF16 => "bf16",
-        GgmlDType::Q4_0 => "q4_0",
-        GgmlDType::Q4_1 => "q4_1",
-        GgmlDType::Q5_0 => "q5_0",
-        GgmlDType::Q5_1 => "q5_1",
-        GgmlDType::Q8_0 => "q8_0",
-        GgmlDType::Q2K => "q2k",
-        GgmlDType::Q3K => "q3k",
-        GgmlDType::Q4K => "q4k",
-        GgmlDType::Q5K => "q5k",
-        GgmlDType::Q6K => "q6k",
-        GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
-    })
+pub(super) fn type_name(dtype: GgmlDType) -> Option<&'static str> {
+    TYPES.iter().find(|(each, _)| *each == dtype).map(|(_, name)| *name)
 }

@@ -85,7 +85,7 @@ impl Arguments {
     }
 }
 
-/// One optimizer step, and its mean cross-entropy.
+/// What steps are made with.
 struct Trial<'a> {
     engine: Engine<'a>,
     adamw: AdamW,
@@ -95,6 +95,7 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
+    /// One optimizer step: its seconds, and its mean cross-entropy.
     fn step(&mut self) -> Result<(f64, f64)> {
         let batch = self.arguments.batch(self.engine.lm.dimensions.vocabulary, &mut self.rng);
         let begun = Instant::now();

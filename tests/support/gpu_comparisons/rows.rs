@@ -2,31 +2,14 @@
 
 use super::Judge;
 use crate::support::random_weights::{random, weight_of_bytes};
-use candle_core::quantized::GgmlDType;
 use candle_core::{Device as Place, Tensor};
 use equipoise::error::Result;
-use equipoise::ops::cuda::RowDropout;
+use equipoise::ops::cuda::{RowDropout, TYPES};
 use equipoise::ops::dequantize::dequantize;
 use equipoise::ops::{Compute, Dropout, FrozenVector, RopeTable, rms_norm, rms_norm_backward, swiglu, swiglu_backward};
 use equipoise::rng::{key, mix};
 use half::bf16;
 
-/// All types of weights.
-const TYPES: [GgmlDType; 13] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q5_0,
-    GgmlDType::Q5_1,
-    GgmlDType::Q8_0,
-    GgmlDType::Q2K,
-    GgmlDType::Q3K,
-    GgmlDType::Q4K,
-    GgmlDType::Q5K,
-    GgmlDType::Q6K,
-];
 const EPSILON: f64 = 1e-5;
 
 pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
@@ -48,7 +31,7 @@ pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
 /// Random bytes, which no quantizer writes too: scales that are subnormal, infinite, or no number.
 fn dequantized(judge: &mut Judge<'_>) -> Result<()> {
     let (rows, columns) = judge.choose((3, 512), (129, 14336));
-    for dtype in TYPES {
+    for (dtype, _) in TYPES {
         let count = rows * columns / dtype.block_size() * dtype.type_size();
         let start = key(7, &[count as u64]);
         let bytes: Vec<u8> = (0..count as u64).map(|i| mix(start.wrapping_add(i)) as u8).collect();
