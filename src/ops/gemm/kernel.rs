@@ -93,6 +93,10 @@ impl Kernels for f32 {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "intrinsics on pointers")]
             Level::Avx512 | Level::Avx512Bf16 => unsafe { by_size!(tile_f32, vectors, terms, place, fresh, sums) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            #[expect(unsafe_code, reason = "intrinsics on pointers")]
+            Level::Avx2 => unsafe { tile_f32_avx2(vectors, terms, place, fresh, sums) },
             _ => plain(level, terms, place, fresh, sums),
         }
     }
@@ -208,6 +212,80 @@ unsafe fn tile_f32<const ROWS: usize, const VECTORS: usize>(
         for (c, sums) in c.iter().zip(sums.iter_mut()) {
             for (v, c) in c.iter().enumerate() {
                 _mm512_storeu_ps(sums.as_mut_ptr().add(LANES * v), *c);
+            }
+        }
+    }
+}
+
+/// A tile two rows at a time: their sums are what the registers of AVX2 hold.
+///
+/// # Safety
+/// The machine has AVX2 and FMA, and `checked_vectors` has passed with this number of vectors.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[expect(unsafe_code, reason = "intrinsics on pointers")]
+unsafe fn tile_f32_avx2(vectors: usize, terms: &[Term<'_, f32>], place: Place, fresh: bool, sums: &mut Sums) {
+    for first in (0..place.rows).step_by(2) {
+        let rows = (place.rows - first).min(2);
+        let (place, sums) = (Place { row: place.row + first, rows, ..place }, &mut sums[first..first + rows]);
+        // SAFETY: as the caller says; these rows are some of the tile's.
+        unsafe {
+            match (rows, vectors) {
+                (1, 1) => rows_f32_avx2::<1, 1>(terms, place, fresh, sums),
+                (1, 2) => rows_f32_avx2::<1, 2>(terms, place, fresh, sums),
+                (1, _) => rows_f32_avx2::<1, 3>(terms, place, fresh, sums),
+                (_, 1) => rows_f32_avx2::<2, 1>(terms, place, fresh, sums),
+                (_, 2) => rows_f32_avx2::<2, 2>(terms, place, fresh, sums),
+                _ => rows_f32_avx2::<2, 3>(terms, place, fresh, sums),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The machine has AVX2 and FMA, `checked_vectors` has passed with this size, and there are so many rows of sums.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[expect(unsafe_code, reason = "intrinsics on pointers")]
+unsafe fn rows_f32_avx2<const ROWS: usize, const VECTORS: usize>(
+    terms: &[Term<'_, f32>],
+    place: Place,
+    fresh: bool,
+    sums: &mut [[f32; TILE_COLUMNS]],
+) {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+    const HALF: usize = LANES / 2;
+    // SAFETY: as in `tile_f32`, with two vectors of 8 in place of one of 16.
+    unsafe {
+        let mut c = [[[_mm256_setzero_ps(); 2]; VECTORS]; ROWS];
+        for (c, sums) in c.iter_mut().zip(sums.iter()).filter(|_| !fresh) {
+            for (v, c) in c.as_flattened_mut().iter_mut().enumerate() {
+                *c = _mm256_loadu_ps(sums.as_ptr().add(HALF * v));
+            }
+        }
+        for term in terms {
+            let (lhs, rhs, groups) = at(term, place);
+            let (mut lhs, mut rhs, stride) = (lhs.as_ptr(), rhs.as_ptr(), term.lhs.stride);
+            for _ in 0..groups {
+                let mut a = [_mm256_setzero_ps(); ROWS];
+                for (i, a) in a.iter_mut().enumerate() {
+                    *a = _mm256_set1_ps(*lhs.add(i * stride));
+                }
+                for v in 0..VECTORS {
+                    for half in 0..2 {
+                        let b = _mm256_loadu_ps(rhs.add(LANES * v + HALF * half));
+                        for (c, a) in c.iter_mut().zip(a) {
+                            c[v][half] = _mm256_fmadd_ps(a, b, c[v][half]);
+                        }
+                    }
+                }
+                rhs = rhs.add(LANES * VECTORS);
+                lhs = lhs.add(1);
+            }
+        }
+        for (c, sums) in c.iter().zip(sums.iter_mut()) {
+            for (v, c) in c.as_flattened().iter().enumerate() {
+                _mm256_storeu_ps(sums.as_mut_ptr().add(HALF * v), *c);
             }
         }
     }
