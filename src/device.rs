@@ -8,8 +8,6 @@ mod images;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
-#[cfg(feature = "cuda")]
-mod nvrtc;
 
 pub use arena::Term;
 pub use facts::{GpuFacts, explain};

@@ -1,8 +1,9 @@
 //! What runs on a GPU, on kernels that are compiled for the CPU: against the CPU's own operations.
 
-use crate::support::gpu_comparisons::{Both, Comparison, Extent, compare};
+use crate::support::gpu_comparisons::{Both, Comparison, Event, Extent, Theme, compare};
 use crate::support::host_gpu::host_gpu;
 use crate::support::{ALL_LINEAR, TINY, batch, eight_rows, engine, lora, relative_distance, rows};
+use clap::ValueEnum as _;
 use equipoise::device::Device;
 use equipoise::models::{Generator, Model, Sampling};
 use equipoise::nn::{Gradients, LoraConfig, QuantizationType};
@@ -21,7 +22,11 @@ fn both(kind: QuantizationType, lora: &LoraConfig) -> Option<Both> {
 fn what_a_gpu_computes_is_what_the_cpu_computes() {
     let Some((device, limits)) = host_gpu() else { return };
     let mut all: Vec<Comparison> = Vec::new();
-    compare(&device, &mut |each| all.push(each), Extent::Small);
+    let mut on_event = |event| match event {
+        Event::Ended(each) => all.push(each),
+        Event::Begin(..) => {}
+    };
+    assert!(compare(&device, Theme::value_variants(), &mut on_event, Extent::Small));
     assert!(limits.launches.load(Ordering::Relaxed) > 1000, "it was the GPU that computed");
     let wrong: Vec<_> = all.iter().filter(|each| !each.passed()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -15,6 +15,7 @@ mod export;
 mod export_gguf;
 mod gpu_runs;
 mod gpu_steps;
+mod gpu_work;
 mod gradients;
 mod hub;
 mod objectives;

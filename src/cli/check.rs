@@ -66,8 +66,11 @@ fn render(report: &CheckReport, colors: bool) -> String {
         ("adapter and optimizer", memory.adapter_and_optimizer),
         ("activations", memory.activations),
         ("head and loss", memory.head),
+        ("cuBLAS", memory.workspace),
     ] {
-        let _ = writeln!(parts, "{:>9}  {name}", bytes(size));
+        if name != "cuBLAS" || size > 0 {
+            let _ = writeln!(parts, "{:>9}  {name}", bytes(size));
+        }
     }
     let _ = write!(parts, "{:>9}  in all, estimated", bytes(memory.total));
     let _ = write!(
@@ -81,6 +84,10 @@ fn render(report: &CheckReport, colors: bool) -> String {
     );
     table.row("memory", parts);
     table.row("device", printable(&report.device));
+    if !report.libraries.is_empty() {
+        let libraries = report.libraries.iter().map(|(name, path)| format!("{name}: {}", path.display()));
+        table.row("libraries", printable(&libraries.collect::<Vec<_>>().join("\n")));
+    }
     let mut text = table.render();
     text.push_str(&preview(&report.preview, colors));
     for warning in &report.warnings {
@@ -183,11 +190,13 @@ mod tests {
                 adapter_and_optimizer: 75 << 20,
                 activations: 300 << 20,
                 head: 96 << 20,
+                workspace: 0,
                 total: 615 << 20,
             },
             kept_layers: 12,
             layers: 30,
             device: "cpu".into(),
+            libraries: Vec::new(),
             warnings: vec!["data.max_seq_len is above what the model was trained for".into()],
         };
         insta::assert_snapshot!(render(&report, false));

@@ -47,6 +47,15 @@ pub enum Argument {
     F32(f32),
 }
 
+/// What a piece of work has to do at least, for profiles and models of a step's time. Nothing is computed from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of a device's memory that are read and written, each once.
+    pub bytes: u64,
+    /// Floating-point operations of matrix products; those of elementwise kernels are not counted.
+    pub flop: u64,
+}
+
 /// One run of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
@@ -62,6 +71,8 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// In the order of the kernel.
     pub arguments: &'a [Argument],
+    /// What it has to do.
+    pub work: Work,
 }
 
 /// The type of a matrix' numbers.
@@ -128,6 +139,14 @@ impl MatrixProduct {
         let strides = [self.a, self.b, self.c].iter().all(|matrix| matrix.stride >= matrix.columns);
         (k == k_b && (self.c.rows, self.c.columns) == (m, n) && strides).then_some((m, n, k))
     }
+
+    /// `2·m·n·k` operations; both factors are read, `c` is written, and read where it counts.
+    pub fn work(&self) -> Work {
+        let (m, n, k) = self.sizes().unwrap_or_default();
+        let (factors, sums) = ((m * k + n * k) * self.a.number.bytes(), m * n * self.c.number.bytes());
+        let passes = if self.beta == 0.0 { 1 } else { 2 };
+        Work { bytes: (factors + passes * sums) as u64, flop: 2 * (m * n) as u64 * k as u64 }
+    }
 }
 
 /// The least bytes that are asked for.
@@ -146,6 +165,11 @@ pub trait Driver: Debug + Send + Sync {
     /// How much to ask for at a time where so many bytes are needed: an arena gives the rest to others.
     fn segment_bytes(&self, bytes: usize) -> usize {
         bytes.max(SEGMENT).next_multiple_of(PAGE)
+    }
+
+    /// Bytes that its libraries hold of the device's memory from the beginning on: what cuBLAS works in.
+    fn workspace_bytes(&self) -> usize {
+        0
     }
 
     /// Memory, at a multiple of 256; `None` where there is not enough.
@@ -245,4 +269,16 @@ pub trait Driver: Debug + Send + Sync {
     /// # Errors
     /// When any of it failed.
     fn synchronize(&self) -> Result<()>;
+
+    /// Marks the moment at which all work is done that was asked for so far. It waits for nothing.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    fn mark(&self) -> Result<()>;
+
+    /// Waits until all work is done; gives the seconds from the first [`Self::mark`] to each, and forgets them.
+    ///
+    /// # Errors
+    /// When any work failed.
+    fn take_marks(&self) -> Result<Vec<f64>>;
 }

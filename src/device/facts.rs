@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use std::fmt;
+use std::path::PathBuf;
 
 /// A GPU, as it says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct GpuFacts {
     pub total: u64,
     /// Of those, free when it was asked.
     pub free: u64,
+    /// The libraries that are used, each with its version, and their files.
+    pub libraries: Vec<(String, PathBuf)>,
 }
 
 impl GpuFacts {
@@ -77,13 +80,14 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
     (
         &[
             "is newer than the driver's CUDA",
+            "which is older than CUDA",
             "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
             "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
             "cudaErrorInsufficientDriver",
         ],
         "the driver is too old for the NVRTC or the cuBLAS that was found",
-        "update the driver (CUDA 13.0 needs 580 or newer), or let `LD_LIBRARY_PATH` name the libraries of the CUDA version that \
-         `nvidia-smi` shows, or of an older one",
+        "update the driver (CUDA 12.0 needs 525 or newer, 13.0 needs 580), or install cuBLAS and NVRTC of the CUDA version that \
+         `nvidia-smi` shows, or of an older one, and set `EQUIPOISE_CUDA_PATH` to where they are",
     ),
     (
         &[
@@ -99,16 +103,27 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
          yours; or set `device: cpu`",
     ),
     (
+        &["CUDA library not found: the driver"],
+        "the NVIDIA driver is not installed",
+        "install it (a container needs `--gpus all`; `nvidia-smi` must work there), or set `device: cpu`",
+    ),
+    (
         &["CUDA library not found"],
         "a library of CUDA is missing",
-        "install the NVIDIA driver, and cuBLAS and NVRTC of CUDA 12 or 13 (they are in the CUDA toolkit, and in the PyPI packages \
-         nvidia-cublas and nvidia-cuda-nvrtc), and let `LD_LIBRARY_PATH` name the folders that they are in; or set `device: cpu`",
+        "install cuBLAS and NVRTC (they are in the CUDA toolkit, and in the PyPI packages nvidia-cublas and nvidia-cuda-nvrtc), \
+         and set `EQUIPOISE_CUDA_PATH` to the toolkit, the virtual environment or the folder that they are in; or set \
+         `device: cpu`",
     ),
     (
         &["CUDA library without a function"],
         "a library of CUDA is too old, or is something else under its name",
-        "let `LD_LIBRARY_PATH` name first the folders of the NVIDIA driver, and of cuBLAS and NVRTC of CUDA 12 or 13; or set \
-         `device: cpu`",
+        "set `EQUIPOISE_CUDA_PATH` to a CUDA 12 or 13 toolkit, or to a virtual environment with nvidia-cublas and \
+         nvidia-cuda-nvrtc; or set `device: cpu`",
+    ),
+    (
+        &["CUDA library that does not load"],
+        "a library of CUDA is damaged or incomplete",
+        "install it again, or set `EQUIPOISE_CUDA_PATH` to another toolkit or virtual environment; or set `device: cpu`",
     ),
     (
         // Before the next, whose word the driver says here too.
@@ -131,7 +146,8 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
     (
         &["NVRTC_ERROR"],
         "NVRTC, the compiler of the kernels, failed",
-        "see that libnvrtc and libnvrtc-builtins of one CUDA toolkit are where `LD_LIBRARY_PATH` points",
+        "see that the libnvrtc that is named and the libnvrtc-builtins beside it are of one CUDA toolkit; \
+         `EQUIPOISE_CUDA_PATH` chooses another",
     ),
     (
         &["CUBLAS_STATUS_NOT_INITIALIZED"],
@@ -173,47 +189,47 @@ mod tests {
     fn errors_that_a_user_can_mend_say_how() {
         for (text, message, help) in [
             (
-                "DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")",
+                "opening the driver: CUDA_ERROR_NO_DEVICE (no CUDA-capable device is detected)",
                 "there is no NVIDIA GPU",
                 "--gpus all",
             ),
             (
-                "DriverError(CUDA_ERROR_INVALID_DEVICE, \"invalid device ordinal\")",
+                "finding the GPU: CUDA_ERROR_INVALID_DEVICE (invalid device ordinal)",
                 "no GPU of this number",
                 "nvidia-smi -L",
             ),
             (
-                "DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"the provided PTX was compiled with an unsupported toolchain.\")",
+                "loading kernels: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (the provided PTX was compiled with an unsupported toolchain.)",
                 "the driver is too old",
                 "update the driver",
             ),
             (
-                "DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"no kernel image is available\") when loading x",
+                "loading kernels: CUDA_ERROR_NO_BINARY_FOR_GPU (no kernel image is available)",
                 "no kernels for the architecture",
                 "7.5",
             ),
             ("no kernel for compute capability 7.0", "no kernels for the architecture", "7.5"),
-            ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "memory is full", "micro_batch_size"),
-            ("CUDA library not found: cuBLAS, libcublas", "a library of CUDA is missing", "LD_LIBRARY_PATH"),
+            ("allocating memory: CUDA_ERROR_OUT_OF_MEMORY (out of memory)", "memory is full", "micro_batch_size"),
+            ("CUDA library not found: cuBLAS, libcublas", "a library of CUDA is missing", "EQUIPOISE_CUDA_PATH"),
+            ("CUDA library not found: the driver, libcuda.so.1", "driver is not installed", "--gpus all"),
             (
                 "CUDA library without a function: cuBLAS, libcublas, cublasGemmEx",
                 "a library of CUDA is too old",
-                "LD_LIBRARY_PATH",
+                "EQUIPOISE_CUDA_PATH",
             ),
             (
-                "pinning memory of the CPU: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+                "pinning memory of the CPU: CUDA_ERROR_OUT_OF_MEMORY (out of memory)",
                 "the CPU's memory is full",
                 "gradient_checkpointing: layer",
             ),
-            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory is full", "micro_batch_size"),
+            ("multiplying matrices: CUBLAS_STATUS_ALLOC_FAILED", "memory is full", "micro_batch_size"),
             (
-                "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_BUILTIN_OPERATION_FAILURE), options: [], log: \"\" }",
+                "compiling rows.cu: NVRTC_ERROR_BUILTIN_OPERATION_FAILURE",
                 "NVRTC, the compiler of the kernels, failed",
-                "LD_LIBRARY_PATH",
+                "EQUIPOISE_CUDA_PATH",
             ),
             (
-                "CompileError { nvrtc: NvrtcError(NVRTC_ERROR_INVALID_OPTION), log: \"nvrtc: error: invalid value for \
-                 --gpu-architecture (-arch)\" }",
+                "compiling rows.cu: NVRTC_ERROR_INVALID_OPTION\nnvrtc: error: invalid value for --gpu-architecture (-arch)",
                 "no kernels for the architecture",
                 "compute_cap",
             ),
@@ -227,8 +243,8 @@ mod tests {
 
     #[test]
     fn what_the_driver_said_is_kept_without_the_backtrace() {
-        let (got, _) = explained("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: a frame");
-        assert!(got.ends_with("(DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\"))"), "{got}");
+        let (got, _) = explained("allocating memory: CUDA_ERROR_OUT_OF_MEMORY (out of memory)\n   0: a frame");
+        assert!(got.ends_with("(allocating memory: CUDA_ERROR_OUT_OF_MEMORY (out of memory))"), "{got}");
     }
 
     #[test]
@@ -257,6 +273,7 @@ mod tests {
             cuda: (13, 0),
             total: 150_000_000_000,
             free: 149_000_000_000,
+            libraries: Vec::new(),
         };
         assert_eq!(
             gpu.to_string(),

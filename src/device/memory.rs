@@ -28,7 +28,7 @@ pub struct Refusal {
     pub reserved: usize,
 }
 
-/// How much memory a GPU's arena has had.
+/// How much memory a GPU's arena has had, with what its libraries hold from the beginning on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuMemory {
     /// The most bytes in use at a time.
@@ -37,6 +37,8 @@ pub struct GpuMemory {
     pub peak_reserved: usize,
     /// The bytes that are taken from the driver now.
     pub reserved: usize,
+    /// Of each of these, what cuBLAS works in.
+    pub workspace: usize,
 }
 
 impl Gpu {
@@ -186,9 +188,14 @@ impl Gpu {
 
     /// How much memory was in use.
     pub fn memory(&self) -> GpuMemory {
-        let arena = self.arena();
+        let (arena, workspace) = (self.arena(), self.0.driver.workspace_bytes());
         let (peak, peak_reserved) = arena.peaks();
-        GpuMemory { peak, peak_reserved, reserved: arena.reserved() }
+        GpuMemory {
+            peak: peak + workspace,
+            peak_reserved: peak_reserved + workspace,
+            reserved: arena.reserved() + workspace,
+            workspace,
+        }
     }
 
     /// Forgets how much memory was in use before.
@@ -278,6 +285,14 @@ impl Gpu {
     /// When any of it failed.
     pub fn synchronize(&self) -> Result<()> {
         self.0.driver.synchronize()
+    }
+
+    /// As [`Driver::take_marks`].
+    ///
+    /// # Errors
+    /// When any work failed.
+    pub fn take_marks(&self) -> Result<Vec<f64>> {
+        self.0.driver.take_marks()
     }
 }
 

@@ -32,6 +32,12 @@ impl Prepared {
         self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
     }
 
+    /// Those, and what is held already of what a run needs.
+    fn gpu_room(&self) -> Option<u64> {
+        let workspace = self.device.gpu().map_or(0, |gpu| gpu.memory().workspace as u64);
+        self.gpu_free().map(|free| free + workspace)
+    }
+
     /// Takes a GPU's memory for the weights in one piece: behind tensors of many sizes, segments would end in room for none.
     pub(super) fn reserve_weights(&self) -> Result<()> {
         let Some(gpu) = self.device.gpu() else { return Ok(()) };
@@ -65,7 +71,7 @@ impl Prepared {
             GradientCheckpointing::None => layers,
             GradientCheckpointing::Layer | GradientCheckpointing::Offload => 0,
             GradientCheckpointing::Auto => {
-                let free = if self.device.is_cpu() { available_memory() } else { self.gpu_free() };
+                let free = if self.device.is_cpu() { available_memory() } else { self.gpu_room() };
                 let free = || free.map_or(u64::MAX, |free| free / 5 * 4);
                 let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes.saturating_mul(1 << 20));
                 MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
@@ -83,10 +89,11 @@ impl Prepared {
             Device::Cpu => {
                 MemoryEstimate::new(self.weights_bytes, adapter, &self.dimensions, tokens, kept_layers, self.compute)
             }
-            Device::Gpu(_) => {
+            Device::Gpu(ref gpu) => {
                 let weights = self.gpu_weights_bytes();
                 let kept = (kept_layers, offload);
                 MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
+                    .with_workspace(gpu.memory().workspace as u64)
             }
         }
     }
@@ -121,7 +128,7 @@ impl Prepared {
                 available >> 20
             ));
         }
-        if let Some(free) = self.gpu_free().filter(|&free| memory.total > free) {
+        if let Some(free) = self.gpu_room().filter(|&free| memory.total > free) {
             let offload = if offloads(recipe) { "" } else { "`training.gradient_checkpointing: offload`, " };
             warnings.push(format!(
                 "the run may need {} MiB of the GPU's memory, and {} MiB are free: set {offload}a smaller \

@@ -23,7 +23,7 @@ pub use verify::{Verified, VerifyRequest, verify};
 
 use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
 use crate::data::{DataConfig, Sources};
-use crate::device::{Device, process_memory};
+use crate::device::{Device, Gpu, process_memory};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::models::Model;
@@ -261,6 +261,7 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         kept_layers: prepared.kept_layers,
         layers: prepared.layers(),
         device: prepared.device_name(),
+        libraries: prepared.device.gpu().map(Gpu::facts).transpose()?.map_or_else(Vec::new, |facts| facts.libraries),
         warnings,
     })
 }

@@ -94,6 +94,8 @@ pub struct CheckReport {
     pub layers: usize,
     /// The device.
     pub device: String,
+    /// Of a GPU, the libraries that it is used through, each with its version, and their files.
+    pub libraries: Vec<(String, PathBuf)>,
     /// What is odd, but no error.
     pub warnings: Vec<String>,
 }

@@ -18,6 +18,8 @@ pub struct MemoryEstimate {
     pub activations: u64,
     /// The head: exponentials of a chunk, and panels of packed weights.
     pub head: u64,
+    /// On a GPU, what cuBLAS works in.
+    pub workspace: u64,
     /// All of it, and the program itself.
     pub total: u64,
 }
@@ -61,11 +63,12 @@ impl MemoryEstimate {
         let head = bytes * (rows * d.vocabulary as u64 + PANELS) + tokens * hidden * (bytes + 12);
         let adapter_and_optimizer = 4 * 4 * adapter_parameters as u64;
         let total = PROGRAM + weights + adapter_and_optimizer + activations + head;
-        Self { weights, adapter_and_optimizer, activations, head, total }
+        Self { weights, adapter_and_optimizer, activations, head, workspace: 0, total }
     }
 
     /// An estimate for a GPU, of its own memory alone: all activations are in the type of products, and buffers have room for
-    /// `tokens`. What the driver takes for itself is not in it: it is not in what the driver calls free either.
+    /// `tokens`. What the driver takes for itself is not in it: it is not in what the driver calls free either. What cuBLAS works
+    /// in comes with [`Self::with_workspace`].
     ///
     /// A layer keeps its input, but under `offload`; of the last `kept_layers` layers, what [`Activations`] hold.
     ///
@@ -101,7 +104,13 @@ impl MemoryEstimate {
         let rounded = if compute == Compute::Bf16 { 2 } else { 0 };
         let adapter_and_optimizer = (4 * 4 + rounded) * adapter_parameters as u64;
         let total = weights + adapter_and_optimizer + activations + head;
-        Self { weights, adapter_and_optimizer, activations, head, total }
+        Self { weights, adapter_and_optimizer, activations, head, workspace: 0, total }
+    }
+
+    /// With what a GPU's libraries hold besides.
+    #[must_use]
+    pub const fn with_workspace(self, workspace: u64) -> Self {
+        Self { workspace, total: self.total - self.workspace + workspace, ..self }
     }
 
     /// The most tokens of a micro-batch that fit within `limit` bytes, up to `most`; `estimate` takes their number.

@@ -7,8 +7,9 @@
 //
 // Built with SOURCES, the folder of this file, and KEPT, where compiled programs go. FAKE_CUDA_MEMORY: bytes that the GPU has;
 // FAKE_CUDA_PAGEABLE: it reads the CPU's memory by itself; FAKE_CUDA_VERSION: the driver's CUDA, as 12040;
-// FAKE_NVRTC_NEWEST: the last architecture that NVRTC knows.
+// FAKE_NVRTC_VERSION: NVRTC's, as 13000; FAKE_NVRTC_NEWEST: the last architecture that NVRTC knows.
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -39,12 +40,17 @@ struct Compilation { std::string name, source, code, ptx, log; };
 
 static int context, stream, blas; // Their addresses are the handles.
 static thread_local void *current = nullptr;
-static bool initialized = false, stream_is_open = false, blas_has_stream = false;
+static bool initialized = false, stream_is_open = false, blas_has_stream = false, blas_has_workspace = false;
 static unsigned retained = 0;
 static std::map<Address, size_t> device_memory, pinned_memory;
 static std::deque<std::function<void()>> waiting;
 static std::vector<Module *> modules;
 static std::vector<Function *> functions;
+
+// Events: moments in the order of the stream, in milliseconds.
+struct Event { double milliseconds; bool recorded; };
+static std::vector<Event *> events;
+static bool is_event(void *handle) { return std::find(events.begin(), events.end(), (Event *)handle) != events.end(); }
 
 static int refuse(int code, const char *function, const char *why) {
     fprintf(stderr, "fake CUDA: %s: %s\n", function, why);
@@ -97,6 +103,11 @@ API cuDriverGetVersion(int *version) {
     *version = number ? atoi(number) : 13000;
     return SUCCESS;
 }
+API cuGetErrorName(int code, const char **text) {
+    *text = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == INVALID_DEVICE ? "CUDA_ERROR_INVALID_DEVICE"
+          : code == 1 ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_OTHER";
+    return SUCCESS;
+}
 API cuGetErrorString(int code, const char **text) { *text = code == OUT_OF_MEMORY ? "out of memory" : "refused"; return SUCCESS; }
 API cuDeviceGetCount(int *count) { NEED(initialized); *count = 1; return SUCCESS; }
 API cuDeviceGet(int *device, int number) {
@@ -123,7 +134,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int device) {
 API cuDevicePrimaryCtxRetain(void **handle, int device) { NEED(device == 7); retained++; *handle = &context; return SUCCESS; }
 API cuDevicePrimaryCtxRelease_v2(int device) {
     NEED(device == 7 && retained > 0);
-    if (--retained == 0 && (!device_memory.empty() || !pinned_memory.empty() || stream_is_open || !modules.empty())) {
+    if (--retained == 0 && (!device_memory.empty() || !pinned_memory.empty() || stream_is_open || !modules.empty() || !events.empty())) {
         REFUSE(INVALID_VALUE, "something was left open");
     }
     return SUCCESS;
@@ -143,6 +154,32 @@ API cuStreamSynchronize(void *handle) {
     return SUCCESS;
 }
 API cuStreamDestroy_v2(void *handle) { NEED_CONTEXT; NEED_STREAM(handle); run_waiting(); stream_is_open = false; return SUCCESS; }
+
+API cuEventCreate(void **handle, unsigned flags) {
+    NEED_CONTEXT; NEED(flags == 0);
+    events.push_back(new Event{0, false});
+    *handle = events.back();
+    return SUCCESS;
+}
+API cuEventRecord(void *handle, void *queue) {
+    NEED_CONTEXT; NEED_STREAM(queue); NEED(is_event(handle));
+    waiting.push_back([event = (Event *)handle] {
+        auto now = std::chrono::steady_clock::now().time_since_epoch();
+        *event = {std::chrono::duration<double, std::milli>(now).count(), true};
+    });
+    return SUCCESS;
+}
+API cuEventElapsedTime(float *milliseconds, void *from, void *to) {
+    NEED_CONTEXT; NEED(is_event(from) && is_event(to) && ((Event *)from)->recorded && ((Event *)to)->recorded);
+    *milliseconds = (float)(((Event *)to)->milliseconds - ((Event *)from)->milliseconds);
+    return SUCCESS;
+}
+API cuEventDestroy_v2(void *handle) {
+    NEED_CONTEXT; NEED(is_event(handle));
+    events.erase(std::find(events.begin(), events.end(), (Event *)handle));
+    delete (Event *)handle;
+    return SUCCESS;
+}
 
 API cuMemGetInfo_v2(size_t *free, size_t *total) {
     NEED_CONTEXT;
@@ -246,8 +283,20 @@ API cuLaunchKernel(void *handle, unsigned x, unsigned y, unsigned z, unsigned bl
 
 // cuBLAS: matrices by columns, `ld` numbers from column to column.
 API cublasCreate_v2(void **handle) { NEED_CONTEXT; *handle = &blas; return SUCCESS; }
-API cublasDestroy_v2(void *handle) { NEED_CONTEXT; NEED(handle == &blas); return SUCCESS; }
-API cublasSetStream_v2(void *handle, void *queue) { NEED(handle == &blas); NEED_STREAM(queue); blas_has_stream = true; return SUCCESS; }
+API cublasDestroy_v2(void *handle) { NEED_CONTEXT; NEED(handle == &blas); blas_has_stream = false; return SUCCESS; }
+API cublasSetStream_v2(void *handle, void *queue) { NEED(handle == &blas); NEED_STREAM(queue); blas_has_stream = true; blas_has_workspace = false; return SUCCESS; }
+// A stream takes an own workspace back, so that it is set behind it.
+API cublasSetWorkspace_v2(void *handle, void *address, size_t bytes) {
+    NEED(handle == &blas && blas_has_stream && (Address)address % 256 == 0 && within(device_memory, (Address)address, bytes));
+    blas_has_workspace = true;
+    return SUCCESS;
+}
+API cublasGetProperty(int which, int *value) { NEED(which >= 0 && which < 3); *value = which == 0 ? 13 : which; return SUCCESS; }
+API cublasLtGetProperty(int which, int *value) { return cublasGetProperty(which, value); }
+extern "C" __attribute__((visibility("default"))) const char *cublasGetStatusName(int) { return "CUBLAS_STATUS_OTHER"; }
+extern "C" __attribute__((visibility("default"))) const char *nvrtcGetErrorString(int code) {
+    return code == 5 ? "NVRTC_ERROR_INVALID_OPTION" : "NVRTC_ERROR_COMPILATION";
+}
 API cublasSetMathMode(void *handle, int mode) { NEED(handle == &blas && mode == 16); return SUCCESS; }
 
 enum { R_32F = 0, R_16BF = 14 };
@@ -272,7 +321,7 @@ static void set_number(void *numbers, int type, size_t place, float value) {
 
 API cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int k, const float *alpha, const void *a, int type_a, int lda,
                  const void *b, int type_b, int ldb, const float *beta, void *c, int type_c, int ldc, int compute, int algorithm) {
-    NEED_CONTEXT; NEED(handle == &blas && blas_has_stream);
+    NEED_CONTEXT; NEED(handle == &blas && blas_has_stream && blas_has_workspace);
     NEED((op_a == 0 || op_a == 1) && (op_b == 0 || op_b == 1) && m >= 0 && n >= 0 && k >= 0);
     NEED(compute == 68 && algorithm == -1); // CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT
     NEED(type_a == type_b && (type_a == R_32F || type_a == R_16BF) && (type_c == R_32F || type_c == type_a));
@@ -321,7 +370,12 @@ API nvrtcGetSupportedArchs(int *all) {
         if (architecture <= newest()) *all++ = architecture;
     return 0;
 }
-API nvrtcVersion(int *major, int *minor) { *major = 13, *minor = 0; return 0; }
+API nvrtcVersion(int *major, int *minor) {
+    const char *number = getenv("FAKE_NVRTC_VERSION");
+    int version = number ? atoi(number) : 13000;
+    *major = version / 1000, *minor = version % 1000 / 10;
+    return 0;
+}
 API nvrtcCreateProgram(void **program, const char *source, const char *name, int headers, const char *const *, const char *const *) {
     NEED(headers == 0 && name);
     *program = new Compilation{name, source, "", ""};

@@ -12,8 +12,9 @@ mod steps;
 
 pub use steps::Both;
 
+use clap::ValueEnum;
 use equipoise::device::{Device, Gpu};
-use equipoise::error::Result;
+use equipoise::error::{Error, Result};
 use equipoise::ops::Compute;
 use equipoise::ops::cuda::Cuda;
 use half::bf16;
@@ -34,8 +35,10 @@ pub struct Comparison {
     pub error: f64,
     /// The most that is right.
     pub tolerance: f64,
-    /// Why there was no result.
+    /// Of a whole step in `bf16`: how far the CPU's own step in `bf16` is from its step in `f32`.
     #[cfg_attr(test, expect(dead_code, reason = "a test shows it by Debug"))]
+    pub cpu_error: Option<f64>,
+    /// Why there was no result.
     pub failure: Option<String>,
 }
 
@@ -56,17 +59,61 @@ pub enum Extent {
     Whole,
 }
 
-/// Makes all comparisons; nothing on the CPU. What fails is an error of its own, and the next one is made.
-pub fn compare(device: &Device, on_each: &mut dyn FnMut(Comparison), extent: Extent) {
-    let Device::Gpu(gpu) = device else { return };
-    let mut judge = Judge { device, gpu, extent, on_each };
-    for theme in [rows::compare, linear::compare, attention::compare, head::compare, optimizer::compare, steps::compare]
-    {
-        if let Err(error) = theme(&mut judge) {
-            judge.failed("comparisons", Compute::F32, &error);
+/// What is compared together, in a process of its own on a real GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Theme {
+    /// Operations on rows, and dequantization.
+    Rows,
+    /// Products with frozen weights and adapters.
+    Linear,
+    Attention,
+    /// The head and the loss.
+    Head,
+    Optimizer,
+    /// Whole steps of small models.
+    Steps,
+}
+
+impl Theme {
+    fn compare(self, judge: &mut Judge<'_>) -> Result<()> {
+        match self {
+            Self::Rows => rows::compare(judge),
+            Self::Linear => linear::compare(judge),
+            Self::Attention => attention::compare(judge),
+            Self::Head => head::compare(judge),
+            Self::Optimizer => optimizer::compare(judge),
+            Self::Steps => steps::compare(judge),
+        }
+    }
+}
+
+/// What comparing tells as it goes.
+pub enum Event {
+    /// What the GPU computes next, and in which type.
+    Begin(String, &'static str),
+    /// How far a result is off.
+    Ended(Comparison),
+}
+
+/// Makes the comparisons of some themes; nothing on the CPU. What fails is an error of its own, and the next one is made: unless
+/// the GPU takes no more work, as after an illegal address. Returns whether all were made.
+pub fn compare(device: &Device, themes: &[Theme], on_event: &mut dyn FnMut(Event), extent: Extent) -> bool {
+    let Device::Gpu(gpu) = device else { return true };
+    let mut judge = Judge { device, gpu, extent, on_event, lost: false };
+    for theme in themes {
+        let done = theme.compare(&mut judge);
+        if let Err(error) = done
+            && !judge.lost
+        {
+            // What it was about to do is not known here.
+            let _ = judge.refused("comparisons", Compute::F32, error);
+        }
+        if judge.lost {
+            return false;
         }
         gpu.trim();
     }
+    true
 }
 
 /// Calls what is compared, and tells how far it is off.
@@ -74,7 +121,9 @@ struct Judge<'a> {
     device: &'a Device,
     gpu: &'a Gpu,
     extent: Extent,
-    on_each: &'a mut dyn FnMut(Comparison),
+    on_event: &'a mut dyn FnMut(Event),
+    /// Whether the GPU takes no more work.
+    lost: bool,
 }
 
 impl Judge<'_> {
@@ -128,6 +177,7 @@ impl Judge<'_> {
         judged: impl Fn(usize, &[f32], Compute) -> (f64, f64),
     ) -> Result<()> {
         for compute in self.types()? {
+            self.begin(&format!("{} {of}", names[0]), compute);
             match run(&self.cuda(compute)) {
                 Ok(got) => {
                     for (i, (name, got)) in names.iter().zip(&got).enumerate() {
@@ -135,20 +185,38 @@ impl Judge<'_> {
                         self.tell(&format!("{name} {of}"), compute, error, tolerance);
                     }
                 }
-                Err(error) => self.failed(&format!("{} {of}", names.join(", ")), compute, &error),
+                Err(error) => self.refused(&format!("{} {of}", names.join(", ")), compute, error)?,
             }
         }
         Ok(())
     }
 
+    fn begin(&mut self, name: &str, compute: Compute) {
+        (self.on_event)(Event::Begin(name.to_owned(), compute.name()));
+    }
+
     fn tell(&mut self, name: &str, compute: Compute, error: f64, tolerance: f64) {
+        self.tell_beside(name, compute, error, tolerance, None);
+    }
+
+    fn tell_beside(&mut self, name: &str, compute: Compute, error: f64, tolerance: f64, cpu_error: Option<f64>) {
         let (name, dtype) = (name.to_owned(), compute.name());
-        (self.on_each)(Comparison { name, dtype, error, tolerance, failure: None });
+        (self.on_event)(Event::Ended(Comparison { name, dtype, error, tolerance, cpu_error, failure: None }));
     }
 
     fn failed(&mut self, name: &str, compute: Compute, error: &dyn std::fmt::Display) {
-        let (name, failure) = (name.to_owned(), Some(error.to_string()));
-        (self.on_each)(Comparison { name, dtype: compute.name(), error: f64::NAN, tolerance: 0.0, failure });
+        // Without candle's backtrace.
+        let text = error.to_string();
+        let (name, failure) = (name.to_owned(), text.split("\n   0: ").next().map(str::to_owned));
+        let (dtype, error) = (compute.name(), f64::NAN);
+        (self.on_event)(Event::Ended(Comparison { name, dtype, error, tolerance: 0.0, cpu_error: None, failure }));
+    }
+
+    /// As [`Self::failed`]; an error where the GPU takes no more work.
+    fn refused(&mut self, name: &str, compute: Compute, error: Error) -> Result<()> {
+        self.failed(name, compute, &error);
+        self.lost = self.gpu.synchronize().is_err();
+        if self.lost { Err(error) } else { Ok(()) }
     }
 }
 

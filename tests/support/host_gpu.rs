@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 /// Bytes behind each block that must stay as they are.
 const GUARD: usize = 256;
@@ -39,6 +40,7 @@ struct HostGpu {
     blocks: Mutex<BTreeMap<Address, usize>>,
     pinned: Mutex<BTreeMap<Address, usize>>,
     limits: Limits,
+    marks: Mutex<Vec<Instant>>,
 }
 
 /// A GPU for a test, and its switches; `None`, said aloud, without a C++ compiler.
@@ -59,7 +61,8 @@ pub fn host_driver() -> Option<(Box<dyn Driver>, Limits)> {
         return None;
     }
     let limits = Limits { memory: Arc::new(AtomicUsize::new(usize::MAX)), launches: Arc::default() };
-    let driver = HostGpu { blocks: Mutex::default(), pinned: Mutex::default(), limits: limits.clone() };
+    let driver =
+        HostGpu { blocks: Mutex::default(), pinned: Mutex::default(), limits: limits.clone(), marks: Mutex::default() };
     Some((Box::new(driver), limits))
 }
 
@@ -196,6 +199,7 @@ impl Driver for HostGpu {
             cuda: (13, 0),
             total: total as u64,
             free: total.saturating_sub(taken) as u64,
+            libraries: Vec::new(),
         })
     }
 
@@ -331,6 +335,16 @@ impl Driver for HostGpu {
     fn synchronize(&self) -> Result<()> {
         self.check_guards("something");
         Ok(())
+    }
+
+    fn mark(&self) -> Result<()> {
+        self.marks.lock().unwrap().push(Instant::now());
+        Ok(())
+    }
+
+    fn take_marks(&self) -> Result<Vec<f64>> {
+        let marks = std::mem::take(&mut *self.marks.lock().unwrap());
+        Ok(marks.iter().map(|mark| (*mark - marks[0]).as_secs_f64()).collect())
     }
 }
 

@@ -2,10 +2,12 @@
 
 pub mod gpu_comparisons;
 pub mod host_gpu;
+pub mod null_gpu;
 pub mod random_weights;
 /// The library's own stand-in for the Hub.
 #[path = "../../src/hub/stand_in.rs"]
 pub mod stand_in;
+pub mod watch;
 pub mod workplace;
 
 use candle_core::quantized::GgmlDType;

@@ -121,6 +121,10 @@ impl Workplace {
         command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
         command.env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1").env_remove("EQUIPOISE_LOG");
         command.env("EQUIPOISE_CACHE", self.path("cache"));
+        for name in ["LD_LIBRARY_PATH", "EQUIPOISE_CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH"]
+        {
+            command.env_remove(name);
+        }
         command
     }
 

@@ -3,42 +3,63 @@
 
 #![expect(unsafe_code, reason = "the driver's functions take addresses and handles")]
 
+mod functions;
+mod libraries;
+mod nvrtc;
+
 use super::driver::{Address, Argument, Driver, Launch, Matrix, MatrixProduct, Number, Program};
 use super::images::{self, Target};
-use super::{GpuFacts, facts, nvrtc};
+use super::{GpuFacts, facts};
 use candle_core::{Error, Result, bail};
-use cudarc::cublas::{result as blas, sys as blas_sys};
-use cudarc::driver::{result as cu, sys};
-use cudarc::nvrtc::sys as nvrtc_sys;
+use functions::{Code, Handle};
+use libraries::{Libraries, NoDriver, Paths};
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 /// Shared memory of a block beyond which a kernel must be told that it may.
 const PLAIN_SHARED_BYTES: u32 = 48 << 10;
 
+// Numbers of NVIDIA's headers, under their names there.
+const CUDA_ERROR_OUT_OF_MEMORY: Code = 2;
+const CUDA_ERROR_NO_DEVICE: Code = 100;
+const CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: c_int = 75;
+const CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: c_int = 76;
+const CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS: c_int = 88;
+const CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+const CU_STREAM_NON_BLOCKING: c_uint = 1;
+const CUBLAS_OP_N: c_int = 0;
+const CUBLAS_OP_T: c_int = 1;
+const CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: c_int = 16;
+const CUBLAS_COMPUTE_32F: c_int = 68;
+const CUBLAS_GEMM_DEFAULT: c_int = -1;
+const CUDA_R_32F: c_int = 0;
+const CUDA_R_16BF: c_int = 14;
+
 /// An open NVIDIA GPU: its primary context, one stream on which all work goes, and cuBLAS on that stream.
 pub struct Nvidia {
     number: usize,
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
-    blas: blas_sys::cublasHandle_t,
+    libraries: Libraries,
+    device: c_int,
+    context: Handle,
+    stream: Handle,
+    blas: Handle,
+    /// cuBLAS' own memory, and its size: taken when it is opened, so that no product has to ask for it later.
+    workspace: (Address, usize),
     target: Target,
-    /// NVRTC's version.
-    compiler: String,
     /// Whether it reads the CPU's memory by itself, pinned or not.
     reads_pageable_memory: bool,
     loaded: Mutex<Vec<Loaded>>,
+    marks: Mutex<Vec<Handle>>,
 }
 
 /// A loaded program, and the functions that were looked up in it. A step looks up some thousand times.
 struct Loaded {
     name: &'static str,
     defines: Vec<(&'static str, usize)>,
-    module: sys::CUmodule,
-    functions: HashMap<String, sys::CUfunction>,
+    module: Handle,
+    functions: HashMap<String, Handle>,
 }
 
 // SAFETY: handles are made for use by any thread whose current context is theirs, and each function sees to that. cuBLAS allows
@@ -47,24 +68,55 @@ unsafe impl Send for Nvidia {}
 // SAFETY: as above.
 unsafe impl Sync for Nvidia {}
 
-/// What the driver says, as an error.
-fn wrap(what: &str) -> impl Fn(cu::DriverError) -> Error {
-    move |error| Error::Msg(format!("{what}: {error:?}"))
-}
-
-/// Whether there is a driver, and not one that lists no GPU. One that does not work counts: opening it tells why.
+/// Whether there is a driver, and not one that lists no GPU. One that does not work counts: opening it says why.
 pub fn is_there() -> bool {
-    // SAFETY: it looks for a file, and calls nothing in it.
-    let present = unsafe { sys::is_culib_present() };
-    if !present || driver().is_err() {
-        return present;
-    }
-    match cu::init() {
-        Ok(()) => cu::device::get_count() != Ok(0),
-        Err(cu::DriverError(error)) => {
-            !matches!(error, sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY)
+    let cuda = match libraries::driver() {
+        Ok((cuda, _)) => cuda,
+        Err(NoDriver::NotFound(why)) => {
+            tracing::debug!("{why}");
+            return false;
+        }
+        Err(NoDriver::Broken(_)) => return true,
+    };
+    let mut count = 0;
+    // SAFETY: the first asks for nothing; the second writes a number to where it is told.
+    unsafe {
+        match (cuda.cuInit)(0) {
+            0 => (cuda.cuDeviceGetCount)(&raw mut count) != 0 || count != 0,
+            code => code != CUDA_ERROR_NO_DEVICE,
         }
     }
+}
+
+impl Libraries {
+    fn cuda_done(&self, code: Code, what: &str) -> Result<()> {
+        if code == 0 { Ok(()) } else { bail!("{what}: {}", self.cuda.describe(code)) }
+    }
+
+    /// Products fail where libraries do not fit each other: their paths are part of the error.
+    fn blas_done(&self, code: Code, what: &str) -> Result<()> {
+        if code == 0 { Ok(()) } else { bail!("{what}: {} [{}]", self.blas.describe(code), self.paths) }
+    }
+
+    fn attribute(&self, device: c_int, attribute: c_int) -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: it writes a number to where it is told; the device is one that the driver named.
+        let code = unsafe { (self.cuda.cuDeviceGetAttribute)(&raw mut value, attribute, device) };
+        self.cuda_done(code, "asking the GPU")?;
+        u32::try_from(value).map_err(Error::wrap)
+    }
+
+    fn capability(&self, device: c_int) -> Result<(u32, u32)> {
+        Ok((
+            self.attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            self.attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ))
+    }
+}
+
+/// Bytes that cuBLAS may work in: what NVIDIA advises for Hopper and newer, and room for split sums before.
+const fn workspace_bytes(capability: (u32, u32)) -> usize {
+    if capability.0 >= 9 { 32 << 20 } else { 12 << 20 }
 }
 
 impl Nvidia {
@@ -73,52 +125,83 @@ impl Nvidia {
     /// # Errors
     /// When a library is missing, there is no such GPU, or it is too old.
     pub fn open(number: usize) -> Result<Self> {
-        libraries()?;
-        cu::init().map_err(wrap("opening the driver"))?;
-        let device = i32::try_from(number).map_err(Error::wrap)?;
-        let device = cu::device::get(device).map_err(wrap("finding the GPU"))?;
-        let capability = capability(device)?;
-        let target = Target::new(capability, &nvrtc::architectures()?)?;
-        let compiler = compiler()?;
-        let pageable = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
-        // SAFETY: the device is one that the driver named.
-        let reads_pageable_memory = unsafe { cu::device::get_attribute(device, pageable) } != Ok(0);
-        // SAFETY: the device is one that the driver named.
-        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(wrap("opening the GPU"))?;
+        let libraries = libraries::load()?;
+        let paths = libraries.paths.clone();
+        Self::open_with(libraries, number).map_err(|error| with_paths(&error, &paths))
+    }
+
+    fn open_with(libraries: Libraries, number: usize) -> Result<Self> {
+        let cuda = &libraries.cuda;
+        // SAFETY: it asks for nothing.
+        libraries.cuda_done(unsafe { (cuda.cuInit)(0) }, "opening the driver")?;
+        let mut device = 0;
+        let index = c_int::try_from(number).map_err(Error::wrap)?;
+        // SAFETY: it writes a number to where it is told.
+        libraries.cuda_done(unsafe { (cuda.cuDeviceGet)(&raw mut device, index) }, "finding the GPU")?;
+        let capability = libraries.capability(device)?;
+        let target = Target::new(capability, &libraries.nvrtc.architectures()?)?;
+        let reads_pageable_memory =
+            libraries.attribute(device, CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS).is_ok_and(|value| value != 0);
+        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: it writes a handle to where it is told; the device is one that the driver named.
+        let code = unsafe { (cuda.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
+        libraries.cuda_done(code, "opening the GPU")?;
         // SAFETY: the context was just retained.
-        unsafe { cu::ctx::set_current(context) }.map_err(wrap("opening the GPU"))?;
-        let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(wrap("opening a stream"))?;
-        let handle = blas::create_handle().map_err(|error| Error::Msg(format!("opening cuBLAS: {error:?}")))?;
-        // Sums stay in f32 also where cuBLAS cuts a product into parts.
-        let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-        // SAFETY: handle and stream were just made in this context.
-        unsafe {
-            blas::set_stream(handle, stream.cast()).map_err(|error| Error::Msg(format!("cuBLAS: {error:?}")))?;
-            blas_sys::cublasSetMathMode(handle, mode)
-                .result()
-                .map_err(|error| Error::Msg(format!("cuBLAS: {error:?}")))?;
-        }
-        Ok(Self {
+        libraries.cuda_done(unsafe { (cuda.cuCtxSetCurrent)(context) }, "opening the GPU")?;
+        // SAFETY: it writes a handle to where it is told.
+        let code = unsafe { (cuda.cuStreamCreate)(&raw mut stream, CU_STREAM_NON_BLOCKING) };
+        libraries.cuda_done(code, "opening a stream")?;
+        let mut gpu = Self {
             number,
+            libraries,
             device,
             context,
             stream,
-            blas: handle,
+            blas: std::ptr::null_mut(),
+            workspace: (0, workspace_bytes(capability)),
             target,
-            compiler,
             reads_pageable_memory,
             loaded: Mutex::default(),
-        })
+            marks: Mutex::default(),
+        };
+        gpu.open_blas()?;
+        Ok(gpu)
+    }
+
+    /// cuBLAS on the stream, with memory of its own. Sums stay in f32 also where it cuts a product into parts.
+    fn open_blas(&mut self) -> Result<()> {
+        let (blas, bytes) = (&self.libraries.blas, self.workspace.1);
+        // SAFETY: it writes a handle to where it is told.
+        let code = unsafe { (blas.cublasCreate_v2)(&raw mut self.blas) };
+        self.libraries.blas_done(code, "opening cuBLAS")?;
+        // SAFETY: handle and stream were made in this context.
+        let code = unsafe { (blas.cublasSetStream_v2)(self.blas, self.stream) };
+        self.libraries.blas_done(code, "opening cuBLAS")?;
+        // SAFETY: the handle was just made.
+        let code = unsafe { (blas.cublasSetMathMode)(self.blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION) };
+        self.libraries.blas_done(code, "opening cuBLAS")?;
+        let Some(address) = self.allocate(bytes)? else {
+            bail!("opening cuBLAS: CUDA_ERROR_OUT_OF_MEMORY: {} MiB to work in were asked for", bytes >> 20);
+        };
+        self.workspace.0 = address;
+        // SAFETY: so much memory is there, and stays until the handle is closed. Setting a stream takes a workspace back, so it
+        // comes after that.
+        let code = unsafe { (self.libraries.blas.cublasSetWorkspace_v2)(self.blas, address as *mut c_void, bytes) };
+        self.libraries.blas_done(code, "opening cuBLAS")
+    }
+
+    fn done(&self, code: Code, what: &str) -> Result<()> {
+        self.libraries.cuda_done(code, what)
     }
 
     /// Makes the context current in this thread.
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
-        unsafe { cu::ctx::set_current(self.context) }.map_err(wrap("the GPU's context"))
+        self.done(unsafe { (self.libraries.cuda.cuCtxSetCurrent)(self.context) }, "the GPU's context")
     }
 
     /// A kernel, compiled and loaded where it was not yet.
-    fn function(&self, program: &Program, name: &str) -> Result<sys::CUfunction> {
+    fn function(&self, program: &Program, name: &str) -> Result<Handle> {
         let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let found = all.iter().position(|loaded| (loaded.name, &*loaded.defines) == program.key());
         let place = if let Some(place) = found {
@@ -134,143 +217,84 @@ impl Nvidia {
             return Ok(*function);
         }
         let symbol = CString::new(name).map_err(Error::wrap)?;
-        // SAFETY: the module is loaded, and never unloaded before `self` goes.
-        let function = unsafe { cu::module::get_function(loaded.module, symbol) }.map_err(wrap(name))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded, and never unloaded before `self` goes; the name ends with a zero.
+        let code =
+            unsafe { (self.libraries.cuda.cuModuleGetFunction)(&raw mut function, loaded.module, symbol.as_ptr()) };
+        self.done(code, name)?;
         loaded.functions.insert(name.to_owned(), function);
         Ok(function)
     }
 
-    fn load(&self, program: &Program) -> Result<sys::CUmodule> {
-        let image = images::compiled(program, self.target, &self.compiler, nvrtc::compile)?;
+    fn load(&self, program: &Program) -> Result<Handle> {
+        let Libraries { nvrtc, paths, .. } = &self.libraries;
+        let (major, minor) = nvrtc.version()?;
+        let compile =
+            |program: &Program, target| nvrtc.compile(program, target).map_err(|error| with_paths(&error, paths));
+        let image = images::compiled(program, self.target, &format!("NVRTC {major}.{minor}"), compile)?;
+        let mut module = std::ptr::null_mut();
         // SAFETY: it is what the compiler gave; PTX ends with a zero.
-        unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrap("loading kernels"))
+        let code = unsafe { (self.libraries.cuda.cuModuleLoadData)(&raw mut module, image.as_ptr().cast()) };
+        self.done(code, "loading kernels").map_err(|error| with_paths(&error, paths))?;
+        Ok(module)
     }
 }
 
-/// The functions that are called, by library: cudarc looks each up when it is called first, and panics where it is not there.
-const DRIVER: &[&str] = &[
-    "cuCtxSetCurrent",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDriverGetVersion",
-    "cuFuncSetAttribute",
-    "cuGetErrorString",
-    "cuInit",
-    "cuLaunchKernel",
-    "cuMemAlloc_v2",
-    "cuMemFreeHost",
-    "cuMemFree_v2",
-    "cuMemGetInfo_v2",
-    "cuMemHostAlloc",
-    "cuMemcpyAsync",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemsetD8Async",
-    "cuModuleGetFunction",
-    "cuModuleLoadData",
-    "cuModuleUnload",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamSynchronize",
-];
-const CUBLAS: &[&str] =
-    &["cublasCreate_v2", "cublasDestroy_v2", "cublasGemmEx", "cublasSetMathMode", "cublasSetStream_v2"];
-
-/// That all libraries can be found, and have what is called.
-fn libraries() -> Result<()> {
-    driver()?;
-    // SAFETY: it looks for files and for names in them, and calls nothing.
-    let (cublas, has_nvrtc) = unsafe { (blas_sys::is_culib_present(), nvrtc_sys::is_culib_present()) };
-    // SAFETY: as above, once the file is known to be there.
-    has_all("cuBLAS, libcublas", cublas, CUBLAS, |name| unsafe { blas_sys::culib().get::<Function>(name).is_ok() })?;
-    // SAFETY: as above.
-    has_all("NVRTC, libnvrtc", has_nvrtc, nvrtc::FUNCTIONS, |name| unsafe {
-        nvrtc_sys::culib().get::<Function>(name).is_ok()
-    })
-}
-
-/// That the driver's library can be found, and has what is called.
-fn driver() -> Result<()> {
-    // SAFETY: it looks for a file, and calls nothing in it.
-    let present = unsafe { sys::is_culib_present() };
-    // SAFETY: it looks for a name in a file that is there.
-    has_all("the driver, libcuda", present, DRIVER, |name| unsafe { sys::culib().get::<Function>(name).is_ok() })
-}
-
-type Function = unsafe extern "C" fn();
-
-fn has_all(library: &str, present: bool, functions: &[&str], has: impl Fn(&[u8]) -> bool) -> Result<()> {
-    if !present {
-        bail!("CUDA library not found: {library}");
+/// An error, and the libraries that were used, in its first line.
+fn with_paths(error: &Error, paths: &Paths) -> Error {
+    let text = error.to_string();
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    if first.contains(&paths.to_string()) {
+        return Error::Msg(text);
     }
-    match functions.iter().find(|name| !has(name.as_bytes())) {
-        Some(name) => bail!("CUDA library without a function: {library}, {name}"),
-        None => Ok(()),
-    }
-}
-
-fn capability(device: sys::CUdevice) -> Result<(u32, u32)> {
-    use sys::CUdevice_attribute::{
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-    };
-    let ask = |attribute| -> Result<u32> {
-        // SAFETY: the device is one that the driver named.
-        let value = unsafe { cu::device::get_attribute(device, attribute) }.map_err(wrap("asking the GPU"))?;
-        u32::try_from(value).map_err(Error::wrap)
-    };
-    Ok((ask(MAJOR)?, ask(MINOR)?))
-}
-
-/// NVRTC's name and version. A driver runs what compilers of its CUDA's major version make, and of older ones.
-fn compiler() -> Result<String> {
-    let ((major, minor), driver) = (nvrtc::version()?, cuda_version().unwrap_or_default());
-    if major > driver.0 {
-        bail!("NVRTC {major}.{minor} is newer than the driver's CUDA {}.{}", driver.0, driver.1);
-    }
-    Ok(format!("NVRTC {major}.{minor}"))
-}
-
-/// The newest CUDA that the driver can run.
-fn cuda_version() -> Option<(u32, u32)> {
-    let mut version = 0;
-    // SAFETY: it writes one number to where it is told.
-    let answer = unsafe { sys::cuDriverGetVersion(&raw mut version) };
-    let version = u32::try_from(version).ok().filter(|_| answer == sys::CUresult::CUDA_SUCCESS)?;
-    Some((version / 1000, version % 1000 / 10))
+    let rest = if rest.is_empty() { String::new() } else { format!("\n{rest}") };
+    Error::Msg(format!("{first} [{paths}]{rest}"))
 }
 
 impl Driver for Nvidia {
     fn facts(&self) -> Result<GpuFacts> {
         self.enter()?;
-        let (free, total) = cu::mem_get_info().map_err(wrap("asking for memory"))?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: it writes two numbers to where it is told.
+        let code = unsafe { (self.libraries.cuda.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
+        self.done(code, "asking for memory")?;
+        let mut name = [0 as c_char; 256];
+        // SAFETY: it writes at most so many bytes, with a zero at the end.
+        let code = unsafe { (self.libraries.cuda.cuDeviceGetName)(name.as_mut_ptr(), 256, self.device) };
+        self.done(code, "asking for the name")?;
+        let name: Vec<u8> = name.iter().flat_map(|byte| byte.to_ne_bytes()).collect();
+        let name = CStr::from_bytes_until_nul(&name).map_err(Error::wrap)?.to_string_lossy().into_owned();
         let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
         Ok(GpuFacts {
-            name: cu::device::get_name(self.device).map_err(wrap("asking for the name"))?,
-            capability: capability(self.device)?,
+            name,
+            capability: self.libraries.capability(self.device)?,
             driver: driver.as_deref().and_then(facts::driver_version),
-            cuda: cuda_version().unwrap_or_default(),
+            cuda: self.libraries.version,
             total: total as u64,
             free: free as u64,
+            libraries: self.libraries.paths.0.clone(),
         })
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.workspace.1
     }
 
     fn allocate(&self, bytes: usize) -> Result<Option<Address>> {
         self.enter()?;
-        // SAFETY: nothing is asked of memory but its size.
-        match unsafe { cu::malloc_sync(bytes) } {
-            Ok(address) => Ok(Some(address)),
-            Err(cu::DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
-            Err(error) => Err(wrap("allocating memory")(error)),
+        let mut address = 0;
+        // SAFETY: it writes an address to where it is told.
+        match unsafe { (self.libraries.cuda.cuMemAlloc_v2)(&raw mut address, bytes) } {
+            CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+            code => self.done(code, "allocating memory").map(|()| Some(address)),
         }
     }
 
     unsafe fn free(&self, address: Address) {
-        // SAFETY: as the caller says; it is waited for the work that may use it.
-        let freed = self.synchronize().and_then(|()| unsafe { cu::free_sync(address) }.map_err(wrap("freeing memory")));
+        let freed = self.synchronize().and_then(|()| {
+            // SAFETY: as the caller says; it was waited for the work that may use it.
+            self.done(unsafe { (self.libraries.cuda.cuMemFree_v2)(address) }, "freeing memory")
+        });
         if let Err(error) = freed {
             tracing::warn!(%error, "the GPU's memory could not be freed");
         }
@@ -283,31 +307,38 @@ impl Driver for Nvidia {
         }
         // SAFETY: as the caller says. From memory that is not pinned the driver has copied when it returns, unless the GPU
         // reads such memory by itself: then it is waited for.
-        unsafe { cu::memcpy_htod_async(to, from, self.stream) }.map_err(wrap("copying to the GPU"))?;
+        let code =
+            unsafe { (self.libraries.cuda.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), self.stream) };
+        self.done(code, "copying to the GPU")?;
         if self.reads_pageable_memory { self.synchronize() } else { Ok(()) }
     }
 
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
         self.enter()?;
         if !to.is_empty() {
+            let (into, bytes) = (to.as_mut_ptr().cast(), to.len());
             // SAFETY: as the caller says; it is waited for below.
-            unsafe { cu::memcpy_dtoh_async(to, from, self.stream) }.map_err(wrap("copying from the GPU"))?;
+            let code = unsafe { (self.libraries.cuda.cuMemcpyDtoHAsync_v2)(into, from, bytes, self.stream) };
+            self.done(code, "copying from the GPU")?;
         }
         self.synchronize()
     }
 
     fn allocate_pinned(&self, bytes: usize) -> Result<Address> {
         self.enter()?;
-        // SAFETY: nothing is asked of memory but its size.
-        let address = unsafe { cu::malloc_host(bytes, 0) }.map_err(wrap("pinning memory of the CPU"))?;
+        let mut address = std::ptr::null_mut();
+        // SAFETY: it writes an address to where it is told.
+        let code = unsafe { (self.libraries.cuda.cuMemHostAlloc)(&raw mut address, bytes, 0) };
+        self.done(code, "pinning memory of the CPU")?;
         Ok(address as Address)
     }
 
     unsafe fn free_pinned(&self, address: Address) {
-        // SAFETY: as the caller says; it is waited for the work that may use it.
-        let freed = self
-            .synchronize()
-            .and_then(|()| unsafe { cu::free_host(address as *mut c_void) }.map_err(wrap("freeing memory of the CPU")));
+        let freed = self.synchronize().and_then(|()| {
+            // SAFETY: as the caller says; it was waited for the work that may use it.
+            let code = unsafe { (self.libraries.cuda.cuMemFreeHost)(address as *mut c_void) };
+            self.done(code, "freeing memory of the CPU")
+        });
         if let Err(error) = freed {
             tracing::warn!(%error, "pinned memory could not be freed");
         }
@@ -319,7 +350,7 @@ impl Driver for Nvidia {
             return Ok(());
         }
         // SAFETY: as the caller says; the driver tells from an address where it is.
-        unsafe { sys::cuMemcpyAsync(to, from, bytes, self.stream) }.result().map_err(wrap("copying"))
+        self.done(unsafe { (self.libraries.cuda.cuMemcpyAsync)(to, from, bytes, self.stream) }, "copying")
     }
 
     unsafe fn zero(&self, address: Address, bytes: usize) -> Result<()> {
@@ -328,17 +359,18 @@ impl Driver for Nvidia {
             return Ok(());
         }
         // SAFETY: as the caller says.
-        unsafe { cu::memset_d8_async(address, 0, bytes, self.stream) }.map_err(wrap("clearing memory"))
+        self.done(unsafe { (self.libraries.cuda.cuMemsetD8Async)(address, 0, bytes, self.stream) }, "clearing memory")
     }
 
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<()> {
         self.enter()?;
         let function = self.function(launch.program, launch.kernel)?;
         if launch.shared_bytes > PLAIN_SHARED_BYTES {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = i32::try_from(launch.shared_bytes).map_err(Error::wrap)?;
+            let attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = c_int::try_from(launch.shared_bytes).map_err(Error::wrap)?;
             // SAFETY: the function is loaded.
-            unsafe { cu::function::set_function_attribute(function, attribute, bytes) }.map_err(wrap(launch.kernel))?;
+            let code = unsafe { (self.libraries.cuda.cuFuncSetAttribute)(function, attribute, bytes) };
+            self.done(code, launch.kernel)?;
         }
         // Each argument's bytes in a word of its own, which little-endian machines read from its beginning.
         let mut words: Vec<u64> = launch
@@ -351,10 +383,13 @@ impl Driver for Nvidia {
             })
             .collect();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
-        let ([x, y, z], block) = (launch.grid, (launch.block, 1, 1));
+        let ([x, y, z], block, shared) = (launch.grid, launch.block, launch.shared_bytes);
+        let (stream, arguments, extra) = (self.stream, pointers.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: as the caller says; the driver copies the arguments before it returns.
-        unsafe { cu::launch_kernel(function, (x, y, z), block, launch.shared_bytes, self.stream, &mut pointers) }
-            .map_err(wrap(launch.kernel))
+        let code = unsafe {
+            (self.libraries.cuda.cuLaunchKernel)(function, x, y, z, block, 1, 1, shared, stream, arguments, extra)
+        };
+        self.done(code, launch.kernel)
     }
 
     fn prepare(&self, program: &Program, kernel: &str) -> Result<()> {
@@ -366,18 +401,16 @@ impl Driver for Nvidia {
         self.enter()?;
         let Some((m, n, k)) = product.sizes() else { bail!("matrices that do not fit: {product:?}") };
         let int = |size: usize| i32::try_from(size).map_err(Error::wrap);
-        let operation = |transpose: bool| {
-            if transpose { blas_sys::cublasOperation_t::CUBLAS_OP_T } else { blas_sys::cublasOperation_t::CUBLAS_OP_N }
-        };
+        let operation = |transpose: bool| if transpose { CUBLAS_OP_T } else { CUBLAS_OP_N };
         let dtype = |matrix: Matrix| match matrix.number {
-            Number::F32 => blas_sys::cudaDataType_t::CUDA_R_32F,
-            Number::Bf16 => blas_sys::cudaDataType_t::CUDA_R_16BF,
+            Number::F32 => CUDA_R_32F,
+            Number::Bf16 => CUDA_R_16BF,
         };
         let MatrixProduct { a, transpose_a, b, transpose_b, c, alpha, beta } = *product;
         // cuBLAS reads by columns: what is [m, n] by rows is its transposed by columns, and (A·B)ᵀ = Bᵀ·Aᵀ.
         // SAFETY: as the caller says.
-        unsafe {
-            blas::gemm_ex(
+        let code = unsafe {
+            (self.libraries.blas.cublasGemmEx)(
                 self.blas,
                 operation(transpose_b),
                 operation(transpose_a),
@@ -395,32 +428,73 @@ impl Driver for Nvidia {
                 c.address as *mut c_void,
                 dtype(c),
                 int(c.stride)?,
-                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                CUBLAS_COMPUTE_32F,
+                CUBLAS_GEMM_DEFAULT,
             )
+        };
+        if code == 0 {
+            return Ok(());
         }
-        .map_err(|error| Error::Msg(format!("multiplying matrices: {error:?}")))
+        let shape = format!("multiplying matrices, {m}x{n}x{k}");
+        self.libraries.blas_done(code, &shape)
+    }
+
+    fn mark(&self) -> Result<()> {
+        self.enter()?;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: it writes a handle to where it is told.
+        self.done(unsafe { (self.libraries.cuda.cuEventCreate)(&raw mut event, 0) }, "making an event")?;
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        // SAFETY: event and stream are of this context.
+        self.done(unsafe { (self.libraries.cuda.cuEventRecord)(event, self.stream) }, "recording an event")
+    }
+
+    fn take_marks(&self) -> Result<Vec<f64>> {
+        self.synchronize()?;
+        let events = std::mem::take(&mut *self.marks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut seconds = Vec::with_capacity(events.len());
+        for &event in &events {
+            let mut milliseconds = 0f32;
+            // SAFETY: both events were recorded, and the stream has passed them.
+            let code = unsafe { (self.libraries.cuda.cuEventElapsedTime)(&raw mut milliseconds, events[0], event) };
+            self.done(code, "reading an event")?;
+            seconds.push(f64::from(milliseconds) / 1e3);
+        }
+        for event in events {
+            // SAFETY: nobody uses it any more. That closing fails changes nothing.
+            let _ = unsafe { (self.libraries.cuda.cuEventDestroy_v2)(event) };
+        }
+        Ok(seconds)
     }
 
     fn synchronize(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { cu::stream::synchronize(self.stream) }.map_err(wrap("waiting for the GPU"))
+        self.done(unsafe { (self.libraries.cuda.cuStreamSynchronize)(self.stream) }, "waiting for the GPU")
     }
 }
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        let Libraries { cuda, blas, .. } = &self.libraries;
         // SAFETY: what is closed was opened by `open`, and nothing uses it. That closing fails changes nothing.
         unsafe {
-            let _ = cu::ctx::set_current(self.context);
-            let _ = cu::stream::synchronize(self.stream);
-            let _ = blas::destroy_handle(self.blas);
-            for loaded in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner) {
-                let _ = cu::module::unload(loaded.module);
+            let _ = (cuda.cuCtxSetCurrent)(self.context);
+            let _ = (cuda.cuStreamSynchronize)(self.stream);
+            if !self.blas.is_null() {
+                let _ = (blas.cublasDestroy_v2)(self.blas);
             }
-            let _ = cu::stream::destroy(self.stream);
-            let _ = cu::primary_ctx::release(self.device);
+            if self.workspace.0 != 0 {
+                let _ = (cuda.cuMemFree_v2)(self.workspace.0);
+            }
+            for event in self.marks.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                let _ = (cuda.cuEventDestroy_v2)(event);
+            }
+            for loaded in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner) {
+                let _ = (cuda.cuModuleUnload)(loaded.module);
+            }
+            let _ = (cuda.cuStreamDestroy_v2)(self.stream);
+            let _ = (cuda.cuDevicePrimaryCtxRelease_v2)(self.device);
         }
     }
 }

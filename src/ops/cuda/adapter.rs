@@ -2,7 +2,7 @@
 
 use super::programs;
 use super::rows::{Cuda, address};
-use crate::device::driver::{Argument, Launch, Matrix, Number, Program};
+use crate::device::driver::{Argument, Launch, Matrix, Number, Program, Work};
 use crate::device::{Gpu, Memory};
 use crate::ops::Compute;
 use candle_core::{Error, Result, bail};
@@ -167,7 +167,8 @@ impl AdapterMemory {
         let cuda = Cuda { gpu: self.gpu.clone(), compute: Compute::Bf16, capacity: 0 };
         let grid = [blocks(self.count, CONVERT_NUMBERS)?, 1, 1];
         let arguments = [address(&self.values), address(into), Argument::U64(self.count as u64)];
-        cuda.launch(&programs::rows(), "convert", (grid, THREADS), 0, &arguments)
+        let work = Work { bytes: 6 * self.count as u64, flop: 0 };
+        cuda.launch(&programs::rows(), "convert", (grid, THREADS), 0, &arguments, work)
     }
 
     /// Sets all gradients to zero; the first time, also the moments.
@@ -217,7 +218,7 @@ impl AdapterMemory {
         self.with_training(|training| {
             let partial = self.gpu.allocate(8 * NORM_BLOCKS)?;
             let arguments = [address(&training.gradient), address(&partial), Argument::U64(self.count as u64)];
-            self.launch(&programs::adamw(), "sum_of_squares", NORM_BLOCKS as u32, &arguments)?;
+            self.launch(&programs::adamw(), "sum_of_squares", NORM_BLOCKS as u32, &arguments, 4)?;
             Ok(partial.read::<f64>(0, NORM_BLOCKS)?.into_iter().sum::<f64>().sqrt())
         })
     }
@@ -239,7 +240,9 @@ impl AdapterMemory {
                 Argument::U64(self.count as u64),
             ];
             arguments.extend(numbers.map(Argument::F32));
-            self.launch(&programs::adamw(), "adamw", blocks(self.count, UPDATE_NUMBERS)?, &arguments)
+            // Gradients are read; values and moments are read and written.
+            let bytes = if rounded.is_some() { 30 } else { 28 };
+            self.launch(&programs::adamw(), "adamw", blocks(self.count, UPDATE_NUMBERS)?, &arguments, bytes)
         })
     }
 
@@ -272,12 +275,13 @@ impl AdapterMemory {
         if new { self.begin_step() } else { Ok(()) }
     }
 
-    /// A kernel without a type in its name.
-    fn launch(&self, program: &Program, kernel: &str, blocks: u32, arguments: &[Argument]) -> Result<()> {
+    /// A kernel without a type in its name, which moves so many bytes for each number of the adapter.
+    fn launch(&self, program: &Program, kernel: &str, blocks: u32, arguments: &[Argument], bytes: usize) -> Result<()> {
         if self.count == 0 {
             return Ok(());
         }
-        let launch = Launch { program, kernel, grid: [blocks, 1, 1], block: THREADS, shared_bytes: 0, arguments };
+        let work = Work { bytes: (bytes * self.count) as u64, flop: 0 };
+        let launch = Launch { program, kernel, grid: [blocks, 1, 1], block: THREADS, shared_bytes: 0, arguments, work };
         // SAFETY: the arguments are those of the kernels in adamw.cu, and all buffers hold `count` numbers.
         #[expect(unsafe_code, reason = "a kernel's arguments cannot be checked")]
         unsafe {

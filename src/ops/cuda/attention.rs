@@ -3,7 +3,7 @@
 use super::programs;
 use super::rows::{Cuda, Rows, address, size};
 use crate::device::Memory;
-use crate::device::driver::{Argument, Matrix};
+use crate::device::driver::{Argument, Matrix, Work};
 use crate::ops::{AttentionShape, Compute, Sequence};
 use candle_core::{Error, Result, bail};
 use std::cell::RefCell;
@@ -39,6 +39,8 @@ pub struct Tiles {
     key_blocks: u32,
     tokens: usize,
     key_rows: usize,
+    /// Pairs of a query and a key that it attends to, of one head.
+    pairs: u64,
 }
 
 /// Keys and values of the tokens so far, by layer.
@@ -77,7 +79,7 @@ impl Cuda {
     pub fn tiles(&self, sequences: &[Sequence], head_dim: usize) -> Result<Tiles> {
         let sizes = sizes(head_dim, self.compute)?;
         let (mut table, mut queries, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut tokens, mut key_rows) = (0, 0);
+        let (mut tokens, mut key_rows, mut pairs) = (0, 0, 0);
         let number = |number: usize| u32::try_from(number).map_err(Error::wrap);
         for (i, sequence) in sequences.iter().enumerate() {
             let (q, k) = (&sequence.queries, &sequence.keys);
@@ -96,6 +98,8 @@ impl Cuda {
             }
             tokens = tokens.max(q.end);
             key_rows = key_rows.max(k.end);
+            // The last query sees all keys, the one before it one less.
+            pairs += (q.len() * (2 * k.len() - q.len() + 1) / 2) as u64;
         }
         Ok(Tiles {
             query_blocks: number(queries.len() / 2)?,
@@ -105,6 +109,7 @@ impl Cuda {
             keys: self.gpu.upload_numbers(&keys)?,
             tokens,
             key_rows,
+            pairs,
         })
     }
 
@@ -140,7 +145,10 @@ impl Cuda {
         arguments.extend(last(shape)?);
         let grid = [tiles.query_blocks, heads(shape.heads)?, 1];
         let program = programs::attention(shape.head_dim);
-        self.launch(&program, "attention", (grid, sizes.threads), sizes.bytes(0), &arguments)?;
+        let kv_numbers = 2 * kv.keys.rows * kv.keys.columns;
+        let numbers = kv_numbers + 2 * out.rows * out.columns;
+        let work = self.attention_work(shape, tiles, 2, numbers, out.rows);
+        self.launch(&program, "attention", (grid, sizes.threads), sizes.bytes(0), &arguments, work)?;
         Ok((out, log_sums))
     }
 
@@ -162,7 +170,8 @@ impl Cuda {
         let d_qkv = self.rows(qkv.rows, qkv.columns)?;
         let rows = u32::try_from(out.rows).map_err(Error::wrap)?;
         let arguments = [address(&out.memory), address(&d_out.memory), address(&delta), size(shape.heads)?];
-        self.launch(&program, "attention_delta", ([rows, 1, 1], DELTA_THREADS), 0, &arguments)?;
+        let work = self.attention_work(shape, tiles, 0, 2 * out.rows * out.columns, out.rows);
+        self.launch(&program, "attention_delta", ([rows, 1, 1], DELTA_THREADS), 0, &arguments, work)?;
 
         let (own, into) = (self.own(shape, qkv), self.own(shape, &d_qkv));
         let common = [address(&d_out.memory), address(log_sums), address(&delta)];
@@ -174,7 +183,10 @@ impl Cuda {
         arguments.extend(last(shape)?);
         let grid = [tiles.query_blocks, heads(shape.heads)?, 1];
         let name = "attention_backward_queries";
-        self.launch(&program, name, (grid, sizes.threads), sizes.bytes(1), &arguments)?;
+        let queries = out.rows * out.columns;
+        // Scores, their gradients, and what these pull back to queries.
+        let work = self.attention_work(shape, tiles, 3, qkv.rows * qkv.columns + 2 * queries, 2 * out.rows);
+        self.launch(&program, name, (grid, sizes.threads), sizes.bytes(1), &arguments, work)?;
 
         let mut arguments = self.inputs(shape, qkv, own, &common);
         arguments.extend([Argument::Address(into.keys.address), Argument::Address(into.values.address)]);
@@ -182,8 +194,24 @@ impl Cuda {
         arguments.extend(strides);
         arguments.extend(last(shape)?);
         let grid = [tiles.key_blocks, heads(shape.kv_heads)?, 1];
-        self.launch(&program, "attention_backward_keys", (grid, sizes.threads), sizes.bytes(2), &arguments)?;
+        let keys_values = qkv.rows * qkv.columns - queries;
+        // Scores, their gradients, and what these pull back to keys and to values.
+        let work = self.attention_work(shape, tiles, 4, qkv.rows * qkv.columns + queries + keys_values, 2 * out.rows);
+        self.launch(&program, "attention_backward_keys", (grid, sizes.threads), sizes.bytes(2), &arguments, work)?;
         Ok(d_qkv)
+    }
+
+    /// So many products over all pairs of a query and a key; so many activations, and `f32` sums of rows for each head.
+    const fn attention_work(
+        &self,
+        shape: AttentionShape,
+        tiles: &Tiles,
+        products: u64,
+        numbers: usize,
+        rows: usize,
+    ) -> Work {
+        let flop = products * 2 * tiles.pairs * (shape.heads * shape.head_dim) as u64;
+        Work { bytes: (numbers * self.compute.bytes() + 4 * rows * shape.heads) as u64, flop }
     }
 
     /// Keys and values of rows that hold queries, keys and values.

@@ -2,7 +2,7 @@
 
 use super::programs;
 use super::rows::{Cuda, Rows, address, size};
-use crate::device::driver::{Argument, Matrix, Number};
+use crate::device::driver::{Argument, Matrix, Number, Work};
 use crate::ops::{FrozenWeight, HeadPass};
 use candle_core::{Error, Result, bail};
 
@@ -11,9 +11,14 @@ const THREADS: u32 = 512;
 /// Bytes that the logits of a chunk take at most.
 const CHUNK_BYTES: usize = 512 << 20;
 
+/// Tokens that chunks are multiples of: cuBLAS cuts a product into tiles of 128 or 256 rows, and a part of a tile takes as long
+/// as a whole one.
+const CHUNK_STEP: usize = 256;
+
 /// Tokens whose logits are held at a time: a head is dequantized once for each chunk, so that few large ones are best.
 pub(crate) fn chunk_tokens(vocabulary: usize) -> usize {
-    (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(16, 4096)
+    let most = (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(16, 4096);
+    if most > CHUNK_STEP { most / CHUNK_STEP * CHUNK_STEP } else { most }
 }
 
 impl Cuda {
@@ -54,7 +59,9 @@ impl Cuda {
                 size(vocabulary)?,
             ];
             let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
-            self.launch(&programs::rows(), "cross_entropy", (grid, THREADS), 0, &arguments)?;
+            let bytes = 4 + if pulled.is_some() { self.compute.bytes() } else { 0 };
+            let work = Work { bytes: (rows * vocabulary * bytes) as u64, flop: 0 };
+            self.launch(&programs::rows(), "cross_entropy", (grid, THREADS), 0, &arguments, work)?;
             if let (Some(pulled), Some(gradient)) = (&pulled, &gradient) {
                 let whole = matrix(pulled.address(), rows, vocabulary, self.compute.number());
                 let into = part(gradient, self, first, rows);

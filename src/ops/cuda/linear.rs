@@ -6,7 +6,7 @@
 use super::adapter::Operands;
 use super::programs::{dequantize, type_name};
 use super::rows::{Cuda, DropoutKeys, RowDropout, Rows, address};
-use crate::device::driver::{Argument, Matrix, MatrixProduct, Number};
+use crate::device::driver::{Argument, Matrix, MatrixProduct, Number, Work};
 use crate::device::{Memory, Term};
 use crate::ops::{Compute, FrozenVector, FrozenWeight};
 use candle_core::quantized::GgmlDType;
@@ -53,8 +53,8 @@ pub struct GpuUpdate<'a> {
     pub dropout: Option<(&'a DropoutKeys, f32, u64)>,
 }
 
-impl GpuUpdate<'_> {
-    fn drop(&self) -> Option<RowDropout<'_>> {
+impl<'a> GpuUpdate<'a> {
+    fn drop(&self) -> Option<RowDropout<'a>> {
         self.dropout.map(|(keys, probability, layer_key)| RowDropout { keys, probability, layer_key })
     }
 }
@@ -168,16 +168,20 @@ impl Cuda {
             if weight.columns() != k {
                 bail!("internal: a weight of {} inputs for rows of {k}", weight.columns());
             }
-            self.each_panel(weight, |rows, panel| {
-                let out = y.matrix(self.compute, first + rows.start, rows.len());
-                self.multiply((x.matrix(self.compute, 0, k), false), (panel, true), out, (1.0, beta))
-            })?;
+            // The update goes first. The frozen product then adds to it, and reading what is there hides behind its own
+            // arithmetic; and only the update, which is small, is rounded twice.
+            let mut beta = beta;
             if let Some(update) = module.update {
                 let b = operands.matrix(update.names[1])?;
                 let down = down.matrix(self.compute, rank, update.rank);
                 let out = y.matrix(self.compute, first, weight.rows());
-                self.multiply((down, false), (b, true), out, (update.scale, 1.0))?;
+                self.multiply((down, false), (b, true), out, (update.scale, beta))?;
+                beta = 1.0;
             }
+            self.each_panel(weight, |rows, panel| {
+                let out = y.matrix(self.compute, first + rows.start, rows.len());
+                self.multiply((x.matrix(self.compute, 0, k), false), (panel, true), out, (1.0, beta))
+            })?;
             if let Some(bias) = module.bias {
                 self.add_bias(y, first, bias)?;
             }
@@ -203,32 +207,37 @@ impl Cuda {
         }
         let dx = self.rows(x.rows, x.columns)?;
         let into = dx.matrix(self.compute, 0, x.columns);
+        // The updates go first, as in the forward pass, but for those whose inputs were dropped: these are added through a mask.
         let mut beta = 0.0;
-        for (module, first, _) in places(modules) {
-            self.each_panel(module.weight, |rows, panel| {
-                let dy = dy.matrix(self.compute, first + rows.start, rows.len());
-                self.multiply((dy, false), (panel, false), into, (1.0, beta))?;
-                beta = 1.0;
-                Ok(())
-            })?;
-        }
+        let mut add = |a: Matrix, b: Matrix| {
+            let done = self.multiply((a, false), (b, false), into, (1.0, beta));
+            beta = 1.0;
+            done
+        };
+        let mut dropped = Vec::new();
         if let Some(a) = stacked(modules, |name| operands.matrix(name)) {
-            self.multiply((d_down.matrix(self.compute, 0, d_down.columns), false), (a, false), into, (1.0, 1.0))?;
-            return Ok(Some(dx));
-        }
-        for (module, _, rank) in places(modules) {
-            let Some(update) = module.update else { continue };
-            let d_down = d_down.matrix(self.compute, rank, update.rank);
-            let a = operands.matrix(update.names[0])?;
-            match update.drop() {
-                None => self.multiply((d_down, false), (a, false), into, (1.0, 1.0))?,
-                Some(drop) => {
-                    let through = self.rows(x.rows, x.columns)?;
-                    let all = through.matrix(self.compute, 0, x.columns);
-                    self.multiply((d_down, false), (a, false), all, (1.0, 0.0))?;
-                    self.dropout(&through, drop, &dx, true)?;
+            add(d_down.matrix(self.compute, 0, d_down.columns), a)?;
+        } else {
+            for (module, _, rank) in places(modules) {
+                let Some(update) = module.update else { continue };
+                let d_down = d_down.matrix(self.compute, rank, update.rank);
+                let a = operands.matrix(update.names[0])?;
+                match update.drop() {
+                    None => add(d_down, a)?,
+                    Some(drop) => dropped.push((d_down, a, drop)),
                 }
             }
+        }
+        for (module, first, _) in places(modules) {
+            self.each_panel(module.weight, |rows, panel| {
+                add(dy.matrix(self.compute, first + rows.start, rows.len()), panel)
+            })?;
+        }
+        for (d_down, a, drop) in dropped {
+            let through = self.rows(x.rows, x.columns)?;
+            let all = through.matrix(self.compute, 0, x.columns);
+            self.multiply((d_down, false), (a, false), all, (1.0, 0.0))?;
+            self.dropout(&through, drop, &dx, true)?;
         }
         Ok(Some(dx))
     }
@@ -315,7 +324,9 @@ impl Cuda {
         let grid = [u32::try_from(numbers.div_ceil(NUMBERS_OF_BLOCK)).map_err(Error::wrap)?, 1, 1];
         let arguments = [Argument::Address(blocks), address(out), Argument::U64(numbers as u64)];
         let kernel = format!("dequantize_{name}");
-        self.launch(&dequantize(), &kernel, (grid, THREADS as u32), 0, &arguments)
+        let stored = numbers / dtype.block_size() * dtype.type_size();
+        let work = Work { bytes: stored as u64 + self.work(numbers).bytes, flop: 0 };
+        self.launch(&dequantize(), &kernel, (grid, THREADS as u32), 0, &arguments, work)
     }
 }
 

@@ -32,12 +32,22 @@ pub fn prepare(gpu: &Gpu) -> Result<()> {
     for (program, kernel) in programs::always() {
         gpu.prepare(&program, kernel)?;
     }
-    // cuBLAS takes its memory with its first product: what is free is asked for after that.
-    let cuda = Cuda { gpu: gpu.clone(), compute: Compute::F32, capacity: 0 };
-    let [a, b, c] = [cuda.zeros(16, 16)?, cuda.zeros(16, 16)?, cuda.rows(16, 16)?];
-    let [a, b, c] = [&a, &b, &c].map(|rows| rows.matrix(Compute::F32, 0, 16));
-    cuda.multiply((a, false), (b, false), c, (1.0, 0.0))?;
+    // cuBLAS loads kernels with its first products: what is free is asked for after that.
+    multiply_once(gpu, Compute::F32, [16, 16, 16])?;
+    if gpu.facts()?.has_bf16() {
+        multiply_once(gpu, Compute::Bf16, WARM_UP)?;
+    }
     gpu.synchronize()
+}
+
+/// Rows, columns, and the length of the sums of a product as a model has them: large enough for a kernel of tensor cores.
+const WARM_UP: [usize; 3] = [128, 512, 256];
+
+fn multiply_once(gpu: &Gpu, compute: Compute, [m, n, k]: [usize; 3]) -> Result<()> {
+    let cuda = Cuda { gpu: gpu.clone(), compute, capacity: 0 };
+    let [a, b, c] = [cuda.zeros(m, k)?, cuda.zeros(n, k)?, cuda.rows(m, n)?];
+    let (a, b, c) = (a.matrix(compute, 0, k), b.matrix(compute, 0, k), c.matrix(compute, 0, n));
+    cuda.multiply((a, false), (b, true), c, (1.0, 0.0))
 }
 
 /// Compiles and loads the kernels of attention for heads of a width.

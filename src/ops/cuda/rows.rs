@@ -1,7 +1,7 @@
 //! Rows of numbers on a GPU, and what is done to each row by itself.
 
 use super::programs;
-use crate::device::driver::{Argument, Launch, Matrix, Program};
+use crate::device::driver::{Argument, Launch, Matrix, Program, Work};
 use crate::device::{Gpu, Memory, PinnedMemory, Term};
 use crate::ops::dropout::Dropout;
 use crate::ops::{Compute, FrozenVector, RopeTable};
@@ -199,12 +199,13 @@ impl Cuda {
         (grid, block): ([u32; 3], u32),
         shared_bytes: u32,
         arguments: &[Argument],
+        work: Work,
     ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
         let kernel = format!("{kernel}_{}", self.compute.name());
-        let launch = Launch { program, kernel: &kernel, grid, block, shared_bytes, arguments };
+        let launch = Launch { program, kernel: &kernel, grid, block, shared_bytes, arguments, work };
         // SAFETY: the functions of this room give each kernel the arguments that its file names, with buffers of the sizes that it
         // reads and writes; the tests run each with checked memory.
         #[expect(unsafe_code, reason = "a kernel's arguments cannot be checked")]
@@ -213,17 +214,34 @@ impl Cuda {
         }
     }
 
-    /// A block for each row.
-    fn each_row(&self, kernel: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
+    /// A block for each row; the kernel reads and writes a row's numbers so many times in all.
+    fn each_row(
+        &self,
+        kernel: &str,
+        (rows, width): (usize, usize),
+        passes: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
         let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
-        self.launch(&programs::rows(), kernel, (grid, THREADS), 0, arguments)
+        self.launch(&programs::rows(), kernel, (grid, THREADS), 0, arguments, self.work(rows * width * passes))
     }
 
-    /// A block for each part of each row.
-    pub(super) fn each_part(&self, kernel: &str, (rows, width): (usize, usize), arguments: &[Argument]) -> Result<()> {
+    /// A block for each part of each row; as [`Self::each_row`].
+    pub(super) fn each_part(
+        &self,
+        kernel: &str,
+        (rows, width): (usize, usize),
+        passes: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
         let parts = u32::try_from(width.div_ceil(PART)).map_err(Error::wrap)?;
         let grid = [u32::try_from(rows).map_err(Error::wrap)?, parts, 1];
-        self.launch(&programs::rows(), kernel, (grid, THREADS), 0, arguments)
+        self.launch(&programs::rows(), kernel, (grid, THREADS), 0, arguments, self.work(rows * width * passes))
+    }
+
+    /// So many activations that are read or written.
+    pub(super) const fn work(&self, numbers: usize) -> Work {
+        Work { bytes: (numbers * self.compute.bytes()) as u64, flop: 0 }
     }
 
     /// The twin of [`crate::ops::rms_norm`].
@@ -235,7 +253,7 @@ impl Cuda {
         let y = self.rows(x.rows, x.columns)?;
         let arguments =
             [address(&x.memory), weight, address(&y.memory), size(x.columns)?, Argument::F32(epsilon as f32)];
-        self.each_row("rms_norm", x.rows, &arguments)?;
+        self.each_row("rms_norm", (x.rows, x.columns), 2, &arguments)?;
         Ok(y)
     }
 
@@ -255,7 +273,7 @@ impl Cuda {
         let weight = on_gpu(weight, x.columns)?;
         let [x_at, dy, gradient] = [x, dy, gradient].map(|rows| address(&rows.memory));
         let arguments = [x_at, weight, dy, gradient, size(x.columns)?, Argument::F32(epsilon as f32)];
-        self.each_row("rms_norm_backward", x.rows, &arguments)
+        self.each_row("rms_norm_backward", (x.rows, x.columns), 4, &arguments)
     }
 
     /// The twin of [`crate::ops::swiglu`], for `[m, 2·width]`.
@@ -266,7 +284,7 @@ impl Cuda {
         let width = gate_up.columns / 2;
         let y = self.rows(gate_up.rows, width)?;
         let arguments = [address(&gate_up.memory), address(&y.memory), size(width)?];
-        self.each_part("swiglu", (y.rows, width), &arguments)?;
+        self.each_part("swiglu", (y.rows, width), 3, &arguments)?;
         Ok(y)
     }
 
@@ -280,7 +298,7 @@ impl Cuda {
             bail!("internal: swiglu of {} columns has no gradient of {}", gate_up.columns, dy.columns);
         }
         let both = address(&gate_up.memory);
-        self.each_part("swiglu_backward", (dy.rows, width), &[both, address(&dy.memory), both, size(width)?])?;
+        self.each_part("swiglu_backward", (dy.rows, width), 5, &[both, address(&dy.memory), both, size(width)?])?;
         Ok(gate_up)
     }
 
@@ -301,7 +319,7 @@ impl Cuda {
             size(rope.half)?,
             Argument::F32(if back { -1.0 } else { 1.0 }),
         ];
-        self.each_row("rope", x.rows, &arguments)
+        self.each_row("rope", (x.rows, heads * 2 * rope.half), 2, &arguments)
     }
 
     /// `out = D(x)`, or `out += D(x)` under `add`: the twin of [`Dropout::apply`] and [`Dropout::apply_add`].
@@ -320,8 +338,8 @@ impl Cuda {
             address(&out.memory),
             size(x.columns)?,
         ];
-        let kernel = if add { "dropout_add" } else { "dropout" };
-        self.each_part(kernel, (x.rows, x.columns), &arguments)
+        let (kernel, passes) = if add { ("dropout_add", 3) } else { ("dropout", 2) };
+        self.each_part(kernel, (x.rows, x.columns), passes, &arguments)
     }
 
     /// Adds a bias to some columns of all rows.
@@ -329,7 +347,7 @@ impl Cuda {
         let width = bias.numbers().len();
         let bias = on_gpu(bias, width)?;
         let y_at = Argument::Address(y.matrix(self.compute, first, width).address);
-        self.each_part("add_bias", (y.rows, width), &[y_at, bias, size(y.columns)?, size(width)?])
+        self.each_part("add_bias", (y.rows, width), 2, &[y_at, bias, size(y.columns)?, size(width)?])
     }
 
     /// `out[i] = x[places[i]]`
@@ -339,7 +357,7 @@ impl Cuda {
     pub fn gather(&self, x: &Rows, places: &Places) -> Result<Rows> {
         let out = self.rows(places.count, x.columns)?;
         let arguments = [address(&x.memory), address(&places.memory), address(&out.memory), size(x.columns)?];
-        self.each_part("gather", (out.rows, out.columns), &arguments)?;
+        self.each_part("gather", (out.rows, out.columns), 2, &arguments)?;
         Ok(out)
     }
 
@@ -351,7 +369,7 @@ impl Cuda {
         let out = self.rows_for(rows, x.columns, Term::Long)?;
         out.memory.zero()?;
         let arguments = [address(&x.memory), address(&places.memory), address(&out.memory), size(x.columns)?];
-        self.each_part("scatter", (x.rows, x.columns), &arguments)?;
+        self.each_part("scatter", (x.rows, x.columns), 2, &arguments)?;
         Ok(out)
     }
 
@@ -374,7 +392,7 @@ impl Cuda {
             bail!("internal: {} factors for {} rows", factors.len(), x.rows);
         }
         let factors = self.gpu.upload_numbers(factors)?;
-        self.each_part("scale", (x.rows, x.columns), &[address(&x.memory), address(&factors), size(x.columns)?])
+        self.each_part("scale", (x.rows, x.columns), 2, &[address(&x.memory), address(&factors), size(x.columns)?])
     }
 
     /// Copies some columns of all rows to `out`, whose rows they are, from row `first` on.
@@ -384,7 +402,7 @@ impl Cuda {
             bail!("internal: {} rows do not fit behind {first}", x.rows);
         }
         let arguments = [Argument::Address(x.address), Argument::Address(at), size(x.stride)?, size(x.columns)?];
-        self.each_part("copy_rows", (x.rows, x.columns), &arguments)
+        self.each_part("copy_rows", (x.rows, x.columns), 2, &arguments)
     }
 }
 

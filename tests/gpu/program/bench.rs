@@ -1,13 +1,12 @@
 //! Training steps on a model of random weights: speed, memory, and where the time goes.
 
 use crate::model::{Made, Shape, Sizes, make, quantization};
+use crate::profile::{self, Peaks};
 use crate::support::pack;
-use crate::support::random_weights::random;
+use crate::support::watch::Line;
 use crate::{Opened, say};
-use candle_core::Result as DeviceResult;
 use clap::Args;
 use equipoise::data::{Batch, Sequence};
-use equipoise::device::driver::{Matrix, MatrixProduct, Number};
 use equipoise::device::{Device, Gpu};
 use equipoise::error::{Error, Result};
 use equipoise::models::Dimensions;
@@ -16,10 +15,8 @@ use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::rng::Rng;
 use equipoise::train::backward::Engine;
-use equipoise::train::{AdamW, GpuBudget, TrainingConfig};
-use half::bf16;
+use equipoise::train::{AdamW, GpuBudget, MemoryEstimate, TrainingConfig};
 use serde_json::{Value, json};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 const LEARNING_RATE: f64 = 1e-4;
@@ -28,45 +25,69 @@ const NORM: f64 = 1.0;
 /// Steps that are looked into piece by piece.
 const PROFILED: usize = 2;
 
+/// Of how many layers the activations are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptLayers {
+    /// As many as a run with `gradient_checkpointing: auto` keeps.
+    Auto,
+    Number(usize),
+}
+
+fn kept_layers(text: &str) -> Result<KeptLayers, String> {
+    if text == "auto" {
+        return Ok(KeptLayers::Auto);
+    }
+    text.parse().map(KeptLayers::Number).map_err(|_| "expected a number or `auto`".to_owned())
+}
+
 /// What is measured.
 #[derive(Args)]
 pub struct Arguments {
     /// The model.
     #[arg(long, value_enum, default_value = "llama-8b")]
-    shape: Shape,
+    pub shape: Shape,
     /// Sequences of a step, packed.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    rows: u32,
+    pub rows: u32,
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..=131_072))]
-    length: u32,
+    pub length: u32,
     /// How the frozen weights are held, as in a recipe: `q4_k`, `q8_0`, …; `none` is bf16.
     #[arg(long, default_value = "q4_k", value_parser = quantization)]
-    quantization: QuantizationType,
+    pub quantization: QuantizationType,
     /// Rank of the adapter.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    r: u32,
+    pub r: u32,
     /// Steps before the measurement.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
     warmup: u32,
     /// Steps that are measured.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: u32,
-    /// Of how many of the last layers the activations are kept; the others' are computed again.
-    #[arg(long, default_value_t = 0)]
-    kept_layers: usize,
+    /// Of how many of the last layers the activations are kept, or `auto`; the others' are computed again.
+    #[arg(long, default_value = "0", value_parser = kept_layers)]
+    kept_layers: KeptLayers,
+    /// Under `auto`, what a step may take, as `training.max_memory_mb`.
+    #[arg(long)]
+    max_memory_mb: Option<u64>,
+    /// Leave the two profiled steps out.
+    #[arg(long)]
+    no_profile: bool,
+    /// Leave out what the GPU does at most: the largest product, and a copy.
+    #[arg(long)]
+    no_peaks: bool,
     /// Whether layers' inputs wait in the CPU's memory.
     #[arg(long)]
     offload: bool,
 }
 
 impl Arguments {
-    const fn tokens(&self) -> usize {
+    pub const fn tokens(&self) -> usize {
         self.rows as usize * self.length as usize
     }
 
     /// FLOP that a token needs, as tests/benches/README.md counts them: nothing that is computed twice counts twice.
-    fn flops_per_token(&self, d: &Dimensions, sizes: Sizes) -> f64 {
+    pub fn flops_per_token(&self, d: &Dimensions, sizes: Sizes) -> f64 {
         let (length, width) = (f64::from(self.length), (d.layers * d.heads * d.head_dim) as f64);
         let learnt = (length - 1.0) / length;
         4.0 * sizes.body as f64 + 4.0 * sizes.head as f64 * learnt + 6.0 * sizes.adapter as f64 + 6.0 * length * width
@@ -86,12 +107,16 @@ impl Arguments {
 }
 
 /// What steps are made with.
-struct Trial<'a> {
-    engine: Engine<'a>,
+pub struct Trial<'a> {
+    pub engine: Engine<'a>,
+    pub sizes: Sizes,
     adamw: AdamW,
     gpu: &'a Gpu,
     rng: Rng,
     arguments: &'a Arguments,
+    /// Bytes that the weights and the adapter's values take.
+    weights: usize,
+    budget: GpuBudget,
 }
 
 impl Trial<'_> {
@@ -109,150 +134,129 @@ impl Trial<'_> {
         self.gpu.synchronize()?;
         Ok((begun.elapsed().as_secs_f64(), sums.loss.cross_entropy / sums.loss.supervised as f64))
     }
+
+    /// As many layers as [`KeptLayers`] says, and what a run would keep within four fifths of the memory.
+    fn choose_kept_layers(&mut self) {
+        let layers = self.engine.lm.dimensions.layers;
+        self.engine.kept_layers = match self.arguments.kept_layers {
+            KeptLayers::Number(number) => number.min(layers),
+            KeptLayers::Auto => {
+                let limit = self.arguments.max_memory_mb.map_or(self.budget.memory / 5 * 4, |mb| mb << 20);
+                MemoryEstimate::layers_within(layers, limit, |kept| self.estimate(kept))
+            }
+        };
+    }
+
+    fn estimate(&self, kept_layers: usize) -> MemoryEstimate {
+        Engine { kept_layers, ..self.engine }.gpu_estimate(&self.budget, self.engine.capacity)
+    }
+
+    /// Seconds of each step, ascending, and the loss of the first.
+    fn measured(&mut self) -> Result<(Vec<f64>, f64)> {
+        for step in 1..=self.arguments.warmup {
+            let (seconds, _) = self.step()?;
+            say(&format!("warm-up {step}: {seconds:.3} s"));
+        }
+        let mut all = Vec::new();
+        for _ in 0..self.arguments.steps {
+            all.push(self.step()?);
+        }
+        let loss = all[0].1;
+        let mut seconds: Vec<f64> = all.into_iter().map(|(seconds, _)| seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        Ok((seconds, loss))
+    }
+
+    /// The pieces of work of a step, and the seconds of one, as the mean of some that are looked into.
+    pub fn profiled(&mut self, opened: &Opened, steps: usize) -> Result<(Vec<Line>, f64)> {
+        let (vocabulary, ranks) = (self.engine.lm.dimensions.vocabulary, 3 * self.arguments.r as usize);
+        let (lines, seconds) =
+            profile::of(opened, (vocabulary, ranks), steps, || self.step().map(|(seconds, _)| seconds))?;
+        Ok((lines, seconds))
+    }
 }
 
-/// Measures, and says all that README.md asks for.
-pub fn run(opened: &Opened, arguments: &Arguments) -> Result<Value> {
+/// Makes the model on the GPU, and calls `f` with all that a step needs.
+pub fn with_trial<R>(opened: &Opened, arguments: &Arguments, f: impl FnOnce(&mut Trial<'_>) -> Result<R>) -> Result<R> {
     let gpu = &opened.gpu;
-    let has_bf16 = gpu.facts()?.has_bf16();
-    let peak = if has_bf16 { gemm_peak(opened)? } else { None };
-    gpu.trim();
-    gpu.reset_peaks();
-
     let (begun, d, r) = (Instant::now(), arguments.shape.dimensions(), arguments.r as usize);
     let device = Device::Gpu(gpu.clone());
     let Made { lm, params, sizes } = make(arguments.shape, arguments.quantization, r, &device)?;
-    let weights = gpu.memory().reserved;
+    let memory = gpu.memory();
+    let weights = memory.reserved - memory.workspace;
     say(&format!("a model of {} MiB in {:.1} s", weights >> 20, begun.elapsed().as_secs_f64()));
 
     let objective = objectives::build(&ObjectiveConfig { kind: ObjectiveKind::Bft, ..ObjectiveConfig::default() });
-    let (pool, compute) = (Pool::default(), if has_bf16 { Compute::Bf16 } else { Compute::F32 });
+    let pool = Pool::default();
+    let facts = gpu.facts()?;
     let engine = Engine {
         lm: &lm,
         params: &params,
         objective: &*objective,
-        kept_layers: arguments.kept_layers.min(d.layers),
+        kept_layers: 0,
         offload: arguments.offload,
-        compute,
+        compute: if facts.has_bf16() { Compute::Bf16 } else { Compute::F32 },
         device: &device,
         pool: &pool,
         capacity: arguments.tokens(),
     };
     // The adapter is among the weights here.
     let frozen = (weights as u64).saturating_sub(4 * sizes.adapter as u64);
-    let budget = GpuBudget { weights: frozen, adapter: (sizes.adapter, r), memory: gpu.facts()?.total };
-    engine.reserve(&budget)?;
-    let estimate = engine.gpu_estimate(&budget, engine.capacity).total;
+    let budget =
+        GpuBudget { weights: frozen, adapter: (sizes.adapter, r), memory: facts.free + memory.reserved as u64 };
     let adamw = AdamW::new(&TrainingConfig::default(), &params);
-    let mut trial = Trial { engine, adamw, gpu, rng: Rng::new(1), arguments };
-    let (seconds, loss) = measured(&mut trial)?;
-    let memory = gpu.memory();
-    let (parts, profiled) = profile(opened, &mut trial, 3 * r)?;
-
-    let flops = arguments.flops_per_token(&d, sizes);
-    let speed = |seconds: f64| arguments.tokens() as f64 / seconds;
-    let median = middle(&seconds);
-    Ok(json!({
-        "shape": name(arguments.shape), "rows": arguments.rows, "length": arguments.length,
-        "quantization": arguments.quantization, "r": arguments.r, "steps": arguments.steps,
-        "kept_layers": engine.kept_layers, "offload": arguments.offload, "compute": compute.name(),
-        "tokens_per_second": {
-            "median": speed(median), "min": speed(seconds[seconds.len() - 1]), "max": speed(seconds[0]),
-        },
-        "step_seconds": median,
-        "peak_bytes": memory.peak_reserved, "used_bytes": memory.peak, "weights_bytes": weights,
-        "estimated_bytes": estimate,
-        "gemm_peak_flops": peak, "model_flops_per_token": flops,
-        "share_of_gemm_peak": peak.map(|peak| flops * speed(median) / peak),
-        "parts": parts, "profiled_step_seconds": profiled, "loss": loss,
-    }))
+    let mut trial = Trial { engine, sizes, adamw, gpu, rng: Rng::new(1), arguments, weights, budget };
+    trial.choose_kept_layers();
+    say(&format!("activations of {} of {} layers are kept", trial.engine.kept_layers, d.layers));
+    trial.engine.reserve(&budget)?;
+    f(&mut trial)
 }
 
-fn name(shape: Shape) -> String {
+/// Measures, and says all that README.md asks for.
+pub fn run(opened: &Opened, arguments: &Arguments) -> Result<Value> {
+    let peaks = if arguments.no_peaks { Peaks::default() } else { Peaks::measure(opened)? };
+    opened.gpu.trim();
+    opened.gpu.reset_peaks();
+    with_trial(opened, arguments, |trial| {
+        let (seconds, loss) = trial.measured()?;
+        let memory = opened.gpu.memory();
+        let profile = if arguments.no_profile { None } else { Some(trial.profiled(opened, PROFILED)?) };
+        let (engine, sizes) = (&trial.engine, trial.sizes);
+        let d = &engine.lm.dimensions;
+        let flops = arguments.flops_per_token(d, sizes);
+        let speed = |seconds: f64| arguments.tokens() as f64 / seconds;
+        let median = middle(&seconds);
+        let mut result = json!({
+            "shape": name(arguments.shape), "rows": arguments.rows, "length": arguments.length,
+            "quantization": arguments.quantization, "r": arguments.r, "steps": arguments.steps,
+            "kept_layers": engine.kept_layers, "layers": d.layers, "offload": arguments.offload,
+            "compute": engine.compute.name(),
+            "tokens_per_second": {
+                "median": speed(median), "min": speed(seconds[seconds.len() - 1]), "max": speed(seconds[0]),
+            },
+            "step_seconds": median,
+            "peak_bytes": memory.peak_reserved, "used_bytes": memory.peak, "weights_bytes": trial.weights,
+            "estimated_bytes": trial.estimate(engine.kept_layers).total,
+            "gemm_peak_flops": peaks.flop_per_second,
+            "copy_peak_bytes_per_second": peaks.bytes_per_second,
+            "model_flops_per_token": flops,
+            "share_of_gemm_peak": peaks.flop_per_second.map(|peak| flops * speed(median) / peak),
+            "loss": loss,
+        });
+        if let Some((lines, seconds)) = profile {
+            result["parts"] = profile::parts(&lines, seconds);
+            result["profiled_step_seconds"] = json!(seconds);
+            result["profile"] = json!({"step_seconds": seconds, "pieces": profile::pieces(&lines)});
+        }
+        Ok(result)
+    })
+}
+
+pub fn name(shape: Shape) -> String {
     clap::ValueEnum::to_possible_value(&shape).map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
-/// Seconds of each step, ascending, and the loss of the first.
-fn measured(trial: &mut Trial<'_>) -> Result<(Vec<f64>, f64)> {
-    for step in 1..=trial.arguments.warmup {
-        let (seconds, _) = trial.step()?;
-        say(&format!("warm-up {step}: {seconds:.3} s"));
-    }
-    let mut all = Vec::new();
-    for _ in 0..trial.arguments.steps {
-        all.push(trial.step()?);
-    }
-    let loss = all[0].1;
-    let mut seconds: Vec<f64> = all.into_iter().map(|(seconds, _)| seconds).collect();
-    seconds.sort_by(f64::total_cmp);
-    Ok((seconds, loss))
 }
 
 fn middle(ascending: &[f64]) -> f64 {
     let n = ascending.len();
     f64::midpoint(ascending[(n - 1) / 2], ascending[n / 2])
-}
-
-/// Seconds of a step by part, each piece of work waited for, so that all of them take longer than a step that is not looked
-/// into; what is left is the CPU's. And the seconds of such a step.
-fn profile(opened: &Opened, trial: &mut Trial<'_>, ranks: usize) -> Result<(Value, f64)> {
-    opened.book.vocabulary.store(trial.engine.lm.dimensions.vocabulary, Ordering::Relaxed);
-    opened.book.ranks.store(ranks, Ordering::Relaxed);
-    opened.book.set_open(true);
-    let mut whole = 0.0;
-    for _ in 0..PROFILED {
-        whole += trial.step()?.0 / PROFILED as f64;
-    }
-    opened.book.set_open(false);
-    let (mut parts, mut rest) = (serde_json::Map::new(), whole);
-    for (name, (seconds, pieces)) in opened.book.parts() {
-        let (seconds, pieces) = (seconds / PROFILED as f64, pieces / PROFILED);
-        say(&format!("{name}: {seconds:.4} s, {pieces} pieces of work"));
-        parts.insert(name.into(), json!(seconds));
-        rest -= seconds;
-    }
-    parts.insert("CPU".into(), json!(rest.max(0.0)));
-    Ok((Value::Object(parts), whole))
-}
-
-/// FLOP a second of the largest square product in `bf16` that there is room for: the best of several. `None` without room.
-fn gemm_peak(opened: &Opened) -> Result<Option<f64>> {
-    let free = opened.gpu.facts()?.free as usize;
-    let sizes = if opened.host { &[128][..] } else { &[8192, 4096, 2048] };
-    let Some(&n) = sizes.iter().find(|&&n| 8 * n * n <= free) else { return Ok(None) };
-    let peak = gemm_flops(&opened.gpu, n, if opened.host { 1 } else { 12 })?;
-    say(&format!("{n} x {n} x {n} in bf16: {:.1} TFLOP/s", peak / 1e12));
-    Ok(Some(peak))
-}
-
-fn gemm_flops(gpu: &Gpu, n: usize, rounds: usize) -> DeviceResult<f64> {
-    /// Products between two waits.
-    const TOGETHER: usize = 5;
-    let numbers = |seed| random(n * n, seed, 1.0).into_iter().map(bf16::from_f32).collect::<Vec<_>>();
-    let (a, b) = (gpu.upload_numbers(&numbers(1))?, gpu.upload_numbers(&numbers(2))?);
-    let c = gpu.allocate(2 * n * n)?;
-    let [a, b, c_at] = [&a, &b, &c].map(|memory| Matrix {
-        address: memory.address(),
-        rows: n,
-        columns: n,
-        stride: n,
-        number: Number::Bf16,
-    });
-    let product = MatrixProduct { a, transpose_a: false, b, transpose_b: true, c: c_at, alpha: 1.0, beta: 0.0 };
-    let mut best = f64::INFINITY;
-    for round in 0..=rounds {
-        let begun = Instant::now();
-        for _ in 0..TOGETHER {
-            // SAFETY: the matrices are those three buffers.
-            #[expect(unsafe_code, reason = "matrices are addresses")]
-            unsafe {
-                gpu.multiply(&product)?;
-            }
-        }
-        gpu.synchronize()?;
-        if round > 0 {
-            best = best.min(begun.elapsed().as_secs_f64() / TOGETHER as f64);
-        }
-    }
-    Ok(2.0 * (n as f64).powi(3) / best)
 }

@@ -18,8 +18,9 @@ const NORM: f64 = 1e-9;
 pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
     for &sizes in judge.choose(&[(66, 40, 5)][..], &[(4096, 14336, 16), (578, 1537, 7)]) {
         for compute in judge.types()? {
+            judge.begin(&format!("adamw {sizes:?}"), compute);
             if let Err(error) = compared(judge, compute, sizes) {
-                judge.failed("adamw", compute, &error);
+                judge.refused("adamw", compute, error)?;
             }
         }
     }
