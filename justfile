@@ -41,7 +41,12 @@ check-cuda:
 
 # Whole runs through NVIDIA's functions, on libraries that take their place. Needs a C++ compiler, and neither CUDA nor a GPU.
 test-cuda:
-    cargo test --release --features cuda --test main cuda_driver
+    cargo build --release --features cuda --example equipoise-gpu
+    cargo test --release --features cuda --lib --test main -- cuda_driver device::nvidia
+
+# The tests of the scripts in tests/gpu. Needs Python 3.11, and no GPU.
+test-harness:
+    python3 -m unittest discover -s tests/gpu -p 'test_*.py'
 
 # Rows to tokens against datasets and transformers.
 bench-data *ARGS:

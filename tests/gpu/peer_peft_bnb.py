@@ -191,7 +191,7 @@ def measure(model: Any, rows: int, length: int, mode: str, args: argparse.Namesp
 
 
 def bench(model: Any, shape: tuple[int, int], mode: str, args: argparse.Namespace, about: dict[str, Any]) -> None:
-    """Measures one shape in one mode and tells it; a shape that has no room is told as failed."""
+    """Measures one shape in one mode and prints it; a shape that has no room is printed as failed."""
     rows, length = shape
     release(args.device)
     key = {"shape": args.name, "rows": rows, "length": length, "mode": mode, "r": args.rank, "quantization": "nf4"}

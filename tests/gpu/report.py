@@ -1,195 +1,23 @@
-"""The goals and the table, out of the numbers of results.json. It measures nothing."""
+"""RESULTS.md, out of results.json."""
 
-import statistics
-from collections.abc import Iterator
 from typing import Any
 
+import goals
+import paths
+import pieces
+from commands import first_layers
+from goals import gemm_peak, headline, label, ours, part, share, theirs
+
 GIB = 2**30
-SPEED_GOAL, MEMORY_GOAL, SHARE_GOAL = 1.5, 0.7, 0.45
-LONG_BYTES = 12e9
-LOSS_GOAL = 0.01
-PEAKS = ("peak_bytes", "reserved_bytes", "device_bytes")
-HEADLINE = (2, 2048, "q4_k")
-LONG = (1, 8192, "q4_k")
-
-Key = tuple[int, int, str]
-
-
-# --- measurements of the same thing, taken together
-
-
-def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One measurement of several of the same: the median of medians, the least, the most; the highest peaks."""
-    speeds = [run["tokens_per_second"] for run in runs]
-    return {
-        **runs[-1],
-        **{name: max(known(runs, name), default=None) for name in PEAKS},
-        "tokens_per_second": {
-            "median": statistics.median(speed["median"] for speed in speeds),
-            "min": min(speed["min"] for speed in speeds),
-            "max": max(speed["max"] for speed in speeds),
-        },
-        "times": len(runs),
-    }
-
-
-def known(runs: list[dict[str, Any]], name: str) -> list[Any]:
-    return [run[name] for run in runs if run.get(name) is not None]
-
-
-def grouped(results: dict[str, Any], part: str, names: tuple[str, ...]) -> dict[Any, dict[str, Any]]:
-    """The part's measurements, by what they measured."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for run in results["parts"].get(part, {}).get("runs", []):
-        groups.setdefault(tuple(run.get(name) for name in names), []).append(run)
-    return {key: merged(runs) for key, runs in groups.items()}
-
-
-def ours(results: dict[str, Any]) -> dict[Key, dict[str, Any]]:
-    return grouped(results, "bench", ("rows", "length", "quantization"))
-
-
-def theirs(results: dict[str, Any]) -> dict[tuple[int, int, str], dict[str, Any]]:
-    return grouped(results, "peer", ("rows", "length", "mode"))
-
-
-def best_peer(results: dict[str, Any], rows: int, length: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The peer's fastest mode of a shape, and its smallest: each is what we are held against."""
-    found = [run for (r, n, _), run in theirs(results).items() if (r, n) == (rows, length)]
-    if not found:
-        return None
-    return max(found, key=speed), min(found, key=lambda run: run.get("peak_bytes") or float("inf"))
-
-
-def speed(run: dict[str, Any]) -> float:
-    return run["tokens_per_second"]["median"]
-
-
-def gemm_peak(results: dict[str, Any]) -> float | None:
-    """FLOP a second: the highest that either side measured."""
-    found = known(list(ours(results).values()), "gemm_peak_flops")
-    peer = results["parts"].get("peer", {}).get("gemm", {}).get("flops")
-    return max([*found, *([peer] if peer else [])], default=None)
-
-
-def share(results: dict[str, Any], run: dict[str, Any]) -> float | None:
-    """FLOP that the step needs, over its time, over the GEMM peak."""
-    peak, flops = gemm_peak(results), run.get("model_flops_per_token")
-    return speed(run) * flops / peak if peak and flops else None
-
-
-# --- goals
-
-
-def goal(name: str, value: Any, text: str, met: bool | None, why: str = "") -> dict[str, Any]:
-    return {"goal": name, "value": value, "text": text, "met": met, "why": why}
-
-
-def unknown(name: str, why: str) -> dict[str, Any]:
-    return goal(name, None, "–", None, why)
-
-
-def judge(results: dict[str, Any]) -> None:
-    """Puts `goals` into the results. `met` is null where it could not be told."""
-    bench = (*against_peer(results), share_goal(results), long_goal(results))
-    results["goals"] = [*comparisons(results), *bench, *losses(results)]
-
-
-def comparisons(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    part = results["parts"].get("check", {})
-    for name, dtype, kinds in (
-        ("comparisons in f32 within 1e-4", "f32", (True, False)),
-        ("operations in bf16 within 2e-2", "bf16", (False,)),
-        ("whole steps in bf16: 5e-3 of losses, 3e-2 of the gradient, 4e-2 of its worst tensor", "bf16", (True,)),
-    ):
-        checks = [
-            check
-            for check in part.get("checks", [])
-            if check["dtype"] == dtype and str(check["name"]).startswith("step ") in kinds
-        ]
-        passed = sum(check["passed"] for check in checks)
-        if not checks:
-            yield unknown(name, "not run")
-            continue
-        met, why = (True, "") if part.get("complete") else (None, "not all ran")
-        met = met if passed == len(checks) else False
-        yield goal(name, passed / len(checks), f"{passed} of {len(checks)}", met, why)
-
-
-def against_peer(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    speed_name = f"2x2048 q4_k: at least {SPEED_GOAL:g}x the tokens/s of PEFT + bitsandbytes"
-    memory_name = f"2x2048 q4_k: at most {MEMORY_GOAL:g}x its peak memory"
-    run, peers = ours(results).get(HEADLINE), best_peer(results, *HEADLINE[:2])
-    if run is None or peers is None:
-        why = "ours was not measured" if run is None else "the peer was not measured"
-        yield from (unknown(name, why) for name in (speed_name, memory_name))
-        return
-    if results["parts"]["bench"]["date"] != results["parts"]["peer"]["date"]:
-        yield from (unknown(name, "not in the same call") for name in (speed_name, memory_name))
-        return
-    ratio = speed(run) / speed(peers[0])
-    yield goal(speed_name, ratio, f"{ratio:.2f}x", ratio >= SPEED_GOAL)
-    ratios = memory_ratios(run, peers[1])
-    if not ratios:
-        yield unknown(memory_name, "no peak was told")
-        return
-    text = ", ".join(f"{value:.2f}x {name}" for name, value in ratios.items())
-    worst = max(ratios.values())
-    yield goal(memory_name, worst, text, worst <= MEMORY_GOAL, "the higher ratio counts")
-
-
-def memory_ratios(run: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
-    """By the programs' own count and by the driver's, where both sides have it."""
-    names = {"peak_bytes": "in tensors", "device_bytes": "on the device"}
-    return {text: run[name] / peer[name] for name, text in names.items() if run.get(name) and peer.get(name)}
-
-
-def share_goal(results: dict[str, Any]) -> dict[str, Any]:
-    name, run = f"2x2048 q4_k: at least {SHARE_GOAL:.0%} of the GEMM peak", ours(results).get(HEADLINE)
-    value = share(results, run) if run else None
-    return unknown(name, "not measured") if value is None else goal(name, value, f"{value:.1%}", value >= SHARE_GOAL)
-
-
-def long_goal(results: dict[str, Any]) -> dict[str, Any]:
-    name, run = "1x8192 q4_k within 12 GB", ours(results).get(LONG)
-    found = [run[key] for key in ("peak_bytes", "device_bytes") if run.get(key)] if run else []
-    if not found:
-        return unknown(name, "not measured")
-    most = max(found)
-    return goal(name, most, f"{most / 1e9:.2f} GB", most <= LONG_BYTES, "the higher of both counts")
-
-
-def losses(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    runs = results["parts"].get("train", {}).get("runs", [])
-    for recipe in ("quickstart", "smollm2-135m-bft"):
-        name = f"{recipe}: loss curve within {LOSS_GOAL:.0%} of the CPU's"
-        found = [run for run in runs if run["recipe"] == recipe]
-        if not found:
-            yield unknown(name, "not run")
-            continue
-        apart = [run[key]["max"] if run[key] else None for run in found for key in ("loss", "cross_entropy")]
-        if None in apart:
-            yield goal(name, None, "no numbers", False)
-            continue
-        met, why = (True, "") if all(run["complete"] for run in found) else (None, "not all steps were run")
-        met = met if max(apart) <= LOSS_GOAL else False
-        yield goal(name, max(apart), f"{max(apart):.3%} apart at most", met, why)
-
-
-def all_met(results: dict[str, Any], may_be_unknown: bool) -> bool:
-    return all(each["met"] or (may_be_unknown and each["met"] is None) for each in results["goals"])
-
-
-# --- Markdown
 
 
 def row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |\n"
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table, its first column to the left and all others to the right."""
-    return row(head) + row(["---"] + ["---:"] * (len(head) - 1)) + "".join(row(cells) for cells in rows)
+def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A table, its first columns to the left and all others to the right."""
+    return row(head) + row(["---"] * left + ["---:"] * (len(head) - left)) + "".join(row(cells) for cells in rows)
 
 
 def memory(run: dict[str, Any], name: str) -> str:
@@ -212,70 +40,196 @@ def goals_table(results: dict[str, Any]) -> str:
     return table(["goal", "found", "verdict"], rows)
 
 
+# --- comparisons
+
+
+def numbers(check: dict[str, Any]) -> list[str]:
+    """Error, what is allowed, and the CPU's own error in the same type."""
+    values = (check["error"], check["tolerance"] if check["error"] is not None else None, check.get("cpu_error"))
+    return ["–" if value is None else f"{value:.1e}" for value in values]
+
+
+def failures_table(results: dict[str, Any]) -> str:
+    """What failed, with what the program said of it."""
+    rows = []
+    for check in part(results, "check").get("checks", []):
+        if not check["passed"]:
+            # A message may have lines of a backtrace behind it; results.json has them.
+            failure = check.get("failure", "too far off").partition("\n")[0]
+            rows.append([check["name"], check["dtype"], failure, *numbers(check)])
+    head = ["comparison with the CPU", "type", "failure", "error", "allowed", "the CPU's own"]
+    return table(head, rows, left=3) if rows else ""
+
+
+def themes_table(results: dict[str, Any]) -> str:
+    """How the process of each theme ended."""
+    found, rows = part(results, "check"), []
+    for name, theme in found.get("themes", {}).items():
+        checks = [check for check in found["checks"] if check["theme"] == name]
+        passed = sum(check["passed"] for check in checks)
+        again = theme.get("rerun")
+        second = f"{again['tool']}: {again['outcome']}" if again else "–"
+        verdict = "complete" if theme["complete"] else "**incomplete**"
+        rows.append([name, theme["outcome"], verdict, second, f"{passed} of {len(checks)}", f"{theme['seconds']:.1f}"])
+    head = ["theme", "its process", "", "again, small", "passed", "seconds"]
+    return table(head, rows, left=4) if rows else ""
+
+
+def last_lines(results: dict[str, Any]) -> str:
+    """The end of what processes wrote that broke, or that were run again."""
+    text = ""
+    for name, theme in part(results, "check").get("themes", {}).items():
+        again = theme.get("rerun")
+        for title, lines in (
+            (f"{name}: the end of stderr", theme.get("stderr")),
+            (f"{name}, again under {again['tool']}" if again else "", again and [*again["failed"], *again["lines"]]),
+        ):
+            text += f"{title}\n\n```text\n{fenced(lines)}\n```\n\n" if lines else ""
+    return text.rstrip("\n") + "\n" if text else ""
+
+
+def fenced(lines: list[str]) -> str:
+    """Lines that do not end the block that they are in."""
+    return "\n".join(line.replace("```", "'''") for line in lines)
+
+
+def checks_table(results: dict[str, Any]) -> str:
+    rows = [
+        [check["name"], check["dtype"], *numbers(check)]
+        for check in part(results, "check").get("checks", [])
+        if check["passed"]
+    ]
+    return table(["comparison with the CPU", "type", "error", "allowed", "the CPU's own"], rows, left=2) if rows else ""
+
+
+# --- speed
+
+
 def speed_table(results: dict[str, Any]) -> str:
     """Both sides, shape by shape."""
-    sides = [("Equipoise", key, run) for key, run in ours(results).items()]
-    sides += [("PEFT + bitsandbytes", key, run) for key, run in theirs(results).items()]
-    sides.sort(key=lambda side: (side[1][1], side[0]))
+    sides = [(f"Equipoise {run['quantization']}, {label(run)}", run) for run in ours(results)]
+    if len({run["date"] for _, run in sides}) > 1:
+        sides = [(f"{name} ({run['date']})", run) for name, run in sides]
+    sides += [(f"PEFT + bitsandbytes {run['mode']}", run) for run in theirs(results)]
+    sides.sort(key=lambda side: (side[1]["length"], side[0]))
     peaks = ["peak GiB", "reserved", "on the device"]
     head = ["", "rows x length", "tokens/s (min–max)", *peaks, "of GEMM peak", "first loss"]
     rows = []
-    for side, (count, length, kind), run in sides:
-        part = share(results, run)
-        shown = f"{part:.1%}" if part is not None else "–"
+    for side, run in sides:
+        found = share(results, run)
+        shown = f"{found:.1%}" if found is not None else "–"
         loss = f"{run['loss']:.3f}" if run.get("loss") is not None else "–"
-        peaks = [memory(run, name) for name in ("peak_bytes", "reserved_bytes", "device_bytes")]
-        rows.append([f"{side} {kind}", f"{count}x{length}", rates(run), *peaks, shown, loss])
+        peaks = [memory(run, name) for name in goals.PEAKS]
+        rows.append([side, f"{run['rows']}x{run['length']}", rates(run), *peaks, shown, loss])
     return table(head, rows) if rows else ""
 
 
 def time_table(results: dict[str, Any]) -> str:
     """Where the time of a step goes, on our side."""
-    runs = {key: run for key, run in ours(results).items() if run.get("parts")}
-    names = list(dict.fromkeys(name for run in runs.values() for name in run["parts"]))
+    runs = [run for run in ours(results) if run.get("parts")]
+    names = list(dict.fromkeys(name for run in runs for name in run["parts"]))
     rows = []
-    for (count, length, kind), run in runs.items():
-        total = run.get("step_seconds") or sum(run["parts"].values())
-        rows.append([f"{count}x{length} {kind}", f"{total * 1e3:.1f} ms"])
+    for run in runs:
+        total = run.get("profiled_step_seconds") or run.get("step_seconds") or sum(run["parts"].values())
+        rows.append([f"{run['rows']}x{run['length']} {run['quantization']}, {label(run)}", f"{total * 1e3:.1f} ms"])
         rows[-1] += [f"{run['parts'][name] / total:.1%}" if name in run["parts"] else "–" for name in names]
     return table(["", "step", *names], rows) if rows else ""
 
 
-def checks_table(results: dict[str, Any]) -> str:
-    checks = results["parts"].get("check", {}).get("checks", [])
-    rows = []
-    for check in sorted(checks, key=lambda check: check["passed"]):
-        error = f"{check['error']:.1e}" if check["error"] is not None else "none"
-        allowed = f"{check['tolerance']:.1e}" if check["tolerance"] is not None else "?"
-        rows.append([check["name"], check["dtype"], error, allowed, "passed" if check["passed"] else "**failed**"])
-    return table(["comparison with the CPU", "type", "error", "allowed", ""], rows) if rows else ""
+def profiled(results: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The measurement that is shown piece by piece: the headline, else the glance."""
+    run = headline(results)
+    if run is not None and run.get("profile"):
+        return label(run), run
+    runs = [run for run in part(results, "glance").get("runs", []) if run.get("profile")]
+    return ("of the glance", runs[-1]) if runs else None
+
+
+def pieces_tables(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Titles and tables: products by shape, and kernels with copies."""
+    found = profiled(results)
+    if found is None:
+        return []
+    which, run = found
+    shape = f"{run['rows']}x{run['length']} {run['quantization']}"
+    about = f"One step of {shape}, {which}; times are of CUDA events.\n\n"
+    products, kernels = pieces.split(run)
+    sections = [
+        (title, about + table(pieces.HEAD, pieces.rows(rows, run), left=2))
+        for title, rows in (("Products by shape", products), ("Kernels", kernels))
+        if rows
+    ]
+    if sections and (rest := pieces.rest(run)):
+        title, text = sections[-1]
+        sections[-1] = (title, f"{text}\n{rest}")
+    return sections
+
+
+# --- training
 
 
 def train_table(results: dict[str, Any]) -> str:
-    rows = []
-    for run in results["parts"].get("train", {}).get("runs", []):
+    found, rows = part(results, "train"), []
+    for run in found.get("runs", []):
         curves = (run["loss"], run["cross_entropy"])
-        apart = [f"{found['max']:.3%} / {found['mean']:.3%}" if found else "–" for found in curves]
+        apart = [f"{each['max']:.3%} / {each['mean']:.3%}" if each else "–" for each in curves]
         rows.append([run["recipe"], f"{run['device']} {run['compute']}", str(run["steps"]), *apart])
     head = ["recipe", "against cpu f32", "steps", "loss apart, most / mean", "cross-entropy apart, most / mean"]
-    return table(head, rows) if rows else ""
+    return table(head, rows) + model_line(found) if rows else ""
+
+
+def model_line(found: dict[str, Any]) -> str:
+    """Which model it was, and whether it was the whole one."""
+    name = found.get("model")
+    if name is None:
+        return ""
+    layers = first_layers(name)
+    return f"\nSmolLM2 is `{name}`" + (f": its first {layers} layers, **not the whole model**.\n" if layers else ".\n")
+
+
+def evidence_table(results: dict[str, Any]) -> str:
+    """Validation before the first step and after the last, by objective and seed."""
+    found, rows = part(results, "evidence"), []
+    for run in sorted(found.get("runs", []), key=lambda run: run["objective"]):
+        pairs = [(run[when] or {}).get(name) for name in ("loss", "token_accuracy") for when in ("before", "after")]
+        losses = [f"{value:.4f}" if value is not None else "–" for value in pairs[:2]]
+        shares = [f"{value:.2%}" if value is not None else "–" for value in pairs[2:]]
+        rows.append([run["objective"], str(run["seed"]), *losses, *shares])
+    if not rows:
+        return ""
+    head = ["objective", "seed", "cross-entropy before", "after", "token accuracy before", "after"]
+    device = "the CPU in f32" if results["sample"] else "the GPU in bf16"
+    about = f"`{found['recipe']}`, {found['steps']} steps on {device}; all validation rows.\n\n"
+    return about + table(head, rows) + model_line(found)
+
+
+# --- the whole
 
 
 def setting(results: dict[str, Any]) -> str:
-    here, peer = results["machine"], results["parts"].get("peer", {})
+    here, peer = results["machine"], part(results, "peer")
     total = f", {here['gpu_bytes'] / GIB:.1f} GiB" if here["gpu_bytes"] else ""
     lines = [
         f"GPU: {here['gpu'] or 'none'}{total}; driver {here['driver'] or 'none'}",
         f"Machine: {here['cpu']}, {here['cores']} cores; {here['system']}",
+        libraries_line(results["libraries"]),
+        *(f"**Doubtful:** {doubt}" for doubt in paths.doubts(results["libraries"])),
     ]
     if "start" in peer:
         names = ("python", "torch", "cuda", "transformers", "peft", "bitsandbytes", "accelerate")
         lines.append("The peer: " + ", ".join(f"{name} {peer['start'].get(name)}" for name in names))
     if peak := gemm_peak(results):
         lines.append(f"bf16 GEMM peak: {peak / 1e12:.1f} TFLOP/s")
-    for name, part in results["parts"].items():
-        lines.append(", ".join(filter(None, (f"`{name}`: {part['date']}", part["version"], f"by `{part['command']}`"))))
+    for name, found in results["parts"].items():
+        about = (f"`{name}`: {found['date']}", found["version"], f"by `{found['command']}`")
+        lines.append(", ".join(filter(None, about)))
     return "".join(f"- {line}\n" for line in lines)
+
+
+def libraries_line(libraries: dict[str, Any]) -> str:
+    """The files that our program opened."""
+    opened = libraries.get("opened", {}).get("libraries", {})
+    return "Libraries: " + (", ".join(f"{name} `{path}`" for name, path in opened.items()) or "none were opened")
 
 
 TITLE = """# Equipoise on one GPU
@@ -284,8 +238,8 @@ Written by `run.sh`; [README.md](../README.md) says what is counted.
 """
 SAMPLE = """# SAMPLE: a dry run without a GPU
 
-**Nothing here was measured on a GPU.** A stand-in gave Equipoise's numbers of `check` and `bench`; the peer and `train`
-ran small and on the CPU. Only the form is meant.
+**Nothing here was measured on a GPU.** Equipoise's numbers of `check`, `glance` and `bench` are a stand-in's, which goes wrong
+on purpose, or of its kernels on the CPU; the peer, `train` and `evidence` ran small and on the CPU. Only the form is meant.
 """
 
 
@@ -293,12 +247,17 @@ def document(results: dict[str, Any]) -> str:
     """All of RESULTS.md."""
     text = SAMPLE if results["sample"] else TITLE
     text += f"\n{setting(results)}\n## Against the goals\n\n{goals_table(results)}"
-    for title, part in (
+    for title, found in (
+        ("Failed comparisons", failures_table(results)),
+        ("Comparisons, a process for each theme", themes_table(results)),
+        ("Output of themes that broke or were run again", last_lines(results)),
         ("Speed and memory: a Llama of 8B's shape, random weights, r=16 on all linears", speed_table(results)),
         ("Where the time goes", time_table(results)),
+        *pieces_tables(results),
         ("The same training on GPU and CPU", train_table(results)),
-        ("Operations and steps", checks_table(results)),
+        ("SmolLM2 under each objective", evidence_table(results)),
+        ("Operations and steps that passed", checks_table(results)),
     ):
-        text += f"\n## {title}\n\n{part}" if part else ""
-    remarks = [f"- `{name}`: {remark}\n" for name, part in results["parts"].items() for remark in part["remarks"]]
+        text += f"\n## {title}\n\n{found}" if found else ""
+    remarks = [f"- `{name}`: {remark}\n" for name, found in results["parts"].items() for remark in found["remarks"]]
     return text + (f"\n## Remarks\n\n{''.join(remarks)}" if remarks else "")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one call under ten minutes: README.md beside this file.
-#   run.sh [--binary PATH] [--gpu-binary PATH] [--out FOLDER] [--only check,bench,peer,train] [--dry-run] ...
-# Without --binary it builds. A binary may be packed (.xz). equipoise-gpu is looked for beside the binary.
+#   run.sh [--binary PATH] [--gpu-binary PATH] [--out FOLDER] [--only PART,...] [--dry-run] ...
+# Without --binary it builds. A binary or a model may be packed (.xz). equipoise-gpu is looked for beside the binary.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -13,22 +13,23 @@ fail() {
 
 said=tests/gpu/run.sh
 for word in "$@"; do said+=" $(printf %q "$word")"; done
-binary='' gpu_binary='' python=${PYTHON:-python3} dry=''
+binary='' gpu_binary='' model='' python=${PYTHON:-python3} dry=''
 rest=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --binary | --gpu-binary | --python)
+        --binary | --gpu-binary | --model | --python)
             [ $# -ge 2 ] || fail "$1 needs a path"
             case $1 in
                 --binary) binary=$2 ;;
                 --gpu-binary) gpu_binary=$2 ;;
+                --model) model=$2 ;;
                 --python) python=$2 ;;
             esac
             shift
             ;;
         --dry-run) dry=yes rest+=("$1") ;;
-        # Paths are the caller's, and the parts run elsewhere.
-        --out | --model)
+        # The path is the caller's, and the parts run elsewhere.
+        --out)
             [ $# -ge 2 ] || fail "$1 needs a path"
             rest+=("$1" "$(realpath -m -- "$2")")
             shift
@@ -44,13 +45,20 @@ command -v "$python" >/dev/null || fail "no $python: name an interpreter by --py
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Unpacks file $1 to $2: by xz, or where there is none by Python.
+unpack() {
+    if command -v xz >/dev/null && xz -dc -- "$1" >"$2"; then return; fi
+    "$python" -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$1" >"$2" ||
+        fail "$1 cannot be unpacked, neither by xz nor by Python's lzma"
+}
+
 # A program that can be run: what is packed is unpacked, what lost its mode in a transfer gets it back in a copy.
 ready() {
     [ -f "$1" ] || fail "no such file: $1"
     local name
     name=$work/$(basename "$1" .xz)
     case $1 in
-        *.xz) xz -dc -- "$1" >"$name" || fail "$1 cannot be unpacked" ;;
+        *.xz) unpack "$1" "$name" ;;
         *)
             if [ -x "$1" ]; then
                 realpath -- "$1"
@@ -62,6 +70,17 @@ ready() {
     chmod +x "$name"
     printf '%s\n' "$name"
 }
+
+if [ -n "$model" ]; then
+    [ -e "$model" ] || fail "no such file: $model"
+    case $model in
+        *.xz)
+            unpack "$model" "$work/$(basename "$model" .xz)"
+            model=$work/$(basename "$model" .xz)
+            ;;
+    esac
+    rest+=(--model "$(realpath -- "$model")")
+fi
 
 # What is wrong with the arguments shows before minutes of building.
 if [ -z "$dry" ]; then GPU_RUN_LOOK=yes GPU_RUN_SAID=$said "$python" "$here/parts.py" "${rest[@]}"; fi

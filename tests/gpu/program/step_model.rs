@@ -68,7 +68,7 @@ fn document(arguments: &Arguments, kept: usize, needed: f64, mut lines: Vec<Line
     let (shape, type_name) = (bench::name(arguments.shape), serde_json::to_value(arguments.quantization));
     let type_name = type_name.ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
     let mut text = format!(
-        "{shape}, {rows}x{length} tokens, {type_name}, r={r} on all linear layers, activations of {kept} layers kept. \
+        "## {shape}, {rows}x{length} tokens, {type_name}, r={r} on all linear layers, {kept} layers kept\n\n\
          {:.1} TFLOP are needed; {:.1} are done, in {} pieces of work.\n\n",
         needed / 1e12,
         lines.iter().map(|line| line.work.flop).sum::<u64>() as f64 / 1e12,
