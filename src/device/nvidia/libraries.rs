@@ -7,11 +7,12 @@
 
 #![expect(unsafe_code, reason = "a library is code, and so is each function in it")]
 
+use super::folders::{Folders, split_variable, system_folders};
 use super::functions::{Blas, BlasLt, Code, Cuda, Nvrtc};
 use candle_core::{Result, bail};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::BTreeSet;
-use std::ffi::{CStr, OsString, c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -76,9 +77,9 @@ pub fn load() -> Result<Libraries> {
     let version = (version / 1000, version % 1000 / 10);
     let mut paths = vec![(format!("driver (CUDA {}.{})", version.0, version.1), path)];
     let folders = Folders::new(&|name| std::env::var_os(name));
-    let (blas, found) = folders.first(&CUBLAS, version, load_blas)?;
+    let (blas, found) = first(&folders, &CUBLAS, version, load_blas)?;
     paths.extend(found);
-    let (nvrtc, found) = folders.first(&NVRTC, version, load_nvrtc)?;
+    let (nvrtc, found) = first(&folders, &NVRTC, version, load_nvrtc)?;
     paths.extend(found);
     let paths = Paths(paths);
     tracing::info!("CUDA libraries: {paths}");
@@ -170,158 +171,73 @@ type Attempt<T> = std::result::Result<T, String>;
 /// Names and paths of what was loaded.
 type Found = Vec<(String, PathBuf)>;
 
-/// The folders in which cuBLAS and NVRTC are looked for, in order.
-#[derive(Debug, PartialEq, Eq)]
-struct Folders {
-    /// Whether these were named by the user, and no other place counts.
-    named: bool,
-    /// Toolkits, virtual environments and plain folders of libraries.
-    roots: Vec<PathBuf>,
-}
-
-impl Folders {
-    /// `EQUIPOISE_CUDA_PATH` alone; without it `LD_LIBRARY_PATH`, the virtual environment that is active, and the toolkit that
-    /// is named, then the places of the system.
-    fn new(variable: &dyn Fn(&str) -> Option<OsString>) -> Self {
-        let split = |name: &str| split_variable(name, variable);
-        let named = split("EQUIPOISE_CUDA_PATH");
-        if !named.is_empty() {
-            return Self { named: true, roots: named };
-        }
-        let names = ["LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH"];
-        Self { named: false, roots: names.iter().flat_map(|name| split(name)).collect() }
+/// The first set that loads, for the driver's major version or else an older one.
+fn first<T>(
+    folders: &Folders,
+    set: &Set,
+    (newest, minor): (u32, u32),
+    load: impl Fn(Place<'_>, u32) -> Attempt<Option<(T, Found)>>,
+) -> Result<(T, Found)> {
+    if newest < OLDEST {
+        bail!("the driver runs CUDA {newest}.{minor}, which is older than CUDA {OLDEST}.0");
     }
-
-    /// The folders for a major version: those that the environment names, and those of the system.
-    fn of(&self, major: u32) -> [Vec<PathBuf>; 2] {
-        let named: Vec<PathBuf> = self.roots.iter().flat_map(|root| within(root, major)).collect();
-        let mut system = Vec::new();
-        if !self.named {
-            let toolkits = [format!("/usr/local/cuda-{major}"), "/usr/local/cuda".into(), "/opt/cuda".into()];
-            system.extend(toolkits.iter().flat_map(|root| within(Path::new(root), major)));
-            system.extend(system_folders());
-        }
-        let mut seen = BTreeSet::new();
-        [named, system].map(|mut folders| {
-            folders.retain(|folder| seen.insert(folder.clone()) && folder.is_dir());
-            folders
-        })
-    }
-
-    /// The first set that loads, for the driver's major version or else an older one.
-    fn first<T>(
-        &self,
-        set: &Set,
-        (newest, minor): (u32, u32),
-        load: impl Fn(Place<'_>, u32) -> Attempt<Option<(T, Found)>>,
-    ) -> Result<(T, Found)> {
-        if newest < OLDEST {
-            bail!("the driver runs CUDA {newest}.{minor}, which is older than CUDA {OLDEST}.0");
-        }
-        let mut failed = Vec::new();
-        for major in (OLDEST..=newest).rev() {
-            let [named, system] = self.of(major);
-            let places = named.iter().map(|folder| Place::Folder(folder));
-            let places = places.chain((!self.named).then_some(Place::Loader));
-            for place in places.chain(system.iter().map(|folder| Place::Folder(folder))) {
-                match load(place, major) {
-                    Ok(Some(found)) => {
-                        for why in failed {
-                            tracing::warn!("{why}; another one is taken");
-                        }
-                        return Ok(found);
+    let mut failed = Vec::new();
+    for major in (OLDEST..=newest).rev() {
+        let [named, system] = folders.of(major);
+        let places = named.iter().map(|folder| Place::Folder(folder));
+        let places = places.chain((!folders.named).then_some(Place::Loader));
+        for place in places.chain(system.iter().map(|folder| Place::Folder(folder))) {
+            match load(place, major) {
+                Ok(Some(found)) => {
+                    for why in failed {
+                        tracing::warn!("{why}; another one is taken");
                     }
-                    Ok(None) => {}
-                    Err(why) => failed.push(why),
+                    return Ok(found);
                 }
+                Ok(None) => {}
+                Err(why) => failed.push(why),
             }
         }
-        Err(self.nothing(set, (newest, minor), &failed))
     }
-
-    /// Why no set was taken.
-    fn nothing(&self, set: &Set, (newest, minor): (u32, u32), failed: &[String]) -> candle_core::Error {
-        if !failed.is_empty() {
-            return candle_core::Error::Msg(failed.join("; "));
-        }
-        let mut newer = (newest + 1..newest + 4).flat_map(|major| {
-            self.of(major).concat().into_iter().map(move |folder| (major, folder.join(format!("{}.{major}", set.file))))
-        });
-        if let Some((major, path)) = newer.find(|(_, path)| path.exists()) {
-            let path = path.display();
-            return candle_core::Error::Msg(format!(
-                "{} {major} at {path} is newer than the driver's CUDA {newest}.{minor}",
-                set.name
-            ));
-        }
-        let mut looked: Vec<String> = Vec::new();
-        for folder in
-            (OLDEST..=newest).rev().flat_map(|major| self.of(major).concat()).chain(self.roots.iter().cloned())
-        {
-            let shown = folder.display().to_string();
-            if !looked.contains(&shown) {
-                looked.push(shown);
-            }
-        }
-        if !self.named {
-            looked.push("where the system's loader looks".into());
-        }
-        let older = if newest > OLDEST { format!(" to {OLDEST}") } else { String::new() };
-        candle_core::Error::Msg(format!(
-            "CUDA library not found: {} of CUDA {newest}{older}, {}.{newest} with {} (PyPI: {}); looked in {}",
-            set.name,
-            set.file,
-            set.with,
-            set.packages,
-            looked.join(", ")
-        ))
-    }
+    Err(nothing(folders, set, (newest, minor), &failed))
 }
 
-/// The paths that a variable of the environment names, made absolute.
-fn split_variable(name: &str, variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let paths = variable(name).unwrap_or_default();
-    let paths = std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty());
-    paths.filter_map(|path| std::path::absolute(path).ok()).collect()
-}
-
-/// Where libraries may be in a toolkit, a virtual environment, a folder of Python packages, or a folder of libraries.
-fn within(root: &Path, major: u32) -> Vec<PathBuf> {
-    let target = if cfg!(target_arch = "aarch64") { "targets/sbsa-linux/lib" } else { "targets/x86_64-linux/lib" };
-    let mut all: Vec<PathBuf> = vec![root.to_owned()];
-    all.extend(["lib64", "lib", target].map(|part| root.join(part)));
-    let mut packages = vec![root.to_owned(), root.join("nvidia")];
-    for lib in ["lib", "lib64"] {
-        let entries = std::fs::read_dir(root.join(lib)).into_iter().flatten().flatten();
-        let mut pythons: Vec<PathBuf> = entries
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"))
-            .map(|entry| entry.path().join("site-packages/nvidia"))
-            .collect();
-        pythons.sort();
-        packages.extend(pythons);
+/// Why no set was taken.
+fn nothing(folders: &Folders, set: &Set, (newest, minor): (u32, u32), failed: &[String]) -> candle_core::Error {
+    if !failed.is_empty() {
+        return candle_core::Error::Msg(failed.join("; "));
     }
-    for package in packages {
-        all.push(package.join(format!("cu{major}/lib")));
-        all.extend(["cublas/lib", "cuda_nvrtc/lib"].map(|part| package.join(part)));
+    let mut newer = (newest + 1..newest + 4).flat_map(|major| {
+        folders.of(major).concat().into_iter().map(move |folder| (major, folder.join(format!("{}.{major}", set.file))))
+    });
+    if let Some((major, path)) = newer.find(|(_, path)| path.exists()) {
+        let path = path.display();
+        return candle_core::Error::Msg(format!(
+            "{} {major} at {path} is newer than the driver's CUDA {newest}.{minor}",
+            set.name
+        ));
     }
-    all
-}
-
-/// Where Linux systems, and what starts containers, put the driver's library; packages of CUDA are there too.
-fn system_folders() -> Vec<PathBuf> {
-    let multiarch =
-        if cfg!(target_arch = "aarch64") { "/usr/lib/aarch64-linux-gnu" } else { "/usr/lib/x86_64-linux-gnu" };
-    [
-        multiarch,
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/local/nvidia/lib64",
-        "/usr/local/nvidia/lib",
-        "/usr/lib/wsl/lib",
-        "/run/opengl-driver/lib",
-    ]
-    .map(PathBuf::from)
-    .into()
+    let mut looked: Vec<String> = Vec::new();
+    for folder in
+        (OLDEST..=newest).rev().flat_map(|major| folders.of(major).concat()).chain(folders.roots.iter().cloned())
+    {
+        let shown = folder.display().to_string();
+        if !looked.contains(&shown) {
+            looked.push(shown);
+        }
+    }
+    if !folders.named {
+        looked.push("where the system's loader looks".into());
+    }
+    let older = if newest > OLDEST { format!(" to {OLDEST}") } else { String::new() };
+    candle_core::Error::Msg(format!(
+        "CUDA library not found: {} of CUDA {newest}{older}, {}.{newest} with {} (PyPI: {}); looked in {}",
+        set.name,
+        set.file,
+        set.with,
+        set.packages,
+        looked.join(", ")
+    ))
 }
 
 /// libcublas and libcublasLt of a place; `None` where they are not there.
@@ -446,81 +362,30 @@ fn path_of(library: &Library, symbol: &CStr) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    fn touch(folder: &Path, files: &[&str]) {
-        for file in files {
-            let path = folder.join(file);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, b"").unwrap();
-        }
-    }
-
-    fn folders(variables: &[(&str, &Path)]) -> Folders {
-        Folders::new(&|name| variables.iter().find(|(each, _)| *each == name).map(|(_, path)| path.into()))
-    }
-
-    /// The folders that are named, without those of the system.
-    fn found(folders: &Folders, major: u32, root: &Path) -> Vec<String> {
-        let all =
-            folders.of(major).concat().into_iter().filter_map(|path| path.strip_prefix(root).ok().map(shown_path));
-        all.filter(|path| !path.is_empty() && path != "venv" && path != "toolkit").collect()
-    }
-
-    fn shown_path(path: &Path) -> String {
-        path.display().to_string()
+    fn named(root: &Path) -> Folders {
+        Folders::new(&|name| (name == "EQUIPOISE_CUDA_PATH").then(|| root.into()))
     }
 
     #[test]
-    fn environments_and_toolkits_are_looked_through_in_order() {
+    fn a_set_that_is_nowhere_is_named_with_the_places() {
         let place = tempfile::tempdir().unwrap();
-        let root = place.path();
-        touch(
-            root,
-            &[
-                "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libcublas.so.13",
-                "venv/lib/python3.12/site-packages/nvidia/cublas/lib/libcublas.so.12",
-                "venv/lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
-                "toolkit/lib64/libcublas.so.12",
-                "plain/libcublas.so.13",
-            ],
-        );
-        let (venv, toolkit, plain) = (root.join("venv"), root.join("toolkit"), root.join("plain"));
-        let all = folders(&[("CUDA_HOME", &toolkit), ("VIRTUAL_ENV", &venv), ("LD_LIBRARY_PATH", &plain)]);
-        let packages = "venv/lib/python3.12/site-packages/nvidia";
-        let expected = ["plain", "venv/lib"].map(str::to_owned).into_iter().chain([
-            format!("{packages}/cu13/lib"),
-            format!("{packages}/cublas/lib"),
-            format!("{packages}/cuda_nvrtc/lib"),
-            "toolkit/lib64".to_owned(),
-        ]);
-        assert_eq!(found(&all, 13, root), expected.collect::<Vec<_>>());
-        assert!(!found(&all, 12, root).contains(&format!("{packages}/cu13/lib")), "another major version's");
-        assert!(!all.of(13)[1].is_empty(), "the system's places count too");
-    }
-
-    #[test]
-    fn a_named_path_is_the_only_one() {
-        let place = tempfile::tempdir().unwrap();
-        let root = place.path();
-        touch(root, &["nvidia/cu13/lib/libcublas.so.13", "other/libcublas.so.13"]);
-        let (packages, other) = (root.join("nvidia"), root.join("other"));
-        let named = folders(&[("EQUIPOISE_CUDA_PATH", &packages), ("LD_LIBRARY_PATH", &other)]);
-        assert_eq!(named.of(13), [vec![packages.clone(), packages.join("cu13/lib")], vec![]]);
-        let error = named.first(&NVRTC, (13, 0), load_nvrtc).err().unwrap().to_string();
+        let folder = place.path().join("cu13/lib");
+        std::fs::create_dir_all(&folder).unwrap();
+        let error = first(&named(place.path()), &NVRTC, (13, 0), load_nvrtc).err().unwrap().to_string();
         assert!(error.starts_with("CUDA library not found: NVRTC of CUDA 13 to 12"), "{error}");
-        assert!(error.contains(&shown_path(&packages.join("cu13/lib"))) && !error.contains("other"), "{error}");
+        assert!(error.contains(&*folder.to_string_lossy()) && !error.contains("the system's loader"), "{error}");
     }
 
     #[test]
     fn sets_that_are_incomplete_or_too_new_are_named() {
         let place = tempfile::tempdir().unwrap();
         let root = place.path();
-        touch(root, &["libcublas.so.13"]);
-        let named = folders(&[("EQUIPOISE_CUDA_PATH", root)]);
-        let error = |version| named.first(&CUBLAS, version, load_blas).err().unwrap().to_string();
+        std::fs::write(root.join("libcublas.so.13"), b"").unwrap();
+        let error = |version| first(&named(root), &CUBLAS, version, load_blas).err().unwrap().to_string();
         assert!(error((13, 0)).contains("libcublas.so.13 has no libcublasLt.so.13 beside it"), "{}", error((13, 0)));
         assert!(error((12, 4)).contains("is newer than the driver's CUDA 12.4"), "{}", error((12, 4)));
         assert!(error((11, 8)).contains("older than CUDA 12.0"), "{}", error((11, 8)));
-        touch(root, &["libcublasLt.so.13"]);
+        std::fs::write(root.join("libcublasLt.so.13"), b"").unwrap();
         assert!(error((13, 0)).starts_with("CUDA library that does not load"), "{}", error((13, 0)));
     }
 }
