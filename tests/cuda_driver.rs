@@ -1,4 +1,4 @@
-//! NVIDIA's libraries, as `src/device/nvidia.rs` calls them: with libraries that take their place (`tests/cuda/nvidia.cpp`), whole
+//! NVIDIA's libraries, as `src/device/nvidia` calls them: with libraries that take their place (`tests/cuda/nvidia.cpp`), whole
 //! runs of the program go through it, and no GPU is needed. For builds with the feature `cuda`: `just test-cuda`.
 
 use crate::support::workplace::{Workplace, refusal};
@@ -163,6 +163,7 @@ fn libraries_of_one_set_come_from_one_place() {
     assert_eq!(code, Some(0), "{stderr}");
     let expected = [DRIVER, TOOLKIT[0], TOOLKIT[1], TOOLKIT[2]].map(|name| whole.join(name));
     assert_eq!(in_use(&report), expected);
+    assert_eq!(report["memory"]["workspace"], 32 << 20, "cuBLAS has memory of its own on this GPU, and it counts");
     for passed_over in [mixed.join("libcublasLt.so.13"), no_lt.join("libcublas.so.13"), no_lt.join("libnvrtc.so.13")] {
         let found = stderr.lines().any(|line| line.contains(&*passed_over.to_string_lossy()));
         assert!(found, "no warning of {}: {stderr}", passed_over.display());

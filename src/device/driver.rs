@@ -1,7 +1,8 @@
 //! What is asked of a GPU: memory, copies, kernels, matrix products.
 //!
-//! All that trains on a GPU is written against [`Driver`], which has two implementations: NVIDIA's driver (`nvidia`, under the
-//! feature `cuda`), and one in the tests that runs the same kernels, compiled for the CPU, without a GPU.
+//! All that trains on a GPU is written against [`Driver`], whose implementations are NVIDIA's driver (`nvidia`, under the
+//! feature `cuda`), and in the tests one that runs the same kernels, compiled for the CPU, one that computes nothing, and one that
+//! notes what another is asked.
 
 use super::GpuFacts;
 use candle_core::Result;
@@ -165,6 +166,12 @@ pub trait Driver: Debug + Send + Sync {
     /// How much to ask for at a time where so many bytes are needed: an arena gives the rest to others.
     fn segment_bytes(&self, bytes: usize) -> usize {
         bytes.max(SEGMENT).next_multiple_of(PAGE)
+    }
+
+    /// Whether each buffer is an allocation of its own, so that a tool that looks at allocations sees where a kernel leaves one.
+    /// It is slow: for looking into a fault.
+    fn buffers_apart(&self) -> bool {
+        false
     }
 
     /// Bytes that its libraries hold of the device's memory from the beginning on: what cuBLAS works in.

@@ -52,12 +52,7 @@ pub(super) fn driver_version(text: &str) -> Option<String> {
 /// What is wrong where an error's text has one of these words, and what to do about it.
 const MEANINGS: &[(&[&str], &str, &str)] = &[
     (
-        &[
-            "CUDA_ERROR_NO_DEVICE",
-            "CUDA_ERROR_STUB_LIBRARY",
-            "CUDA_ERROR_SYSTEM_NOT_READY",
-            "CUDA_ERROR_NOT_INITIALIZED",
-        ],
+        &["CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_STUB_LIBRARY", "CUDA_ERROR_NOT_INITIALIZED"],
         "there is no NVIDIA GPU, or its driver is not there",
         "see whether `nvidia-smi` lists a GPU (a container has one only if it was started with `--gpus all`), or set \
          `device: cpu`",
@@ -73,9 +68,14 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
         "`nvidia-smi` lists who uses it; name another as `device: cuda:1`, or set `device: cpu`",
     ),
     (
+        &["CUDA_ERROR_SYSTEM_NOT_READY"],
+        "the driver's services are not running",
+        "on a machine with NVSwitch (HGX) start `nvidia-fabricmanager`, of the driver's version; or set `device: cpu`",
+    ),
+    (
         &["CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"],
         "the driver in the kernel and the driver's library are of different versions",
-        "restart the machine, as after each update of the driver",
+        "restart the machine, as after each update of the driver; in a container, remove the libcuda.so.1 that its image brings",
     ),
     (
         &[
@@ -112,6 +112,12 @@ const MEANINGS: &[(&[&str], &str, &str)] = &[
         "a library of CUDA is missing",
         "install cuBLAS and NVRTC (they are in the CUDA toolkit, and in the PyPI packages nvidia-cublas and nvidia-cuda-nvrtc), \
          and set `EQUIPOISE_CUDA_PATH` to the toolkit, the virtual environment or the folder that they are in; or set \
+         `device: cpu`",
+    ),
+    (
+        &["CUDA library without a function: the driver", "CUDA library that does not load: the driver"],
+        "the NVIDIA driver's library is damaged, or is something else under its name",
+        "install the NVIDIA driver again, or let `LD_LIBRARY_PATH` name no folder with another libcuda.so.1; or set \
          `device: cpu`",
     ),
     (

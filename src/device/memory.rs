@@ -87,7 +87,7 @@ impl Gpu {
     /// Adds a segment of at least so many bytes; gives back unused ones where the driver has no more.
     fn grow(&self, arena: &mut Arena, bytes: usize) -> Result<()> {
         let driver = &self.0.driver;
-        let wanted = driver.segment_bytes(bytes);
+        let wanted = if driver.buffers_apart() { bytes } else { driver.segment_bytes(bytes) };
         let mut got = driver.allocate(wanted)?.map(|address| (address, wanted));
         if got.is_none() {
             self.give_back_unused(arena);
@@ -490,6 +490,10 @@ impl Drop for PinnedMemory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.gpu.arena().give_back(self.address, self.rounded);
+        let mut arena = self.gpu.arena();
+        arena.give_back(self.address, self.rounded);
+        if self.gpu.0.driver.buffers_apart() {
+            self.gpu.give_back_unused(&mut arena);
+        }
     }
 }

@@ -1,4 +1,4 @@
-// NVIDIA's libraries without a GPU: what `src/device/nvidia.rs` calls of the driver, of cuBLAS and of NVRTC, in one library. The
+// NVIDIA's libraries without a GPU: what `src/device/nvidia` calls of the driver, of cuBLAS and of NVRTC, in one library. The
 // source that NVRTC is given is compiled for the CPU (host.h), and cuBLAS multiplies by columns as its manual has it.
 //
 // It is stricter than a GPU where that finds mistakes: a call without a current context or with a handle that is none is refused;
@@ -128,7 +128,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int device) {
         case 75: *value = 9; return SUCCESS;
         case 76: *value = 0; return SUCCESS;
         case 88: *value = getenv("FAKE_CUDA_PAGEABLE") != nullptr; return SUCCESS;
-        default: REFUSE(INVALID_VALUE, "an attribute that nobody has told of");
+        default: REFUSE(INVALID_VALUE, "an attribute that is not known here");
     }
 }
 API cuDevicePrimaryCtxRetain(void **handle, int device) { NEED(device == 7); retained++; *handle = &context; return SUCCESS; }

@@ -1,11 +1,13 @@
 """One call of run.sh: its clock, its processes, and what it has found so far."""
 
 import argparse
+import contextlib
+import copy
 import datetime
 import json
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import goals
 import machine
@@ -23,16 +25,45 @@ class GpuLost(Exception):
         super().__init__(GPU_LOST)
 
 
+class Log:
+    """log.txt. What cannot be written, as on a full disk, is lost and stops nothing."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file, self.name = path.open(f"{mode}b", buffering=0), str(path)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.file.write(text.encode(errors="replace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+
 class Call:
     """The arguments, the clock, and the results."""
 
-    def __init__(self, args: argparse.Namespace, log: TextIO, work: Path) -> None:
+    def __init__(self, args: argparse.Namespace, log: Log, work: Path) -> None:
         self.args, self.log, self.work = args, log, work
         self.gpu, self.end = machine.Gpu(), time.monotonic() + args.limit
         self.date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         self.environment = paths.environment(args.python)
         self.lost = False
         """Whether a process on the GPU did not end when it was killed."""
+        self.unwritten = False
+        """Whether results could once not be written."""
+        self.took: dict[str, float] = {}
+        """Seconds of each part."""
         self.results = self.begin()
 
     def begin(self) -> dict[str, Any]:
@@ -43,11 +74,16 @@ class Call:
         if path.exists() and not self.args.dry_run:
             try:
                 known = json.loads(path.read_text())
-                if known["machine"] == head["machine"]:
-                    return head | {"parts": known["parts"]}
+                if machine.same(known["machine"], head["machine"]):
+                    found = head | {"parts": known["parts"]}
+                    # Another version may have written it: all must be judged and shown as it is.
+                    trial = copy.deepcopy(found)
+                    goals.judge(trial)
+                    report.document(trial)
+                    return found
                 why = "is of another machine"
-            except (ValueError, KeyError, TypeError) as error:
-                why = f"cannot be read ({error})"
+            except Exception as error:
+                why = f"cannot be used ({type(error).__name__}: {error})"
             old = path.replace(path.with_name("results.old.json"))
             print(f"{path} {why}; it is now {old}", flush=True)
         return head
@@ -85,8 +121,16 @@ class Call:
         return ended
 
     def save(self) -> None:
-        """Writes both files anew, whole or not at all."""
+        """Writes both files anew, whole or not at all. Where the disk is full, the call goes on without them."""
         goals.judge(self.results)
+        try:
+            self.write()
+        except OSError as error:
+            if not self.unwritten:
+                print(f"  results cannot be written ({error}); the report at the end has them", flush=True)
+            self.unwritten = True
+
+    def write(self) -> None:
         text = json.dumps(self.results, indent=1, allow_nan=False) + "\n"
         for name, content in (("results.json", text), ("RESULTS.md", report.document(self.results))):
             path = self.args.out / name

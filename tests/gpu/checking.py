@@ -64,7 +64,7 @@ def compare(call: Call, found: dict[str, Any], theme: str, end: float) -> bool:
         note(found, f"{theme}: {result['outcome']}")
         return False
     limit = call.left(process_limit(call, commands.THEMES[theme]), end)
-    each = 0.5 * limit if call.args.host else min(commands.EACH_LIMIT, 0.8 * limit)
+    each = 0.5 * limit if call.args.host else commands.each_limit(limit)
     ended = call.run_ours(commands.check_command(call.args, theme, each), limit)
     outcome, checks = described(ended), reading.checks(ended.text)
     complete = not ended.timed_out and not ended.stuck and ended.status in (0, 1) and bool(checks)
@@ -74,7 +74,7 @@ def compare(call: Call, found: dict[str, Any], theme: str, end: float) -> bool:
     found["checks"] += [{**check, "theme": theme} for check in checks]
     result |= {"outcome": outcome, "seconds": ended.seconds, "complete": complete}
     if not complete:
-        result["stderr"] = [line[:LONGEST_LINE] for line in ended.stderr[-STDERR:]]
+        result["stderr"] = tail(ended)
         note(found, f"{theme}: not all was compared: {outcome}" + last_words(ended))
     call.save()
     failed = not complete or not all(check["passed"] for check in checks)
@@ -88,6 +88,11 @@ def described(ended: machine.Ended) -> str:
     return f"{ended.outcome()}: {meaning}" if meaning else ended.outcome()
 
 
+def tail(ended: machine.Ended) -> list[str]:
+    """The end of what a process wrote on stderr."""
+    return [line[:LONGEST_LINE] for line in ended.stderr[-STDERR:]]
+
+
 def last_words(ended: machine.Ended) -> str:
     return ended.why()[len(ended.outcome()) :][:LONGEST_LINE]
 
@@ -96,9 +101,10 @@ def rerun(call: Call, found: dict[str, Any], theme: str, end: float) -> None:
     """A theme once more. What it says is kept; its comparisons do not count."""
     tool = None if call.args.dry_run else sanitizer()
     ended = again(call, found, theme, tool, end)
-    if tool and ended and not ended.arrivals and not ended.timed_out:
+    if tool and ended and not worked(ended):
         note(found, f"{theme}: {tool} did not work: {ended.outcome()}")
-        tool, ended = None, again(call, found, theme, None, end)
+        if second := again(call, found, theme, None, end):
+            tool, ended = None, second
     if ended is None:
         return
     failed = [check for check in reading.checks(ended.text) if not check["passed"]]
@@ -111,6 +117,11 @@ def rerun(call: Call, found: dict[str, Any], theme: str, end: float) -> None:
         "lines": lines[-TAIL:],
     }
     note(found, f"{theme}, again and small: {result['outcome']}")
+
+
+def worked(ended: machine.Ended) -> bool:
+    """Whether the tool let the program compute: it found something, or a comparison passed under it."""
+    return ended.status == commands.MEMCHECK_CODE or any(check["passed"] for check in reading.checks(ended.text))
 
 
 def again(call: Call, found: dict[str, Any], theme: str, tool: str | None, end: float) -> machine.Ended | None:

@@ -30,7 +30,7 @@ def plan(args: argparse.Namespace) -> Iterator[str]:
     """What a run would do, a line each."""
     yield f"in all at most {args.limit:.0f} s, results in {args.out}"
     words: dict[str, list[list[str | Path]]] = {
-        "check": [commands.check_command(args, theme, commands.EACH_LIMIT) for theme in commands.THEMES],
+        "check": [commands.check_command(args, theme, commands.each_limit(limit)) for theme, limit in commands.THEMES.items()],
         "glance": [commands.bench_command(args, commands.HEADLINE, glance=True)],
         "bench": [commands.bench_command(args, what) for what in commands.measurements(args)],
         "peer": [

@@ -209,14 +209,26 @@ def losses(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
             continue
         layers = commands.first_layers(train.get("model")) if recipe.startswith("smollm2") else None
         about = [f"the first {layers} layers only"] if layers else []
-        apart = [run[key]["max"] if run[key] else None for run in found for key in ("loss", "cross_entropy")]
+        none = [no_steps(run) for run in found if not run["steps"]]
+        run_both = [run for run in found if run["steps"]]
+        if not run_both:
+            yield unknown(name, "; ".join([*about, *none]))
+            continue
+        apart = [run[key]["max"] if run[key] else None for run in run_both for key in ("loss", "cross_entropy")]
         if None in apart:
             yield goal(name, None, "no numbers", False, "; ".join(about))
             continue
         whole = all(run["complete"] for run in found)
         met = (True if whole else None) if max(apart) <= LOSS_GOAL else False
-        why = "; ".join([*about, *([] if whole else ["not all steps were run"])])
+        why = "; ".join([*about, *none, *([] if whole or none else ["not all steps were run"])])
         yield goal(name, max(apart), f"{max(apart):.3%} apart at most", met, why)
+
+
+def no_steps(run: Run) -> str:
+    """Why two curves cannot be compared."""
+    if not run["reference"]:
+        return "the CPU ran no step"
+    return f"{run['device']} in {run['compute']} ran no step" if not run["curve"] else "no step in common"
 
 
 def all_met(results: dict[str, Any], may_be_unknown: bool) -> bool:

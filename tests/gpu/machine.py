@@ -105,6 +105,11 @@ def about(gpu: Gpu) -> dict[str, Any]:
     return {**device, "cpu": cpu, "cores": len(os.sched_getaffinity(0)), "system": " ".join(os.uname()[0:5:2])}
 
 
+def same(known: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether numbers of both can stand side by side. The kernel's release does not matter."""
+    return all(known.get(name) == here[name] for name in ("gpu", "driver", "cpu", "cores"))
+
+
 def read(path: str) -> str:
     """A file of the system; empty where there is none."""
     try:
@@ -153,8 +158,12 @@ class Ended:
         return "ended" if self.status == 0 else f"ended with exit code {self.status}"
 
     def why(self) -> str:
-        """The outcome, and the last line of stderr that begins a message."""
-        messages = [line for line in self.stderr if line[:1].strip()]
+        """The outcome, and the last line of stderr that begins a message; one that was killed gave no reason."""
+        if self.timed_out or self.stuck:
+            return self.outcome()
+        marks = ("  x ", "  \N{MULTIPLICATION SIGN} ")
+        messages = [line.strip() for line in self.stderr if line[:1].strip() or line.startswith(marks)]
+        messages = [line[2:] if line[:2] in ("x ", "\N{MULTIPLICATION SIGN} ") else line for line in messages]
         return f"{self.outcome()}: {messages[-1]}" if messages else self.outcome()
 
 
@@ -233,7 +242,7 @@ def written(log: TextIO, mark: int) -> list[str]:
     with open(log.name, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(mark, size - TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()[-40:]
+        return file.read(TAIL_BYTES).decode(errors="replace").splitlines()[-40:]
 
 
 def listen(child: subprocess.Popen[bytes], ended: Ended, start: float) -> None:

@@ -22,8 +22,9 @@ import goals
 import machine
 import paths
 import reading
-from call import GPU_LOST, Call, GpuLost, note
-from checking import check
+import report
+from call import GPU_LOST, Call, GpuLost, Log, note
+from checking import check, tail
 from commands import HERE, LIMITS, PARTS, ROOT, Measurement
 
 SHORTEST = 5.0
@@ -132,7 +133,7 @@ def train(call: Call) -> None:
     """The same training on the GPU and on the CPU."""
     found, end = call.start("train"), time.monotonic() + LIMITS["train"]
     model = call.args.model
-    found |= {"steps": call.args.train_steps, "runs": [], "model": model.name if model else None}
+    found |= {"steps": call.args.train_steps, "runs": [], "stderr": {}, "model": model.name if model else None}
     if call.args.binary is None:
         return note(found, "skipped: no binary of equipoise (--binary)")
     if not model:
@@ -143,17 +144,23 @@ def train(call: Call) -> None:
     for recipe, runs in commands.train_runs(call.args):
         curves = {}
         for index, (device, compute) in enumerate(runs):
-            folder = call.work / f"{recipe}-{index}"
-            command = commands.train_command(call.args, recipe, device, compute, folder)
-            ended = call.run_ours(command, call.left(commands.TRAIN_LIMITS[recipe], end))
-            curves[index] = reading.curve(folder)
-            if ended.timed_out or ended.status != 0:
-                note(found, f"{recipe} on {device} in {compute}: {ended.why()}, at step {len(curves[index])}")
-        for index, (device, compute) in enumerate(runs[:-1]):
-            difference = reading.compared(curves[index], curves[len(runs) - 1], call.args.train_steps)
-            about = {"recipe": recipe, "device": device, "compute": compute, **difference}
-            found["runs"].append({**about, "curve": curves[index], "reference": curves[len(runs) - 1]})
-        call.save()
+            what, folder = f"{recipe} on {device} in {compute}", call.work / f"{recipe}-{index}"
+            limits = commands.TRAIN_LIMITS if index else commands.REFERENCE_LIMITS
+            limit, curves[index] = call.left(limits[recipe], end), []
+            if limit < SHORTEST:
+                note(found, f"{what}: left out, too little time was left")
+            else:
+                command = commands.train_command(call.args, recipe, device, compute, folder)
+                ended = call.run_ours(command, limit)
+                curves[index] = reading.curve(folder)
+                if ended.timed_out or ended.status != 0:
+                    note(found, f"{what}: {ended.why()}, at step {len(curves[index])}")
+                    found["stderr"][what] = tail(ended)
+            if index:
+                difference = reading.compared(curves[index], curves[0], call.args.train_steps)
+                about = {"recipe": recipe, "device": device, "compute": compute, **difference}
+                found["runs"].append({**about, "curve": curves[index], "reference": curves[0]})
+                call.save()
     found["complete"] = all(run["complete"] for run in found["runs"])
 
 
@@ -167,16 +174,20 @@ def evidence(call: Call) -> None:
         return note(found, "skipped: no binary of equipoise (--binary)")
     if not args.dry_run and (args.model is None or commands.first_layers(args.model.name)):
         return note(found, f"skipped: it needs the whole model (--model), not {found['model']}")
+    wanted = len(commands.SEEDS) * len(commands.OBJECTIVES)
     for seed in commands.SEEDS:
         for objective in commands.OBJECTIVES:
             folder = call.work / f"evidence-{objective}-{seed}"
-            command = commands.evidence_command(args, objective, seed, folder)
-            ended = call.run_ours(command, call.left(commands.EVIDENCE_LIMIT, end))
+            limit = call.left(commands.EVIDENCE_LIMIT, end)
+            if limit < SHORTEST:
+                note(found, f"{objective}, seed {seed}: left out, too little time was left")
+                continue
+            ended = call.run_ours(commands.evidence_command(args, objective, seed, folder), limit)
             found["runs"].append(learnt(folder, objective, seed, args.evidence_steps))
             if ended.timed_out or ended.status != 0:
                 note(found, f"{objective}, seed {seed}: {ended.why()}")
             call.save()
-    found["complete"] = all(run["after"] for run in found["runs"])
+    found["complete"] = len(found["runs"]) == wanted and all(run["after"] for run in found["runs"])
 
 
 def learnt(folder: Path, objective: str, seed: int, steps: int) -> dict[str, Any]:
@@ -196,7 +207,7 @@ def call_parts(args: argparse.Namespace) -> Call:
     args.out.mkdir(parents=True, exist_ok=True)
     mode = "a" if (args.out / "results.json").exists() else "w"
     with (
-        (args.out / "log.txt").open(mode) as log,
+        Log(args.out / "log.txt", mode) as log,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
     ):
         call = Call(args, log, Path(work))
@@ -214,7 +225,8 @@ def call_parts(args: argparse.Namespace) -> Call:
                 note(call.start(part), "left out: no time was left")
             else:
                 attempt(call, part)
-            print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+            call.took[part] = time.monotonic() - begun
+            print(f"{part}: {call.took[part]:.0f} s", flush=True)
             call.save()
         if call.gpu.silent:
             print("NVML gave no answer: memory on the device was not counted from then on", flush=True)
@@ -238,7 +250,7 @@ def all_is_well(call: Call) -> bool:
     """Whether every part that was asked for is complete, and no goal is missed."""
     complete = all(call.results["parts"][part]["complete"] for part in call.args.only)
     partly = not set(commands.DEFAULT) <= set(call.args.only)
-    return complete and not call.lost and goals.all_met(call.results, may_be_unknown=partly)
+    return complete and not call.lost and not call.unwritten and goals.all_met(call.results, may_be_unknown=partly)
 
 
 def said(arguments: list[str]) -> str:
@@ -296,12 +308,16 @@ def main() -> None:
     if os.environ.get("GPU_RUN_LOOK"):
         return
     os.chdir(ROOT)
-    # An end by SIGTERM ends the processes too.
+    # An end by SIGTERM or SIGHUP (unless under nohup) ends the processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     if args.dry_run:
         return dry.run(args, lambda: call_parts(args))
     call = call_parts(args)
-    print(f"\n{(args.out / 'RESULTS.md').read_text()}", flush=True)
+    # The file may be missing, on a full disk. It is longer, too: what passed stands in it alone.
+    print(f"\n{report.document(call.results, passed=False)}")
+    print(*(f"{part}: {seconds:.0f} s" for part, seconds in call.took.items()), sep="\n", flush=True)
     code = 0 if all_is_well(call) else 1
     if call.lost or call.gpu.silent:
         # Threads and processes that hang are left behind: an ordinary end could wait for them.

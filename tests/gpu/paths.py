@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "EQUIPOISE_CUDA_PATH"
 VARIABLES = ("LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", VARIABLE, "CUDA_HOME", "CUDA_VISIBLE_DEVICES")
+TOOLKIT = "/usr/local/cuda"
 SURVEY_LIMIT = 10.0
 """Seconds for each program that is asked."""
 NVIDIA_FOLDERS = """
@@ -21,11 +22,11 @@ print(*(spec.submodule_search_locations or [] if spec else []), sep="\\n")
 
 
 def environment(python: str) -> dict[str, str]:
-    """What our programs get besides: the folder of the libraries that torch's wheels brought along, if there is one."""
+    """What our programs get besides: the libraries that torch's wheels brought along, if any, then the toolkit."""
     if os.environ.get(VARIABLE):
         return {}
     folder = wheels(python)
-    return {VARIABLE: str(folder)} if folder else {}
+    return {VARIABLE: f"{folder}:{TOOLKIT}"} if folder else {}
 
 
 def wheels(python: str) -> Path | None:

@@ -104,6 +104,9 @@ struct Opened {
 }
 
 fn main() -> ExitCode {
+    // Warnings, such as of libraries that do not fit each other.
+    let level = tracing_subscriber::filter::LevelFilter::WARN;
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
     let done = match Arguments::parse().command {
         Command::GpuCheck { common, check } => {
             open(&common, check.small).map(|opened| finished(check::run(&opened, &check, common.json)))
@@ -170,7 +173,7 @@ impl Opened {
     fn introduce(&self, json: bool) -> Result<()> {
         let facts = self.gpu.facts()?;
         let libraries: Map<String, Value> =
-            facts.libraries.iter().map(|(name, path)| (name.clone(), json!(path))).collect();
+            facts.libraries.iter().map(|(name, path)| (name.clone(), json!(path.display().to_string()))).collect();
         for (name, path) in &facts.libraries {
             say(&format!("{name}: {}", path.display()));
         }

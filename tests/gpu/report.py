@@ -85,6 +85,8 @@ def last_lines(results: dict[str, Any]) -> str:
             (f"{name}, again under {again['tool']}" if again else "", again and [*again["failed"], *again["lines"]]),
         ):
             text += f"{title}\n\n```text\n{fenced(lines)}\n```\n\n" if lines else ""
+    for name, lines in part(results, "train").get("stderr", {}).items():
+        text += f"{name}: the end of stderr\n\n```text\n{fenced(lines)}\n```\n\n" if lines else ""
     return text.rstrip("\n") + "\n" if text else ""
 
 
@@ -243,20 +245,20 @@ on purpose, or of its kernels on the CPU; the peer, `train` and `evidence` ran s
 """
 
 
-def document(results: dict[str, Any]) -> str:
-    """All of RESULTS.md."""
+def document(results: dict[str, Any], passed: bool = True) -> str:
+    """All of RESULTS.md; the comparisons that passed, which are many, may be left out."""
     text = SAMPLE if results["sample"] else TITLE
     text += f"\n{setting(results)}\n## Against the goals\n\n{goals_table(results)}"
     for title, found in (
         ("Failed comparisons", failures_table(results)),
         ("Comparisons, a process for each theme", themes_table(results)),
-        ("Output of themes that broke or were run again", last_lines(results)),
+        ("Output of what broke or was run again", last_lines(results)),
         ("Speed and memory: a Llama of 8B's shape, random weights, r=16 on all linears", speed_table(results)),
         ("Where the time goes", time_table(results)),
         *pieces_tables(results),
         ("The same training on GPU and CPU", train_table(results)),
         ("SmolLM2 under each objective", evidence_table(results)),
-        ("Operations and steps that passed", checks_table(results)),
+        ("Operations and steps that passed", checks_table(results) if passed else ""),
     ):
         text += f"\n## {title}\n\n{found}" if found else ""
     remarks = [f"- `{name}`: {remark}\n" for name, found in results["parts"].items() for remark in found["remarks"]]

@@ -111,4 +111,15 @@ elif [ -z "$dry" ]; then
     fail "no equipoise-gpu beside $binary: name it by --gpu-binary"
 fi
 
-GPU_RUN_SAID=$said "$python" "$here/parts.py" "${rest[@]}"
+# A signal to this script alone reaches Python too, which ends what it has started. In the background it ignores SIGINT.
+child=''
+trap '[ -n "$child" ] || exit 143; kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
+GPU_RUN_SAID=$said "$python" "$here/parts.py" "${rest[@]}" &
+child=$!
+while :; do
+    code=0
+    wait "$child" || code=$?
+    # A signal ends the wait, but not yet Python.
+    kill -0 "$child" 2>/dev/null || break
+done
+exit "$code"

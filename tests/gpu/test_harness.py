@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import lzma
@@ -182,6 +183,17 @@ class Check(Folder):
             found, _, _ = self.checked("head=lost")
         self.assertEqual(found["themes"]["head"]["rerun"]["tool"], "CUDA_LAUNCH_BLOCKING=1")
         self.assertIn(f"head: {tool} did not work: ended with exit code 1", found["remarks"])
+
+    def test_a_sanitizer_under_which_nothing_passes_did_not_work(self) -> None:
+        opened = 'echo \'{"event": "opened", "gpu": "G", "libraries": {}}\'\n'
+        for end in ("echo Device not supported\nexit 1\n", "sleep 60\n"):
+            tool = program(self.folder, "compute-sanitizer", f"#!/bin/sh\n{opened}{end}")
+            with mock.patch.object(checking, "sanitizer", lambda: str(tool)):
+                found, _, _ = self.checked("head=lost")
+            again = found["themes"]["head"]["rerun"]
+            self.assertEqual(again["tool"], "CUDA_LAUNCH_BLOCKING=1")
+            self.assertIn("context was lost", again["outcome"])
+            self.assertTrue(any(f"{tool} did not work" in remark for remark in found["remarks"]))
 
     def test_without_the_sanitizer_launches_are_waited_for(self) -> None:
         seen = self.folder / "seen"
@@ -374,6 +386,46 @@ for event in (
             self.assertEqual(list(results["parts"]), ["glance"])
             self.assertEqual((args.out / "results.old.json").read_text(), text)
 
+    def test_results_that_this_version_cannot_show_are_kept_aside(self) -> None:
+        args = self.arguments("glance")
+        good, _, _ = self.call(args)
+        about = {"date": "1", "command": "c", "version": "v", "remarks": [], "complete": True}
+        unversioned = {name: value for name, value in about.items() if name != "version"}
+        run = {"rows": 2, "length": 2048, "quantization": "q4_k", "variant": "none", "date": "1"}
+        for old in ({"check": unversioned}, {"bench": {**about, "runs": [run]}}, {"check": None}, []):
+            text = json.dumps({**good, "parts": old})
+            (args.out / "results.json").write_text(text)
+            results, _, _ = self.call(args)
+            self.assertEqual(list(results["parts"]), ["glance"], old)
+            self.assertEqual((args.out / "results.old.json").read_text(), text)
+
+    def test_a_full_disk_does_not_end_the_call(self) -> None:
+        args, said = self.arguments("glance,bench"), io.StringIO()
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with contextlib.redirect_stdout(said), mock.patch.object(Path, "write_text", full):
+            call = parts.call_parts(args)
+        self.assertEqual(said.getvalue().count("results cannot be written"), 1)
+        self.assertEqual(len(call.results["parts"]["bench"]["runs"]), len(commands.MEASUREMENTS))
+        self.assertFalse(parts.all_is_well(call))
+        text = parts.report.document(call.results, passed=False)
+        self.assertIn("| Equipoise q4_k, kept 0 | 2x2048 |", text)
+
+    def test_a_part_that_raises_does_not_end_the_call(self) -> None:
+        def broken(call: Any) -> None:
+            call.start("glance")
+            raise KeyError("what")
+
+        with mock.patch.dict(parts.WORK, glance=broken):
+            results, text, well = self.call(self.arguments("glance,bench"))
+        self.assertEqual(results["parts"]["glance"]["remarks"], ["broke off: KeyError: 'what'"])
+        self.assertIn("broke off: KeyError", text)
+        self.assertTrue(results["parts"]["bench"]["complete"])
+        self.assertFalse(well)
+        self.assertIn("Traceback", (self.folder / "out/log.txt").read_text())
+
 
 class Training(Folder):
     """The parts that train, with a program that writes metrics.jsonl."""
@@ -414,6 +466,17 @@ with open(out + "/metrics.jsonl", "w") as file:
         self.assertNotIn("not the whole model", text)
         self.assertTrue(whole["parts"]["train"]["complete"])
 
+    def test_nothing_begins_after_the_part_s_end(self) -> None:
+        # Just enough to begin the part, and then no more.
+        with mock.patch.dict(parts.LIMITS, train=parts.SHORTEST):
+            results, _, well = self.trained("train", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        train = results["parts"]["train"]
+        self.assertEqual(train["remarks"][0], "quickstart on cpu in f32: left out, too little time was left")
+        self.assertEqual(len(train["remarks"]), 6)
+        verdicts = [each for each in results["goals"] if "loss curve" in each["goal"]]
+        self.assertEqual([each["met"] for each in verdicts], [None, None])
+        self.assertFalse(well)
+
     def test_evidence_of_each_objective_and_seed(self) -> None:
         results, text, well = self.trained("evidence", "SmolLM2-135M-Instruct.Q4_1.gguf")
         runs = {(run["objective"], run["seed"]): run for run in results["parts"]["evidence"]["runs"]}
@@ -448,7 +511,7 @@ class Paths(Folder):
         for library in ("cu13/lib/libcublas.so.13", "cublas/lib/libcublas.so.12"):
             with self.subTest(library):
                 python, folder = self.interpreter(library)
-                self.assertEqual(paths.environment(python), {"EQUIPOISE_CUDA_PATH": str(folder)})
+                self.assertEqual(paths.environment(python), {"EQUIPOISE_CUDA_PATH": f"{folder}:/usr/local/cuda"})
                 self.assertEqual(paths.environment(sys.executable), {}, "this one has none")
                 shutil.rmtree(folder)
 
@@ -486,9 +549,9 @@ class Paths(Folder):
         args.gpu_binary = [python_program(self.folder, "gpu", text)]
         results, document, _ = self.call(args)
         (run,) = results["parts"]["glance"]["runs"]
-        self.assertEqual((run["path"], run["old"]), (str(folder), "/opt/old"))
+        self.assertEqual((run["path"], run["old"]), (f"{folder}:/usr/local/cuda", "/opt/old"))
         self.assertEqual(results["libraries"]["opened"], {"gpu": "G", "libraries": opened})
-        self.assertEqual(results["libraries"]["environment"]["EQUIPOISE_CUDA_PATH"], str(folder))
+        self.assertEqual(results["libraries"]["environment"]["EQUIPOISE_CUDA_PATH"], f"{folder}:/usr/local/cuda")
         self.assertEqual(results["libraries"]["environment"]["LD_LIBRARY_PATH"], "/opt/old")
         self.assertIn(", ".join(f"{name} `{path}`" for name, path in opened.items()), document)
         self.assertIn("**Doubtful:** cuBLAS and cuBLASLt were opened from different folders", document)
@@ -549,6 +612,31 @@ class Unpacking(Folder):
         done = self.run_sh(xz=False, lzma_works=False)
         self.assertEqual((done.stdout, done.returncode), ("", 2))
         self.assertIn("equipoise.xz cannot be unpacked, neither by xz nor by Python's lzma", done.stderr)
+
+    def test_a_signal_to_run_sh_alone_reaches_python(self) -> None:
+        text = (
+            "import os, signal, sys, time\n"
+            "if os.environ.get('GPU_RUN_LOOK'): sys.exit()\n"
+            f"said = {str(self.folder / 'said')!r}\n"
+            "def end(number, frame):\n"
+            "    time.sleep(0.3)\n"
+            "    open(said, 'a').write(signal.Signals(number).name)\n"
+            "    sys.exit(143)\n"
+            "signal.signal(signal.SIGTERM, end)\n"
+            "open(said, 'w').write('began ')\n"
+            "time.sleep(60)\n"
+        )
+        python, said = python_program(self.folder, "python", text), self.folder / "said"
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            said.unlink(missing_ok=True)
+            words = ["--python", python, "--binary", python, "--gpu-binary", python]
+            child = subprocess.Popen([shutil.which("bash"), HERE / "run.sh", *words])
+            until = time.monotonic() + 10
+            while not (said.exists() and said.read_text()) and time.monotonic() < until:
+                time.sleep(0.05)
+            child.send_signal(number)
+            self.assertEqual(child.wait(10), 143)
+            self.assertEqual(said.read_text(), "began SIGTERM")
 
     def test_a_damaged_file_is_not_run(self) -> None:
         done = self.run_sh(xz=False, packed=b"no archive")

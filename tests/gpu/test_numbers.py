@@ -1,11 +1,13 @@
 """Tests of what is made of numbers: comparisons, goals, tables, limits. They need no GPU and nothing that is built."""
 
 import json
+import math
 import unittest
 from typing import Any
 
 import commands
 import goals
+import machine
 import parts
 import pieces
 import reading
@@ -111,6 +113,80 @@ class Goals(unittest.TestCase):
         self.assertIsNone(parts.fitting([{"rows": 2, "length": 2048, "peak_bytes": None}]))
 
 
+class Verdicts(unittest.TestCase):
+    """What decides that a goal is met."""
+
+    def test_the_worse_count_of_memory_is_held_against_the_peer(self) -> None:
+        for ours, met in (((50, 60), True), ((50, 90), False), ((90, 50), False)):
+            run = measured(peak_bytes=ours[0], device_bytes=ours[1])
+            results = results_of([], [run], peak_bytes=100, device_bytes=100)
+            found = list(goals.against_peer(results))[1]
+            self.assertEqual((found["met"], found["value"]), (met, max(ours) / 100))
+
+    def test_the_worse_count_of_memory_is_held_against_12_gb(self) -> None:
+        high, low = 12.1e9, 11.9e9
+        for ours, met in (((11e9, low), True), ((11e9, high), False), ((high, 11e9), False), ((11e9, None), True)):
+            run = measured(rows=1, length=8192, peak_bytes=ours[0], device_bytes=ours[1])
+            found = goals.long_goal(results_of([run], []))
+            self.assertEqual((found["met"], found["value"]), (met, max(filter(None, ours))))
+
+    def curve(self, *losses: float | None) -> list[dict[str, Any]]:
+        return [{"step": i, "loss": loss, "cross_entropy": 1.0} for i, loss in enumerate(losses, 1)]
+
+    def judged(self, *pairs: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> dict[str, Any]:
+        """The verdict on quickstart with these curves, of two steps that were asked for."""
+        about = {"recipe": "quickstart", "device": "cuda:0", "compute": "bf16"}
+        runs = [{**about, **reading.compared(ours, cpu, 2), "curve": ours, "reference": cpu} for ours, cpu in pairs]
+        return next(goals.losses({"parts": {"train": {"runs": runs, "model": None}}}))
+
+    def test_a_curve_is_met_only_if_it_is_whole(self) -> None:
+        whole, half, far = self.curve(2.0, 2.0), self.curve(2.0), self.curve(3.0)
+        self.assertIs(self.judged((whole, whole))["met"], True)
+        found = self.judged((half, whole))
+        self.assertEqual((found["met"], found["why"]), (None, "not all steps were run"))
+        self.assertIsNone(self.judged((whole, half))["met"])
+        self.assertIs(self.judged((far, whole))["met"], False)
+
+    def test_nan_in_a_curve_is_no_agreement(self) -> None:
+        whole = self.curve(2.0, 2.0)
+        for bad in (math.nan, math.inf, None):
+            for pair in ((self.curve(2.0, bad), whole), (whole, self.curve(2.0, bad))):
+                self.assertIs(self.judged(pair)["met"], False)
+                self.assertIs(self.judged(pair, (whole, whole))["met"], False)
+
+    def test_without_a_step_nothing_is_known(self) -> None:
+        whole, far = self.curve(2.0, 2.0), self.curve(2.0, 3.0)
+        found = self.judged(([], whole))
+        self.assertEqual((found["met"], found["why"]), (None, "cuda:0 in bf16 ran no step"))
+        self.assertEqual(self.judged((whole, []))["why"], "the CPU ran no step")
+        found = self.judged((whole, whole), ([], whole))
+        self.assertEqual((found["met"], found["why"]), (None, "cuda:0 in bf16 ran no step"))
+        self.assertIs(self.judged((far, whole), ([], whole))["met"], False, "what is known to be wrong stays so")
+
+
+class Processes(unittest.TestCase):
+    """What is made of a process that has ended."""
+
+    def test_a_peak_is_above_what_was_there_before(self) -> None:
+        ended = machine.Ended(baseline=100, samples=[(1.0, 150), (2.0, 400), (3.0, 250)])
+        self.assertEqual((ended.peak(), ended.peak(2.5), ended.peak(0, 1), ended.peak(4)), (300, 150, 50, None))
+        self.assertIsNone(machine.Ended(samples=[(1.0, 150)]).peak())
+
+    def test_the_reason_is_the_last_message(self) -> None:
+        lines = ["warning: old", "  x no such file", "  help: look again", "    a line of it"]
+        self.assertEqual(machine.Ended(status=1, stderr=lines).why(), "ended with exit code 1: no such file")
+        cross = ["  \N{MULTIPLICATION SIGN} it broke", "  help: none"]
+        self.assertEqual(machine.Ended(status=1, stderr=cross).why(), "ended with exit code 1: it broke")
+        late = machine.Ended(status=-9, timed_out=True, seconds=5, stderr=lines)
+        self.assertEqual(late.why(), "stopped after 5 s, its time limit")
+
+    def test_another_kernel_s_release_is_the_same_machine(self) -> None:
+        here = {"gpu": "G", "driver": "1", "gpu_bytes": 1, "cpu": "C", "cores": 2, "system": "Linux 1"}
+        self.assertTrue(machine.same({**here, "system": "Linux 2"}, here))
+        for name in ("gpu", "driver", "cpu", "cores"):
+            self.assertFalse(machine.same({**here, name: "other"}, here))
+
+
 def piece(*values: object) -> dict[str, object]:
     return dict(zip(("part", "piece", "kind", "count", "seconds", "flop", "bytes"), values, strict=True))
 
@@ -179,7 +255,8 @@ class Limits(unittest.TestCase):
         for names, limit in ((("check", "glance"), 200), (("bench", "peer", "train"), 420), (commands.DEFAULT, 570)):
             self.assertLessEqual(sum(commands.LIMITS[name] for name in names), limit)
         self.assertLess(sum(commands.THEMES.values()), commands.LIMITS["check"])
-        self.assertLess(commands.EACH_LIMIT, min(commands.THEMES.values()))
+        for limit in commands.THEMES.values():
+            self.assertLess(commands.each_limit(limit), limit)
 
 
 if __name__ == "__main__":

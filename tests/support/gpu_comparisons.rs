@@ -105,8 +105,7 @@ pub fn compare(device: &Device, themes: &[Theme], on_event: &mut dyn FnMut(Event
         if let Err(error) = done
             && !judge.lost
         {
-            // What it was about to do is not known here.
-            let _ = judge.refused("comparisons", Compute::F32, error);
+            let _ = judge.refused(&format!("{theme:?}: what comes before a comparison"), Compute::F32, error);
         }
         if judge.lost {
             return false;

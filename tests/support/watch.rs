@@ -198,11 +198,12 @@ impl Watch {
         if !self.book.open.load(Ordering::Relaxed) {
             return run();
         }
+        // Two moments for each piece, also for one that fails: else those behind it are taken for others.
         self.driver.mark()?;
-        let done = run()?;
+        let done = run();
         self.driver.mark()?;
         lock(&self.book.pieces).push(piece());
-        Ok(done)
+        done
     }
 
     /// A copy, which reads and writes so many bytes.
@@ -223,7 +224,11 @@ impl Driver for Watch {
     }
 
     fn segment_bytes(&self, bytes: usize) -> usize {
-        if self.apart { bytes } else { self.driver.segment_bytes(bytes) }
+        self.driver.segment_bytes(bytes)
+    }
+
+    fn buffers_apart(&self) -> bool {
+        self.apart || self.driver.buffers_apart()
     }
 
     fn workspace_bytes(&self) -> usize {

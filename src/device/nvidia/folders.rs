@@ -60,7 +60,7 @@ fn within(root: &Path, major: u32) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(root.join(lib)).into_iter().flatten().flatten();
         let mut pythons: Vec<PathBuf> = entries
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"))
-            .map(|entry| entry.path().join("site-packages/nvidia"))
+            .flat_map(|entry| ["site-packages", "dist-packages"].map(|folder| entry.path().join(folder).join("nvidia")))
             .collect();
         pythons.sort();
         packages.extend(pythons);

@@ -1,7 +1,7 @@
 //! Where NVIDIA's libraries are found, and how they are loaded: the driver, cuBLAS with cuBLASLt, and NVRTC with its builtins.
 //!
 //! Each set comes from one place. A libcublas that is loaded by name may get the libcublasLt of another installation, and fails
-//! with the first product then; an NVRTC does not look for its builtins where it lies itself. So both files of a set are loaded
+//! with the first product then; some versions of NVRTC do not look for their builtins in their own folder. So both files of a set are loaded
 //! by absolute path from one folder, for the driver's CUDA major version first, then for older ones. A library stays loaded as
 //! long as the process runs.
 
@@ -73,6 +73,12 @@ pub fn load() -> Result<Libraries> {
     if code != 0 {
         bail!("asking the driver for its version: {} [{}]", cuda.describe(code), path.display());
     }
+    // Before the toolkit is looked for: without a GPU nobody needs it.
+    // SAFETY: it asks for nothing.
+    let code = unsafe { (cuda.cuInit)(0) };
+    if code != 0 {
+        bail!("opening the driver: {} [driver {}]", cuda.describe(code), path.display());
+    }
     let version = u32::try_from(version).unwrap_or(0);
     let version = (version / 1000, version % 1000 / 10);
     let mut paths = vec![(format!("driver (CUDA {}.{})", version.0, version.1), path)];
@@ -100,7 +106,7 @@ pub fn driver() -> std::result::Result<(Cuda, PathBuf), NoDriver> {
             Ok(Some(library)) => library,
             Ok(None) => continue,
             Err(why) => {
-                broken.push(why);
+                broken.push(why.replace("that does not load: ", "that does not load: the driver, "));
                 continue;
             }
         };
@@ -258,7 +264,9 @@ fn load_blas(place: Place<'_>, major: u32) -> Attempt<Option<(Blas, Found)>> {
     let Some(blas) = open(&path)? else {
         return Err(format!("CUDA library that does not load: {} has no {name} beside it", lt_path.display()));
     };
-    let lt_functions = BlasLt::look_up(&lt).map_err(|function| lacks("cuBLASLt", &lt_path, function))?;
+    // Of libcublas' own dependencies: where something else has loaded another libcublasLt before, that one is used.
+    let lt_functions = BlasLt::look_up(&blas).map_err(|function| lacks("cuBLASLt", &lt_path, function))?;
+    let lt_path = path_of(&blas, c"cublasLtGetProperty").filter(|used| !same_file(used, &lt_path)).unwrap_or(lt_path);
     let functions = Blas::look_up(&blas).map_err(|function| lacks("cuBLAS", &path, function))?;
     std::mem::forget((lt, blas));
     let versions = [functions.cublasGetProperty, lt_functions.cublasLtGetProperty].map(blas_version);
@@ -341,6 +349,10 @@ fn open(path: &Path) -> Attempt<Option<Library>> {
             Err(format!("CUDA library that does not load: {}: {why}", path.display()))
         }
     }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    a == b || a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 /// The file that a library was loaded from, by one of its functions.

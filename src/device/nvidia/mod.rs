@@ -329,17 +329,21 @@ impl Driver for Nvidia {
     fn take_marks(&self) -> Result<Vec<f64>> {
         self.synchronize()?;
         let events = std::mem::take(&mut *self.marks.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut seconds = Vec::with_capacity(events.len());
-        for &event in &events {
+        // From one to the next, and added up: from the first on, a float of milliseconds would lose the short pieces.
+        let between = events.windows(2).map(|pair| {
             let mut milliseconds = 0f32;
             // SAFETY: both events were recorded, and the stream has passed them.
-            let code = unsafe { (self.libraries.cuda.cuEventElapsedTime)(&raw mut milliseconds, events[0], event) };
-            self.done(code, "reading an event")?;
-            seconds.push(f64::from(milliseconds) / 1e3);
-        }
-        for event in events {
+            let code = unsafe { (self.libraries.cuda.cuEventElapsedTime)(&raw mut milliseconds, pair[0], pair[1]) };
+            self.done(code, "reading an event").map(|()| f64::from(milliseconds) / 1e3)
+        });
+        let between: Result<Vec<f64>> = between.collect();
+        for &event in &events {
             // SAFETY: nobody uses it any more. That closing fails changes nothing.
             let _ = unsafe { (self.libraries.cuda.cuEventDestroy_v2)(event) };
+        }
+        let mut seconds: Vec<f64> = events.first().map(|_| 0.0).into_iter().collect();
+        for between in between? {
+            seconds.push(seconds.last().copied().unwrap_or_default() + between);
         }
         Ok(seconds)
     }
@@ -357,7 +361,9 @@ impl Drop for Nvidia {
         // SAFETY: what is closed was opened by `open`, and nothing uses it. That closing fails changes nothing.
         unsafe {
             let _ = (cuda.cuCtxSetCurrent)(self.context);
-            let _ = (cuda.cuStreamSynchronize)(self.stream);
+            if !self.stream.is_null() {
+                let _ = (cuda.cuStreamSynchronize)(self.stream);
+            }
             if !self.blas.is_null() {
                 let _ = (blas.cublasDestroy_v2)(self.blas);
             }
@@ -370,7 +376,9 @@ impl Drop for Nvidia {
             for loaded in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner) {
                 let _ = (cuda.cuModuleUnload)(loaded.module);
             }
-            let _ = (cuda.cuStreamDestroy_v2)(self.stream);
+            if !self.stream.is_null() {
+                let _ = (cuda.cuStreamDestroy_v2)(self.stream);
+            }
             let _ = (cuda.cuDevicePrimaryCtxRelease_v2)(self.device);
         }
     }

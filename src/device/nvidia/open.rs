@@ -83,8 +83,6 @@ impl Nvidia {
 
     fn open_with(libraries: Libraries, number: usize) -> Result<Self> {
         let cuda = &libraries.cuda;
-        // SAFETY: it asks for nothing.
-        libraries.cuda_done(unsafe { (cuda.cuInit)(0) }, "opening the driver")?;
         let mut device = 0;
         let index = c_int::try_from(number).map_err(Error::wrap)?;
         // SAFETY: it writes a number to where it is told.
@@ -93,21 +91,17 @@ impl Nvidia {
         let target = Target::new(capability, &libraries.nvrtc.architectures()?)?;
         let reads_pageable_memory =
             libraries.attribute(device, CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS).is_ok_and(|value| value != 0);
-        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mut context = std::ptr::null_mut();
         // SAFETY: it writes a handle to where it is told; the device is one that the driver named.
         let code = unsafe { (cuda.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
         libraries.cuda_done(code, "opening the GPU")?;
-        // SAFETY: the context was just retained.
-        libraries.cuda_done(unsafe { (cuda.cuCtxSetCurrent)(context) }, "opening the GPU")?;
-        // SAFETY: it writes a handle to where it is told.
-        let code = unsafe { (cuda.cuStreamCreate)(&raw mut stream, CU_STREAM_NON_BLOCKING) };
-        libraries.cuda_done(code, "opening a stream")?;
+        // From here on what was opened is closed where the rest fails.
         let mut gpu = Self {
             number,
             libraries,
             device,
             context,
-            stream,
+            stream: std::ptr::null_mut(),
             blas: std::ptr::null_mut(),
             workspace: (0, workspace_bytes(capability)),
             target,
@@ -115,6 +109,10 @@ impl Nvidia {
             loaded: Mutex::default(),
             marks: Mutex::default(),
         };
+        gpu.enter()?;
+        // SAFETY: it writes a handle to where it is told.
+        let code = unsafe { (gpu.libraries.cuda.cuStreamCreate)(&raw mut gpu.stream, CU_STREAM_NON_BLOCKING) };
+        gpu.done(code, "opening a stream")?;
         gpu.open_blas()?;
         Ok(gpu)
     }

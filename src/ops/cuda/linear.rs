@@ -169,7 +169,7 @@ impl Cuda {
                 bail!("internal: a weight of {} inputs for rows of {k}", weight.columns());
             }
             // The update goes first. The frozen product then adds to it, and reading what is there hides behind its own
-            // arithmetic; and only the update, which is small, is rounded twice.
+            // arithmetic.
             let mut beta = beta;
             if let Some(update) = module.update {
                 let b = operands.matrix(update.names[1])?;

@@ -16,7 +16,7 @@ pub struct Arguments {
     /// Only these themes.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Theme>,
-    /// Small sizes, each buffer an allocation of its own: for tools such as compute-sanitizer.
+    /// Small sizes, and each buffer an allocation of its own (rounded up to 256 bytes): for tools such as compute-sanitizer.
     #[arg(long)]
     pub small: bool,
     /// Seconds that one comparison may take; then the process ends with exit code 4.
@@ -49,6 +49,8 @@ pub fn run(opened: &Opened, arguments: &Arguments, json: bool) -> Result<u8> {
                 line
             }
             Event::Ended(each) => {
+                // It was downloaded: what follows is the CPU's time.
+                *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 count += 1;
                 passed += usize::from(each.passed());
                 if let Some(failure) = &each.failure {

@@ -9,7 +9,7 @@ use equipoise::rng::Rng;
 
 pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
     use GgmlDType::{F32, Q4K, Q6K, Q8_0};
-    // A chunk is of 4096 tokens where the vocabulary is small, of 1046 where it is Llama 3's.
+    // A chunk is of 4096 tokens where the vocabulary is small, of 1024 where it is Llama 3's.
     let cases = judge.choose(
         [(F32, 4099, 20, 10), (Q8_0, 9, 64, 1001), (Q4K, 5, 256, 2047)],
         [(Q8_0, 1101, 1024, 128_256), (Q6K, 2047, 4096, 4099), (Q4K, 4099, 256, 32_001)],
