@@ -128,13 +128,13 @@ class Nvrtc:
 
     def __init__(self, library: Path) -> None:
         ctypes.CDLL(str(next(library.parent.glob("libnvrtc-builtins.so.*"))), ctypes.RTLD_GLOBAL)
-        self.library = ctypes.CDLL(str(library))
+        self.dll = ctypes.CDLL(str(library))
         major, minor = ctypes.c_int(), ctypes.c_int()
         self.call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         self.version = f"{major.value}.{minor.value}"
 
     def call(self, name: str, *arguments: object) -> None:
-        status = getattr(self.library, name)(*arguments)
+        status = getattr(self.dll, name)(*arguments)
         if status != 0:
             raise SystemExit(f"{name}: error {status}")
 
@@ -151,7 +151,7 @@ class Nvrtc:
         program = ctypes.c_void_p()
         self.call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), file.encode(), 0, None, None)
         words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        status = self.library.nvrtcCompileProgram(program, len(options), words)
+        status = self.dll.nvrtcCompileProgram(program, len(options), words)
         log = self.bytes_of("ProgramLog", program).rstrip(b"\0").decode()
         if status != 0:
             raise SystemExit(f"compiling {file} {' '.join(options)}: error {status}\n{log}")
