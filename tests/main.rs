@@ -21,6 +21,7 @@ mod hub;
 mod objectives;
 mod parity;
 mod recipes;
+mod reported;
 mod resume;
 mod support;
 mod tape;

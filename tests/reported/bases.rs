@@ -1,0 +1,1 @@
+//! Bases: what their files say, twice or beside what is needed.

@@ -1,0 +1,1 @@
+//! Runs: what they show, signals, stopping and going on.

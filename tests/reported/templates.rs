@@ -1,0 +1,1 @@
+//! Chat templates and what is learnt of a conversation.
