@@ -21,14 +21,14 @@ impl Observer for Printer {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Phase(name) => println!("{name}"),
-            Event::Step(metrics) if metrics.step % 10 == 0 => {
+            Event::Step { metrics, .. } if metrics.step % 10 == 0 => {
                 println!(
-                    "step {:>4}  loss {:.4}  {:.0} tokens/s",
-                    metrics.step, metrics.loss, metrics.tokens_per_second
+                    "step {:>4}  cross-entropy {:.4}  {:.0} tokens/s",
+                    metrics.step, metrics.cross_entropy, metrics.tokens_per_second
                 );
             }
             Event::Validation(validation) => {
-                println!("step {:>4}  validation loss {:.4}", validation.step, validation.loss);
+                println!("step {:>4}  validation: cross-entropy {:.4}", validation.step, validation.cross_entropy);
             }
             _ => {}
         }

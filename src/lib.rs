@@ -5,6 +5,7 @@
 //! and [`ops`], and at the bottom [`device`], [`error`], [`fs`] and [`rng`]. A room imports from the floors below its own.
 
 pub mod adapter;
+pub mod calendar;
 pub mod cli;
 pub mod data;
 pub mod device;

@@ -192,11 +192,10 @@ impl Recipe {
             .map_err(|error| Error::invalid(format!("cannot write the recipe: {error}")))
     }
 
-    /// The keys whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an unset key
-    /// shows as `null`. `name`, `output_dir` and `hub` do not count: they decide where the result goes, not what it is; nor do
-    /// `training.gradient_checkpointing` with `training.max_memory_mb`, `data.cache` and `export`, which change no bit of it.
-    pub fn differences(&self, earlier: &Self) -> Vec<String> {
-        let (now, before) = (self.result_values(), earlier.result_values());
+    /// The keys of a kind whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an
+    /// unset key shows as `null`.
+    pub fn differences(&self, earlier: &Self, kind: KeyKind) -> Vec<String> {
+        let (now, before) = (self.values(kind), earlier.values(kind));
         let mut keys: Vec<&String> = now.iter().chain(&before).map(|(key, _)| key).collect();
         let mut seen = std::collections::HashSet::new();
         keys.retain(|key| seen.insert(*key));
@@ -210,25 +209,60 @@ impl Recipe {
             .collect()
     }
 
-    /// SHA-256, in hexadecimal, of every key and value that [`Recipe::differences`] compares.
+    /// SHA-256, in hexadecimal, of every key and value that decides a step, the schedule apart.
     pub fn hash(&self) -> String {
         let mut hasher = Sha256::new();
-        for (key, value) in self.result_values() {
+        for (key, value) in self.values(KeyKind::Result) {
             hasher.update(format!("{key}: {value}\n"));
         }
         format!("{:x}", hasher.finalize())
     }
 
-    /// The dotted keys that decide the result, with their values as JSON, in the order of the structs.
-    fn result_values(&self) -> Vec<(String, String)> {
+    /// The dotted keys of a kind, with their values as JSON, in the order of the structs.
+    fn values(&self, kind: KeyKind) -> Vec<(String, String)> {
         let mut values = Vec::new();
         // A path that is not Unicode cannot be in a recipe, whose text is UTF-8.
         let root = serde_yaml::to_value(self.to_file()).unwrap_or(Value::Null);
         flatten("", &root, &mut values);
-        let free = ["name", "output_dir", "training.gradient_checkpointing", "training.max_memory_mb", "data.cache"];
-        let elsewhere = |key: &str| key == "hub" || key.starts_with("hub.") || key.starts_with("export.");
-        values.retain(|(key, _)| !free.contains(&key.as_str()) && !elsewhere(key));
+        values.retain(|(key, _)| KeyKind::of(key) == kind);
         values
+    }
+}
+
+/// What a change of a key means for a run that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// It decides the steps: a run goes on only under the same.
+    Result,
+    /// It decides how long the run is and the learning rates: it may change where that changes no step that is done.
+    Schedule,
+    /// It decides what is measured, saved or uploaded, or changes no bit of the result.
+    Free,
+}
+
+impl KeyKind {
+    fn of(key: &str) -> Self {
+        const SCHEDULE: &[&str] =
+            &["learning_rate", "lr_scheduler", "warmup_ratio", "warmup_steps", "max_steps", "epochs"];
+        const FREE: &[&str] = &[
+            "gradient_checkpointing",
+            "max_memory_mb",
+            "save_steps",
+            "save_total_limit",
+            "eval_steps",
+            "metric_for_best_model",
+            "early_stopping_patience",
+            "load_best_model_at_end",
+            "max_skipped_steps",
+            "fail_on_divergence",
+        ];
+        match key.strip_prefix("training.") {
+            Some(key) if SCHEDULE.contains(&key) => Self::Schedule,
+            Some(key) if FREE.contains(&key) => Self::Free,
+            None if matches!(key, "name" | "output_dir" | "hub" | "data.cache" | "export") => Self::Free,
+            None if key.starts_with("hub.") || key.starts_with("export.") => Self::Free,
+            _ => Self::Result,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ impl Observer for Heard {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Note(note) => self.notes.push(note.clone()),
-            Event::Step(metrics) => self.losses.push(metrics.loss),
+            Event::Step { metrics, .. } => self.losses.push(metrics.objective_loss),
             _ => {}
         }
     }

@@ -4,7 +4,7 @@ use super::peft::{self, CONFIG};
 use super::{config::Targets, gguf, mlx};
 use crate::error::{Error, Result};
 use crate::nn::{LoraConfig, TargetModules};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A format that adapters are read in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,12 +49,17 @@ impl AdapterFormat {
                     .with_help(format!("if that is a LoRA adapter, name the file itself: {}", one.display())));
             }
             if path.join("trainer_state.json").is_file() {
-                return Err(Error::file(path, "is a checkpoint, which holds no whole adapter yet")
+                return Err(Error::file(path, format!("is a checkpoint of an earlier version, without {CONFIG}"))
                     .with_help("let the run end: equipoise train RECIPE --resume"));
             }
-            return Err(Error::file(path, format!("is no adapter's folder: there is no {CONFIG} in it")).with_help(
-                "name a folder that `train` wrote (a run that was interrupted has none yet), or a PEFT folder",
-            ));
+            if let Some(checkpoint) = last_checkpoint(path) {
+                return Err(Error::file(path, "holds a run that has not ended, and so no adapter yet").with_help(format!(
+                    "its last checkpoint is an adapter too: {}; or let the run end: equipoise train RECIPE --resume",
+                    checkpoint.display()
+                )));
+            }
+            return Err(Error::file(path, format!("is not an adapter's folder: there is no {CONFIG} in it"))
+                .with_help("name a folder that `train` wrote, a checkpoint in it, or a PEFT folder"));
         }
         Ok(if path.join(mlx::TENSORS).is_file() && !path.join(peft::TENSORS).is_file() {
             Self::Mlx
@@ -62,6 +67,12 @@ impl AdapterFormat {
             Self::Peft
         })
     }
+}
+
+/// The last checkpoint of the run in a folder, if it is one that is an adapter.
+fn last_checkpoint(run: &Path) -> Option<PathBuf> {
+    let folders = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten().map(|entry| entry.path());
+    folders.filter(|folder| folder.join(CONFIG).is_file()).max()
 }
 
 const HELP: &str =

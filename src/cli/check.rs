@@ -1,11 +1,11 @@
 //! `equipoise check`: what a recipe would do, without doing it.
 
 use super::RecipeArgs;
-use super::output::{Stdout, Table, bytes, colors, count, printable};
+use super::output::{Stdout, Table, bytes, colors, count, duration, printable};
 use super::progress::Progress;
 use crate::data::{DataReport, Lengths};
 use crate::error::Result;
-use crate::run::{self, CheckReport, RunOptions};
+use crate::run::{self, CheckReport, RunOptions, TimeEstimate};
 use clap::Args;
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
     let options = RunOptions { offline: args.recipe.offline, ..RunOptions::default() };
     // The report is the outcome, so that with --json it is all that stdout gets.
-    let mut progress = Progress::new(false, args.recipe.json, None);
+    let mut progress = Progress::new(false, args.recipe.json);
     let outcome = run::check(&recipe, &options, &mut progress);
     progress.finish()?;
     let report = outcome?;
@@ -59,6 +59,7 @@ fn render(report: &CheckReport, colors: bool) -> String {
     );
     table.row("data", printable(&data_text(&report.data)));
     table.row("steps", format!("{}, of which {} warmup", report.steps, report.warmup_steps));
+    table.row("time", report.time.as_ref().map_or("not known".to_owned(), time_text));
     let memory = &report.memory;
     let mut parts = String::new();
     for (name, size) in [
@@ -94,6 +95,15 @@ fn render(report: &CheckReport, colors: bool) -> String {
         let _ = writeln!(text, "\nwarning: {}", printable(warning));
     }
     text
+}
+
+fn time_text(time: &TimeEstimate) -> String {
+    let speed = format!("steps of {}, {:.0} tokens/s", duration(time.step_seconds), time.tokens_per_second);
+    let validations = match time.validations {
+        0 => String::new(),
+        n => format!("; {n} validations of {}", duration(time.validation_seconds)),
+    };
+    format!("about {}: {speed}{validations}", duration(time.total_seconds))
 }
 
 fn data_text(data: &DataReport) -> String {
@@ -185,6 +195,13 @@ mod tests {
             preview: vec![("Define: autophagy\n".into(), false), ("A \u{1b}process.".into(), true)],
             steps: 200,
             warmup_steps: 6,
+            time: Some(TimeEstimate {
+                tokens_per_second: 412.3,
+                step_seconds: 2.4,
+                validations: 3,
+                validation_seconds: 7.5,
+                total_seconds: 511.0,
+            }),
             memory: MemoryEstimate {
                 weights: 144 << 20,
                 adapter_and_optimizer: 75 << 20,

@@ -27,7 +27,7 @@ pub(super) struct DataArgs {
 pub(super) fn run(args: &DataArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
     let options = RunOptions { offline: args.recipe.offline, ..RunOptions::default() };
-    let mut progress = Progress::new(false, args.recipe.json, None);
+    let mut progress = Progress::new(false, args.recipe.json);
     let outcome = run::data(&recipe, &options, args.show, &mut progress);
     progress.finish()?;
     let summary = outcome?;

@@ -95,7 +95,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<u8> {
         verify: !args.no_verify,
         offline: args.offline,
     };
-    let mut progress = Progress::new(args.json, args.quiet, Some(Interrupt::listen_to_leave()));
+    let mut progress = Progress::new(args.json, args.quiet).interruptible(Interrupt::listen_to_leave);
     let outcome = run::export(&request, &mut progress);
     let written = progress.finish();
     let summary = outcome?;

@@ -52,7 +52,7 @@ pub(super) fn run(args: &LintArgs) -> Result<u8> {
         base: args.base.clone(),
         offline: args.offline,
     };
-    let mut progress = Progress::new(false, true, None);
+    let mut progress = Progress::new(false, true);
     let outcome = run::lint(&request, &mut progress);
     progress.finish()?;
     let summary = outcome?;

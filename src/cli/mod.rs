@@ -11,6 +11,7 @@ mod lint;
 mod output;
 mod progress;
 mod report;
+mod step_line;
 mod train;
 mod upload;
 mod verify;

@@ -7,7 +7,34 @@ use std::io::{self, IsTerminal, Write};
 
 /// Writes a line to stderr. That nobody listens there is no reason to end a run.
 pub(super) fn say(line: &str) {
+    let line = match width(&console::Term::stderr()) {
+        Some(width) => wrapped(line, width),
+        None => line.to_owned(),
+    };
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The columns of a terminal; `None` where there is none.
+pub(super) fn width(terminal: &console::Term) -> Option<usize> {
+    terminal.size_checked().filter(|_| terminal.is_term()).map(|(_, columns)| usize::from(columns))
+}
+
+/// Lines broken between words to fit so many columns; a word that does not fit stays whole. What follows a label
+/// (`label  text`), or is indented, goes on below itself.
+pub(super) fn wrapped(text: &str, width: usize) -> String {
+    let wrap = |line: &str| {
+        let start = line.len() - line.trim_start().len();
+        let label = line[start..].find("  ").map(|end| start + end).filter(|end| *end <= 24);
+        let text_start = label.map_or(start, |end| end + line[end..].len() - line[end..].trim_start().len());
+        let indent = " ".repeat(textwrap::core::display_width(&line[..text_start]));
+        let indent = if indent.len() + 16 > width { "" } else { indent.as_str() };
+        let options = textwrap::Options::new(width).break_words(false).subsequent_indent(indent);
+        // No break within a command's options, or a path.
+        let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
+        let options = options.word_separator(textwrap::WordSeparator::AsciiSpace);
+        if textwrap::core::display_width(line) <= width { line.to_owned() } else { textwrap::fill(line, options) }
+    };
+    text.split('\n').map(wrap).collect::<Vec<_>>().join("\n")
 }
 
 /// stdout, on which a reader who leaves early (`| head`) is no error.
@@ -23,7 +50,9 @@ impl Stdout {
     /// Writes at once, unless an earlier write failed.
     pub fn text(&mut self, text: &str) -> &mut Self {
         if self.failed.is_none() {
+            let fitting = width(&console::Term::stdout()).map(|width| wrapped(text, width));
             let mut stdout = io::stdout().lock();
+            let text = fitting.as_deref().unwrap_or(text);
             self.failed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).err();
         }
         self
@@ -145,6 +174,18 @@ mod tests {
         assert_eq!([0, 1023, 1536, 812 << 20, 3 << 29].map(bytes), ["0 B", "1023 B", "1.5 KiB", "812 MiB", "1.5 GiB"]);
         assert_eq!([12, 656_000, 134_515_008, 7_000_000_000].map(count), ["12", "656 k", "134.5 M", "7.00 B"]);
         assert_eq!([0.04, 9.97, 59.6, 151.0, 7380.0].map(duration), ["0.0s", "10s", "1m 00s", "2m 31s", "2h 03m"]);
+    }
+
+    #[test]
+    fn lines_break_between_words_below_themselves() {
+        assert_eq!(wrapped("short", 20), "short");
+        assert_eq!(
+            wrapped("label   one two three four five\nnext", 24),
+            "label   one two three\n        four five\nnext"
+        );
+        assert_eq!(wrapped("        one two three four five", 24), "        one two three\n        four five");
+        assert_eq!(wrapped("note: one two three four", 16), "note: one two\nthree four");
+        assert_eq!(wrapped("written  a/path/that/is/longer/than/that", 20), "written  a/path/that/is/longer/than/that");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::progress::Progress;
 use super::{INTERRUPTED, RecipeArgs};
 use crate::error::{Error, Result};
 use crate::run::{self, RunOptions, Sample, Summary, Uploaded};
+use crate::train::{MetricForBest, Verdict};
 use clap::Args;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -29,7 +30,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
     let options =
         RunOptions { offline: args.recipe.offline, resume: args.resume, overwrite: args.overwrite, device: None };
-    let mut progress = Progress::new(args.recipe.json, args.quiet, Some(Interrupt::listen()));
+    let mut progress = Progress::new(args.recipe.json, args.quiet).interruptible(Interrupt::listen);
     let outcome = run::train(&recipe, &options, &mut progress);
     // The bar goes first, so that it is not drawn over the error.
     let written = progress.finish();
@@ -44,6 +45,16 @@ pub(super) fn run(args: &TrainArgs) -> Result<u8> {
     stdout.finish()?;
     if let Some(Uploaded::Failed { message, help }) = summary.uploaded {
         return Err(Error::Hub { message, help });
+    }
+    if let Some(health) = summary.health.filter(|_| summary.fails) {
+        return Err(Error::Diverged {
+            message: format!("training ruined the model: {}", health.numbers()),
+            help: Some(
+                "lower training.learning_rate, and begin again with `--overwrite`; `training.fail_on_divergence: false` lets \
+                 such a run end with exit code 0"
+                    .into(),
+            ),
+        });
     }
     Ok(if summary.interrupted { INTERRUPTED } else { 0 })
 }
@@ -65,33 +76,11 @@ fn resume_command(args: &TrainArgs) -> String {
 
 fn render(summary: &Summary, resume: &str) -> String {
     let mut table = Table::default();
-    let ended = if summary.interrupted { "interrupted after" } else { "trained" };
-    let of_step = match summary.adapter_step {
-        step if step == summary.steps || summary.interrupted => String::new(),
-        step => format!(", of step {step}, where validation was best"),
-    };
-    let early = if summary.stopped_early { ", stopped early," } else { "" };
-    let skipped = match summary.skipped {
-        0 => String::new(),
-        skipped => format!(", {skipped} skipped as not finite"),
-    };
-    table.row(
-        ended,
-        format!(
-            "{} steps{early}{skipped} in {} ({:.0} tokens/s)",
-            summary.steps,
-            duration(summary.seconds),
-            summary.tokens_per_second
-        ),
-    );
-    table.row(
-        "adapter",
-        format!("{} ({} parameters{of_step})", summary.output_dir.display(), count(summary.adapter_parameters)),
-    );
+    ending_rows(&mut table, summary);
     validation_rows(&mut table, summary);
     let measured = match (summary.peak_gpu_memory, summary.peak_memory) {
-        (Some(peak), _) => format!("{} of the GPU's at most", bytes(peak)),
-        (None, Some(peak)) => format!("{} at most", bytes(peak)),
+        (Some(peak), _) => format!("{} of the GPU's at the peak", bytes(peak)),
+        (None, Some(peak)) => format!("{} at the peak", bytes(peak)),
         (None, None) => "not measured here".into(),
     };
     table.row("memory", format!("{measured}; estimated before: {}", bytes(summary.estimated_memory)));
@@ -102,11 +91,7 @@ fn render(summary: &Summary, resume: &str) -> String {
         sample_rows(&mut table, sample);
         table.row("", " ");
     }
-    if summary.interrupted {
-        table.row("go on", resume);
-    } else {
-        table.row("next", generate_command(&summary.output_dir, summary.sample.as_ref()));
-    }
+    next_rows(&mut table, summary, resume);
     let uploaded = match &summary.uploaded {
         Some(Uploaded::Done(uploaded)) => super::upload::render(uploaded),
         _ => String::new(),
@@ -114,24 +99,79 @@ fn render(summary: &Summary, resume: &str) -> String {
     table.render() + &uploaded
 }
 
+/// What was done, and which adapter came of it.
+fn ending_rows(table: &mut Table, summary: &Summary) {
+    if summary.was_finished {
+        table.row("finished", format!("before: all {} steps were done, and none was taken now", summary.steps));
+    } else {
+        let ended = if summary.interrupted { "interrupted after" } else { "trained" };
+        let early = if summary.stopped_early { ", stopped early," } else { "" };
+        let skipped = match summary.skipped {
+            0 => String::new(),
+            skipped => format!(", {skipped} skipped as not finite"),
+        };
+        table.row(
+            ended,
+            format!(
+                "{} {}{early}{skipped} in {} ({:.0} tokens/s)",
+                summary.steps,
+                if summary.steps == 1 { "step" } else { "steps" },
+                duration(summary.seconds),
+                summary.tokens_per_second
+            ),
+        );
+    }
+    let of_step = match summary.adapter_step {
+        step if step == summary.steps || summary.interrupted => String::new(),
+        step => format!(", of step {step}, where {} was best", summary.metric_for_best_model.name()),
+    };
+    let parameters = count(summary.adapter_parameters);
+    table.row("adapter", format!("{} ({parameters} parameters{of_step})", summary.adapter_dir.display()));
+}
+
 fn validation_rows(table: &mut Table, summary: &Summary) {
-    let known = [&summary.best_validation, &summary.last_validation];
+    let known = [&summary.best_validation, &summary.last_validation, &summary.first_validation];
     let Some(after) = known.into_iter().flatten().find(|validation| validation.step == summary.adapter_step) else {
         if summary.last_validation.is_none() {
             table.row("validation", "none; `data.validation` names rows for it");
+            if let Some(health) = summary.health.filter(|health| health.verdict != Verdict::Healthy) {
+                table.row("training rows", health.numbers());
+            }
         }
         return;
     };
-    match summary.first_validation.as_ref().filter(|first| first.step != after.step) {
-        Some(first) => {
-            let worse = if after.loss > first.loss { "; the base alone is better" } else { "" };
-            table.row("validation loss", format!("{:.4} → {:.4}{worse}", first.loss, after.loss));
-            let (first, after) = (first.token_accuracy * 100.0, after.token_accuracy * 100.0);
-            table.row("ranked first", format!("{first:.1}% → {after:.1}% of the tokens"));
-        }
-        None => {
-            table.row("validation loss", format!("{:.4}", after.loss));
-        }
+    let first = summary.first_validation.as_ref().filter(|first| first.step != after.step);
+    let decides = summary.metric_for_best_model;
+    let others = [
+        MetricForBest::CrossEntropy,
+        MetricForBest::TokenAccuracy,
+        MetricForBest::TokenProbability,
+        MetricForBest::ObjectiveLoss,
+    ];
+    // Under `sft` the objective's loss is the cross-entropy.
+    let is_shown =
+        |of: &MetricForBest| *of != decides && (summary.objective != "sft" || *of != MetricForBest::ObjectiveLoss);
+    for metric in std::iter::once(decides).chain(others.into_iter().filter(is_shown)) {
+        let before = first.map_or(String::new(), |first| format!("{} → ", metric.text(first)));
+        table.row(metric.name_under(&summary.objective), format!("{before}{}", metric.text(after)));
+    }
+    if let Some(verdict) = &summary.verdict {
+        table.row("verdict", verdict.clone());
+    }
+}
+
+/// What to run next.
+fn next_rows(table: &mut Table, summary: &Summary, resume: &str) {
+    let generate = generate_command(&summary.adapter_dir, summary.sample.as_ref());
+    if summary.interrupted {
+        table.row("go on", resume);
+        table.row("or use it", format!("as it is: {generate}"));
+        return;
+    }
+    table.row("next", generate);
+    if summary.was_finished {
+        let more = "a longer run: `--resume --set training.max_steps=N`, where the learning rate is constant; else a new run with";
+        table.row("train on", format!("{more} `lora.init_from: {}`", summary.output_dir.display()));
     }
 }
 
@@ -159,16 +199,24 @@ mod tests {
     use crate::train::metrics::Validation;
 
     fn summary() -> Summary {
-        let validation = |step, loss, token_accuracy| Validation {
+        let validation = |step, cross_entropy, token_accuracy| Validation {
             step,
-            loss,
-            objective_loss: loss,
+            cross_entropy,
+            objective_loss: cross_entropy / 20.0,
             token_accuracy,
+            token_probability: token_accuracy - 0.1,
             supervised_tokens: 900,
             best: true,
         };
         Summary {
             output_dir: "adapters/quickstart".into(),
+            adapter_dir: "adapters/quickstart".into(),
+            was_finished: false,
+            objective: "bft".into(),
+            metric_for_best_model: MetricForBest::TokenProbability,
+            verdict: Some("better than the base alone by token probability, which decides".into()),
+            health: None,
+            fails: false,
             recipe_name: "quickstart".into(),
             steps: 200,
             interrupted: false,
@@ -207,7 +255,9 @@ mod tests {
     fn an_interrupted_run_says_how_to_go_on() {
         let mut summary = summary();
         (summary.interrupted, summary.sample, summary.peak_memory, summary.skipped) = (true, None, None, 2);
-        (summary.first_validation, summary.last_validation) = (None, None);
+        (summary.first_validation, summary.last_validation, summary.best_validation) = (None, None, None);
+        summary.verdict = None;
+        summary.adapter_dir = "adapters/quickstart/checkpoints/step-000200".into();
         insta::assert_snapshot!(render(&summary, "equipoise train recipes/quickstart.yaml --resume"));
     }
 }

@@ -80,7 +80,7 @@ pub(super) fn run(args: &UploadArgs) -> Result<u8> {
         stdout.finish()?;
         return Ok(0);
     }
-    let mut progress = Progress::new(args.json, args.quiet, None);
+    let mut progress = Progress::new(args.json, args.quiet);
     let outcome = run::upload(&request, &mut progress);
     // The bar goes first, so that it is not drawn over the error.
     let written = progress.finish();

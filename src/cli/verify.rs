@@ -67,7 +67,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
         max_kl: args.max_kl,
         offline: args.offline,
     };
-    let mut progress = Progress::new(args.json, args.quiet, Some(Interrupt::listen_to_leave()));
+    let mut progress = Progress::new(args.json, args.quiet).interruptible(Interrupt::listen_to_leave);
     let outcome = run::verify(&request, &mut progress);
     let written = progress.finish();
     let verified = outcome?;

@@ -67,6 +67,15 @@ impl Default for ObjectiveConfig {
 }
 
 impl ObjectiveConfig {
+    /// Whether a token's loss is multiplied by the model's probability of it, in some form.
+    pub fn weighs_by_probability(&self) -> bool {
+        match self.kind {
+            ObjectiveKind::Sft => false,
+            ObjectiveKind::Dft => true,
+            ObjectiveKind::Bft => self.token_weighting != TokenWeighting::None,
+        }
+    }
+
     /// Checks the values.
     ///
     /// # Errors

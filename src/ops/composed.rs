@@ -70,7 +70,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: Atten
     probabilities.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * head_dim))
 }
 
-/// The head: log-probabilities of the targets, whether each is on top, and the gradient `[n, d]` of each token's
+/// The head: log-probabilities of the targets, whether each is above all others, and the gradient `[n, d]` of each token's
 /// cross-entropy, for `hidden: [n, d]`.
 ///
 /// # Errors
@@ -83,8 +83,11 @@ pub fn head(hidden: &Tensor, head: &FrozenWeight, targets: &[u32]) -> Result<(Ve
         let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
         let picked = log_probabilities.gather(&index, 1)?;
         found.extend(picked.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from));
-        let best = logits.argmax(1)?.to_vec1::<u32>()?;
-        top1.extend(best.iter().zip(targets).map(|(best, target)| best == target));
+        for (logits, &target) in logits.to_vec2::<f32>()?.iter().zip(targets) {
+            let target = target as usize;
+            let others = logits[..target].iter().chain(&logits[target + 1..]);
+            top1.push(others.into_iter().all(|other| logits[target] > *other));
+        }
         let minus_one = Tensor::ones_like(&picked)?.neg()?;
         let pulled = log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?;
         gradients.push(pulled.matmul(&head.dequantize()?)?);

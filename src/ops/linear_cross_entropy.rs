@@ -33,7 +33,7 @@ const HEADROOM: f32 = 40.0;
 pub struct HeadPass {
     /// Log-probability of each target, in nats.
     pub log_probabilities: Vec<f64>,
-    /// Whether the target has the largest logit.
+    /// Whether the target's logit is above all others: a tie ranks nothing first.
     pub top1: Vec<bool>,
     /// `∂(-log p(target)) / ∂hidden`, `[n, d]`: to be multiplied by each token's weight.
     pub gradient: Option<Buffer<f32>>,
@@ -73,7 +73,7 @@ pub fn linear_cross_entropy<E: Element>(
         let rows = forward(hidden, head, targets, exponentials, pool)?;
         for row in &rows {
             pass.log_probabilities.push(f64::from(row.target_logit - row.reference) - row.sum.ln());
-            pass.top1.push(row.target_logit >= row.max);
+            pass.top1.push(row.target_logit > row.rival);
         }
         if let Some(gradient) = &mut gradient {
             let out = &mut gradient[i * chunk * d..][..targets.len() * d];
@@ -89,8 +89,8 @@ pub fn linear_cross_entropy<E: Element>(
 struct Row {
     /// What exponentials are relative to: the largest logit of the first panel, unless later ones lie far above.
     reference: f32,
-    /// The largest logit.
-    max: f32,
+    /// The largest logit of another token than the target.
+    rival: f32,
     /// `Σ exp(logit - reference)`
     sum: f64,
     target_logit: f32,
@@ -108,7 +108,7 @@ fn forward<E: Element>(
     let stride = exponentials.len() / targets.len();
     let panel_rows = (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS;
     let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
-    let mut rows = vec![Row { reference: 0.0, max: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
+    let mut rows = vec![Row { reference: 0.0, rival: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);
         let shape = Shape::new::<E>(d, range.len());
@@ -121,10 +121,8 @@ fn forward<E: Element>(
             panel_logits(term, rows.len(), &mut logits, panel_rows);
             for (i, (row, &target)) in rows.iter_mut().zip(targets).enumerate() {
                 let logits = &logits[i * panel_rows..][..range.len()];
-                if let Some(logit) = (target as usize).checked_sub(start).and_then(|at| logits.get(at)) {
-                    row.target_logit = *logit;
-                }
-                row.take(logits, start, &mut exponentials[i * stride..][..stride]);
+                let at = (target as usize).checked_sub(start).filter(|&at| at < logits.len());
+                row.take(logits, at, start, &mut exponentials[i * stride..][..stride]);
             }
         });
     }
@@ -145,9 +143,18 @@ fn panel_logits<E: Element>(term: Term<'_, E>, rows: usize, logits: &mut [f32], 
 }
 
 impl Row {
-    /// Takes the logits of a panel; writes their exponentials to `out[start..]`.
-    fn take<E: Element>(&mut self, logits: &[f32], start: usize, out: &mut [E]) {
-        let max = largest(logits);
+    /// Takes the logits of a panel, with the target `at` its place if it is among them; writes their exponentials to
+    /// `out[start..]`.
+    fn take<E: Element>(&mut self, logits: &[f32], at: Option<usize>, start: usize, out: &mut [E]) {
+        let (rival, max) = if let Some(at) = at {
+            self.target_logit = logits[at];
+            let (before, after) = (largest(&logits[..at]), largest(&logits[at + 1..]));
+            let rival = if after > before { after } else { before };
+            (rival, if logits[at] > rival { logits[at] } else { rival })
+        } else {
+            let max = largest(logits);
+            (max, max)
+        };
         if start == 0 {
             self.reference = max;
         } else if max > self.reference + HEADROOM {
@@ -156,7 +163,7 @@ impl Row {
             self.sum *= f64::from(factor);
             self.reference = max;
         }
-        self.max = if max > self.max { max } else { self.max };
+        self.rival = if rival > self.rival { rival } else { self.rival };
         self.sum += f64::from(exponentials(logits, self.reference, &mut out[start..start + logits.len()]));
         // The padding is read as depth; what an earlier batch left there could be anything.
         out[start + logits.len()..].iter_mut().take(LANES).for_each(|x| *x = E::default());

@@ -230,7 +230,12 @@ fn expected(kind: Kind, path: &str) -> String {
         Kind::Section(keys) => format!("a section with the keys {}", keys.join(", ")),
         Kind::OneOf(words) => format!("one of {}", words.join(", ")),
         Kind::Number => "a number".into(),
-        Kind::Count => "a whole number, at least 0".into(),
+        Kind::Count => match path.rsplit('.').next().unwrap_or(path) {
+            "max_steps" | "warmup_steps" | "eval_steps" | "save_steps" | "early_stopping_patience" | "seed" => {
+                "a whole number, at least 0".into()
+            }
+            _ => "a whole number, at least 1".into(),
+        },
         Kind::Flag => "`true` or `false`".into(),
         Kind::Text => "text".into(),
         Kind::Other if path == "lora.target_modules" => "`all-linear` or a list of names".into(),
@@ -298,7 +303,10 @@ fn number_help(source: &Source<'_>, path: &str, key: &str, kind: Kind, value: &V
         };
     }
     let Value::String(text) = value else { return String::new() };
-    let cleaned = text.trim().replace(['_', ','], "");
+    if let Some(help) = comma_help(key, kind, text.trim()) {
+        return help;
+    }
+    let cleaned = text.trim().replace('_', "");
     let is_quoted = source.typed(path).is_some_and(|typed| typed.starts_with(['"', '\'']));
     if let Some(share) = cleaned.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok()) {
         return format!("write `{key}: {}`", share / 100.0);
@@ -315,10 +323,34 @@ fn number_help(source: &Source<'_>, path: &str, key: &str, kind: Kind, value: &V
     }
 }
 
+/// What a number with commas may mean: a decimal comma, as half the world writes it, or groups of thousands.
+fn comma_help(key: &str, kind: Kind, text: &str) -> Option<String> {
+    let (whole, fraction) = text.rsplit_once(',')?;
+    let is_number = |text: &str| text.parse::<f64>().is_ok_and(f64::is_finite);
+    let (grouped, decimal) = (text.replace(',', ""), format!("{}.{fraction}", whole.replace('.', "")));
+    let three_digits = |part: &str| part.len() == 3 && part.bytes().all(|byte| byte.is_ascii_digit());
+    let mut groups = text.split('.').next().unwrap_or(text).split(',');
+    let first = groups.next().unwrap_or_default();
+    let has_groups = text.starts_with(&format!("{first},"));
+    let may_group = has_groups && !first.starts_with('0') && groups.all(three_digits) && is_number(&grouped);
+    let may_be_decimal = !whole.contains(',') && is_number(&decimal);
+    match (may_group, may_be_decimal) {
+        (true, true) if kind == Kind::Number => Some(format!("write `{key}: {decimal}`, or `{key}: {grouped}`")),
+        (true, _) => Some(format!("write `{key}: {grouped}`")),
+        (false, true) => Some(format!("a number has a decimal point, not a comma: write `{key}: {decimal}`")),
+        (false, false) => None,
+    }
+}
+
 fn word_help(path: &str, value: &Value, words: &[&'static str]) -> String {
     let text = plain(value).unwrap_or_default().to_lowercase();
     let list = if words.is_empty() { String::new() } else { format!("one of {}", words.join(", ")) };
     let folded = text.replace(['-', ' '], "_");
+    if path == "objective.type"
+        && ["dpo", "kto", "orpo", "grpo", "ppo", "simpo", "ipo", "rlhf", "reward"].contains(&text.as_str())
+    {
+        return format!("preference and reward training are not built: Equipoise learns from answers alone\n{list}");
+    }
     let close = our_word(path, &text)
         .or_else(|| words.iter().copied().find(|word| *word == folded))
         .map(|word| format!("write `{word}`"))

@@ -196,12 +196,14 @@ const TABLE: &[(&str, Answer)] = &[
         No("validation runs every `training.eval_steps` steps, and at the end"),
     ),
     (
-        "save_strategy saves_per_epoch save_only_model save_safetensors overwrite_output_dir",
+        "save_strategy saves_per_epoch save_only_model save_safetensors",
         No("checkpoints are saved every `training.save_steps` steps, and at the end"),
     ),
+    ("overwrite_output_dir overwrite", No("say `equipoise train RECIPE --overwrite`")),
+    ("greater_is_better", No("it follows from `training.metric_for_best_model`")),
     (
-        "metric_for_best_model greater_is_better",
-        No("the best checkpoint is that of the lowest validation loss; see `training.load_best_model_at_end`"),
+        "lora_model_dir adapter_name_or_path resume_adapter_path init_adapter adapter_dir peft_model_path",
+        Ours("lora.init_from"),
     ),
     (
         "resume_from_checkpoint auto_resume_from_checkpoints resume resume_adapter_file",
@@ -309,6 +311,14 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("objective.token_weighting", "no off false null", "none"),
     ("objective.sample_weighting", "no off false null", "none"),
     ("device", "gpu cuda0 gpu0", "cuda"),
+    ("device", "mps metal rocm hip xpu npu tpu vulkan mlx", "cpu"),
+    ("training.metric_for_best_model", "loss eval_loss ce perplexity validation_loss", "cross_entropy"),
+    (
+        "training.metric_for_best_model",
+        "accuracy eval_accuracy eval_mean_token_accuracy mean_token_accuracy",
+        "token_accuracy",
+    ),
+    ("training.metric_for_best_model", "probability p", "token_probability"),
     ("compute", "bfloat16 torch.bfloat16 fp16 float16 16 bf16-mixed mixed", "bf16"),
     ("compute", "float32 torch.float32 fp32 float 32 no full", "f32"),
     ("training.gradient_checkpointing", "budget memory", "auto"),

@@ -96,18 +96,20 @@ fn a_changed_value_is_told_and_changes_the_hash_but_its_place_does_not() {
     let plain = set(&[]).unwrap();
     let moved = set(&["name=y", "output_dir=z", "export.for=[vllm, lorax]"]).unwrap();
     assert_eq!(moved.export.servers, [Server::Vllm, Server::Tgi]);
-    assert_eq!((plain.differences(&moved), plain.hash()), (vec![], moved.hash()));
+    let result = |now: &Recipe, before: &Recipe| now.differences(before, KeyKind::Result);
+    assert_eq!((result(&plain, &moved), plain.hash()), (vec![], moved.hash()));
     let changed = set(&["training.seed=43", "training.max_steps=5", "lora.target_modules=[q_proj]"]).unwrap();
     assert_ne!(changed.hash(), plain.hash());
     assert_eq!(
-        changed.differences(&plain),
-        [
-            r#"lora.target_modules: ["q_proj"] (was "all-linear")"#,
-            "training.max_steps: 5 (was null)",
-            "training.seed: 43 (was 42)"
-        ]
+        result(&changed, &plain),
+        [r#"lora.target_modules: ["q_proj"] (was "all-linear")"#, "training.seed: 43 (was 42)"]
     );
-    assert_eq!(plain.differences(&changed).len(), 3);
+    assert_eq!(result(&plain, &changed).len(), 2);
+    // The schedule is compared step by step, and what is measured or saved may change.
+    assert_eq!(changed.differences(&plain, KeyKind::Schedule), ["training.max_steps: 5 (was null)"]);
+    let saved = set(&["training.save_steps=3", "training.eval_steps=2", "hub.repo=me/mine"]).unwrap();
+    assert_eq!(saved.hash(), plain.hash());
+    assert_eq!(saved.differences(&plain, KeyKind::Free).len(), 8);
 }
 
 #[test]
@@ -276,7 +278,7 @@ fn an_upload_is_no_part_of_the_result() {
     let uploaded = parse(&format!("{LEAST}hub:\n  repo: me/mine\n  license: mit\n")).unwrap();
     assert!(uploaded.hub.as_ref().unwrap().private);
     assert_eq!(plain.hash(), uploaded.hash());
-    assert_eq!(uploaded.differences(&plain), Vec::<String>::new());
+    assert_eq!(uploaded.differences(&plain, KeyKind::Result), Vec::<String>::new());
     let again = Recipe::parse(&uploaded.to_yaml().unwrap(), Path::new("recipes/x.yaml"), &[]).unwrap();
     assert_eq!(again, uploaded);
 }
@@ -329,5 +331,61 @@ proptest! {
         if let Err(error) = Recipe::parse(LEAST, Path::new("x.yaml"), &[text]) {
             prop_assert!(matches!(&error, Error::Located(at) if at.path == Path::new("--set")), "{error:?}");
         }
+    }
+}
+
+#[test]
+fn a_decimal_comma_is_answered_with_a_point() {
+    for (key, typed, write) in [
+        (
+            "training.learning_rate",
+            "0,0002",
+            "a number has a decimal point, not a comma: write `learning_rate: 0.0002`",
+        ),
+        (
+            "training.learning_rate",
+            "2,5e-4",
+            "a number has a decimal point, not a comma: write `learning_rate: 2.5e-4`",
+        ),
+        ("training.epochs", "1,5", "a number has a decimal point, not a comma: write `epochs: 1.5`"),
+        ("training.epochs", "1,500", "write `epochs: 1.500`, or `epochs: 1500`"),
+        ("training.epochs", "1.234,5", "a number has a decimal point, not a comma: write `epochs: 1234.5`"),
+        ("training.max_steps", "1,000", "write `max_steps: 1000`"),
+        ("training.max_steps", "1,000,000", "write `max_steps: 1000000`"),
+        ("training.max_steps", "1_000", "write `max_steps: 1000`"),
+    ] {
+        let error = located(set(&[&format!("{key}={typed}")]));
+        assert_eq!(error.help.as_deref(), Some(write), "{key}={typed}: {}", error.message);
+        // What the help says is accepted; where it names two, both are.
+        for fixed in write.split('`').filter(|text| text.contains(": ")).filter_map(|text| text.split_once(": ")) {
+            if fixed.1.parse::<f64>().is_ok() && (key != "training.max_steps" || !fixed.1.contains('.')) {
+                set(&[&format!("{key}={}", fixed.1)]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_of_others_lead_on() {
+    for (key, says) in [
+        ("overwrite_output_dir", "--overwrite"),
+        ("lora_model_dir", "lora.init_from"),
+        ("adapter_name_or_path", "lora.init_from"),
+        ("greater_is_better", "training.metric_for_best_model"),
+    ] {
+        let error = located(parse(&format!("{LEAST}{key}: x\n")));
+        let text = format!("{} {}", error.message, error.help.unwrap_or_default());
+        assert!(text.contains(says), "{key}: {text}");
+    }
+    for (setting, says) in [
+        ("device=mps", "write `cpu`"),
+        ("objective.type=dpo", "preference and reward training are not built"),
+        ("training.metric_for_best_model=eval_loss", "write `cross_entropy`"),
+        ("lora.r=8.5", "at least 1"),
+        ("training.adam_epsilon=1e-300", "got 1e-300"),
+    ] {
+        let error = located(set(&[setting]));
+        let text = format!("{} {}", error.message, error.help.unwrap_or_default());
+        assert!(text.contains(says), "{setting}: {text}");
     }
 }

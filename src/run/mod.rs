@@ -4,11 +4,13 @@
 mod data;
 mod export;
 mod generate;
+mod header;
 mod lint;
 mod memory;
 mod output;
 mod prepare;
 mod report;
+mod timing;
 mod trained_on;
 mod upload;
 mod verify;
@@ -18,10 +20,11 @@ pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use lint::{LintRequest, LintSummary, ServerReport, lint};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
+pub use timing::TimeEstimate;
 pub use upload::{UploadRequest, Uploaded, plan_upload, upload};
 pub use verify::{Verified, VerifyRequest, verify};
 
-use crate::adapter::{AdapterBundle, AdapterConfig, CardFacts, CardKind, CardValidation, hub_id, model_card};
+use crate::adapter::{AdapterBundle, CardFacts, CardKind, CardValidation, hub_id, model_card};
 use crate::data::{DataConfig, Sources};
 use crate::device::{Device, Gpu, process_memory};
 use crate::error::{Error, Result};
@@ -31,7 +34,10 @@ use crate::objectives;
 use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::backward::Engine;
-use crate::train::{Event, FitSummary, Observer, Schedule, Settings, Trainer, total_steps};
+use crate::train::metrics::Validation;
+use crate::train::{
+    AdapterFiles, Event, FitSummary, Observer, Schedule, Settings, Trainer, Verdict, checkpoint_folder, total_steps,
+};
 use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
@@ -64,16 +70,17 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     OutputFolder::look(recipe, options)?;
     let uploads = upload::before_training(recipe, options, observer)?;
     let started = output::started(recipe, options)?;
+    let changes = output::changes(recipe, options);
     let prepared = Prepared::new(recipe, options, started, observer)?;
-    if !prepared.device.is_cpu() {
-        observer.event(&Event::Note(format!("computing on {}", prepared.device_name())));
-    }
     let model = prepared.load_model(recipe, observer)?;
     for warning in prepared.warnings(recipe) {
-        observer.event(&Event::Note(warning));
+        observer.event(&Event::Warning(warning));
     }
     if observer.stop_requested() {
         return Err(Error::Interrupted);
+    }
+    if let Some(warning) = output::check_disk(recipe, model.params.parameters())? {
+        observer.event(&Event::Warning(warning));
     }
     let out = OutputFolder::open(recipe, options)?;
 
@@ -91,25 +98,39 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         capacity: prepared.most_tokens(recipe),
     };
     let identity = prepared.identity(recipe)?;
+    let mut files = prepared.adapter_files(recipe)?;
+    files.others.push(("recipe.yaml".into(), recipe.to_yaml()?.into_bytes()));
     let settings = Settings {
         pad_id: prepared.pad_id(),
         dropout: recipe.lora.lora_dropout > 0.0,
         started,
         gpu: prepared.gpu_budget(recipe),
+        files: &files,
+        metric: header::metric(recipe),
+        begins_with_adapter: recipe.lora.init_from.is_some(),
+        tokens_after: prepared.tokens_after(),
     };
     let mut trainer =
         Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
     if options.resume {
         trainer.resume()?;
+        for change in changes {
+            observer.event(&Event::Note(format!("goes on with {change}")));
+        }
     }
-    let fit = trainer.fit(observer)?;
+    let fit = trainer.fit(prepared.header(recipe, &model), observer)?;
+    let (buffers, bytes) = pool.allocated();
+    tracing::debug!(buffers, bytes, "the steps' buffers");
+    // Their memory serves what comes after the steps.
+    pool.clear();
+    let is_ruined = fit.health.is_some_and(|health| health.verdict == Verdict::Ruined);
 
     let (mut files, mut sample, mut uploaded) = (Vec::new(), None, None);
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
         files = write_adapter(recipe, &prepared, &model, &fit, &out)?;
         sample = prepared.sample(&model.lm, observer);
-        if uploads {
+        if uploads && !is_ruined {
             uploaded = upload::after_training(recipe, observer);
         }
     }
@@ -123,18 +144,13 @@ fn write_adapter(
     fit: &FitSummary,
     out: &OutputFolder,
 ) -> Result<Vec<PathBuf>> {
-    let config = AdapterConfig {
-        base_model_name_or_path: recipe.base.model.clone(),
-        base_sha256: Some(prepared.base.fingerprint()?),
-        lora: recipe.lora.clone(),
-    };
+    let AdapterFiles { config, others } = prepared.adapter_files(recipe)?;
     let mut files =
         AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), candle_core::DType::F32)?;
     files.push(write_card(recipe, fit, out)?);
-    // Where PEFT and servers look for it: the base's own would not do.
-    let path = out.path().join(CHAT_TEMPLATE);
-    if let Some(template) = &prepared.chat_template {
-        fs::write_atomic(&path, template.as_bytes())?;
+    for (name, contents) in others {
+        let path = out.path().join(name);
+        fs::write_atomic(&path, &contents)?;
         files.push(path);
     }
     files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
@@ -150,8 +166,21 @@ fn summary(
 ) -> Summary {
     Summary {
         output_dir: recipe.output_dir.clone(),
+        adapter_dir: if fit.interrupted && fit.state.step > 0 {
+            checkpoint_folder(&recipe.output_dir, fit.state.step)
+        } else {
+            recipe.output_dir.clone()
+        },
         recipe_name: recipe.name.clone(),
         steps: fit.state.step,
+        was_finished: fit.was_finished,
+        objective: header::objective_name(recipe.objective.kind).to_owned(),
+        metric_for_best_model: header::metric(recipe),
+        verdict: of_adapter(&fit).map(|of| {
+            header::verdict(of, header::metric(recipe), recipe.objective.weighs_by_probability(), fit.health.as_ref())
+        }),
+        health: fit.health,
+        fails: recipe.training.fail_on_divergence && fit.health.is_some_and(|health| health.verdict == Verdict::Ruined),
         interrupted: fit.interrupted,
         stopped_early: fit.state.stopped_early,
         skipped: fit.state.skipped,
@@ -173,12 +202,19 @@ fn summary(
     }
 }
 
+/// The validation before training, and the one of the adapter that the run ends with.
+fn of_adapter(fit: &FitSummary) -> Option<(&Validation, &Validation)> {
+    let known = [&fit.state.best_validation, &fit.state.last_validation];
+    let after = known.into_iter().flatten().find(|validation| validation.step == fit.adapter_step)?;
+    fit.state.first_validation.as_ref().filter(|before| before.step != after.step).map(|before| (before, after))
+}
+
 fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<PathBuf> {
     let of_step = [&fit.state.best_validation, &fit.state.last_validation];
     let after = of_step.into_iter().flatten().find(|validation| validation.step == fit.adapter_step);
     let objective = serde_json::to_value(recipe.objective.kind).ok();
     let validation = fit.state.first_validation.as_ref().zip(after).map(|(before, after)| CardValidation {
-        loss: (before.loss, after.loss),
+        loss: (before.cross_entropy, after.cross_entropy),
         token_accuracy: (before.token_accuracy, after.token_accuracy),
     });
     let hub = recipe.hub.as_ref();
@@ -232,6 +268,12 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let prepared = Prepared::new(recipe, options, output::now(), observer)?;
     let model = prepared.load_model(recipe, observer)?;
     let steps = total_steps(&recipe.training, prepared.plan.packs_per_epoch());
+    observer.event(&Event::Phase("timing some rows".into()));
+    let time = prepared.time(recipe, &model, steps).unwrap_or_else(|error| {
+        // That it does not fit, for one, is said elsewhere.
+        tracing::debug!(%error, "could not time some rows");
+        None
+    });
     let parameters = model.params.parameters();
     let report = model.report;
     let mut warnings = prepared.warnings(recipe);
@@ -257,6 +299,7 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         preview: prepared.dataset.preview.segments.clone(),
         steps,
         warmup_steps: Schedule::new(&recipe.training, steps).warmup_steps(),
+        time,
         memory: prepared.memory(recipe),
         kept_layers: prepared.kept_layers,
         layers: prepared.layers(),

@@ -4,13 +4,15 @@ use super::CHAT_TEMPLATE;
 use super::RunOptions;
 use crate::error::{Error, Result};
 use crate::fs;
-use crate::recipe::Recipe;
+use crate::recipe::{KeyKind, Recipe};
 use crate::train::{Checkpoint, checkpoint_folder, checkpoints_folder, read_state};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 const RECIPE: &str = "recipe.yaml";
 const LOCK: &str = ".lock";
+/// Bytes of an adapter's small files: card, recipe, metrics, tokenizer.
+const OTHER_FILES: u64 = 256 << 10;
 const METRICS: &str = "metrics.jsonl";
 
 /// An output folder that this process holds.
@@ -128,16 +130,74 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
     if options.overwrite {
         return Ok(Found::Run);
     }
-    let differences = recipe.differences(&Recipe::load(&saved, &[])?);
-    if !differences.is_empty() {
+    let earlier = Recipe::load(&saved, &[])?;
+    let differences = recipe.differences(&earlier, KeyKind::Result);
+    let another = |differences: Vec<String>, help: &str| {
         let message = format!("holds the run of another recipe; what differs:\n  {}", differences.join("\n  "));
-        return Err(Error::file(path, message).with_help(
+        Error::file(path, message).with_help(help)
+    };
+    if !differences.is_empty() {
+        return Err(another(
+            differences,
             "put the recipe back as it was to go on with that run, set another `output_dir`, or begin again with \
              `--overwrite`",
         ));
     }
+    let schedule = recipe.differences(&earlier, KeyKind::Schedule);
+    if !(schedule.is_empty() || options.resume || Checkpoint::steps(path).is_empty()) {
+        return Err(another(
+            schedule,
+            "`--resume` goes on where that changes no step that is done (a longer run with a constant learning rate); else set \
+             another `output_dir`, or begin again with `--overwrite`",
+        ));
+    }
     let begun = Checkpoint::steps(path).is_empty() && !path.join("adapter_model.safetensors").exists();
     Ok(if begun { Found::Beginning } else { Found::Run })
+}
+
+/// Whether the disk has room for what a run writes, as a warning where it may become full.
+///
+/// # Errors
+/// When it has no room for a checkpoint and the adapter.
+pub(super) fn check_disk(recipe: &Recipe, adapter_parameters: usize) -> Result<Option<String>> {
+    let Some(free) = fs::free_space(&recipe.output_dir) else { return Ok(None) };
+    let adapter = 4 * adapter_parameters as u64 + OTHER_FILES;
+    // Beside the adapter, the optimizer's two moments.
+    let checkpoint = 3 * adapter;
+    let there = Checkpoint::steps(&recipe.output_dir).len();
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    if free < adapter + checkpoint {
+        let message = format!(
+            "{} MiB are free on its disk; a checkpoint takes {} MiB, and the adapter {} MiB",
+            free >> 20,
+            mib(checkpoint),
+            mib(adapter)
+        );
+        return Err(Error::file(&recipe.output_dir, message).with_help("free some space, or set another `output_dir`"));
+    }
+    // Those that are kept, the best, and the one that is being written.
+    let at_most = (recipe.training.save_total_limit + 2).saturating_sub(there) as u64;
+    let most = adapter.saturating_add(checkpoint.saturating_mul(at_most));
+    Ok((free < most).then(|| {
+        format!(
+            "{} MiB are free on the disk of {}; with `training.save_total_limit: {}` checkpoints may take {} MiB",
+            free >> 20,
+            recipe.output_dir.display(),
+            recipe.training.save_total_limit,
+            mib(most)
+        )
+    }))
+}
+
+/// What the recipe has otherwise than the run that goes on, where that is allowed.
+pub(super) fn changes(recipe: &Recipe, options: &RunOptions) -> Vec<String> {
+    let saved = recipe.output_dir.join(RECIPE);
+    let earlier = options.resume.then(|| Recipe::load(&saved, &[]).ok()).flatten();
+    let differences = |earlier: Recipe| {
+        let kinds = [KeyKind::Schedule, KeyKind::Free];
+        kinds.map(|kind| recipe.differences(&earlier, kind)).concat()
+    };
+    earlier.map(differences).unwrap_or_default()
 }
 
 /// Removes what a run has written, and nothing else.

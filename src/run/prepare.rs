@@ -1,10 +1,10 @@
 //! Everything before the first step: device, base, tokens, plan.
 
-use super::RunOptions;
 use super::lint::export_warnings;
 use super::memory::embedding_bytes;
 use super::report::Sample;
-use crate::adapter::AdapterBundle;
+use super::{CHAT_TEMPLATE, RunOptions};
+use crate::adapter::{AdapterBundle, AdapterConfig};
 use crate::data::{
     ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
 };
@@ -15,13 +15,22 @@ use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
 use crate::ops::simd::Level;
 use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
-use crate::train::{Event, Identity, Observer};
+use crate::train::{AdapterFiles, Event, Identity, Observer};
 use crate::weights::Base;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Tokens of the sample in the summary.
 const SAMPLE_TOKENS: usize = 48;
+
+/// With fewer learnt tokens, the noise of a validation is larger than what training changes.
+const FEW_VALIDATION_TOKENS: u64 = 200;
+
+/// The share of rows that may be left out without a warning.
+const MOST_LEFT_OUT: f64 = 0.02;
+
+/// How many tokens of a batch take as long as one alone.
+const TOKEN_ALONE: f64 = 8.0;
 
 /// What a run needs, found to fit together.
 pub(super) struct Prepared {
@@ -293,12 +302,54 @@ impl Prepared {
         let mut warnings = Vec::new();
         warnings.extend(data_warnings(&self.dataset.report));
         warnings.extend(template_warning(&self.encoder, &recipe.data));
-        if self.dataset.validation.is_empty() {
-            warnings.push("there is no validation data: set `data.validation` or `data.validation_split`".into());
+        warnings.extend(self.validation_warnings(recipe));
+        let width = self.dimensions.hidden;
+        if recipe.lora.r > width {
+            let r = recipe.lora.r;
+            warnings.push(format!("lora.r is {r}, and the base is {width} wide: a rank over the width adds nothing"));
         }
         warnings.extend(self.memory_warnings(recipe));
         warnings.extend(export_warnings(recipe, &self.base, &self.target_modules));
         warnings
+    }
+
+    /// What validation will not tell.
+    fn validation_warnings(&self, recipe: &Recipe) -> Option<String> {
+        if self.dataset.validation.is_empty() {
+            let stopping = match recipe.training.early_stopping_patience {
+                0 => "",
+                _ => ", and `training.early_stopping_patience` stops nothing",
+            };
+            let set = "set `data.validation` or `data.validation_split`";
+            return Some(format!("there is no validation data{stopping}: {set}"));
+        }
+        let learnt: u64 = self.dataset.validation.entries().map(|entry| u64::from(entry.supervised)).sum();
+        let rows = self.dataset.validation.len();
+        (learnt < FEW_VALIDATION_TOKENS).then(|| {
+            let rows = if rows == 1 { "row has".to_owned() } else { format!("{rows} rows have") };
+            format!("the validation {rows} {learnt} learnt tokens in all: too few to tell which adapter is better")
+        })
+    }
+
+    /// What an adapter's folder holds besides tensors and card.
+    pub(super) fn adapter_files(&self, recipe: &Recipe) -> Result<AdapterFiles> {
+        let config = AdapterConfig {
+            base_model_name_or_path: recipe.base.model.clone(),
+            base_sha256: Some(self.base.fingerprint()?),
+            lora: recipe.lora.clone(),
+        };
+        // Where PEFT and servers look for it: the base's own would not do.
+        let template =
+            self.chat_template.as_ref().map(|template| (CHAT_TEMPLATE.to_owned(), template.clone().into_bytes()));
+        Ok(AdapterFiles { config, others: template.into_iter().collect() })
+    }
+
+    /// What is done after the last step, as so many tokens of training: two samples.
+    pub(super) fn tokens_after(&self) -> f64 {
+        let Some(Ok(row)) = self.sample_row() else { return 0.0 };
+        let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0).max(1);
+        // A pass without a backward pass takes a third; a single token takes as long as some, since every weight is read.
+        2.0 * (answer as f64 + SAMPLE_TOKENS as f64 * TOKEN_ALONE) / 3.0
     }
 
     /// The validation row (without any, the training row) with the longest answer that a sample can hold.
@@ -351,6 +402,15 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
         warnings.push(format!(
             "the model does not learn to stop in {} of the data: the last learnt token ends no turn",
             rows(report.eos_unsupervised_rows)
+        ));
+    }
+    let (dropped, all) = (report.dropped, report.rows + report.skipped);
+    if dropped as f64 > MOST_LEFT_OUT * all as f64 {
+        warnings.push(format!(
+            "{:.0}% of the data is left out: {dropped} of {} are longer than `data.max_seq_len`; raise it, or set `data.overlong: \
+             truncate`",
+            100.0 * dropped as f64 / all as f64,
+            rows(all)
         ));
     }
     if report.skipped > 0 {

@@ -1,21 +1,39 @@
 //! What a run, or its rehearsal, has to say at its end.
 
+use super::timing::TimeEstimate;
 use super::upload::Uploaded;
 use crate::data::DataReport;
-use crate::train::MemoryEstimate;
 use crate::train::metrics::Validation;
+use crate::train::{Health, MemoryEstimate, MetricForBest};
 use serde::Serialize;
 use std::path::PathBuf;
 
 /// What a training run came to.
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Summary {
     /// Where everything was written.
     pub output_dir: PathBuf,
+    /// Where the adapter is: there, or after an interruption its last checkpoint.
+    pub adapter_dir: PathBuf,
     /// The recipe's name.
     pub recipe_name: String,
     /// Optimizer steps done.
     pub steps: usize,
+    /// Whether they were all done before: by an earlier process.
+    pub was_finished: bool,
+    /// The objective, as the recipe writes it.
+    pub objective: String,
+    /// Which number of a validation decides what is best.
+    pub metric_for_best_model: MetricForBest,
+    /// Whether the adapter is better than the base alone, in a sentence; none without validations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// The adapter beside the base alone, on rows of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Whether the run ends with a ruined model, and the recipe has that as a failure.
+    pub fails: bool,
     /// Whether it was asked to stop before the end.
     pub interrupted: bool,
     /// Whether early stopping ended it.
@@ -24,9 +42,9 @@ pub struct Summary {
     pub skipped: usize,
     /// The step whose adapter was written.
     pub adapter_step: usize,
-    /// The step of the lowest validation loss.
+    /// The step of the best validation.
     pub best_step: Option<usize>,
-    /// The lowest validation loss.
+    /// The best validation since training began.
     pub best_validation: Option<Validation>,
     /// Before the first step.
     pub first_validation: Option<Validation>,
@@ -86,6 +104,8 @@ pub struct CheckReport {
     pub steps: usize,
     /// Of these, warmup.
     pub warmup_steps: usize,
+    /// Estimated time; none where no row could be timed.
+    pub time: Option<TimeEstimate>,
     /// Estimated memory, in bytes.
     pub memory: MemoryEstimate,
     /// Of how many layers the activations are kept for the backward pass; the others are computed again.

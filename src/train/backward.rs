@@ -30,7 +30,9 @@ pub struct Loss {
     pub cross_entropy: f64,
     /// Supervised tokens.
     pub supervised: usize,
-    /// Of those, ranked first by the model.
+    /// `Σ p` of the supervised tokens.
+    pub probability: f64,
+    /// Of the supervised tokens, those that the model ranks first.
     pub top1: usize,
     /// Tokens without padding.
     pub tokens: usize,
@@ -44,6 +46,7 @@ impl Loss {
         self.sum += other.sum;
         self.cross_entropy += other.cross_entropy;
         self.supervised += other.supervised;
+        self.probability += other.probability;
         self.top1 += other.top1;
         self.tokens += other.tokens;
         self.observations.join(other.observations);
@@ -175,7 +178,7 @@ impl<'e> Engine<'e> {
         for (i, batch) in batches.iter().enumerate() {
             let tokens = Tokens::of(batch);
             let keys = dropout_keys(i).map(|keys| tokens.pick(&keys));
-            let context = self.gpu_context(gpu, batch, &tokens, keys.as_deref())?;
+            let context = self.gpu_context(gpu, batch, &tokens, (keys.as_deref(), true))?;
             loss.join(self.accumulate_on(&context, batch, &tokens, &mut ())?);
         }
         self.check_complete(&loss, memory.touched()?)?;
@@ -201,13 +204,27 @@ impl<'e> Engine<'e> {
     /// # Errors
     /// When shapes do not fit.
     pub fn evaluate(&self, batch: &Batch) -> Result<Loss> {
+        self.evaluate_with(batch, true)
+    }
+
+    /// As [`Self::evaluate`], of the base alone.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub fn evaluate_base(&self, batch: &Batch) -> Result<Loss> {
+        self.evaluate_with(batch, false)
+    }
+
+    fn evaluate_with(&self, batch: &Batch, adapter: bool) -> Result<Loss> {
         let tokens = Tokens::of(batch);
         if let Device::Gpu(gpu) = self.device {
-            return self.evaluate_on(&self.gpu_context(gpu, batch, &tokens, None)?, batch, &tokens);
+            let context = self.gpu_context(gpu, batch, &tokens, (None, adapter))?;
+            return self.evaluate_on(&context, batch, &tokens);
         }
+        let keys = (None, adapter);
         rayon::scope(|_| match self.compute {
-            Compute::F32 => self.evaluate_on(&self.cpu_context::<f32>(batch, &tokens, None), batch, &tokens),
-            Compute::Bf16 => self.evaluate_on(&self.cpu_context::<bf16>(batch, &tokens, None), batch, &tokens),
+            Compute::F32 => self.evaluate_on(&self.cpu_context::<f32>(batch, &tokens, keys), batch, &tokens),
+            Compute::Bf16 => self.evaluate_on(&self.cpu_context::<bf16>(batch, &tokens, keys), batch, &tokens),
         })
     }
 
@@ -226,7 +243,7 @@ impl<'e> Engine<'e> {
     ) -> Result<Loss> {
         let tokens = Tokens::of(batch);
         let dropout_keys = dropout_keys.map(|keys| tokens.pick(keys));
-        let context = self.cpu_context::<E>(batch, &tokens, dropout_keys.as_deref());
+        let context = self.cpu_context::<E>(batch, &tokens, (dropout_keys.as_deref(), true));
         self.accumulate_on(&context, batch, &tokens, gradients)
     }
 }
@@ -267,6 +284,7 @@ impl Head {
         let loss = Loss {
             sum: -weighted.weights.iter().zip(log_probabilities).map(|(w, log_p)| w * log_p).sum::<f64>(),
             cross_entropy: -log_probabilities.iter().sum::<f64>(),
+            probability: log_probabilities.iter().map(|log_p| log_p.exp()).sum(),
             supervised: self.labels.len(),
             top1: top1.iter().filter(|&&top| top).count(),
             tokens: self.tokens,

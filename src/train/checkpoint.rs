@@ -1,10 +1,12 @@
 //! A run on the disk: everything that decides how it goes on.
 
+use super::Schedule;
+use super::health::Watch;
 use super::metrics::Validation;
-use crate::adapter::{read_tensors, serialize_tensors};
+use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors, serialize_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,15 @@ pub struct TrainerState {
     pub stale_validations: usize,
     /// Whether early stopping has ended the run.
     pub stopped_early: bool,
+    /// Cross-entropy and token accuracy of the first step's rows under the base alone.
+    #[serde(default)]
+    pub first_step: Option<(f64, f64)>,
+    /// When the adapter was compared with the base alone.
+    #[serde(default)]
+    pub(super) watch: Watch,
+    /// The learning rates by which the steps so far were taken.
+    #[serde(default)]
+    pub schedule: Option<Schedule>,
     /// What the run is made of.
     pub identity: Identity,
 }
@@ -52,6 +63,15 @@ pub struct Identity {
     pub data: String,
     /// The kind of device: its arithmetic rounds in its own way.
     pub device: String,
+}
+
+/// What makes a checkpoint's tensors an adapter, which other programs load and `generate`, `export` and `upload` take.
+#[derive(Debug, Clone)]
+pub struct AdapterFiles {
+    /// The adapter's configuration.
+    pub config: AdapterConfig,
+    /// Further files: names and contents.
+    pub others: Vec<(String, Vec<u8>)>,
 }
 
 /// A run at a step.
@@ -83,12 +103,16 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When the disk is full or read-only; what was there before stays.
-    pub fn save(&self, out: &Path) -> Result<PathBuf> {
+    pub fn save(&self, out: &Path, files: &AdapterFiles) -> Result<PathBuf> {
         let folder = checkpoint_folder(out, self.state.step);
         let parent = checkpoints_folder(out);
         std::fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
         fs::write_folder_atomic(&folder, |temporary| {
-            write_tensors(&self.adapter, &temporary.join(ADAPTER), &folder.join(ADAPTER))?;
+            let (config, tensors) = (files.config.clone(), self.adapter.clone());
+            AdapterBundle { config, tensors }.save(temporary, DType::F32)?;
+            for (name, contents) in &files.others {
+                std::fs::write(temporary.join(name), contents).map_err(Error::io("write", folder.join(name)))?;
+            }
             write_tensors(&self.optimizer, &temporary.join(OPTIMIZER), &folder.join(OPTIMIZER))?;
             let state = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::invalid(format!("internal: {e}")))?;
             std::fs::write(temporary.join(STATE), state).map_err(Error::io("write", folder.join(STATE)))

@@ -1,6 +1,8 @@
 //! The recipe's `training` section.
 
+use super::metrics::Validation;
 use crate::error::{Error, Result};
+use crate::objectives::ObjectiveConfig;
 use serde::{Deserialize, Serialize};
 
 /// The most rows of an optimizer step: far more than anyone wants, and few enough to count.
@@ -45,6 +47,10 @@ pub struct TrainingConfig {
     pub save_steps: usize,
     /// How many of the last checkpoints are kept, besides the best.
     pub save_total_limit: usize,
+    /// Which number of a validation decides what is best; by default what the objective's gradient follows:
+    /// `token_probability` where tokens are weighted by their probability, `cross_entropy` elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric_for_best_model: Option<MetricForBest>,
     /// Stop after so many validations without a new best; 0 turns it off.
     pub early_stopping_patience: usize,
     /// Whether the adapter of the best validation is what the run ends with; the untrained one does not count. Without
@@ -57,8 +63,63 @@ pub struct TrainingConfig {
     pub max_memory_mb: Option<u64>,
     /// Steps in a row with a non-finite loss or gradient after which the run stops.
     pub max_skipped_steps: usize,
+    /// Whether a run that ends with a ruined model ends with exit code 1.
+    pub fail_on_divergence: bool,
     /// Decides initialisation, order of the rows, and dropout.
     pub seed: u64,
+}
+
+/// The recipe's `training.metric_for_best_model`: a number of a validation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricForBest {
+    /// Mean cross-entropy of the supervised tokens: the lower, the better.
+    CrossEntropy,
+    /// Share of the supervised tokens that the model ranks first: the higher, the better.
+    TokenAccuracy,
+    /// Mean probability of the supervised tokens: the higher, the better.
+    TokenProbability,
+    /// The objective's own loss: the lower, the better. Where tokens are weighted by their probability, a ruined model has the
+    /// lowest.
+    ObjectiveLoss,
+}
+
+impl MetricForBest {
+    /// What the recipe says, or what the objective's gradient follows.
+    ///
+    /// Where a token's weight is its probability, held constant, its gradient is `p·∇(-log p) = -∇p`: what falls is not
+    /// cross-entropy but `1 - p`.
+    pub fn resolve(setting: Option<Self>, objective: &ObjectiveConfig) -> Self {
+        setting.unwrap_or(if objective.weighs_by_probability() { Self::TokenProbability } else { Self::CrossEntropy })
+    }
+
+    /// Its name in words, where the objective is known by its own: `bft loss`.
+    pub fn name_under(self, objective: &str) -> String {
+        match self {
+            Self::ObjectiveLoss => format!("{objective} loss"),
+            other => other.name().to_owned(),
+        }
+    }
+
+    /// Its value as people read it.
+    pub fn text(self, validation: &Validation) -> String {
+        match self {
+            Self::CrossEntropy => format!("{:.4}", validation.cross_entropy),
+            Self::ObjectiveLoss => format!("{:.4}", validation.objective_loss),
+            Self::TokenAccuracy => format!("{:.1}%", 100.0 * validation.token_accuracy),
+            Self::TokenProbability => format!("{:.1}%", 100.0 * validation.token_probability),
+        }
+    }
+
+    /// Its name in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CrossEntropy => "cross-entropy",
+            Self::TokenAccuracy => "token accuracy",
+            Self::TokenProbability => "token probability",
+            Self::ObjectiveLoss => "objective loss",
+        }
+    }
 }
 
 /// The recipe's `training.lr_scheduler`.
@@ -106,11 +167,13 @@ impl Default for TrainingConfig {
             eval_steps: 0,
             save_steps: 0,
             save_total_limit: 2,
+            metric_for_best_model: None,
             early_stopping_patience: 0,
             load_best_model_at_end: true,
             gradient_checkpointing: GradientCheckpointing::Auto,
             max_memory_mb: None,
             max_skipped_steps: 5,
+            fail_on_divergence: true,
             seed: 42,
         }
     }
@@ -169,7 +232,7 @@ impl TrainingConfig {
         ];
         for (key, value, fits, expected) in ranges {
             if !(fits && value.is_finite()) {
-                return Err(Error::invalid(format!("training.{key}: must be a number {expected}, got {value}")));
+                return Err(Error::invalid(format!("training.{key}: must be a number {expected}, got {value:?}")));
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What a run tells whoever watches it.
 
-use crate::train::metrics::{StepMetrics, Validation};
+use super::Health;
+use super::metrics::{RunHeader, StepMetrics, Validation};
 use std::path::PathBuf;
 
 /// Something happened that a person might want to see. The library tells; it never prints.
@@ -10,6 +11,8 @@ pub enum Event {
     Phase(String),
     /// A remark that does not belong to a step: a fallback type, rows that were cut.
     Note(String),
+    /// Something that is likely to be a mistake.
+    Warning(String),
     /// Bytes are on their way: a file that is fetched, rows that are tokenized.
     Bytes {
         /// What is done with them.
@@ -19,6 +22,8 @@ pub enum Event {
         /// Bytes in all; 0 where that is not known.
         total: u64,
     },
+    /// What runs, just before it does.
+    Run(RunHeader),
     /// Training begins, at this step of that many.
     Start {
         /// The last step that is already done: 0, or where a checkpoint stands.
@@ -27,7 +32,21 @@ pub enum Event {
         total_steps: usize,
     },
     /// An optimizer step was taken.
-    Step(StepMetrics),
+    Step {
+        /// Its numbers.
+        metrics: StepMetrics,
+        /// Seconds until the end of the run, as far as is known: of steps, validations and what comes after.
+        seconds_left: Option<f64>,
+    },
+    /// The validation rows are being measured.
+    Validating {
+        /// Rows so far.
+        done: usize,
+        /// Rows in all.
+        total: usize,
+    },
+    /// The adapter was compared with the base alone, and there is something new to say.
+    Health(Health),
     /// The validation rows were measured.
     Validation(Validation),
     /// A step was skipped since its loss or gradient is not finite.

@@ -1,7 +1,62 @@
-//! The numbers of a step and of a validation: a line of `metrics.jsonl` each.
+//! The numbers of a run, of a step and of a validation: a line of `metrics.jsonl` each.
+//!
+//! A key has one meaning in all of them: `cross_entropy` is plain, and comparable between objectives; `objective_loss` is the
+//! objective's own. Before version 0.2 both were called `loss`, in lines of different types; those are still read.
 
+use super::MetricForBest;
 use crate::objectives::ObjectiveMetrics;
 use serde::{Deserialize, Serialize};
+
+/// What runs: the first line of `metrics.jsonl`, and another one each time that the run goes on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunHeader {
+    /// The recipe's name.
+    pub name: String,
+    /// The base as the recipe names it.
+    pub base: String,
+    /// Its architecture.
+    pub model_type: String,
+    /// Its parameters.
+    pub parameters: usize,
+    /// How its matrices are held, and how many of them in each way.
+    pub quantization: Vec<(String, usize)>,
+    /// Parameters that are trained.
+    pub adapter_parameters: usize,
+    /// The device.
+    pub device: String,
+    /// The type of products and activations.
+    pub compute: String,
+    /// What a step minimises.
+    pub objective: String,
+    /// Which number of a validation decides what is best.
+    pub metric_for_best_model: MetricForBest,
+    /// Rows that are trained on.
+    pub train_rows: usize,
+    /// Rows that are validated on.
+    pub validation_rows: usize,
+    /// Rows that are left out since they are longer than `data.max_seq_len`.
+    pub dropped_rows: usize,
+    /// Rows that are left out since they are not readable.
+    pub skipped_rows: usize,
+    /// Rows that are cut to `data.max_seq_len`.
+    pub truncated_rows: usize,
+    /// Tokens of the training rows.
+    pub tokens: usize,
+    /// Of those, supervised.
+    pub supervised_tokens: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// The step that this process goes on after; 0 at the beginning.
+    pub resumed_after: usize,
+    /// SHA-256 of what of the recipe decides the result.
+    pub recipe_sha256: String,
+    /// Decides initialisation, order of the rows, and dropout.
+    pub seed: u64,
+    /// Where everything is written.
+    pub output_dir: String,
+    /// Equipoise's version.
+    pub version: String,
+}
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -10,10 +65,14 @@ pub struct StepMetrics {
     pub step: usize,
     /// Passes over the data so far, in parts of a pass.
     pub epoch: f64,
-    /// The objective's loss of this step.
-    pub loss: f64,
     /// Mean cross-entropy of the supervised tokens, in nats: comparable across objectives.
     pub cross_entropy: f64,
+    /// The objective's loss of this step.
+    #[serde(alias = "loss")]
+    pub objective_loss: f64,
+    /// Share of the supervised tokens that the model ranks first, ahead of all others. 0 in lines before version 0.2.
+    #[serde(default)]
+    pub token_accuracy: f64,
     /// Learning rate.
     pub learning_rate: f64,
     /// Global norm of the gradient, before clipping.
@@ -34,19 +93,35 @@ pub struct StepMetrics {
     pub objective: ObjectiveMetrics,
 }
 
-/// The validation rows, measured by plain cross-entropy and by the objective.
+/// The validation rows, measured by plain cross-entropy, by what the model would say, and by the objective.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// After this step; 0 is the untrained adapter.
     pub step: usize,
-    /// Mean cross-entropy of the supervised tokens, in nats. This one decides which checkpoint is best.
-    pub loss: f64,
+    /// Mean cross-entropy of the supervised tokens, in nats.
+    #[serde(alias = "loss")]
+    pub cross_entropy: f64,
+    /// Share of the supervised tokens that the model ranks first, ahead of all others.
+    pub token_accuracy: f64,
+    /// Mean probability of the supervised tokens. 0 in lines before version 0.2.
+    #[serde(default)]
+    pub token_probability: f64,
     /// The objective's own loss.
     pub objective_loss: f64,
-    /// Share of the supervised tokens that the model ranks first.
-    pub token_accuracy: f64,
     /// Supervised tokens.
     pub supervised_tokens: usize,
-    /// Whether it is the lowest loss of the run so far.
+    /// Whether it is the best of the run so far, by `training.metric_for_best_model`.
     pub best: bool,
+}
+
+impl Validation {
+    /// Whether it is better than another one, by this number; a tie is not.
+    pub fn is_better(&self, than: &Self, metric: MetricForBest) -> bool {
+        match metric {
+            MetricForBest::CrossEntropy => self.cross_entropy < than.cross_entropy,
+            MetricForBest::ObjectiveLoss => self.objective_loss < than.objective_loss,
+            MetricForBest::TokenAccuracy => self.token_accuracy > than.token_accuracy,
+            MetricForBest::TokenProbability => self.token_probability > than.token_probability,
+        }
+    }
 }

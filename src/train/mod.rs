@@ -6,9 +6,11 @@
 mod adamw;
 pub mod backward;
 mod checkpoint;
+mod clock;
 mod config;
 mod event;
 mod gpu_memory;
+mod health;
 mod memory;
 pub mod metrics;
 mod record;
@@ -16,10 +18,13 @@ mod schedule;
 mod trainer;
 
 pub use adamw::AdamW;
-pub use checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state};
-pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
+pub use checkpoint::{
+    AdapterFiles, Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state,
+};
+pub use config::{GradientCheckpointing, LrScheduler, MetricForBest, TrainingConfig};
 pub use event::{Event, Observer};
 pub use gpu_memory::GpuBudget;
+pub use health::{Health, Verdict};
 pub use memory::MemoryEstimate;
 pub use schedule::Schedule;
 pub use trainer::{FitSummary, Settings, Trainer, total_steps};

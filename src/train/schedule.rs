@@ -1,10 +1,11 @@
 //! The learning rate of each step.
 
 use super::{LrScheduler, TrainingConfig};
+use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 /// Warmup, then constant, linear or cosine.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     peak: f64,
     kind: LrScheduler,
@@ -22,6 +23,11 @@ impl Schedule {
             warmup: warmup.min(total.saturating_sub(1)),
             total,
         }
+    }
+
+    /// Steps of the whole run.
+    pub const fn total_steps(&self) -> usize {
+        self.total
     }
 
     /// Steps before the peak.

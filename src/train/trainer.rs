@@ -1,11 +1,16 @@
-//! The loop: steps, validations, checkpoints.
+//! The loop: steps, validations, checkpoints. How a run goes on is in `resume`, what is done when it goes wrong in `watch`.
+
+mod resume;
+mod watch;
 
 use super::backward::{Engine, Loss, StepSums, dropout_keys};
-use super::checkpoint::{Checkpoint, Identity, TrainerState, checkpoint_folder};
+use super::checkpoint::{AdapterFiles, Checkpoint, Identity, TrainerState, checkpoint_folder};
+use super::clock::Clock;
 use super::gpu_memory::GpuBudget;
-use super::metrics::{StepMetrics, Validation};
+use super::health::Health;
+use super::metrics::{RunHeader, StepMetrics, Validation};
 use super::record::{Line, Record};
-use super::{AdamW, Event, Observer, Schedule, TrainingConfig};
+use super::{AdamW, Event, MetricForBest, Observer, Schedule, TrainingConfig};
 use crate::data::{Batch, Dataset, Epoch, Plan, Rows, Sequence};
 use crate::device::process_memory;
 use crate::error::{Error, Result};
@@ -21,15 +26,19 @@ pub struct FitSummary {
     pub interrupted: bool,
     /// The step whose adapter the parameters now hold.
     pub adapter_step: usize,
+    /// Whether no step was left to take: an earlier process had taken them all.
+    pub was_finished: bool,
+    /// What the adapter does to the run's rows, beside the base alone; none for a run that was interrupted or takes no step.
+    pub health: Option<Health>,
     /// Seconds in steps, of this process.
     pub seconds: f64,
     /// Tokens in steps, of this process.
     pub tokens: usize,
 }
 
-/// What a run is told besides its configuration.
+/// What a run needs to know besides its configuration.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct Settings<'a> {
     /// What fills up a batch; it is masked by place.
     pub pad_id: u32,
     /// Whether the adapters drop inputs.
@@ -38,6 +47,14 @@ pub struct Settings {
     pub started: u64,
     /// What there is of a GPU's memory, where one computes.
     pub gpu: Option<GpuBudget>,
+    /// What makes a checkpoint an adapter.
+    pub files: &'a AdapterFiles,
+    /// Which number of a validation decides what is best.
+    pub metric: MetricForBest,
+    /// Whether the run begins with another run's adapter.
+    pub begins_with_adapter: bool,
+    /// What is done after the last step, as so many tokens of training.
+    pub tokens_after: f64,
 }
 
 /// Trains an adapter.
@@ -47,8 +64,7 @@ pub struct Trainer<'a> {
     dataset: &'a Dataset,
     plan: &'a Plan,
     out: &'a Path,
-    pad_id: u32,
-    dropout: bool,
+    settings: Settings<'a>,
     pub(super) gpu: Option<GpuBudget>,
     /// Rows of a micro-batch; fewer than the recipe's where a GPU's memory was full.
     pub(super) micro_batch_size: usize,
@@ -57,6 +73,7 @@ pub struct Trainer<'a> {
     total_steps: usize,
     state: TrainerState,
     epoch: Option<(u64, Epoch)>,
+    clock: Clock,
     seconds: f64,
     tokens: usize,
 }
@@ -93,16 +110,19 @@ impl<'a> Trainer<'a> {
         config: &'a TrainingConfig,
         (dataset, plan): (&'a Dataset, &'a Plan),
         identity: Identity,
-        Settings { pad_id, dropout, started, gpu }: Settings,
+        settings: Settings<'a>,
         out: &'a Path,
     ) -> Result<Self> {
         let total_steps = total_steps(config, plan.packs_per_epoch());
+        let schedule = Schedule::new(config, total_steps);
+        let packs_per_step = config.micro_batch_size * config.gradient_accumulation_steps;
+        let tokens_per_pack = dataset.report.tokens as f64 / plan.packs_per_epoch().max(1) as f64;
         let state = TrainerState {
             step: 0,
             updates: 0,
             rows: 0,
             seed: config.seed,
-            started,
+            started: settings.started,
             skipped: 0,
             skipped_in_a_row: 0,
             first_validation: None,
@@ -110,65 +130,44 @@ impl<'a> Trainer<'a> {
             best_validation: None,
             stale_validations: 0,
             stopped_early: false,
+            first_step: None,
+            watch: super::health::Watch::default(),
+            schedule: Some(schedule),
             identity,
         };
         Ok(Self {
             optimizer: AdamW::new(config, engine.params),
-            schedule: Schedule::new(config, total_steps),
+            schedule,
             engine,
             config,
             dataset,
             plan,
             out,
-            pad_id,
-            dropout,
-            gpu,
+            settings,
+            gpu: settings.gpu,
             micro_batch_size: config.micro_batch_size,
             total_steps,
             state,
             epoch: None,
+            clock: Clock::new(tokens_per_pack * packs_per_step as f64, settings.tokens_after),
             seconds: 0.0,
             tokens: 0,
         })
-    }
-
-    /// Goes on where the last checkpoint stands; without one, begins at the beginning.
-    ///
-    /// # Errors
-    /// When the checkpoint is damaged, or is of another recipe, base or data.
-    pub fn resume(&mut self) -> Result<()> {
-        let Some(&step) = Checkpoint::steps(self.out).last() else { return Ok(()) };
-        let folder = checkpoint_folder(self.out, step);
-        let checkpoint = Checkpoint::load(&folder)?;
-        let (saved, now) = (&checkpoint.state.identity, &self.state.identity);
-        for (what, saved, now) in [
-            ("the recipe", &saved.recipe, &now.recipe),
-            ("the base model's files", &saved.base, &now.base),
-            ("the tokenized data", &saved.data, &now.data),
-            ("the kind of device or of its arithmetic", &saved.device, &now.device),
-        ] {
-            if saved != now {
-                return Err(Error::file(&folder, format!("{what} changed since this checkpoint was written"))
-                    .with_help(
-                        "put back what changed (a Hub id can be pinned: `org/name@commit`), or train into another \
-                         `output_dir`",
-                    ));
-            }
-        }
-        self.engine.params.assign(&checkpoint.adapter, &folder)?;
-        self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
-        self.state = checkpoint.state;
-        self.prune();
-        Ok(())
     }
 
     /// Trains to the end, or until the observer asks to stop.
     ///
     /// # Errors
     /// When the disk refuses, and [`Error::Diverged`] after too many steps in a row without a finite gradient.
-    pub fn fit(mut self, observer: &mut dyn Observer) -> Result<FitSummary> {
+    pub fn fit(mut self, mut header: RunHeader, observer: &mut dyn Observer) -> Result<FitSummary> {
         let resumed = (self.state.step > 0).then_some(self.state.step);
+        let was_finished = resumed.is_some() && self.is_over();
         let mut record = Record::open(&self.out.join("metrics.jsonl"), resumed)?;
+        (header.total_steps, header.resumed_after) = (self.total_steps, self.state.step);
+        if !was_finished {
+            record.write(&Line::Run(Box::new(header.clone())))?;
+        }
+        observer.event(&Event::Run(header));
         if let Some(gpu) = self.engine.device.gpu() {
             // What was refused to an earlier run on this device is no reason for this one.
             gpu.take_refusal();
@@ -178,8 +177,8 @@ impl<'a> Trainer<'a> {
         if self.state.step == 0 {
             self.validate(&mut record, observer)?;
         }
-        let mut interrupted = self.state.step < self.total_steps && observer.stop_requested();
-        while self.state.step < self.total_steps && !self.state.stopped_early && !interrupted {
+        let mut interrupted = !self.is_over() && observer.stop_requested();
+        while !self.is_over() && !interrupted {
             self.step(&mut record, observer)?;
             let step = self.state.step;
             let last = step == self.total_steps;
@@ -205,7 +204,27 @@ impl<'a> Trainer<'a> {
             observer.event(&Event::Interrupted { step: self.state.step });
         }
         let adapter_step = if interrupted { self.state.step } else { self.load_best()? };
-        Ok(FitSummary { state: self.state, interrupted, adapter_step, seconds: self.seconds, tokens: self.tokens })
+        let health = if interrupted { None } else { self.final_health(adapter_step, &mut record, observer)? };
+        let Self { state, seconds, tokens, .. } = self;
+        Ok(FitSummary { state, interrupted, adapter_step, was_finished, health, seconds, tokens })
+    }
+
+    /// Whether there is no step left to take.
+    fn is_over(&self) -> bool {
+        self.state.step >= self.total_steps || self.state.stopped_early
+    }
+
+    /// Seconds until the end of the run, its validations and what comes after.
+    fn seconds_left(&self) -> Option<f64> {
+        let (step, total) = (self.state.step, self.total_steps);
+        let every = self.config.eval_steps;
+        let validations = match (self.dataset.validation.is_empty(), every) {
+            (true, _) => 0,
+            (false, 0) => 1,
+            // Those that are due behind this step, and the last, unless it is one of them. One that is due now is to come.
+            (false, every) => total.div_ceil(every) - step.saturating_sub(1) / every,
+        };
+        self.clock.left(total - step, validations)
     }
 
     /// The packs of a step, in the order in which the run meets them.
@@ -260,11 +279,14 @@ impl<'a> Trainer<'a> {
         let seconds = start.elapsed().as_secs_f64();
         self.seconds += seconds;
         self.tokens += loss.tokens;
+        self.clock.step(seconds, loss.tokens);
+        let supervised = loss.supervised.max(1) as f64;
         let metrics = StepMetrics {
             step,
             epoch: self.state.rows as f64 / self.plan.packs_per_epoch() as f64,
-            loss: loss.sum / denominator,
-            cross_entropy: loss.cross_entropy / loss.supervised.max(1) as f64,
+            cross_entropy: loss.cross_entropy / supervised,
+            objective_loss: loss.sum / denominator,
+            token_accuracy: loss.top1 as f64 / supervised,
             learning_rate,
             grad_norm,
             tokens: loss.tokens,
@@ -275,78 +297,35 @@ impl<'a> Trainer<'a> {
             objective: loss.observations.summary(),
         };
         record.write(&Line::Step(metrics.clone()))?;
-        observer.event(&Event::Step(metrics));
-        Ok(())
+        let numbers = (metrics.cross_entropy, metrics.token_accuracy);
+        let is_measured = metrics.supervised_tokens > 0;
+        observer.event(&Event::Step { metrics, seconds_left: self.seconds_left() });
+        if is_measured { self.watch(numbers, &packs, record, observer) } else { Ok(()) }
     }
 
     /// Loss and gradients of a step's packs, in micro-batches.
     fn sums(&self, packs: &[Pack]) -> Result<StepSums<'a>> {
         let micro: Vec<_> = packs.chunks(self.micro_batch_size).collect();
-        let batches: Vec<Batch> = micro.iter().map(|packs| collate(packs, self.pad_id)).collect();
+        let batches: Vec<Batch> = micro.iter().map(|packs| collate(packs, self.settings.pad_id)).collect();
         let keys = |i: usize| {
             let places: Vec<u64> = micro[i].iter().map(|pack| pack.place).collect();
-            self.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
+            self.settings.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
         };
         self.engine.sums(&batches, keys)
     }
 
-    fn skip(&mut self, loss: &Loss, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
-        let step = self.state.step;
-        self.state.skipped += 1;
-        self.state.skipped_in_a_row += 1;
-        let reason = if loss.sum.is_finite() { "gradient" } else { "loss" };
-        record.write(&Line::Skipped { step, reason: format!("the {reason} is not finite") })?;
-        observer.event(&Event::Skipped { step, skipped: self.state.skipped });
-        if self.state.skipped_in_a_row < self.config.max_skipped_steps {
-            return Ok(());
-        }
-        Err(self.diverged(&format!(
-            "step {step}: the {reason} is not finite, as in the {} steps before",
-            self.state.skipped_in_a_row - 1
-        )))
-    }
-
-    /// A run that skipped more steps than it took has learnt nothing to speak of, and must not pass for a good one.
-    fn check_skipped(&self) -> Result<()> {
-        if 2 * self.state.skipped <= self.total_steps {
-            return Ok(());
-        }
-        let (skipped, total) = (self.state.skipped, self.total_steps);
-        Err(self.diverged(&format!("{skipped} of {total} steps were skipped, since loss or gradient was not finite")))
-    }
-
-    fn diverged(&self, what: &str) -> Error {
-        let place = self.last_good_checkpoint().map_or_else(
-            || "no checkpoint computes a finite loss".to_owned(),
-            |folder| format!("the last good checkpoint is {}", folder.display()),
-        );
-        Error::Diverged {
-            message: format!("{what}; {place}"),
-            help: Some("lower training.learning_rate, or set training.max_grad_norm and training.warmup_ratio".into()),
-        }
-    }
-
-    /// The last checkpoint whose adapter gives a finite loss on a row. An update may have ruined the parameters though its own
-    /// gradient was finite, so that being saved is no proof. Leaves the parameters changed.
-    fn last_good_checkpoint(&self) -> Option<PathBuf> {
-        let row = Batch::collate(&[&self.dataset.train.get(0).ok()?], self.pad_id);
-        Checkpoint::steps(self.out).into_iter().rev().map(|step| checkpoint_folder(self.out, step)).find(|folder| {
-            let assigned = Checkpoint::load(folder).and_then(|saved| self.engine.params.assign(&saved.adapter, folder));
-            assigned.and_then(|()| self.engine.evaluate(&row)).is_ok_and(|loss| loss.cross_entropy.is_finite())
-        })
-    }
-
-    /// Measures the validation rows; tells whether they are at their best. A loss that is not finite ends the run: no
-    /// parameters come back from there.
+    /// Measures the validation rows; whether they are at their best since training began. A loss that is not finite ends the
+    /// run: no parameters come back from there.
     fn validate(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<bool> {
         if self.dataset.validation.is_empty() {
             return Ok(false);
         }
+        let start = Instant::now();
         let validation: &Rows = &self.dataset.validation;
         let mut rows: Vec<usize> = (0..validation.len()).collect();
         rows.sort_by_key(|&row| validation.entry(row).tokens);
         let loss = loop {
-            match self.evaluate(&rows) {
+            match self.evaluate(&rows, observer) {
                 Ok(loss) => break loss,
                 Err(error) => {
                     let tokens = rows.iter().map(|&row| validation.entry(row).tokens as usize).max();
@@ -366,15 +345,19 @@ impl<'a> Trainer<'a> {
             }
             return Err(self.diverged(&format!("step {step}: the validation loss is {mean}")));
         }
-        let best = self.state.best_validation.as_ref().is_none_or(|best| mean < best.loss);
-        let validation = Validation {
+        let mut validation = Validation {
             step,
-            loss: mean,
-            objective_loss: loss.sum / self.engine.objective.denominator(rows.len(), loss.supervised),
+            cross_entropy: mean,
             token_accuracy: loss.top1 as f64 / supervised,
+            token_probability: loss.probability / supervised,
+            objective_loss: loss.sum / self.engine.objective.denominator(rows.len(), loss.supervised),
             supervised_tokens: loss.supervised,
-            best,
+            best: false,
         };
+        let best = self.state.best_validation.as_ref();
+        validation.best = step > 0 && best.is_none_or(|best| validation.is_better(best, self.settings.metric));
+        let best = validation.best;
+        self.clock.validation(start.elapsed().as_secs_f64());
         record.write(&Line::Validation(validation.clone()))?;
         observer.event(&Event::Validation(validation.clone()));
         self.note(validation);
@@ -382,11 +365,14 @@ impl<'a> Trainer<'a> {
     }
 
     /// The loss of validation rows, in micro-batches.
-    fn evaluate(&self, rows: &[usize]) -> Result<Loss> {
-        let mut loss = Loss::default();
-        for rows in rows.chunks(self.micro_batch_size) {
+    fn evaluate(&self, rows: &[usize], observer: &mut dyn Observer) -> Result<Loss> {
+        let (mut loss, total) = (Loss::default(), rows.len());
+        for (i, rows) in rows.chunks(self.micro_batch_size).enumerate() {
+            observer.event(&Event::Validating { done: i * self.micro_batch_size, total });
             let samples = rows.iter().map(|&row| self.dataset.validation.get(row)).collect::<Result<Vec<_>>>()?;
-            loss.join(self.engine.evaluate(&Batch::collate(&samples.iter().collect::<Vec<_>>(), self.pad_id))?);
+            loss.join(
+                self.engine.evaluate(&Batch::collate(&samples.iter().collect::<Vec<_>>(), self.settings.pad_id))?,
+            );
         }
         Ok(loss)
     }
@@ -398,7 +384,7 @@ impl<'a> Trainer<'a> {
         if validation.best {
             self.state.best_validation = Some(validation.clone());
             self.state.stale_validations = 0;
-        } else {
+        } else if validation.step > 0 {
             self.state.stale_validations += 1;
             let patience = self.config.early_stopping_patience;
             self.state.stopped_early = patience > 0 && self.state.stale_validations >= patience;
@@ -412,10 +398,26 @@ impl<'a> Trainer<'a> {
             optimizer: self.optimizer.state()?,
             state: self.state.clone(),
         };
-        let path = checkpoint.save(self.out)?;
+        let path = checkpoint.save(self.out, self.settings.files).map_err(|error| self.explain_full(error))?;
         self.prune();
         observer.event(&Event::Saved { step: self.state.step, path });
         Ok(())
+    }
+
+    /// That the disk is full, with what is lost and how to go on.
+    fn explain_full(&self, error: Error) -> Error {
+        let Error::Io { path, source, .. } = &error else { return error };
+        if source.kind() != std::io::ErrorKind::StorageFull {
+            return error;
+        }
+        let parameters: usize = self.engine.params.iter().map(|(_, variable)| variable.elem_count()).sum();
+        let kept = Checkpoint::steps(self.out).last().map_or_else(
+            || "no checkpoint stands yet".to_owned(),
+            |step| format!("the checkpoint of step {step} stands, and what came after is lost"),
+        );
+        let (step, mib) = (self.state.step, (12 * parameters as u64).div_ceil(1 << 20));
+        Error::file(path, format!("the disk is full: the checkpoint of step {step} could not be written; {kept}"))
+            .with_help(format!("a checkpoint takes {mib} MiB: free some space, and go on with `--resume`"))
     }
 
     fn prune(&self) {

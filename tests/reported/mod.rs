@@ -1,5 +1,5 @@
 //! What people who fine-tune have reported, of this program and of others, each on the smallest input that shows it:
-//! `cases/<name>`, with `cases/tiny-base` (9,000 random parameters, a tokenizer of bytes, ChatML) beside them. What is
+//! `cases/<name>`, with `cases/tiny-base` (9,000 random parameters, a tokenizer of bytes, `ChatML`) beside them. What is
 //! expected was found with transformers, PEFT, pandas or datasets; each test says where.
 
 mod bases;

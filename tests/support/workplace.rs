@@ -175,15 +175,15 @@ impl Workplace {
         std::fs::read(self.path(out).join("adapter_model.safetensors")).unwrap()
     }
 
-    /// The lines of `metrics.jsonl` without what the clock and the memory decide.
+    /// The lines of `metrics.jsonl`, but those of runs' beginnings, without what the clock and the memory decide.
     pub fn metrics(&self, out: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(out).join("metrics.jsonl")).unwrap();
         let line = |line: &str| {
             let mut line: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
-            line.retain(|key, _| key != "tokens_per_second" && !key.starts_with("peak_"));
+            line.retain(|key, _| !["tokens_per_second", "time"].contains(&key.as_str()) && !key.starts_with("peak_"));
             Value::Object(line)
         };
-        text.lines().map(line).collect()
+        text.lines().map(line).filter(|line| line["type"] != "run").collect()
     }
 
     /// The same adapter to the bit, the same metrics, and nothing half-written.

@@ -81,6 +81,26 @@ fn the_head_agrees_with_its_composition_in_what_it_counts() {
 }
 
 #[test]
+fn a_tie_ranks_nothing_first() {
+    // Row 1 of the head is row 4 again, and row 4,700 lies in another panel.
+    let (d, vocabulary) = (64, 5000);
+    let mut numbers = random(vocabulary * d, 1);
+    let again: Vec<f32> = numbers[4 * d..5 * d].iter().map(|x| x * 40.0).collect();
+    for row in [1, 4, 4700] {
+        numbers[row * d..][..d].copy_from_slice(&again);
+    }
+    let hidden: Vec<f32> = again.iter().chain(&vec![0.0; d]).chain(&numbers[77 * d..78 * d]).copied().collect();
+    let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
+    let weight = FrozenWeight::new(Arc::new(QTensor::quantize(&tensor, GgmlDType::F32).unwrap())).unwrap();
+    for (targets, expected) in [([1, 0, 77], [false, false]), ([4700, 4999, 77], [false, false])] {
+        let pass = linear_cross_entropy(&hidden, &weight, &targets, false, &Pool::default()).unwrap();
+        assert_eq!(pass.top1[..2], expected, "equal rows, and logits that are all 0");
+        let rows = Tensor::from_slice(&hidden, (3, d), &Device::Cpu).unwrap();
+        assert_eq!(composed::head(&rows, &weight, &targets).unwrap().1, pass.top1);
+    }
+}
+
+#[test]
 fn logits_of_any_size_keep_the_loss_finite_and_right() {
     // The second panel's logits lie far above the first's, or far below.
     let (n, d, vocabulary) = (9, 64, 5000);

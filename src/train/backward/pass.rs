@@ -51,18 +51,18 @@ struct Kept<B: Backend> {
 }
 
 impl Engine<'_> {
-    /// What the CPU is told about a batch.
+    /// What the CPU needs to know of a batch: with dropout's keys, and whether the adapter takes part.
     pub(super) fn cpu_context<'a, E: Element>(
         &'a self,
         batch: &Batch,
         tokens: &Tokens,
-        dropout_keys: Option<&'a [u64]>,
+        (dropout_keys, adapter): (Option<&'a [u64]>, bool),
     ) -> ForwardContext<'a, E> {
         ForwardContext {
             rope: self.lm.rope(&tokens.pick(&batch.position_ids)),
             sequences: tokens.sequences.clone(),
             dropout_keys,
-            adapter: true,
+            adapter,
             cache: None,
             pool: self.pool,
             tokens: tokens.places.len(),
@@ -70,18 +70,18 @@ impl Engine<'_> {
         }
     }
 
-    /// What a GPU is told about a batch.
+    /// As [`Self::cpu_context`], for a GPU.
     pub(super) fn gpu_context<'a>(
         &'a self,
         gpu: &crate::device::Gpu,
         batch: &Batch,
         tokens: &Tokens,
-        dropout_keys: Option<&[u64]>,
+        (dropout_keys, adapter): (Option<&[u64]>, bool),
     ) -> Result<GpuContext<'a>> {
         let batch = GpuBatch {
             compute: self.compute,
             capacity: self.capacity,
-            adapter: self.params.memory().map(|memory| &**memory),
+            adapter: self.params.memory().map(|memory| &**memory).filter(|_| adapter),
             rope: self.lm.rope(&tokens.pick(&batch.position_ids)),
             sequences: &tokens.sequences,
             head_dim: self.lm.dimensions.head_dim,

@@ -247,16 +247,18 @@ __device__ __forceinline__ void cross_entropy(Count<N> n, const float *logits, c
     u32 target = targets[blockIdx.x];
     logits += row_start(vocabulary);
     if (gradient) gradient += row_start(vocabulary);
-    __shared__ float shared_maxima[32], shared_sums[32];
+    __shared__ float shared_maxima[32], shared_sums[32], shared_rivals[32];
     u32 first = N * threadIdx.x, step = N * blockDim.x;
     // A target outside of the vocabulary gives a NaN.
     float target_logit = target < vocabulary ? logits[target] : __uint_as_float(0x7fffffff);
-    float mine = LEAST, sum = 0.0f;
+    float mine = LEAST, sum = 0.0f, rival = __int_as_float(0xff800000);
 #pragma unroll 4
     for (u32 at = first; at < vocabulary; at += step) {
         Floats<N> x = load(n, logits + at);
         float largest = mine;
         for (int i = 0; i < N; i++) largest = larger(largest, x[i]);
+        // The largest logit of another token than the target.
+        for (int i = 0; i < N; i++) rival = at + i == target ? rival : larger(rival, x[i]);
         if (largest > mine) {
             sum *= expf(mine - largest);
             mine = largest;
@@ -265,10 +267,11 @@ __device__ __forceinline__ void cross_entropy(Count<N> n, const float *logits, c
     }
     float max = block_max(mine, LEAST, shared_maxima);
     sum = block_sum(sum * expf(mine - max), shared_sums);
+    rival = block_max(rival, LEAST, shared_rivals);
     if (threadIdx.x == 0) {
         log_p[blockIdx.x] = target_logit - max - logf(sum);
-        // Without a logit above -∞, none is larger than the target's.
-        top1[blockIdx.x] = target_logit >= max || (sum == 0.0f && target < vocabulary);
+        // A tie ranks nothing first.
+        top1[blockIdx.x] = target_logit > rival;
     }
     if (!gradient || first >= vocabulary) return;
     float share = 1.0f / sum;

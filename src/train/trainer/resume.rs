@@ -1,0 +1,76 @@
+//! How a run goes on: from its last checkpoint, where what was done stays as it was.
+
+use super::{Checkpoint, Trainer, checkpoint_folder};
+use crate::error::{Error, Result};
+use crate::train::Schedule;
+use std::path::Path;
+
+impl Trainer<'_> {
+    /// Goes on where the last checkpoint stands; without one, begins at the beginning.
+    ///
+    /// # Errors
+    /// When the checkpoint is damaged, is of another recipe, base or data, or when the schedule of the recipe is not the one
+    /// that the steps so far were taken by.
+    pub fn resume(&mut self) -> Result<()> {
+        let Some(&step) = Checkpoint::steps(self.out).last() else { return Ok(()) };
+        let folder = checkpoint_folder(self.out, step);
+        let checkpoint = Checkpoint::load(&folder)?;
+        let (saved, now) = (&checkpoint.state.identity, &self.state.identity);
+        for (what, saved, now) in [
+            ("the recipe", &saved.recipe, &now.recipe),
+            ("the base model's files", &saved.base, &now.base),
+            ("the tokenized data", &saved.data, &now.data),
+            ("the kind of device or of its arithmetic", &saved.device, &now.device),
+        ] {
+            if saved != now {
+                return Err(Error::file(&folder, format!("{what} changed since this checkpoint was written"))
+                    .with_help(
+                        "put back what changed (a Hub id can be pinned: `org/name@commit`), or train into another \
+                         `output_dir`",
+                    ));
+            }
+        }
+        self.check_schedule(checkpoint.state.schedule, step, &folder)?;
+        self.engine.params.assign(&checkpoint.adapter, &folder)?;
+        self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
+        self.state = checkpoint.state;
+        self.state.schedule = Some(self.schedule);
+        // The recipe may have another patience by now.
+        let patience = self.config.early_stopping_patience;
+        self.state.stopped_early = patience > 0 && self.state.stale_validations >= patience;
+        self.prune();
+        Ok(())
+    }
+
+    /// A run may become longer or shorter where that changes no step that is done: each had its learning rate.
+    fn check_schedule(&self, saved: Option<Schedule>, step: usize, folder: &Path) -> Result<()> {
+        if step > self.total_steps {
+            return Err(Error::file(
+                folder,
+                format!("is of step {step}, and the recipe ends after {}", self.total_steps),
+            )
+            .with_help("set `training.max_steps` to that step or a later one"));
+        }
+        let now = self.schedule;
+        let Some(saved) = saved else { return Ok(()) };
+        match (1..=step).find(|&step| saved.rate(step) != now.rate(step)) {
+            None => Ok(()),
+            Some(other) => Err(Error::file(
+                folder,
+                format!(
+                    "the recipe gives step {other}, which is done, another learning rate: {:.3e}, not {:.3e}",
+                    now.rate(other),
+                    saved.rate(other)
+                ),
+            )
+            .with_help(format!(
+                "{} of {} steps are done. Put back the keys of the schedule (`learning_rate`, `lr_scheduler`, `warmup_*`, \
+                 `max_steps`, `epochs`); a run with `lr_scheduler: constant` can be made longer. To train on under another \
+                 schedule, begin a run with `lora.init_from: {}`",
+                step,
+                saved.total_steps(),
+                folder.display()
+            ))),
+        }
+    }
+}
