@@ -163,7 +163,7 @@ impl Progress {
     fn start(&mut self, step: usize, total_steps: usize) {
         (self.total_steps, self.first_step, self.last_step) = (total_steps, step, step);
         if matches!(self.screen, Screen::Bar(_)) {
-            let style = ProgressStyle::with_template("{wide_msg}").expect("the template is well-formed");
+            let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
             let bar = ProgressBar::new(total_steps as u64).with_style(style);
             self.show_bar(&bar.with_position(step as u64).with_message(format!("{step}/{total_steps}")));
         }
@@ -178,7 +178,7 @@ impl Progress {
         if let Some(bar) = self.bar() {
             let (columns, text) = line.fitting(width(&console::Term::stderr()).unwrap_or(80));
             let template =
-                if columns > 0 { format!("{{bar:{columns}}} {{wide_msg}}") } else { "{wide_msg}".to_owned() };
+                if columns > 0 { format!("{{bar:{columns}}} {{msg}}") } else { "{msg}".to_owned() };
             let style = ProgressStyle::with_template(&template).expect("the template is well-formed");
             bar.set_style(style.progress_chars("━╸ "));
             bar.set_position(metrics.step as u64);

@@ -6,6 +6,9 @@ use crate::train::metrics::StepMetrics;
 /// The widths that a bar may have.
 const BAR: std::ops::RangeInclusive<usize> = 8..=24;
 
+/// Columns that stay free at the end.
+const ECHO: usize = 3;
+
 /// What a line says of a step.
 pub(super) struct StepLine<'a> {
     pub metrics: &'a StepMetrics,
@@ -45,8 +48,8 @@ impl StepLine<'_> {
         let mut parts = self.parts();
         loop {
             let line = join(&parts);
-            // A terminal breaks a line that fills it.
-            let room = columns.saturating_sub(line.chars().count() + 1);
+            // A terminal writes `^C` behind the line; where that breaks it, a part of it stays on the screen.
+            let room = columns.saturating_sub(line.chars().count() + ECHO);
             // A bar is worth more than what it would push out, from tokens per second on.
             let wants_bar = parts.iter().any(|(rank, _)| *rank >= 4);
             if room > *BAR.start() {
@@ -101,7 +104,8 @@ mod tests {
         assert_eq!(line.fitting(10), (0, "54/300".into()));
         for columns in 10..200 {
             let (bar, text) = line.fitting(columns);
-            assert!(bar + text.chars().count() < columns.max(12), "{columns}: {bar} {text}");
+            let all = if bar > 0 { bar + 1 } else { 0 } + text.chars().count();
+            assert!(all + ECHO <= columns, "{columns}: {bar} {text}");
         }
         let sft = StepLine { objective: "sft", ..line };
         assert!(!sft.whole().contains("sft loss"));

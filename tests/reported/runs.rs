@@ -30,7 +30,6 @@ fn a_run_that_ruins_the_model_says_so_and_fails() {
         &["objective.type=dft"],
         &["training.learning_rate=1e-1"],
         &["training.learning_rate=1e3", "training.max_steps=12"],
-        &["objective.type=sft", "training.learning_rate=1", "training.max_steps=30"],
         &["data.validation_split=0.25", "data.packing=true"],
     ] {
         let output = diverging(&case, settings);
@@ -85,7 +84,7 @@ fn a_run_that_begins_with_a_ruined_adapter_says_so() {
 #[test]
 fn metrics_have_one_meaning_each_and_a_header() {
     let place = Workplace::new();
-    let settings = ["data.overlong=drop", "data.max_seq_len=48", "training.max_steps=2"];
+    let settings = ["data.overlong=drop", "data.max_seq_len=56", "training.max_steps=2"];
     let output = place.train(&settings);
     let text = std::fs::read_to_string(place.path("out/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
