@@ -78,7 +78,11 @@ impl Case {
     }
 
     fn example(&self) -> Example {
-        Example::Chat { messages: self.messages.clone(), tools: self.tools.clone() }
+        Example::Chat {
+            messages: self.messages.clone(),
+            tools: self.tools.clone(),
+            template_kwargs: serde_json::Map::new(),
+        }
     }
 }
 
@@ -148,6 +152,10 @@ fn generation_blocks_are_learnt_as_transformers_marks_them() {
         let (family, mut compared) = (Family::named(name), 0);
         for case in family.cases() {
             let Some(mask) = case.expected["mask"].as_str().filter(|mask| mask.contains('1')) else { continue };
+            // A template that writes nothing of a list gets its text here.
+            if name == "qwen3_training" && case.name == "parts in place of text" {
+                continue;
+            }
             let sequence = family.encoder.encode(&case.example()).unwrap();
             let ours =
                 sequence.labels.iter().map(|&label| if label == IGNORED { '0' } else { '1' }).collect::<String>();
@@ -162,8 +170,7 @@ fn generation_blocks_are_learnt_as_transformers_marks_them() {
 fn the_last_answer_alone_is_learnt_where_the_recipe_says_so() {
     for family in Family::all() {
         let case = family.cases().into_iter().find(|case| case.name == "several turns" && !case.prompt).unwrap();
-        // DeepSeek-R1's asks with `<think>`, and leaves out thoughts: it is refused, as the snapshot tells.
-        let Ok(sequence) = family.encoder.encode(&case.example()) else { continue };
+        let sequence = family.encoder.encode(&case.example()).unwrap();
         let (name, all) = (&family.name, learnt(&family.encoder, &sequence));
         let encoder = family.encoder.with_turns(TrainOnTurns::Last);
         let last = learnt(&encoder, &encoder.encode(&case.example()).unwrap());

@@ -18,6 +18,7 @@ mod gpu_steps;
 mod gpu_work;
 mod gradients;
 mod hub;
+mod jinja;
 mod objectives;
 mod parity;
 mod recipes;

@@ -29,7 +29,8 @@ pub struct DataConfig {
     /// How a row becomes text, for the formats `template` and `multiple_choice`, where a source does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<RowTemplate>,
-    /// In place of the base's chat template: a name (`chatml`, `llama3`, …), or the path of a Jinja file.
+    /// In place of the base's chat template: a name (`chatml`, `llama3`, …), that of one of the base's own (`tool_use`), or the
+    /// path of a Jinja file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
     /// Which of the assistant's turns are learnt.

@@ -18,6 +18,10 @@ pub enum Example {
         messages: Vec<Message>,
         /// The tools that the assistant may call, as the chat template takes them (`JSON` schemas); mostly none.
         tools: Vec<Value>,
+        /// More variables of the chat template, by name, as transformers' `apply_chat_template` takes them: a row's
+        /// `chat_template_kwargs`, `{"enable_thinking": false}` for one. They go before special tokens of the same name;
+        /// `messages`, `tools` and `add_generation_prompt` they do not replace. Mostly none.
+        template_kwargs: Map<String, Value>,
     },
 }
 
@@ -51,8 +55,8 @@ pub enum Role {
 
 impl Example {
     /// A conversation without tools.
-    pub const fn chat(messages: Vec<Message>) -> Self {
-        Self::Chat { messages, tools: Vec::new() }
+    pub fn chat(messages: Vec<Message>) -> Self {
+        Self::Chat { messages, tools: Vec::new(), template_kwargs: Map::new() }
     }
 }
 

@@ -49,6 +49,13 @@ pub struct DataReport {
     pub conversations: usize,
     /// Rows with tools that the chat template leaves out.
     pub tools_left_out: usize,
+    /// Rows whose last answer does not begin with what the chat template's generation prompt ends with.
+    pub asked_otherwise: usize,
+    /// What that is, such as `<think>\n`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked_with: Option<String>,
+    /// Rows with thoughts in the last answer that the chat template leaves out.
+    pub thoughts_left_out: usize,
     /// Rows to train on that are the same, token by token, as one before them.
     pub duplicates: usize,
     /// Some of them.
@@ -152,6 +159,9 @@ impl DataReport {
             report.eos_unsupervised_rows += account.eos_unsupervised;
             report.conversations += account.conversations;
             report.tools_left_out += account.tools_left_out;
+            report.asked_otherwise += account.asked_otherwise;
+            report.asked_with = report.asked_with.or_else(|| account.asked_with.clone());
+            report.thoughts_left_out += account.thoughts_left_out;
             let room = EXAMPLES.saturating_sub(report.skipped_examples.len());
             let named = |(file, what): &(u32, String)| {
                 format!(

@@ -54,6 +54,11 @@ pub struct Account {
     pub conversations: usize,
     /// Rows with tools that the chat template leaves out.
     pub tools_left_out: usize,
+    /// Rows whose last answer does not begin with what the generation prompt ends with, and what that is in the first.
+    pub asked_otherwise: usize,
+    pub asked_with: Option<String>,
+    /// Rows with thoughts in the last answer that the chat template leaves out.
+    pub thoughts_left_out: usize,
     /// The highest token.
     pub largest_token: u32,
     /// Bytes a token: 2 or 4.

@@ -4,33 +4,33 @@
 //! trailing newline of the template left out, loop controls, `raise_exception`, `strftime_now`, `tojson` without HTML
 //! escapes, Python's methods on text, lists and maps, values printed as Python does, a message's keys in the row's order,
 //! and thoughts under each of the names that templates read.
-//! Not as there: a loop over `none`, and JSON of what `map` or `select` give, do not fail; the filters `escape` and `safe` leave
+//! Not as there: a loop over `none`, comparing values of different types, and JSON of what `map` or `select` give, do not fail;
+//! filters for web pages, `kwargs` of a macro and `%` behind a variable do (`tests/jinja.rs` has the list); `escape` and `safe` leave
 //! other text as it is.
 
+mod clock;
+mod environment;
+mod filters;
 pub(super) mod functions;
+pub(super) mod json;
 pub mod named;
+mod percent;
 pub(super) mod python;
+mod text;
+mod translate;
 
-use super::example::Message;
+use super::example::{Message, Role};
+use super::forms::Takes;
 use crate::error::{Error, Result};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
+use environment::{MARKS, NAME, environment};
+use minijinja::{Environment, ErrorKind, Value};
+use serde_json::Map;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Bounds a rendering's time and memory: steps, and 64 bytes each of what is made on the way.
-const FUEL: u64 = 20_000_000;
-
-const NAME: &str = "chat_template";
-
-/// What a `{% generation %}` block becomes.
-const GENERATION_FILTER: &str = "generation_block";
-
-/// Stand around what `{% generation %}` blocks wrote; noncharacters, which no text should hold.
-const MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
-
 /// The names under which messages have thoughts. The first is the one that templates read.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A compiled chat template.
 #[derive(Debug)]
@@ -38,9 +38,31 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// The same template, which puts [`MARKS`] around answers; where it has `{% generation %}` blocks.
     marking: Option<Environment<'static>>,
-    bos: Value,
-    eos: Value,
+    /// What templates read besides the conversation: the texts of special tokens.
+    variables: Vec<(String, Value)>,
     identity: String,
+    /// What it takes of each role; found when it is first asked for.
+    takes: OnceLock<[Takes; Role::ALL.len()]>,
+}
+
+/// What a conversation gives its template besides the messages: the tools, and the variables of its row.
+#[derive(Debug, Clone)]
+pub(super) struct Scope {
+    tools: Value,
+    variables: Vec<(String, Value)>,
+}
+
+impl Scope {
+    /// No tools are `None` to the template.
+    pub fn new(tools: &[serde_json::Value], template_kwargs: &Map<String, serde_json::Value>) -> Self {
+        let tools = if tools.is_empty() { Value::from(()) } else { tools.iter().map(functions::from_json).collect() };
+        Self { tools, variables: bound(template_kwargs) }
+    }
+}
+
+/// Variables as a template sees them.
+fn bound(variables: &Map<String, serde_json::Value>) -> Vec<(String, Value)> {
+    variables.iter().map(|(name, value)| (name.clone(), functions::from_json(value))).collect()
 }
 
 /// What of the time a template may print: nothing, the day, or all of it.
@@ -51,7 +73,7 @@ fn moment(source: &str, now: u64) -> u64 {
     // Behind a percent sign: a block's end, or a directive, which may have a hyphen before its letter.
     let is_of_the_day = |rest: &str| {
         let rest = rest.strip_prefix('-').unwrap_or(rest);
-        rest.starts_with(|c: char| c.is_whitespace() || "}aAbBdeFhmyY".contains(c))
+        rest.starts_with(|c: char| c.is_whitespace() || "}aAbBCdDeFgGhjmuUVwWxyY".contains(c))
     };
     if source.split('%').skip(1).all(is_of_the_day) { now / 86_400 } else { now }
 }
@@ -73,12 +95,33 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::new`].
     pub fn at(source: &str, bos: Option<&str>, eos: Option<&str>, now: u64) -> Result<Self> {
-        let (translated, has_generation) = translate(source);
-        let marking = has_generation.then(|| environment(translated.clone(), now, true)).transpose()?;
-        let text = |token: Option<&str>| token.map_or(Value::UNDEFINED, Value::from);
-        let identity = format!("{source}\u{0}{}\u{0}{}\u{0}{}", text(bos), text(eos), moment(source, now));
-        let environment = environment(translated, now, false)?;
-        Ok(Self { environment, marking, bos: text(bos), eos: text(eos), identity })
+        let (translated, has_generation) = translate::translate(source);
+        let environment = |marks| {
+            let made = environment(translated.clone(), now, marks);
+            made.map_err(|error| Error::invalid(format!("the chat template is not valid: {error}")))
+        };
+        let marking = has_generation.then(|| environment(true)).transpose()?;
+        let identity = format!("{source}\u{0}{}", moment(source, now));
+        let environment = environment(false)?;
+        let tokens = [("bos_token", bos), ("eos_token", eos)];
+        let variables = tokens.into_iter().filter_map(|(name, text)| Some((name.to_string(), text?.into()))).collect();
+        Ok(Self { environment, marking, variables: Vec::new(), identity, takes: OnceLock::new() }
+            .with_variables(&variables))
+    }
+
+    /// The same template with more variables, in place of those of the same names: the texts of other special tokens, by their
+    /// names in `tokenizer_config.json`.
+    #[must_use]
+    pub fn with_variables(mut self, variables: &Map<String, serde_json::Value>) -> Self {
+        self.variables.extend(bound(variables));
+        let written = serde_json::to_string(variables).unwrap_or_default();
+        self.identity.extend(["\u{0}", &written]);
+        self
+    }
+
+    /// What it takes of each role, as `probe` finds it.
+    pub(super) fn takes(&self, probe: fn(&Self) -> [Takes; Role::ALL.len()]) -> &[Takes; Role::ALL.len()] {
+        self.takes.get_or_init(|| probe(self))
     }
 
     /// All that decides what it renders.
@@ -98,7 +141,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String> {
         let messages: Vec<Value> = messages.iter().map(Self::value).collect();
-        self.render_values(&messages, &Self::tools(tools), add_generation_prompt)
+        self.render_values(&messages, &Scope::new(tools, &Map::new()), add_generation_prompt)
     }
 
     /// A turn as the template sees it. What is null is not there: few templates look for that.
@@ -128,13 +171,8 @@ impl ChatTemplate {
         Value::from_pairs(pairs)
     }
 
-    /// Tools as the template sees them.
-    pub(super) fn tools(tools: &[serde_json::Value]) -> Value {
-        if tools.is_empty() { Value::from(()) } else { tools.iter().map(functions::from_json).collect() }
-    }
-
-    pub(super) fn render_values(&self, messages: &[Value], tools: &Value, prompt: bool) -> Result<String> {
-        self.render_in(&self.environment, messages, tools, prompt)
+    pub(super) fn render_values(&self, messages: &[Value], scope: &Scope, prompt: bool) -> Result<String> {
+        self.render_in(&self.environment, messages, scope, prompt)
     }
 
     /// What `{% generation %}` blocks wrote: bytes of `text`, the rendering of the same conversation without generation
@@ -142,13 +180,13 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`ChatTemplate::render`], and when the text holds the characters that mark the answers.
-    pub(super) fn answers(&self, messages: &[Value], tools: &Value, text: &str) -> Result<Option<Vec<Range<usize>>>> {
+    pub(super) fn answers(&self, messages: &[Value], scope: &Scope, text: &str) -> Result<Option<Vec<Range<usize>>>> {
         let Some(marking) = &self.marking else { return Ok(None) };
         if let Some(mark) = text.chars().find(|character| MARKS.contains(character)) {
             let message = format!("the text holds the character U+{:04X}, which is no character", mark as u32);
             return Err(Error::invalid(message).with_help("take it out of the row: answers are marked with it"));
         }
-        let (plain, answers) = unmark(&self.render_in(marking, messages, tools, false)?);
+        let (plain, answers) = unmark(&self.render_in(marking, messages, scope, false)?);
         Ok((plain == text).then_some(answers))
     }
 
@@ -156,46 +194,19 @@ impl ChatTemplate {
         &self,
         environment: &Environment<'_>,
         messages: &[Value],
-        tools: &Value,
+        scope: &Scope,
         prompt: bool,
     ) -> Result<String> {
         let template = environment.get_template(NAME).expect("`environment` added the template");
-        let context = Value::from_pairs([
-            ("messages", Value::from(messages)),
-            ("add_generation_prompt", Value::from(prompt)),
-            ("bos_token", self.bos.clone()),
-            ("eos_token", self.eos.clone()),
-            ("tools", tools.clone()),
-            ("documents", Value::from(())),
-        ]);
+        // A later pair hides an earlier one.
+        let mut context = vec![("documents".to_string(), Value::from(()))];
+        context.extend(self.variables.iter().chain(&scope.variables).cloned());
+        context.push(("messages".to_string(), Value::from(messages)));
+        context.push(("add_generation_prompt".to_string(), Value::from(prompt)));
+        context.push(("tools".to_string(), scope.tools.clone()));
+        let context = Value::from_pairs(context);
         template.render(context).and_then(functions::bounded).map_err(|error| describe(&error))
     }
-}
-
-/// An environment as transformers sets it up, with the template in it.
-fn environment(translated: String, now: u64, marks: bool) -> Result<Environment<'static>> {
-    let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.map_err(|error| describe(&error))?);
-    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(python::method);
-    environment.set_formatter(functions::print);
-    environment.set_fuel(Some(FUEL));
-    environment.add_filter("tojson", functions::tojson);
-    environment.add_filter("trim", python::trim);
-    environment.add_filter("string", functions::string);
-    environment.add_test("iterable", python::is_iterable);
-    environment.add_test("sequence", python::is_sequence);
-    environment.add_filter(GENERATION_FILTER, move |text: String| {
-        let [open, close] = MARKS;
-        if marks { format!("{open}{text}{close}") } else { text }
-    });
-    environment.add_function("raise_exception", functions::raise_exception);
-    environment.add_function("strftime_now", move |format: &str| functions::strftime(format, now));
-    functions::add(&mut environment, NAME, translated)
-        .map_err(|error| Error::invalid(format!("the chat template is not valid: {error}")))?;
-    Ok(environment)
 }
 
 /// The text without its marks, and what lay between them, in the order of their beginnings.
@@ -240,41 +251,9 @@ fn describe(error: &minijinja::Error) -> Error {
     }
 }
 
-/// The template in minijinja's dialect of Jinja2, and whether it has `{% generation %}` blocks.
-///
-/// These become filter blocks, so that the white space around them is treated as around any other block. A backslash at a
-/// line's end inside a tag continues a string, in Jinja2 as in Python. Every end of a line becomes `\n`, as there.
-fn translate(source: &str) -> (String, bool) {
-    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
-    let mut out = String::with_capacity(source.len());
-    let (mut rest, mut has_generation) = (source.as_str(), false);
-    while let Some(open) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
-        let (before, tag) = rest.split_at(open);
-        out.push_str(before);
-        let close = if tag.starts_with("{%") { "%}" } else { "}}" };
-        let Some(length) = tag[2..].find(close).map(|at| at + 4) else {
-            rest = tag;
-            break;
-        };
-        let inner = &tag[2..length - 2];
-        match inner.trim_matches(['-', '+']).trim() {
-            "generation" if close == "%}" => {
-                has_generation = true;
-                out.extend(["{%", &inner.replace("generation", &format!("filter {GENERATION_FILTER}")), close]);
-            }
-            "endgeneration" if close == "%}" => out.extend(["{%", &inner.replace("endgeneration", "endfilter"), close]),
-            _ => out.push_str(&tag[..length].replace("\\\n", "")),
-        }
-        rest = &tag[length..];
-    }
-    out.push_str(rest);
-    (out, has_generation)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::example::Role;
 
     fn render(source: &str, messages: &[Message], prompt: bool) -> Result<String> {
         ChatTemplate::at(source, Some("<s>"), Some("</s>"), 1_700_000_000)?.render(messages, &[], prompt)
@@ -353,6 +332,22 @@ mod tests {
         assert_eq!(template.render(&messages, &[], false).unwrap(), "None|False");
         let tools = [serde_json::json!({"type": "function"})];
         assert_eq!(template.render(&messages, &tools, false).unwrap(), "[{'type': 'function'}]|True");
+    }
+
+    #[test]
+    fn a_row_binds_variables_over_those_of_recipe_and_tokens() {
+        let map = |value: serde_json::Value| value.as_object().unwrap().clone();
+        let source =
+            "{{ bos_token }}{{ pad_token }}{{ think }}{{ deep }}{{ messages | length }}{{ documents }}{{ tools }}";
+        let template = ChatTemplate::at(source, Some("<s>"), None, 0).unwrap();
+        let plain = template.identity().to_owned();
+        let template = template.with_variables(&map(serde_json::json!({"pad_token": "<p>", "think": false})));
+        assert_ne!(template.identity(), plain);
+        let render = |kwargs| template.render_values(&[], &Scope::new(&[], &map(kwargs)), false).unwrap();
+        assert_eq!(render(serde_json::json!({})), "<s><p>False0NoneNone");
+        let kwargs =
+            serde_json::json!({"think": true, "deep": [1], "bos_token": "<b>", "messages": [1, 2], "documents": []});
+        assert_eq!(render(kwargs), "<b><p>True[1]0[]None");
     }
 
     #[test]

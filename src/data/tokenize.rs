@@ -4,11 +4,13 @@
 
 use super::config::TrainOnTurns;
 use super::example::{Example, Message, Role};
+use super::forms;
 use super::stream::TextStream;
 use super::template::ChatTemplate;
 use super::turns::Rendering;
 use super::words::{Tokens, WordTokenizer, failed};
 use crate::error::{Error, Result};
+use serde_json::Map;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -60,11 +62,24 @@ impl Sequence {
     }
 }
 
+/// What a user should know of a row that was encoded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// It has tools, and the chat template says nothing of them.
+    pub tools_left_out: bool,
+    /// What the generation prompt ends with that the last answer does not begin with, such as `<think>\n`.
+    pub asked_otherwise: Option<String>,
+    /// The last answer has thoughts, and the chat template leaves them out.
+    pub thoughts_left_out: bool,
+}
+
 /// A tokenizer with the base model's chat template and special tokens.
 #[derive(Debug)]
 pub struct Encoder {
     tokenizer: WordTokenizer,
     template: Option<ChatTemplate>,
+    /// The template for conversations with tools, where the base has one of its own for them (`tool_use`).
+    tool_template: Option<ChatTemplate>,
     eos: Option<(String, u32)>,
     bos: Option<(String, u32)>,
     add_bos: bool,
@@ -121,7 +136,15 @@ impl Encoder {
         let prepends_space = probe.get_tokens().first().is_some_and(|token| token.starts_with(['▁', 'Ġ', ' ']));
         let turns = TrainOnTurns::All;
         let tokenizer = WordTokenizer::new(tokenizer);
-        Ok(Self { tokenizer, template, eos, bos, add_bos, special, ends, prepends_space, turns })
+        let tool_template = None;
+        Ok(Self { tokenizer, template, tool_template, eos, bos, add_bos, special, ends, prepends_space, turns })
+    }
+
+    /// The same encoder, with a template of its own for conversations with tools.
+    #[must_use]
+    pub fn with_tool_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.tool_template = template;
+        self
     }
 
     /// The same encoder, which learns these of the assistant's turns, where a turn does not say.
@@ -147,32 +170,21 @@ impl Encoder {
         self.tokenizer.highest_token() as usize + 1
     }
 
-    /// Whether a row has tools, and the chat template says nothing of them.
-    ///
-    /// # Errors
-    /// When the template does not fit the example.
-    pub fn leaves_out_tools(&self, example: &Example) -> Result<bool> {
-        let Example::Chat { messages, tools } = example else { return Ok(false) };
-        if tools.is_empty() {
-            return Ok(false);
-        }
-        let template = self.need_template()?;
-        Ok(template.render(messages, tools, false)? == template.render(messages, &[], false)?)
-    }
-
     /// A hash of all that decides which tokens an example has and which of them are learnt.
     ///
     /// # Errors
     /// When the tokenizer cannot be written out.
     pub fn identity(&self) -> Result<String> {
         let tokenizer = self.tokenizer().to_string(false).map_err(|error| failed(&*error))?;
-        let template = self.template.as_ref().map(ChatTemplate::identity);
-        let others = format!("{:?}", (&template, &self.eos, &self.bos, self.add_bos, self.turns));
+        let identity =
+            |template: &Option<ChatTemplate>| template.as_ref().map(|template| template.identity().to_owned());
+        let templates = (identity(&self.template), identity(&self.tool_template));
+        let others = format!("{:?}", (&templates, &self.eos, &self.bos, self.add_bos, self.turns));
         let hash = Sha256::new().chain_update(tokenizer).chain_update([0]).chain_update(others).finalize();
         Ok(format!("{hash:x}"))
     }
 
-    /// The chat template, if the base has one.
+    /// The chat template, if the base has one; conversations with tools may have another.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
     }
@@ -198,7 +210,7 @@ impl Encoder {
     /// When the base has no chat template and the example is a conversation, or when the template does not fit it.
     pub fn encode(&self, example: &Example) -> Result<Sequence> {
         let too_long = |least| Error::invalid(format!("internal: {least} tokens are too many"));
-        self.encode_within(example, usize::MAX)?.map_err(too_long)
+        self.encode_within(example, usize::MAX)?.map(|(sequence, _)| sequence).map_err(too_long)
     }
 
     /// As [`Encoder::encode`]; but a text of so many bytes that it must have more than `most` tokens is not tokenized, which
@@ -206,12 +218,14 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`Encoder::encode`].
-    pub fn encode_within(&self, example: &Example, most: usize) -> Result<Result<Sequence, usize>> {
+    pub fn encode_within(&self, example: &Example, most: usize) -> Result<Result<(Sequence, Notes), usize>> {
         match example {
-            Example::Chat { messages, tools } => self.encode_chat(messages, tools, most),
+            Example::Chat { messages, tools, template_kwargs } => {
+                self.encode_chat(messages, tools, template_kwargs, most)
+            }
             Example::Completion { prompt, completion } => match self.least_tokens(prompt.len() + completion.len()) {
                 least if least > most => Ok(Err(least)),
-                _ => self.encode_completion(prompt, completion).map(Ok),
+                _ => self.encode_completion(prompt, completion).map(|sequence| Ok((sequence, Notes::default()))),
             },
         }
     }
@@ -225,10 +239,11 @@ impl Encoder {
         &self,
         messages: &[Message],
         tools: &[serde_json::Value],
+        template_kwargs: &Map<String, serde_json::Value>,
         most: usize,
-    ) -> Result<Result<Sequence, usize>> {
-        let (template, eos) = (self.need_template()?, self.eos().map(|(text, _)| text));
-        let rendering = Rendering::new(template, messages, tools, eos, &self.learnt(messages))?;
+    ) -> Result<Result<(Sequence, Notes), usize>> {
+        let (template, eos) = (self.template_for(tools)?, self.eos().map(|(text, _)| text));
+        let rendering = Rendering::new(template, messages, tools, template_kwargs, eos, &self.learnt(messages))?;
         let least = self.least_tokens(rendering.text.len());
         if least > most {
             return Ok(Err(least));
@@ -255,7 +270,14 @@ impl Encoder {
         if let (true, true, false, Some((_, eos))) = (rendering.ends_with_answer, open_end, last_is_closed, &self.eos) {
             sequence.push(&[*eos], true);
         }
-        Ok(Ok(sequence))
+        let tools_left_out = !tools.is_empty()
+            && rendering.without_tools(template, template_kwargs).is_none_or(|text| text == rendering.text);
+        let notes = Notes {
+            tools_left_out,
+            asked_otherwise: rendering.asked_otherwise,
+            thoughts_left_out: rendering.thoughts_left_out,
+        };
+        Ok(Ok((sequence, notes)))
     }
 
     /// For each message whether it is learnt.
@@ -312,7 +334,8 @@ impl Encoder {
     /// # Errors
     /// When the base has no chat template, or the template refuses the conversation.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let text = self.need_template()?.render(messages, &[], true)?;
+        let template = self.need_template()?;
+        let text = template.render(&forms::for_prompt(template, messages), &[], true)?;
         Ok(self.tokenize(&text)?.ids)
     }
 
@@ -378,6 +401,13 @@ impl Encoder {
         match &self.bos {
             Some((_, id)) if self.add_bos => std::slice::from_ref(id),
             _ => &[],
+        }
+    }
+
+    fn template_for(&self, tools: &[serde_json::Value]) -> Result<&ChatTemplate> {
+        match &self.tool_template {
+            Some(template) if !tools.is_empty() => Ok(template),
+            _ => self.need_template(),
         }
     }
 

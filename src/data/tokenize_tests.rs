@@ -77,8 +77,10 @@ fn templates_that_rewrite_history_are_refused_with_a_way_out() {
     assert!(error.to_string().contains("rewrites history"), "{error}");
     assert!(error.help().unwrap().contains("one row of each answer"));
     let thinking = CHATML.replace("assistant\n' }}", "assistant\n<think>' }}");
-    let error = encoder_with(&thinking).encode(&talk).unwrap_err();
-    assert!(error.to_string().contains("it asks with \"<think>\""), "{error}");
+    assert_eq!(learnt(&encoder_with(&thinking), &talk), ["one<|im_end|>", "two<|im_end|>"], "the header is the same");
+    let other = CHATML.replace("assistant\n' }}", "model\n' }}");
+    let error = encoder_with(&other).encode(&talk).unwrap_err();
+    assert!(error.to_string().contains("it asks with \"model\\n\""), "{error}");
     let empty_thoughts = CHATML.replace(
         "+ message['content']",
         "+ ('<think></think>' if loop.last and message.role == 'assistant' else '') + message['content']",
@@ -225,7 +227,7 @@ fn what_is_far_too_long_is_not_tokenized() {
     let whole = encoder.encode(&dna(5000)).unwrap();
     let least = encoder.encode_within(&dna(5000), 100).unwrap().unwrap_err();
     assert!(least > 100 && least <= whole.len(), "{least}");
-    assert_eq!(encoder.encode_within(&dna(5000), whole.len()).unwrap().unwrap(), whole);
+    assert_eq!(encoder.encode_within(&dna(5000), whole.len()).unwrap().unwrap().0, whole);
     let text = Example::Completion { prompt: "q".into(), completion: "é🧬".repeat(5000) };
     let least = encoder.encode_within(&text, 100).unwrap().unwrap_err();
     assert!(least > 100 && least <= encoder.encode(&text).unwrap().len(), "{least}");

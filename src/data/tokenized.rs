@@ -8,7 +8,7 @@ use super::example::Example;
 use super::formats::RowFormat;
 use super::source::{RawRow, RowReader};
 use super::store::{Account, Encoded, StoreWriter, TokenStore, encode};
-use super::tokenize::Encoder;
+use super::tokenize::{Encoder, Notes};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -80,12 +80,11 @@ struct Run<'a, 'w> {
 }
 
 /// What became of a row.
-#[expect(clippy::struct_excessive_bools, reason = "each counts for itself")]
 struct Outcome {
     length: usize,
     ends_supervised: bool,
     truncated: bool,
-    tools_left_out: bool,
+    notes: Notes,
     conversation: bool,
     row: Option<Encoded>,
 }
@@ -143,7 +142,12 @@ impl Run<'_, '_> {
                 Err(Fault::Bad(error) | Fault::TooLong(error)) => return Err(error),
             };
             *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
-            self.account.tools_left_out += usize::from(outcome.tools_left_out);
+            self.account.tools_left_out += usize::from(outcome.notes.tools_left_out);
+            self.account.thoughts_left_out += usize::from(outcome.notes.thoughts_left_out);
+            if let Some(opening) = outcome.notes.asked_otherwise {
+                self.account.asked_otherwise += 1;
+                self.account.asked_with.get_or_insert(opening);
+            }
             self.account.conversations += usize::from(outcome.conversation);
             match outcome.row {
                 None => self.account.dropped += 1,
@@ -232,15 +236,14 @@ fn read_row(
     };
     // A row that is far too long would take much time and memory to tokenize, to be left out.
     let most = if config.overlong == Overlong::Truncate { usize::MAX } else { config.max_seq_len };
-    let mut sequence = match encoder.encode_within(&example, most).map_err(|error| row.place(path, error))? {
-        Ok(sequence) => sequence,
+    let (mut sequence, notes) = match encoder.encode_within(&example, most).map_err(|error| row.place(path, error))? {
+        Ok(encoded) => encoded,
         Err(least) if config.overlong == Overlong::Error => return Err(too_long(format!("at least {least}"))),
         Err(length) => {
-            let (ends_supervised, truncated, tools_left_out) = (true, false, false);
-            return Ok(Outcome { length, ends_supervised, truncated, tools_left_out, conversation, row: None });
+            let (ends_supervised, truncated, notes) = (true, false, Notes::default());
+            return Ok(Outcome { length, ends_supervised, truncated, notes, conversation, row: None });
         }
     };
-    let tools_left_out = encoder.leaves_out_tools(&example).map_err(|error| row.place(path, error))?;
     let length = sequence.len();
     if sequence.supervised() == 0 {
         let error = Error::invalid("the row teaches nothing: no token of it is learnt")
@@ -261,5 +264,5 @@ fn read_row(
         }
     }
     let row = (!dropped).then(|| encode(&sequence, token_bytes));
-    Ok(Outcome { length, ends_supervised, truncated, tools_left_out, conversation, row })
+    Ok(Outcome { length, ends_supervised, truncated, notes, conversation, row })
 }

@@ -4,14 +4,22 @@
 //! with the generation prompt, and what goes up to its end, without: both must be beginnings of the whole rendering. Where
 //! the template renders what came before in another way once more follows (Qwen3 leaves out what earlier answers thought),
 //! the same two are held against the whole from the end of a message on, and where that is tells a change of the message:
-//! what is the same behind the change lies behind the message. Text is never searched for, so an answer that quotes the
-//! template's own marks cannot shift a border.
+//! what is the same behind the change lies behind the message. Where nothing comes before the answer, or the template does
+//! not render it, or it asks with an opened thought that the answer does not have, a change of the answer tells where the
+//! answer's own text begins, and the generation prompt of another place what belongs to the header before it. Text is never
+//! searched for alone, so an answer that quotes the template's own marks cannot shift a border.
+
+mod changes;
+mod opening;
 
 use super::example::{Message, Role};
-use super::template::ChatTemplate;
+use super::forms;
+use super::template::{ChatTemplate, Scope};
 use crate::error::{Error, Result};
+use changes::{all_beginning_with, beginning_with, calls, ending_with, is_left_out};
 use minijinja::Value;
-use serde_json::Value as Json;
+use opening::Start;
+use serde_json::{Map, Value as Json};
 use std::ops::Range;
 
 /// A conversation as text, and the bytes of it that are learnt: what the assistant wrote, and what the template puts after.
@@ -25,6 +33,13 @@ pub struct Rendering {
     pub marked: bool,
     /// Whether the last message is an answer that is learnt, so that the text ends with it.
     pub ends_with_answer: bool,
+    /// What the generation prompt has behind the header of an answer that is learnt, where the answer does not begin with it:
+    /// mostly an opened thought, `<think>\n`.
+    pub asked_otherwise: Option<String>,
+    /// Whether the last answer has thoughts, and the template leaves them out.
+    pub thoughts_left_out: bool,
+    /// The messages as the template takes them.
+    values: Vec<Value>,
 }
 
 impl Rendering {
@@ -36,27 +51,50 @@ impl Rendering {
         template: &ChatTemplate,
         messages: &[Message],
         tools: &[Json],
+        template_kwargs: &Map<String, Json>,
         eos: Option<&str>,
         learnt: &[bool],
     ) -> Result<Self> {
+        let scope = Scope::new(tools, template_kwargs);
+        let (messages, text) = forms::fitting(template, messages, &scope)?;
+        let messages = messages.as_ref();
         let values: Vec<Value> = messages.iter().map(ChatTemplate::value).collect();
-        let tools = ChatTemplate::tools(tools);
-        let text = template.render_values(&values, &tools, false)?;
-        let finder = Finder { template, messages, values, tools, eos, text };
+        let finder = Finder { template, messages, values, scope, eos, text };
         let ends_with_answer = learnt.last().is_some_and(|learnt| *learnt);
+        let thoughts = messages.last().filter(|_| ends_with_answer).and_then(changes::thoughts);
+        let thoughts_left_out = thoughts.is_some_and(|thoughts| !finder.text.contains(thoughts));
         let wanted: Vec<usize> = (0..messages.len()).filter(|&i| learnt[i]).collect();
         if let Some(turns) = finder.marked(&wanted)? {
-            return Ok(Self { text: finder.text, turns, marked: true, ends_with_answer });
+            let Finder { text, values, .. } = finder;
+            let asked_otherwise = None;
+            return Ok(Self {
+                text,
+                turns,
+                marked: true,
+                ends_with_answer,
+                asked_otherwise,
+                thoughts_left_out,
+                values,
+            });
         }
         let mut turns: Vec<Range<usize>> = Vec::with_capacity(wanted.len());
+        let mut asked_otherwise = None;
         for i in wanted {
-            let turn = finder.turn(i)?;
+            let (turn, more) = finder.turn(i)?;
             if turns.last().is_some_and(|last| last.end > turn.start) {
                 return Err(rewritten(i));
             }
             turns.push(turn);
+            // Answers in the history may be without thoughts by the template's design: the last one decides.
+            asked_otherwise = more;
         }
-        Ok(Self { text: finder.text, turns, marked: false, ends_with_answer })
+        let Finder { text, values, .. } = finder;
+        Ok(Self { text, turns, marked: false, ends_with_answer, asked_otherwise, thoughts_left_out, values })
+    }
+
+    /// The same conversation without tools; `None` where the template refuses it.
+    pub fn without_tools(&self, template: &ChatTemplate, template_kwargs: &Map<String, Json>) -> Option<String> {
+        template.render_values(&self.values, &Scope::new(&[], template_kwargs), false).ok()
     }
 }
 
@@ -65,7 +103,7 @@ struct Finder<'a> {
     template: &'a ChatTemplate,
     messages: &'a [Message],
     values: Vec<Value>,
-    tools: Value,
+    scope: Scope,
     eos: Option<&'a str>,
     text: String,
 }
@@ -73,12 +111,12 @@ struct Finder<'a> {
 impl Finder<'_> {
     /// The first `count` messages as text.
     fn first(&self, count: usize, prompt: bool) -> Result<String> {
-        self.template.render_values(&self.values[..count], &self.tools, prompt)
+        self.template.render_values(&self.values[..count], &self.scope, prompt)
     }
 
     /// The pieces that the template marks as the answers `wanted`.
     fn marked(&self, wanted: &[usize]) -> Result<Option<Vec<Range<usize>>>> {
-        let Some(pieces) = self.template.answers(&self.values, &self.tools, &self.text)? else { return Ok(None) };
+        let Some(pieces) = self.template.answers(&self.values, &self.scope, &self.text)? else { return Ok(None) };
         let answers: Vec<usize> =
             (0..self.messages.len()).filter(|&i| self.messages[i].role == Role::Assistant).collect();
         if answers.len() == wanted.len() {
@@ -88,7 +126,7 @@ impl Finder<'_> {
         let (mut kept, mut done) = (Vec::new(), 0);
         for &i in &answers {
             let text = self.first(i + 1, false)?;
-            let through = self.template.answers(&self.values[..=i], &self.tools, &text)?.map_or(0, |found| found.len());
+            let through = self.template.answers(&self.values[..=i], &self.scope, &text)?.map_or(0, |found| found.len());
             let own = pieces.get(done..through).ok_or_else(|| rewritten(i))?;
             if wanted.contains(&i) {
                 kept.extend_from_slice(own);
@@ -101,10 +139,10 @@ impl Finder<'_> {
         }
     }
 
-    /// Where the answer `i` lies.
-    fn turn(&self, i: usize) -> Result<Range<usize>> {
+    /// Where the answer `i` lies, and what the generation prompt has more.
+    fn turn(&self, i: usize) -> Result<(Range<usize>, Option<String>)> {
         let is_last = i + 1 == self.messages.len();
-        let start = self.start(i)?;
+        let Start { at: start, more } = self.start(i)?;
         let end = if is_last { self.text.len() } else { self.end(i)? };
         if end < start || !self.text.is_char_boundary(start) || !self.text.is_char_boundary(end) {
             return Err(rewritten(i));
@@ -117,42 +155,49 @@ impl Finder<'_> {
         if is_last && calls(message).next().is_none() && is_left_out(message, turn) {
             return Err(left_out(i, "the answer"));
         }
-        Ok(start..end)
-    }
-
-    /// Where the generation prompt for the answer `i` ends.
-    fn start(&self, i: usize) -> Result<usize> {
-        let before = self.first(i, true)?;
-        if self.text.starts_with(&before) {
-            return Ok(before.len());
-        }
-        if let Some(last) = i.checked_sub(1)
-            && let Some(whole) = self.tail(last, self.values.len(), false, &self.text)
-            && let Some(asked) = self.tail(last, i, true, &before)
-            && whole.starts_with(asked)
-        {
-            return Ok(self.text.len() - whole.len() + asked.len());
-        }
-        let alone = self.first(i + 1, false)?;
-        if !alone.starts_with(&before) {
-            return Err(other_opening(&alone, &before, i));
-        }
-        self.front(i).ok_or_else(|| rewritten(i))
+        Ok((start..end, more))
     }
 
     /// Where what the template puts after the answer `i` ends.
     fn end(&self, i: usize) -> Result<usize> {
-        let through = self.first(i + 1, false)?;
-        if let Some(end) = end_of_turn(&self.text, &through, self.eos) {
-            return Ok(end);
+        let through = self.first(i + 1, false);
+        if let Ok(through) = &through {
+            if let Some(end) = end_of_turn(&self.text, through, self.eos) {
+                return Ok(end);
+            }
+            if let Some(whole) = self.tail(i, self.values.len(), false, &self.text)
+                && let Some(alone) = self.tail(i, i + 1, false, through)
+                && let Some(end) = end_of_turn(whole, alone, self.eos)
+            {
+                return Ok(self.text.len() - whole.len() + end);
+            }
         }
-        if let Some(whole) = self.tail(i, self.values.len(), false, &self.text)
-            && let Some(alone) = self.tail(i, i + 1, false, &through)
-            && let Some(end) = end_of_turn(whole, alone, self.eos)
+        // As the last answer ends, where the conversation cannot be cut here.
+        if let Some(last) = self.values.len().checked_sub(1).filter(|&last| self.messages[last].role == Role::Assistant)
+            && let Some(whole) = self.tail(i, self.values.len(), false, &self.text)
+            && let Some(closing) = self.tail(last, self.values.len(), false, &self.text)
+            && let Some(end) = end_of_turn(whole, closing, self.eos).filter(|&end| end > 0)
         {
             return Ok(self.text.len() - whole.len() + end);
         }
-        Err(rewritten(i))
+        // Before the mark that begins the next turn's header, where the last turn ends in another way than earlier ones.
+        if let Some(end) = self.next_header(i) {
+            return Ok(end);
+        }
+        through.and_then(|_| Err(rewritten(i)))
+    }
+
+    /// Where the header of the turn after the answer `i` begins: of what the template writes between the two turns' own texts,
+    /// the only place with the mark that headers begin with.
+    fn next_header(&self, i: usize) -> Option<usize> {
+        let prompt = self.prompt(i)?;
+        let asked = prompt.starts_with('<').then(|| prompt.find('>').map(|end| &prompt[..=end])).flatten();
+        let mark = asked.or_else(|| self.mark(i))?;
+        let from = self.text.len() - self.tail(i, self.values.len(), false, &self.text)?.len();
+        let to = self.front(i + 1, all_beginning_with).filter(|&to| to >= from)?;
+        let between = self.text.get(from..to)?;
+        let at = between.find(mark)?;
+        (between.matches(mark).count() == 1 && at > 0).then_some(from + at)
     }
 
     /// What follows message `i` in `rendered`, which is the first `count` messages: what is the same however it ends.
@@ -163,9 +208,9 @@ impl Finder<'_> {
         rendered.ends_with(tail).then(|| &rendered[rendered.len() - tail.len()..])
     }
 
-    /// Where the content of message `i` begins: what is the same however it begins.
-    fn front(&self, i: usize) -> Option<usize> {
-        let [one, other] = self.variants(i, self.values.len(), false, beginning_with)?;
+    /// Where what `change` changes of message `i` begins: what is the same however that begins.
+    fn front(&self, i: usize, change: fn(&Message, char) -> Message) -> Option<usize> {
+        let [one, other] = self.variants(i, self.values.len(), false, change)?;
         let same = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         (one != other && one.get(..same).is_some_and(|front| self.text.starts_with(front))).then_some(same)
     }
@@ -182,53 +227,10 @@ impl Finder<'_> {
         let mut rendered = [String::new(), String::new()];
         for (text, letter) in rendered.iter_mut().zip(['a', 'b']) {
             values[i] = ChatTemplate::value(&change(&self.messages[i], letter));
-            *text = self.template.render_values(&values, &self.tools, prompt).ok()?;
+            *text = self.template.render_values(&values, &self.scope, prompt).ok()?;
         }
         Some(rendered)
     }
-}
-
-/// The message with another end: of its content, and of its last call of a tool.
-fn ending_with(message: &Message, letter: char) -> Message {
-    let mut message = message.clone();
-    let calls = message.extra.get_mut("tool_calls").and_then(Json::as_array_mut);
-    let has_call = calls.and_then(|calls| calls.last_mut()).is_some_and(|call| {
-        let call = if call.get("function").is_some() { &mut call["function"] } else { call };
-        for key in ["name", "arguments"] {
-            if let Some(value) = call.get_mut(key) {
-                lengthen(value, letter);
-            }
-        }
-        true
-    });
-    if let Some(content) = message.extra.get_mut("content").filter(|content| !content.is_null()) {
-        lengthen(content, letter);
-    } else if !(has_call && message.content.trim().is_empty()) {
-        message.extra.shift_remove("content");
-        message.content = format!("{}{letter}", message.content.trim_end());
-    }
-    message
-}
-
-/// Puts a letter at the end of every text in it but the kinds of a content's parts.
-fn lengthen(value: &mut Json, letter: char) {
-    match value {
-        Json::String(text) => text.push(letter),
-        Json::Array(items) => items.iter_mut().for_each(|item| lengthen(item, letter)),
-        Json::Object(fields) => {
-            fields.iter_mut().filter(|(key, _)| *key != "type").for_each(|(_, field)| lengthen(field, letter));
-        }
-        _ => {}
-    }
-}
-
-/// The message with another beginning of its content, behind what it thinks.
-fn beginning_with(message: &Message, letter: char) -> Message {
-    let mut message = message.clone();
-    message.extra.shift_remove("content");
-    let (thoughts, answer) = message.content.split_at(message.content.rfind("</think>").map_or(0, |at| at + 8));
-    message.content = format!("{thoughts}{letter}{}", answer.trim_start());
-    message
 }
 
 /// Where a turn ends in `text`, given the rendering that stops after it. Some templates close a whole conversation with the
@@ -241,25 +243,9 @@ fn end_of_turn(text: &str, through: &str, eos: Option<&str>) -> Option<usize> {
     text.starts_with(open).then_some(open.len())
 }
 
-/// The tools that a message calls: their names and arguments.
-fn calls(message: &Message) -> impl Iterator<Item = &Json> {
-    let calls = message.extra.get("tool_calls").and_then(Json::as_array);
-    calls.into_iter().flatten().map(|call| call.get("function").unwrap_or(call))
-}
-
-/// Whether no word of an answer is in what the template made of it.
-fn is_left_out(answer: &Message, rendered: &str) -> bool {
-    let parts = answer.extra.get("content").and_then(Json::as_array).into_iter().flatten();
-    let parts = parts.filter_map(|part| part["text"].as_str());
-    let mut words = parts.chain([answer.content.as_str()]).flat_map(str::split_whitespace).peekable();
-    words.peek().is_some() && !words.any(|word| rendered.contains(word))
-}
-
 fn left_out(i: usize, what: &str) -> Error {
     Error::invalid(format!("the chat template leaves out {what} in turn {}: nothing of it would be learnt", i + 1))
-        .with_help(
-            "look at the base's chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json)",
-        )
+        .with_help("name a template that writes it: `data.chat_template` takes a name or a Jinja file")
 }
 
 fn rewritten(i: usize) -> Error {
@@ -268,19 +254,8 @@ fn rewritten(i: usize) -> Error {
          so where that answer lies cannot be told",
         i + 1
     ))
-    .with_help("make one row of each answer: the turns before it, and the answer last")
-}
-
-fn other_opening(text: &str, before: &str, i: usize) -> Error {
-    let same = text.bytes().zip(before.bytes()).take_while(|(a, b)| a == b).count();
-    let same = before.floor_char_boundary(same);
-    let show = |text: &str| format!("{:?}", text[same..].chars().take(40).collect::<String>());
-    Error::invalid(format!(
-        "the chat template's generation prompt is not how it begins the answer in turn {}: it asks with {}, the \
-         conversation has {}",
-        i + 1,
-        show(before),
-        show(text)
-    ))
-    .with_help("begin the answer's `content` with what the generation prompt opens, for example `<think>`")
+    .with_help(
+        "make one row of each answer: the turns before it, and the answer last; or put `{% generation %}` marks around \
+         answers in a copy of the template, and name it by `data.chat_template`",
+    )
 }

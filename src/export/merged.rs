@@ -3,7 +3,7 @@
 use super::{FloatType, Job, MergedWeights, Output};
 use crate::error::{Error, Result};
 use crate::nn::rope_frequencies;
-use crate::weights::{Base, TensorInfo, safetensors_header};
+use crate::weights::{Base, CHAT_TEMPLATES_FOLDER, TensorInfo, safetensors_header};
 use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value, json};
 
@@ -56,8 +56,29 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || **name != "chat_template.jinja") {
             out.copy_if_there(job.base.path(), name)?;
         }
-        job.chat_template.map_or(Ok(()), |template| out.small("chat_template.jinja", template.as_bytes()))
+        match job.chat_template {
+            Some(template) => out.small("chat_template.jinja", template.as_bytes()),
+            None => write_templates(job.base, out),
+        }
     }
+}
+
+/// The base's chat templates with names, as files. Where a folder has them in `tokenizer_config.json`, that goes along: a file
+/// beside it would hide its default one from transformers.
+fn write_templates(base: &Base, out: &mut Output<'_>) -> Result<()> {
+    if !base.is_gguf() && !base.path().join(CHAT_TEMPLATES_FOLDER).is_dir() {
+        return Ok(());
+    }
+    for (name, template) in base.chat_templates().named().filter(|(name, _)| is_file_name(name)) {
+        out.small(&format!("{CHAT_TEMPLATES_FOLDER}/{name}.jinja"), template.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Whether a template's name may be that of a file: it comes from the base's own files.
+fn is_file_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(is_plain)
 }
 
 /// The type of the base's largest tensor, where that is f32 or f16; else bf16.
@@ -240,5 +261,5 @@ fn write_tokenizer(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     if let Some(template) = job.chat_template() {
         out.small("chat_template.jinja", template.as_bytes())?;
     }
-    Ok(())
+    if job.chat_template.is_none() { write_templates(job.base, out) } else { Ok(()) }
 }

@@ -93,6 +93,10 @@ impl<'a> Output<'a> {
         fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
     ) -> Result<()> {
         let shown = self.shown.join(name);
+        if let Some((inner, _)) = name.rsplit_once('/') {
+            let inner = self.folder.join(inner);
+            std::fs::create_dir_all(&inner).map_err(Error::io("create", &inner))?;
+        }
         let file = File::create_new(self.folder.join(name)).map_err(Error::io("create", &shown))?;
         let (mut file, mut hasher, mut bytes) = (BufWriter::with_capacity(1 << 20, file), Sha256::new(), 0u64);
         fill(&mut |piece| {

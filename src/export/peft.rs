@@ -2,6 +2,7 @@
 
 use super::{FloatType, Job, Output};
 use crate::error::Result;
+use crate::weights::CHAT_TEMPLATES_FOLDER;
 
 /// Files of the adapter's own folder that go along.
 const COMPANIONS: &[&str] = &["README.md", "recipe.yaml", "chat_template.jinja"];
@@ -19,6 +20,12 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     if job.path.is_dir() {
         for name in COMPANIONS {
             out.copy_if_there(job.path, name)?;
+        }
+        let named = std::fs::read_dir(job.path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten();
+        let mut named: Vec<_> = named.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        named.sort();
+        for name in named.iter().filter(|name| name.ends_with(".jinja")) {
+            out.copy_if_there(job.path, &format!("{CHAT_TEMPLATES_FOLDER}/{name}"))?;
         }
     }
     Ok(())

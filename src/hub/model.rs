@@ -17,6 +17,7 @@ const SIDE_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 ];
 
@@ -100,7 +101,9 @@ fn choose(reference: &Reference, file: Option<&str>, files: &[String]) -> Result
         return Err(error(message, "take a repository that has them; pickle files (.bin) are not read".into()));
     };
     let side = SIDE_FILES.iter().filter(|name| has(name)).map(|name| (*name).to_string());
-    Ok(side.chain([weights.to_string()]).collect())
+    let is_template = |name: &&String| name.starts_with("additional_chat_templates/") && name.ends_with(".jinja");
+    let templates = files.iter().filter(is_template).cloned();
+    Ok(side.chain(templates).chain([weights.to_string()]).collect())
 }
 
 /// The first thing that a snapshot lacks to be a model.

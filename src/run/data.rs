@@ -49,7 +49,7 @@ pub struct ShownRow {
 /// When base or data cannot be read, as for [`super::check`].
 pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut dyn Observer) -> Result<DataSummary> {
     let base = open_base(&recipe.base, options.offline, observer)?;
-    let template = prepare::named_template(&recipe.data)?;
+    let template = prepare::named_template(&recipe.data, &base)?;
     let encoder = prepare::data_encoder(&base, &recipe.data, template.as_deref(), output::now())?;
     let start = Instant::now();
     let (dataset, _) = prepare::dataset(recipe, &encoder, options.offline, observer)?;

@@ -82,11 +82,17 @@ pub(super) fn encoder(base: &Base, template: Option<&str>, now: u64) -> Result<E
     let special = base.special_tokens();
     let text = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
     let (bos, eos) = (text(&special.bos), text(&special.eos));
-    let template = match template.or(base.chat_template()) {
-        Some(source) => Some(ChatTemplate::at(source, bos.as_deref(), eos.as_deref(), now)?),
-        None => None,
+    let named = special.named.iter().map(|(name, text)| (name.clone(), text.clone().into())).collect();
+    let compile = |source: Option<&str>| match source {
+        Some(source) => ChatTemplate::at(source, bos.as_deref(), eos.as_deref(), now)
+            .map(|template| Some(template.with_variables(&named))),
+        None => Ok(None),
     };
-    Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)
+    // As in transformers: the template `tool_use` is for conversations with tools, unless another is named.
+    let with_tools = compile(base.chat_templates().tool_use().filter(|_| template.is_none()))?;
+    let template = compile(template.or(base.chat_template()))?;
+    let encoder = Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)?;
+    Ok(encoder.with_tool_template(with_tools))
 }
 
 /// As [`encoder`], as a recipe's data wants it.
@@ -95,15 +101,28 @@ pub(super) fn data_encoder(base: &Base, data: &DataConfig, template: Option<&str
 }
 
 /// The chat template that a recipe names in place of the base's.
-pub(super) fn named_template(data: &DataConfig) -> Result<Option<String>> {
+pub(super) fn named_template(data: &DataConfig, base: &Base) -> Result<Option<String>> {
     let Some(setting) = data.chat_template.as_deref() else { return Ok(None) };
-    let source = named::chat_template_source(setting)?;
+    let own = base.chat_templates().get(setting).filter(|_| named::find(setting).is_none());
+    let source = match own {
+        Some(source) => source.to_owned(),
+        None => named::chat_template_source(setting).map_err(|error| with_own_names(error, base))?,
+    };
     // A mistake in it is one of that file, not of the base.
     ChatTemplate::at(&source, None, None, 0).map_err(|error| {
         Error::invalid(format!("data.chat_template: `{setting}`: {error}"))
             .with_help("mend that template, or name another")
     })?;
     Ok(Some(source))
+}
+
+/// An error about a template's name, with the names that the base has besides.
+fn with_own_names(error: Error, base: &Base) -> Error {
+    let own: Vec<String> = base.chat_templates().named().map(|(name, _)| format!("`{name}`")).collect();
+    match error.help().map(|help| format!("{help}; the base's own are {}", own.join(", "))) {
+        Some(help) if !own.is_empty() => error.with_help(help),
+        _ => error,
+    }
 }
 
 /// Reads and tokenizes the recipe's data.
@@ -169,7 +188,7 @@ impl Prepared {
             ))
             .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
         }
-        let chat_template = named_template(&recipe.data)?;
+        let chat_template = named_template(&recipe.data, &base)?;
         let encoder = data_encoder(&base, &recipe.data, chat_template.as_deref(), now)?;
         let (dataset, plan) = dataset(recipe, &encoder, options.offline, observer)?;
         let mut prepared = Self {
@@ -424,6 +443,20 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
         warnings.push(format!(
             "tools of {} are not taught: the chat template leaves them out (`data.chat_template` names another)",
             rows(report.tools_left_out)
+        ));
+    }
+    if let (1.., Some(opening)) = (report.asked_otherwise, &report.asked_with) {
+        warnings.push(format!(
+            "the chat template asks with {opening:?}, and the last answer of {} does not begin with it: the answers are \
+             learnt as the template writes them; give the rows thoughts (`reasoning_content`), or name a template that asks \
+             without (`data.chat_template`)",
+            rows(report.asked_otherwise)
+        ));
+    }
+    if report.thoughts_left_out > 0 {
+        warnings.push(format!(
+            "thoughts of {} are not learnt: the chat template leaves them out (`data.chat_template` names another)",
+            rows(report.thoughts_left_out)
         ));
     }
     if report.leaks > 0 {

@@ -1,5 +1,7 @@
-//! A Hugging Face folder: its JSON files, tokenizer and chat template. Safetensors are [`super::shards`]'s.
+//! A Hugging Face folder: its JSON files and tokenizer. Safetensors are [`super::shards`]'s.
 
+use super::added_tokens::TokenFiles;
+use super::chat_templates::ChatTemplates;
 use super::special_tokens::Sources;
 use super::{Contents, shards};
 use crate::error::{Error, Result};
@@ -16,16 +18,24 @@ pub(super) fn open(folder: &Path) -> Result<Contents> {
     };
     let table = shards::open(folder)?;
     let tokenizer_config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let chat_templates = ChatTemplates::of_folder(folder, &tokenizer_config)?;
     let sources = Sources {
         config: &config,
         generation: read_json(&folder.join("generation_config.json"))?.unwrap_or_default(),
-        tokenizer_config: &tokenizer_config,
-        special_tokens_map: read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default(),
+        files: token_files(folder, tokenizer_config)?,
         tokenizer: read_json(&folder.join("tokenizer.json"))?.unwrap_or_default(),
     };
     let special_tokens = sources.special_tokens(folder);
-    let chat_template = chat_template(folder, &tokenizer_config)?;
-    Ok(Contents { config, table, special_tokens, chat_template })
+    Ok(Contents { config, table, special_tokens, chat_templates })
+}
+
+fn token_files(folder: &Path, tokenizer_config: Map<String, Value>) -> Result<TokenFiles> {
+    let read = |name: &str| read_json::<Map<String, Value>>(&folder.join(name)).map(Option::unwrap_or_default);
+    Ok(TokenFiles {
+        tokenizer_config,
+        special_tokens_map: read("special_tokens_map.json")?,
+        added_tokens: read("added_tokens.json")?,
+    })
 }
 
 /// A JSON object; `None` when there is no such file.
@@ -53,23 +63,8 @@ fn no_config(folder: &Path) -> Error {
         .with_help("a base model is a folder with config.json and model.safetensors, or a .gguf file")
 }
 
-/// The template in its own file goes before the one in `tokenizer_config.json`, as in transformers.
-fn chat_template(folder: &Path, tokenizer_config: &Map<String, Value>) -> Result<Option<String>> {
-    let path = folder.join("chat_template.jinja");
-    if path.is_file() {
-        return std::fs::read_to_string(&path).map(Some).map_err(Error::io("read", path));
-    }
-    Ok(match tokenizer_config.get("chat_template") {
-        Some(Value::String(template)) => Some(template.clone()),
-        Some(Value::Array(named)) => {
-            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
-            default.and_then(|entry| entry.get("template")?.as_str()).map(String::from)
-        }
-        _ => None,
-    })
-}
-
-/// The tokenizer of `tokenizer.json`, with truncation and padding off, whatever was saved.
+/// The tokenizer of `tokenizer.json`, with the tokens that other files name, and with truncation and padding off, whatever was
+/// saved.
 pub(super) fn tokenizer(folder: &Path) -> Result<Tokenizer> {
     let path = folder.join("tokenizer.json");
     if !path.is_file() {
@@ -92,5 +87,7 @@ pub(super) fn tokenizer(folder: &Path) -> Result<Tokenizer> {
         .map_err(|error| failed(error.to_string()))?;
     tokenizer.with_truncation(None).map_err(|error| failed(error.to_string()))?;
     tokenizer.with_padding(None);
+    let tokenizer_config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    token_files(folder, tokenizer_config)?.complete(&mut tokenizer, folder)?;
     Ok(tokenizer)
 }

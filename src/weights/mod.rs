@@ -4,6 +4,8 @@
 //! template) and reads tensors one at a time, so that peak memory stays near one tensor. It does not own what a tensor
 //! means: `models` asks for the names and shapes that an architecture needs.
 
+mod added_tokens;
+mod chat_templates;
 mod folder;
 pub mod gguf;
 mod safetensors_header;
@@ -11,6 +13,7 @@ mod shards;
 mod special_tokens;
 mod table;
 
+pub use chat_templates::{ChatTemplates, FOLDER as CHAT_TEMPLATES_FOLDER};
 pub(crate) use gguf::WORD_PATTERNS;
 pub use safetensors_header::{TensorInfo, safetensors_header};
 pub use special_tokens::SpecialTokens;
@@ -51,7 +54,7 @@ struct Contents {
     config: Map<String, Value>,
     table: Table,
     special_tokens: SpecialTokens,
-    chat_template: Option<String>,
+    chat_templates: ChatTemplates,
 }
 
 impl Base {
@@ -149,9 +152,14 @@ impl Base {
         &self.contents.special_tokens
     }
 
-    /// The chat template (Jinja), if the base has one.
+    /// The chat template (Jinja), if the base has one: of several the one that is named `default`.
     pub fn chat_template(&self) -> Option<&str> {
-        self.contents.chat_template.as_deref()
+        self.contents.chat_templates.plain()
+    }
+
+    /// All chat templates, with their names.
+    pub fn chat_templates(&self) -> &ChatTemplates {
+        &self.contents.chat_templates
     }
 
     /// A SHA-256 in hex that tells bases apart without reading them whole.

@@ -1,5 +1,6 @@
 //! The tokens that begin, end and pad a text, and what a Hugging Face folder says of them.
 
+use super::added_tokens::TokenFiles;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -17,14 +18,15 @@ pub struct SpecialTokens {
     pub eos_ids: Vec<u32>,
     /// Whether the model's own tokenizer begins every text with [`Self::bos`].
     pub add_bos: bool,
+    /// The texts of all tokens with a name (`unk_token`, …, a model's own too), which chat templates may read.
+    pub named: Vec<(String, String)>,
 }
 
 /// The JSON files of a folder that say something of special tokens; empty where there is none.
 pub(super) struct Sources<'a> {
     pub config: &'a Map<String, Value>,
     pub generation: Map<String, Value>,
-    pub tokenizer_config: &'a Map<String, Value>,
-    pub special_tokens_map: Map<String, Value>,
+    pub files: TokenFiles,
     pub tokenizer: TokenizerFile,
 }
 
@@ -47,10 +49,10 @@ const REBUILDING: &[&str] = &["LlamaTokenizer", "GemmaTokenizer", "CodeLlamaToke
 
 impl Sources<'_> {
     pub fn special_tokens(&self, folder: &Path) -> SpecialTokens {
+        let named = self.files.named();
         let token = |key: &str| {
-            let text =
-                [self.tokenizer_config, &self.special_tokens_map].into_iter().find_map(|map| content(map.get(key)?))?;
-            Some((text.to_string(), self.id(text, folder)?))
+            let (_, text) = named.iter().find(|(name, _)| name == key)?;
+            Some((text.clone(), self.id(text, folder)?))
         };
         let (bos, eos) = (token("bos_token"), token("eos_token"));
         let mut eos_ids = Vec::new();
@@ -71,7 +73,8 @@ impl Sources<'_> {
             tracing::warn!("{}: no token is named that ends a text (eos_token)", folder.display());
         }
         let add_bos = bos.as_ref().is_some_and(|(text, _)| self.adds_bos(text));
-        SpecialTokens { bos, eos, pad: token("pad_token"), eos_ids: unique, add_bos }
+        let pad = token("pad_token");
+        SpecialTokens { bos, eos, pad, eos_ids: unique, add_bos, named }
     }
 
     /// A token's id: among the added tokens, as nearly always, or in the vocabulary, for which the whole file is read.
@@ -81,18 +84,13 @@ impl Sources<'_> {
     }
 
     fn adds_bos(&self, bos: &str) -> bool {
-        let class = self.tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+        let class = self.files.tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
         let rebuilds = REBUILDING.contains(&class.strip_suffix("Fast").unwrap_or(class));
-        match self.tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
+        match self.files.tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
             Some(flag) if rebuilds => flag,
             _ => begins_with(&self.tokenizer.post_processor, bos),
         }
     }
-}
-
-/// A token is a string, or an object with `content`.
-fn content(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 /// Whether a post-processor, or one of a sequence of them, puts `token` before a text.

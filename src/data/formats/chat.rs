@@ -6,7 +6,7 @@ use crate::data::example::Example;
 /// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as `OpenAI` has it.
 ///
 /// - Roles: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`).
-/// - `content` is text, or a list of parts of the type `text`, which are joined.
+/// - `content` is text, or a list of parts of the type `text`; a chat template that takes no list gets the texts, a line each.
 /// - `tools` in the row, `tool_calls`, `tool_call_id` and `name` in a turn are for the chat template: see
 ///   [`conversation`](super::conversation). So is any other field of a turn, `reasoning_content` for one, as it stands.
 /// - `train` (or `training`) in a turn of the assistant, or `OpenAI`'s `weight`, 0 or 1, says whether it is learnt.
@@ -69,20 +69,21 @@ mod tests {
                     {"type": "text", "text": "y"}]},
                 {"role": "assistant", "content": "a", "tool_calls": []}]}"#,
         );
-        let Example::Chat { messages, tools } = example.unwrap() else { panic!("a conversation") };
+        let Example::Chat { messages, tools, .. } = example.unwrap() else { panic!("a conversation") };
         assert_eq!(tools, [json!({"type": "function", "function": {"name": "look", "parameters": {}}})]);
         assert_eq!(messages[1].content, "");
         assert_eq!(messages[1].extra["reasoning_content"], "hm");
         assert_eq!(
             messages[1].extra["tool_calls"],
             json!([
-                {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"gene": "TP53"}}},
+                {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{\"gene\": \"TP53\"}"}},
                 {"type": "function", "function": {"name": "look", "arguments": {"gene": "A2M"}}},
-                {"function": {"name": "look", "arguments": {}}, "type": "function"},
+                {"function": {"name": "look", "arguments": ""}, "type": "function"},
             ])
         );
-        assert_eq!(messages[2].content, "xy");
-        assert_eq!(json!(messages[2].extra), json!({"tool_call_id": "1", "name": "look"}));
+        assert_eq!(messages[2].content, "x\ny");
+        let parts = json!([{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]);
+        assert_eq!(json!(messages[2].extra), json!({"tool_call_id": "1", "name": "look", "content": parts}));
         assert!(messages[3].extra.is_empty(), "an empty list of calls is no call");
     }
 
@@ -117,7 +118,7 @@ mod tests {
             (r#"{"role": "assistant", "content": "", "tool_calls": [1]}"#, "tool_calls", "got the integer 1"),
             (r#"{"role": "assistant", "tool_calls": [{"function": {}}]}"#, "tool_calls", "`name` is missing"),
             (
-                r#"{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x=1"}]}"#,
+                r#"{"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}"#,
                 "tool_calls",
                 "`arguments` must be an object",
             ),

@@ -63,7 +63,7 @@ pub fn read(row: Row<'_>, field: &'static str) -> Result<Example, RowError> {
             .with_help("all of them say `train: false` or `weight: 0`; remove the row"));
     }
     add_system(row, &mut messages)?;
-    Ok(Example::Chat { messages, tools: tools::descriptions(row)? })
+    Ok(Example::Chat { messages, tools: tools::descriptions(row)?, template_kwargs: Map::new() })
 }
 
 /// The first turn says which names all turns of the row have.
@@ -118,6 +118,10 @@ fn read_turn(turn: &Value, (speaker, text): Names) -> Result<Message, RowError> 
     let mut message = Message::new(*role, content);
     message.train = train(turn, *role)?;
     message.extra = extra(object, &[speaker, text]);
+    if let Some(parts @ Value::Array(_)) = turn.given(text) {
+        // The list as it is, for templates that walk over it; the others get the text.
+        message.extra.insert("content".to_string(), parts.clone());
+    }
     if !calls.is_empty() {
         if *name == CALL || turn.given(text).is_none() {
             // Some templates tell a turn without words from one with empty ones.
@@ -128,9 +132,9 @@ fn read_turn(turn: &Value, (speaker, text): Names) -> Result<Message, RowError> 
     Ok(message)
 }
 
-/// The parts of a `content` that is a list.
+/// The texts of a `content` that is a list of parts, a line each, as vLLM joins them.
 fn join(parts: &[Value]) -> Result<String, RowError> {
-    let mut joined = String::new();
+    let mut joined = Vec::with_capacity(parts.len());
     for (index, part) in parts.iter().enumerate() {
         let Value::Object(object) = part else {
             let message =
@@ -144,9 +148,9 @@ fn join(parts: &[Value]) -> Result<String, RowError> {
                 .error("type", format!("is `{}`, and only `text` is supported", fields::shown(other)))
                 .with_help("models of images and sound are not trained; remove the row")),
         };
-        joined.push_str(read().map_err(|error| error.inside(index))?);
+        joined.push(read().map_err(|error| error.inside(index))?);
     }
-    Ok(joined)
+    Ok(joined.join("\n"))
 }
 
 /// Whether a turn says that it is learnt.

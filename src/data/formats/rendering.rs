@@ -3,7 +3,7 @@
 use super::fields::{self, Row, RowError};
 use crate::data::config::RowTemplate;
 use crate::data::example::{Example, Message, Role};
-use crate::data::template::{functions, python};
+use crate::data::template::{functions, json, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior, Value};
 
@@ -127,7 +127,7 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(python::method);
     environment.set_formatter(print);
     environment.set_fuel(Some(FUEL));
-    environment.add_filter("tojson", functions::tojson);
+    environment.add_filter("tojson", json::tojson);
     // So that errors name the variable that is not there.
     environment.set_debug(true);
     environment

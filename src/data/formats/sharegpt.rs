@@ -49,7 +49,7 @@ mod tests {
                 {"from": "observation", "value": "found"}, {"from": "gpt", "value": "a", "weight": 0},
                 {"from": "function_call", "value": "[{\"name\": \"look\"}, {\"name\": \"see\"}]"}]}"#,
         );
-        let Example::Chat { messages, tools } = example.unwrap() else { panic!("a conversation") };
+        let Example::Chat { messages, tools, .. } = example.unwrap() else { panic!("a conversation") };
         let turns: Vec<_> = messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
         let expected = [
             ("system", "s"),

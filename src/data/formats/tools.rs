@@ -2,7 +2,8 @@
 //!
 //! Templates are written against what Hugging Face documents: a tool is `{"type": "function", "function": {"name", …}}`, a
 //! call `{"type": "function", "function": {"name", "arguments"}}` with `arguments` an object. Data files have the inner
-//! object alone as often, and `arguments`, or the whole, as JSON text.
+//! object alone as often, and `arguments`, or the whole, as JSON text. Whether a template gets text or an object is decided
+//! where it is rendered ([`forms`](crate::data::forms)).
 
 use super::fields;
 use super::{Row, RowError};
@@ -75,18 +76,13 @@ fn call(value: &Value) -> Result<Value, RowError> {
     Ok(wrap(outer, inner))
 }
 
-/// A call's `arguments` as an object; none where there are none.
+/// A call's `arguments` as the row has them, an object or text; an empty object where there are none.
 fn arguments(function: Row<'_>) -> Result<Value, RowError> {
-    let parsed = match function.given("arguments") {
-        None => return Ok(Value::Object(Map::new())),
-        Some(Value::String(text)) if text.trim().is_empty() => return Ok(Value::Object(Map::new())),
-        Some(Value::String(text)) => Cow::Owned(parse(function, "arguments", text, "an object")?),
-        Some(other) => Cow::Borrowed(other),
-    };
-    if parsed.is_object() {
-        return Ok(parsed.into_owned());
+    match function.given("arguments") {
+        None => Ok(Value::Object(Map::new())),
+        Some(given @ (Value::String(_) | Value::Object(_))) => Ok(given.clone()),
+        Some(other) => Err(function.wrong_type("arguments", "an object, or the JSON text of one", other)),
     }
-    Err(function.wrong_type("arguments", "an object, or the JSON text of one", &parsed))
 }
 
 /// `function` inside what surrounds it, `type` first unless it is there already.

@@ -1,74 +1,173 @@
-//! What Python and Jinja2 make of text and values where minijinja makes something else.
+//! Values as Python prints them, and the methods of its lists and dictionaries.
 
 use super::functions::MAX_TEXT;
-use minijinja::value::ValueKind;
+use super::text;
+use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
+use std::fmt::Write as _;
 
-/// A method of Python's `str`, `list` or `dict`. Those that can make much of little are measured first: fuel counts what is
-/// done, not how long it gets.
+/// The deepest nesting that is printed.
+const MAX_DEPTH: usize = 100;
+
+/// Methods that change a value: transformers' sandbox refuses them.
+const CHANGING: &[&str] =
+    &["append", "clear", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault", "sort", "update"];
+
+/// A method of Python's `str`, `list`, `tuple` or `dict`.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, name, arguments) };
-    let length = match (name, arguments) {
-        ("replace", [old, new, ..]) => {
-            let (old, new) = (old.as_str().unwrap_or_default(), new.as_str().unwrap_or_default());
-            text.matches(old).count().saturating_mul(new.len())
+    if let Some(text) = value.as_str() {
+        return match text::method(text, name, arguments)? {
+            Some(result) => Ok(result),
+            None => pycompat::unknown_method_callback(state, value, name, arguments),
+        };
+    }
+    if CHANGING.contains(&name) && matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
+        let message = format!("`{name}` changes a value, which a chat template may not");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    match (value.kind(), name, arguments) {
+        (ValueKind::Seq, "index", [what, bounds @ ..]) => {
+            let items: Vec<Value> = value.try_iter()?.collect();
+            let (from, to) = text::bounds(bounds, items.len())?;
+            let found = (from..to.max(from)).find(|&i| items[i] == *what);
+            found.map(Value::from).ok_or_else(|| {
+                let message = format!("{} is not in list", repr(what).unwrap_or_default());
+                Error::new(ErrorKind::InvalidOperation, message)
+            })
         }
-        ("join", [parts]) => parts.try_iter().map_or(0, |parts| {
-            parts.fold(0usize, |sum, part| sum.saturating_add(part.as_str().map_or(0, str::len) + text.len()))
-        }),
-        _ => 0,
-    };
-    if length > MAX_TEXT {
-        return Err(Error::new(ErrorKind::OutOfFuel, format!("`{name}` would make a text of {length} bytes")));
+        (ValueKind::Seq | ValueKind::Map, "copy", []) => Ok(value.clone()),
+        _ => pycompat::unknown_method_callback(state, value, name, arguments),
     }
-    let affix = arguments.first().and_then(Value::as_str);
-    let changed = match (name, arguments.len(), affix) {
-        ("strip", 0, _) => text.trim_matches(is_space),
-        ("lstrip", 0, _) => text.trim_start_matches(is_space),
-        ("rstrip", 0, _) => text.trim_end_matches(is_space),
-        ("removeprefix", 1, Some(affix)) => text.strip_prefix(affix).unwrap_or(text),
-        ("removesuffix", 1, Some(affix)) => text.strip_suffix(affix).unwrap_or(text),
-        _ => return pycompat::unknown_method_callback(state, value, name, arguments),
-    };
-    Ok(Value::from(changed))
 }
 
-/// The filter `trim`, of the text that the value prints.
-pub fn trim(value: &Value, characters: Option<&str>) -> String {
-    let text = value.to_string();
-    match characters {
-        Some(characters) => text.trim_matches(|character| characters.contains(character)),
-        None => text.trim_matches(is_space),
+/// A value as `str` makes it.
+///
+/// # Errors
+/// When it is nested too deeply, or too long.
+pub fn text(value: &Value) -> Result<String, Error> {
+    match value.as_str() {
+        Some(text) => Ok(text.to_string()),
+        None if value.is_undefined() => Ok(String::new()),
+        None => repr(value),
     }
-    .to_string()
 }
 
-/// The test `iterable`: nothing is not.
+/// A value as `repr` makes it.
+///
+/// # Errors
+/// As [`text`].
+pub fn repr(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    write_repr(&mut out, value, 0)?;
+    Ok(out)
+}
+
+fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH || out.len() > MAX_TEXT {
+        return Err(Error::new(ErrorKind::OutOfFuel, "a value is too long, or nested too deeply, to be printed"));
+    }
+    match value.kind() {
+        ValueKind::None => out.push_str("None"),
+        ValueKind::Undefined => out.push_str("Undefined"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number => out.push_str(&number(value)),
+        ValueKind::String => text::write_quoted(out, value.as_str().unwrap_or_default()),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items: Vec<Value> = value.try_iter()?.collect();
+            let is_tuple = value.is_tuple();
+            out.push(if is_tuple { '(' } else { '[' });
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push_str(", ");
+                }
+                write_repr(out, item, depth + 1)?;
+            }
+            if is_tuple && items.len() == 1 {
+                out.push(',');
+            }
+            out.push(if is_tuple { ')' } else { ']' });
+        }
+        // A namespace is no mapping in Python; nobody prints one.
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter()?.enumerate() {
+                if i > 0 {
+                    out.push_str(", ");
+                }
+                write_repr(out, &key, depth + 1)?;
+                out.push_str(": ");
+                write_repr(out, &value.get_item(&key)?, depth + 1)?;
+            }
+            out.push('}');
+        }
+        _ => write!(out, "{value}").map_err(Error::from)?,
+    }
+    Ok(())
+}
+
+/// A number as Python writes it.
+pub fn number(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        Ok(float) if !value.is_integer() => self::float(float),
+        _ => value.to_string(),
+    }
+}
+
+/// The test `iterable`: nothing is not, and what is not there is empty.
 pub fn is_iterable(value: &Value) -> bool {
-    !value.is_none() && value.try_iter().is_ok()
+    value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
 }
 
-/// The test `sequence`: whatever has a length and can be indexed, text and maps too.
+/// The test `sequence`: whatever has a length and can be indexed, text and maps too. Slices of lists are iterables here.
 pub fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Undefined | ValueKind::Seq | ValueKind::String | ValueKind::Map)
+    matches!(
+        value.kind(),
+        ValueKind::Undefined | ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map
+    )
 }
 
-/// Whether Python's `str.isspace` holds.
-fn is_space(character: char) -> bool {
-    character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
+/// The test `callable`.
+pub fn is_callable(value: &Value) -> bool {
+    value.kind() == ValueKind::Plain
 }
 
 /// A float as `repr` writes it: the shortest digits, an exponent of two digits at least.
 pub fn float(number: f64) -> String {
     let size = number.abs();
-    if size != 0.0 && size.is_finite() && !(1e-4..1e16).contains(&size) {
+    if number.is_nan() || number.is_infinite() {
+        return if number.is_nan() {
+            "nan"
+        } else if number > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        }
+        .to_string();
+    }
+    if size != 0.0 && !(1e-4..1e16).contains(&size) {
         let text = format!("{number:e}");
         let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
         let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
         return format!("{digits}e{sign}{exponent:0>2}");
     }
     format!("{number:?}")
+}
+
+/// The last argument where it holds those that are named, and the others.
+pub fn split_named(arguments: &[Value]) -> (&[Value], Option<Kwargs>) {
+    match arguments.split_last() {
+        Some((last, others)) => match Kwargs::try_from(last.clone()) {
+            Ok(named) if last.is_kwargs() => (others, Some(named)),
+            _ => (arguments, None),
+        },
+        None => (arguments, None),
+    }
+}
+
+/// A pair.
+pub fn pair(first: impl Into<Value>, second: impl Into<Value>) -> Value {
+    Value::from(Tuple::from([first.into(), second.into()]))
 }
 
 #[cfg(test)]
@@ -88,6 +187,7 @@ mod tests {
             (1e16, "1e+16"),
             (123_456_789_012_345.6, "123456789012345.6"),
             (-1.25e300, "-1.25e+300"),
+            (f64::INFINITY, "inf"),
         ] {
             assert_eq!(float(number), text);
         }

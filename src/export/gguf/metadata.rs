@@ -3,7 +3,7 @@
 
 use super::{hub_id, rope, tensors, tokenizer};
 use crate::error::{Error, Result};
-use crate::weights::Base;
+use crate::weights::{Base, ChatTemplates};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, Value as Json};
@@ -71,7 +71,7 @@ fn carried_over(values: &[(String, Value)], facts: &ModelFacts) -> Vec<(String, 
             || key.starts_with("split.")
             || (key.starts_with("general.base_model.") && !ancestors.is_empty())
             || (key == "general.license" && facts.license.is_some())
-            || (key == "tokenizer.chat_template" && facts.chat_template.is_some())
+            || (key.starts_with("tokenizer.chat_template") && facts.chat_template.is_some())
             || matches!(key, "general.name" | "general.file_type" | "general.quantization_version")
     };
     let mut all = Vec::with_capacity(values.len() + 8);
@@ -112,9 +112,28 @@ fn from_folder(base: &Base, facts: &ModelFacts) -> Result<Vec<(String, Value)>> 
     all.push(("general.file_type".into(), Value::U32(file_type(facts.dtype))));
     all.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
     all.extend(tokenizer::keys(base)?);
-    let template = facts.chat_template.or(base.chat_template());
-    all.extend(template.map(|template| ("tokenizer.chat_template".into(), text(template))));
+    match facts.chat_template {
+        Some(template) => all.push(("tokenizer.chat_template".into(), text(template))),
+        None => all.extend(templates(base.chat_templates())),
+    }
     Ok(all)
+}
+
+/// Chat templates as llama.cpp's converter writes them: those with names under these, with a list of the names, and the default
+/// one without.
+fn templates(templates: &ChatTemplates) -> Vec<(String, Value)> {
+    let plain = |name: &str| -> String {
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
+    };
+    let named: Vec<(String, &str)> = templates.named().map(|(name, template)| (plain(name), template)).collect();
+    let mut keys: Vec<(String, Value)> =
+        named.iter().map(|(name, template)| (format!("tokenizer.chat_template.{name}"), text(template))).collect();
+    if !named.is_empty() {
+        let names = named.iter().map(|(name, _)| text(name)).collect();
+        keys.push(("tokenizer.chat_templates".into(), Value::Array(names)));
+    }
+    keys.extend(templates.plain().map(|template| ("tokenizer.chat_template".to_string(), text(template))));
+    keys
 }
 
 /// A JSON object of the folder; empty when there is no such file.
@@ -226,6 +245,24 @@ mod tests {
 
     const FACTS: ModelFacts =
         ModelFacts { name: "new", dtype: GgmlDType::Q4K, base_model: None, license: None, chat_template: None };
+
+    /// As gguf-py's `GGUFWriter.add_chat_template` writes such a list.
+    #[test]
+    fn templates_with_names_are_those_of_the_converter() {
+        let mut all = ChatTemplates::default();
+        for (name, template) in [("default", "D"), ("tool_use", "T"), ("rag-2", "R")] {
+            all.insert(name, template.to_owned());
+        }
+        let key = |name: &str, template: &str| (format!("tokenizer.{name}"), text(template));
+        let names = Value::Array(vec![text("tool_use"), text("rag_2")]);
+        let expected = [
+            key("chat_template.tool_use", "T"),
+            key("chat_template.rag_2", "R"),
+            ("tokenizer.chat_templates".to_string(), names),
+            key("chat_template", "D"),
+        ];
+        assert_eq!(format!("{:?}", templates(&all)), format!("{expected:?}"));
+    }
 
     #[test]
     fn sizes_are_labelled_as_llama_cpp_labels_them() {

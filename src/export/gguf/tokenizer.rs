@@ -315,7 +315,7 @@ mod tests {
         );
         assert_eq!(
             value(&keys, "token_type"),
-            "I32(1) I32(1) I32(1) I32(1) I32(1) I32(3) I32(3) I32(4) I32(3) I32(5) "
+            "I32(3) I32(1) I32(1) I32(1) I32(1) I32(3) I32(3) I32(4) I32(3) I32(5) "
         );
         for (key, id) in [("bos", 5), ("eos", 8), ("eot", 6), ("unknown", 0)] {
             assert_eq!(value(&keys, &format!("{key}_token_id")), format!("U32({id})"));

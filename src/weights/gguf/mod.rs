@@ -22,6 +22,7 @@ pub(crate) use special_tokens::is_known_end;
 pub(super) use tokenizer::tokenizer;
 
 use super::Contents;
+use super::chat_templates::ChatTemplates;
 use super::table::{Entry, Table, WeightFile, byte_len};
 use crate::error::{Error, Result};
 use architecture::Architecture;
@@ -64,8 +65,22 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
         table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads })?;
     }
     let special_tokens = special_tokens::read(&metadata)?;
-    let chat_template = metadata.string("tokenizer.chat_template")?.map(String::from);
-    Ok((Contents { config, table, special_tokens, chat_template }, metadata))
+    let chat_templates = chat_templates(&metadata)?;
+    Ok((Contents { config, table, special_tokens, chat_templates }, metadata))
+}
+
+/// `tokenizer.chat_template`, and those with names that `tokenizer.chat_templates` lists.
+fn chat_templates(metadata: &Metadata) -> Result<ChatTemplates> {
+    let mut templates = ChatTemplates::default();
+    if let Some(template) = metadata.string("tokenizer.chat_template")? {
+        templates.insert("default", template.to_owned());
+    }
+    for name in metadata.strings("tokenizer.chat_templates")?.unwrap_or_default() {
+        if let Some(template) = metadata.string(&format!("tokenizer.chat_template.{name}"))? {
+            templates.insert(name, template.to_owned());
+        }
+    }
+    Ok(templates)
 }
 
 /// The header of a GGUF file, whatever it holds: a model or an adapter.

@@ -52,5 +52,12 @@ pub(super) fn read(metadata: &Metadata) -> Result<SpecialTokens> {
         None => metadata.string("tokenizer.ggml.pre")?.and_then(pre_tokenizer::find).is_some_and(|row| row.add_bos),
     };
     let add_bos = add_bos && bos.is_some();
-    Ok(SpecialTokens { bos, eos, pad: id("padding")?, eos_ids, add_bos })
+    let pad = id("padding")?;
+    let others = [("unk_token", id("unknown")?), ("sep_token", id("seperator")?), ("mask_token", id("mask")?)];
+    let mut named = Vec::new();
+    for (name, token) in [("bos_token", &bos), ("eos_token", &eos), ("pad_token", &pad)] {
+        named.extend(token.as_ref().map(|(text, _)| (name.to_owned(), text.clone())));
+    }
+    named.extend(others.into_iter().filter_map(|(name, token)| Some((name.to_owned(), token?.0))));
+    Ok(SpecialTokens { bos, eos, pad, eos_ids, add_bos, named })
 }
