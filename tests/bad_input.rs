@@ -220,7 +220,7 @@ fn rows_that_cannot_be_learnt() {
         ("", &["holds no rows", "look at the file"][..]),
         ("{\"instruction\": \"a\", \"output\": \"b\"}\nnot json\n", &["not valid JSON", "\"line\":2", "rows.jsonl"]),
         ("[1, 2]\n", &["a row must be a JSON object", "\"line\":1"]),
-        ("{\"instruction\": \"a\", \"output\": \"\"}\n", &["`output` is empty", "\"line\":1", "remove the row"]),
+        ("{\"instruction\": \"a\", \"output\": \"\"}\n", &["its one row teaches nothing", "1:32: `output` is empty"]),
         ("{\"instruction\": \"a\", \"output\": 7}\n", &["`output` must be text, got the integer 7", "\"line\":1"]),
         ("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n", &["no turn of the assistant", "\"line\":1"]),
         ("\u{feff}\n\n", &["holds no rows"]),

@@ -38,7 +38,7 @@ fn rows_are_shown_as_the_model_sees_them() {
     assert!(given.contains(first["instruction"].as_str().unwrap()), "{given}");
     let text = place.command(&["data", "trial.yaml", "--set", "data.max_seq_len=256"]).output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
-    for phrase in ["alpaca (told by", "24 to train on, 6 to validate on", "█", "[[", "twice"] {
+    for phrase in ["alpaca (by the first row's", "24 to train on, 6 to validate on", "█", "[[", "duplicate rows"] {
         assert!(text.contains(phrase), "no `{phrase}` in {text}");
     }
 }

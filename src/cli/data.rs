@@ -48,8 +48,12 @@ fn render(summary: &DataSummary, colors: bool) -> String {
         let files = if source.files == 1 { String::new() } else { format!(", {} files", source.files) };
         let weight = if source.weight == 1.0 { String::new() } else { format!(", weight {}", source.weight) };
         let mut text = format!(
-            "{}\n{}{files}, {}\n{} rows read, {} kept{weight}",
-            source.name, source.kind, source.format, source.rows, source.kept
+            "{}\n{}{files}, {}\n{} read, {} kept{weight}",
+            source.name,
+            source.kind,
+            source.format,
+            rows_of(source.rows),
+            source.kept
         );
         if let Some(cache) = &source.cache {
             let _ = write!(text, "\ntokens in {}", cache.display());
@@ -72,7 +76,7 @@ fn render(summary: &DataSummary, colors: bool) -> String {
             ),
         );
     }
-    table.row("twice", printable(&twice(data)));
+    table.row("duplicates", printable(&twice(data)));
     let mut text = table.render();
     for row in &summary.rows {
         text.push_str(&show(row, colors));
@@ -83,6 +87,14 @@ fn render(summary: &DataSummary, colors: bool) -> String {
     text
 }
 
+fn rows_of(count: usize) -> String {
+    if count == 1 { "1 row".to_owned() } else { format!("{count} rows") }
+}
+
+fn duplicates(count: usize) -> String {
+    if count == 1 { "1 duplicate row".to_owned() } else { format!("{count} duplicate rows") }
+}
+
 fn rows(data: &DataReport) -> String {
     let mut text = format!("{} to train on, {} to validate on", data.train_rows, data.validation_rows);
     if data.epoch_rows != data.train_rows {
@@ -91,11 +103,17 @@ fn rows(data: &DataReport) -> String {
     for (rows, what) in [
         (data.dropped, if data.truncated > 0 { CUT_AWAY } else { "left out: over `data.max_seq_len`" }),
         (data.truncated, "cut at `data.max_seq_len`"),
-        (data.skipped, "left out: they cannot be read"),
+        (data.unlearnt, "left out: nothing in it to learn"),
     ] {
         if rows > 0 {
             let _ = write!(text, "\n{rows} {what}");
         }
+    }
+    for example in &data.unlearnt_examples {
+        let _ = write!(text, "\n  {example}");
+    }
+    if data.skipped > 0 {
+        let _ = write!(text, "\n{} left out: not readable", data.skipped);
     }
     for example in &data.skipped_examples {
         let _ = write!(text, "\n  {example}");
@@ -106,8 +124,13 @@ fn rows(data: &DataReport) -> String {
 fn tokens(data: &DataReport) -> String {
     let share = 100.0 * data.supervised_tokens as f64 / data.tokens.max(1) as f64;
     let Lengths { min, p50, p90, max } = data.lengths;
+    let lengths = if min == max {
+        format!("{min} a row")
+    } else {
+        format!("{min} to {max} a row, half of the rows up to {p50}, 90% up to {p90}")
+    };
     format!(
-        "{} in the rows to train on, {} of them learnt ({share:.0}%)\n{min} to {max} a row, half of the rows up to {p50}, 90% up to {p90}",
+        "{} in the rows to train on, {} of them learnt ({share:.0}%)\n{lengths}",
         count(data.tokens),
         count(data.supervised_tokens),
     )
@@ -129,17 +152,19 @@ fn histogram(data: &DataReport, max_seq_len: usize) -> String {
 }
 
 fn twice(data: &DataReport) -> String {
-    let mut text = format!("{} rows to train on repeat another one", data.duplicates);
+    let mut text = format!("{} to train on", duplicates(data.duplicates));
     for example in &data.duplicate_examples {
         let _ = write!(text, "\n  {example}");
     }
     if data.validation_rows > 0 {
-        let _ = write!(text, "\n{} rows to validate on are trained on too", data.leaks);
+        let are = if data.leaks == 1 { "is" } else { "are" };
+        let _ = write!(text, "\n{} to validate on {are} trained on too", rows_of(data.leaks));
         for example in &data.leak_examples {
             let _ = write!(text, "\n  {example}");
         }
+        let have = if data.shared_prompts == 1 { "has" } else { "have" };
         let _ =
-            write!(text, "\n{} more have the prompt of a row to train on, with another answer", data.shared_prompts);
+            write!(text, "\n{} more {have} the prompt of a row to train on, with another answer", data.shared_prompts);
     }
     text
 }

@@ -177,8 +177,7 @@ impl Progress {
         let line = StepLine { metrics, total_steps: self.total_steps, objective: &self.objective, seconds_left };
         if let Some(bar) = self.bar() {
             let (columns, text) = line.fitting(width(&console::Term::stderr()).unwrap_or(80));
-            let template =
-                if columns > 0 { format!("{{bar:{columns}}} {{msg}}") } else { "{msg}".to_owned() };
+            let template = if columns > 0 { format!("{{bar:{columns}}} {{msg}}") } else { "{msg}".to_owned() };
             let style = ProgressStyle::with_template(&template).expect("the template is well-formed");
             bar.set_style(style.progress_chars("━╸ "));
             bar.set_position(metrics.step as u64);

@@ -129,12 +129,10 @@ fn key(source: &Source<'_>, encoder: &str) -> Result<String> {
     };
     add(VERSION.as_bytes());
     add(encoder.as_bytes());
-    let (format, fields, template) = own.rows(config);
     let settings = serde_json::json!({
-        "format": format,
-        "fields": fields,
-        "template": template,
+        "rows": own.rows(config),
         "columns": own.columns,
+        "delimiter": own.delimiter,
         "limit": own.limit,
         "max_seq_len": config.max_seq_len,
         "overlong": config.overlong,
@@ -168,7 +166,7 @@ fn changed(source: &Source<'_>) -> Error {
 fn content(path: &Path) -> Result<[u8; 32]> {
     let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
     if !metadata.is_file() {
-        return Err(Error::file(path, "is no ordinary file").with_help("name a file that can be read twice"));
+        return Err(Error::file(path, "is not a regular file").with_help("name a file that can be read twice"));
     }
     fs::fingerprint(path)
 }

@@ -1,6 +1,6 @@
 //! The recipe's `data` section.
 
-use super::formats::{FormatName, RowFormat};
+use super::formats::{FormatName, Roles, RowFormat};
 use crate::error::{Error, Result};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess, Visitor};
@@ -24,8 +24,11 @@ pub struct DataConfig {
     #[serde(default)]
     pub format: FormatName,
     /// The format's field names, each with the name that the rows have for it, where a source does not say.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "names_of_fields")]
     pub fields: BTreeMap<String, String>,
+    /// Names of the rows for the roles of turns, where a source does not say.
+    #[serde(default, skip_serializing_if = "Roles::is_empty")]
+    pub roles: Roles,
     /// How a row becomes text, for the formats `template` and `multiple_choice`, where a source does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<RowTemplate>,
@@ -79,12 +82,18 @@ pub struct SourceConfig {
     /// Of a table (CSV, TSV) without a header: the names of its columns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns: Vec<String>,
-    /// What its rows look like. Then `fields` and `template` are its own too.
+    /// Of a table: what stands between its fields: a character, or `tab`. Found by itself where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<String>,
+    /// What its rows look like. Then `fields`, `roles` and `template` are its own too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FormatName>,
     /// The format's field names, each with the name that its rows have for it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "names_of_fields")]
     pub fields: BTreeMap<String, String>,
+    /// Names of its rows for the roles of turns.
+    #[serde(default, skip_serializing_if = "Roles::is_empty")]
+    pub roles: Roles,
     /// How a row becomes text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<RowTemplate>,
@@ -95,6 +104,15 @@ pub struct SourceConfig {
     /// The most rows that are read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+}
+
+/// What the rows of a source look like.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct RowSettings<'a> {
+    pub format: FormatName,
+    pub fields: &'a BTreeMap<String, String>,
+    pub roles: &'a Roles,
+    pub template: Option<&'a RowTemplate>,
 }
 
 /// How a row becomes text: minijinja templates over the row's fields. Either a conversation (`user`, `assistant`, and maybe
@@ -153,6 +171,26 @@ pub enum CacheConfig {
     Folder(PathBuf),
 }
 
+/// Pairs of names. YAML reads `{question:Frage}`, without a space, as one name without a value.
+fn names_of_fields<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<BTreeMap<String, String>, D::Error> {
+    let fields = BTreeMap::<String, Option<String>>::deserialize(deserializer)?;
+    let named = |(field, column): (String, Option<String>)| match (column, field.split_once(':')) {
+        (Some(column), _) => Ok((field, column)),
+        (None, Some((name, column))) => {
+            let help = format!("`{field}` wants a space after the colon: `{{{name}: {column}}}`");
+            Err(serde::de::Error::custom(help))
+        }
+        (None, None) => {
+            let help =
+                format!("`{field}` has no value: write the name that the rows have for it, as `{{{field}: NAME}}`");
+            Err(serde::de::Error::custom(help))
+        }
+    };
+    fields.into_iter().map(named).collect()
+}
+
 const fn default_max_seq_len() -> usize {
     1024
 }
@@ -179,6 +217,7 @@ impl DataConfig {
             validation_split: 0.0,
             format: FormatName::default(),
             fields: BTreeMap::new(),
+            roles: Roles::default(),
             template: None,
             chat_template: None,
             train_on_turns: TrainOnTurns::default(),
@@ -243,15 +282,17 @@ impl SourceConfig {
 
     /// What its rows look like. A source with a format of its own has fields and template of its own too; what another says
     /// itself goes before what the section says.
-    pub(super) fn rows<'a>(
-        &'a self,
-        defaults: &'a DataConfig,
-    ) -> (FormatName, &'a BTreeMap<String, String>, Option<&'a RowTemplate>) {
+    pub(super) fn rows<'a>(&'a self, defaults: &'a DataConfig) -> RowSettings<'a> {
+        let Self { fields, roles, .. } = self;
         if let Some(format) = self.format {
-            return (format, &self.fields, self.template.as_ref());
+            return RowSettings { format, fields, roles, template: self.template.as_ref() };
         }
-        let fields = if self.fields.is_empty() { &defaults.fields } else { &self.fields };
-        (defaults.format, fields, self.template.as_ref().or(defaults.template.as_ref()))
+        RowSettings {
+            format: defaults.format,
+            fields: if fields.is_empty() { &defaults.fields } else { fields },
+            roles: if roles.is_empty() { &defaults.roles } else { roles },
+            template: self.template.as_ref().or(defaults.template.as_ref()),
+        }
     }
 
     fn validate(&self, key: &str, defaults: &DataConfig) -> Result<()> {
@@ -276,15 +317,43 @@ impl SourceConfig {
         }
         let mut seen = std::collections::HashSet::new();
         if let Some(column) = self.columns.iter().find(|column| column.is_empty() || !seen.insert(*column)) {
-            return Err(Error::invalid(format!("{key}: `columns` must have different names; `{column}` is none")));
+            return Err(Error::invalid(format!(
+                "{key}: `columns` must have different names that are not empty; `{column}` is not one"
+            )));
         }
         if self.limit == Some(0) {
             return Err(Error::invalid(format!("{key}: `limit` must be at least 1")));
         }
-        let (format, fields, template) = self.rows(defaults);
-        // What the source says itself is to be mended there.
-        let own = self.format.is_some() || !self.fields.is_empty() || self.template.is_some();
-        RowFormat::check(if own { key } else { "data" }, format, fields, template)
+        self.check_delimiter(key)?;
+        let RowSettings { format, fields, roles, template } = self.rows(defaults);
+        // What the source says itself is to be corrected there.
+        let place = |own: bool| if own || self.format.is_some() { key } else { "data" };
+        roles.check().map_err(|(role, message, help)| {
+            Error::invalid(format!("{}.roles.{role}: {message}", place(!self.roles.is_empty()))).with_help(help)
+        })?;
+        let own = place(!self.fields.is_empty() || self.template.is_some());
+        RowFormat::check(own, format, fields, template)
+    }
+
+    fn check_delimiter(&self, key: &str) -> Result<()> {
+        match (&self.delimiter, self.delimiter_byte()) {
+            (Some(text), None) => {
+                Err(Error::invalid(format!("{key}: `delimiter` must be one character, and no quote; got `{text}`"))
+                    .with_help("write it in quotes, as `delimiter: \";\"`; `tab` is the tab"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The byte between the fields of a table, where the recipe says it.
+    pub(super) fn delimiter_byte(&self) -> Option<u8> {
+        match self.delimiter.as_deref()? {
+            "tab" | "\\t" | "\t" => Some(b'\t'),
+            text => match text.as_bytes() {
+                [byte] if !matches!(byte, b'"' | b'\r' | b'\n' | 0) && byte.is_ascii() => Some(*byte),
+                _ => None,
+            },
+        }
     }
 
     /// What the recipe calls it.

@@ -26,6 +26,8 @@ pub struct DataFiles {
     pub train: Vec<Vec<PathBuf>>,
     /// Of `data.validation`.
     pub validation: Vec<Vec<PathBuf>>,
+    /// What was left out of a folder, and why, for people.
+    pub notes: Vec<String>,
 }
 
 impl DataFiles {
@@ -37,16 +39,22 @@ impl DataFiles {
         config: &DataConfig,
         mut hub: impl FnMut(&SourceConfig, Split) -> Result<Vec<PathBuf>>,
     ) -> Result<Self> {
-        let mut find = |sources: &[SourceConfig], split| -> Result<Vec<Vec<PathBuf>>> {
+        let mut notes = Vec::new();
+        let mut find = |sources: &[SourceConfig], split: Split| -> Result<Vec<Vec<PathBuf>>> {
             let find = |source: &SourceConfig| match &source.path {
-                Some(path) => super::source::expand(path),
+                Some(path) => {
+                    let (files, note) = super::source::expand(path, split.names())?;
+                    notes.extend(note);
+                    Ok(files)
+                }
                 None => hub(source, split),
             };
             sources.iter().map(find).collect()
         };
         let train = find(&config.train.0, Split::Train)?;
         let validation = config.validation.as_ref().map_or(&[][..], |sources| &sources.0[..]);
-        Ok(Self { train, validation: find(validation, Split::Validation)? })
+        let validation = find(validation, Split::Validation)?;
+        Ok(Self { train, validation, notes })
     }
 }
 
@@ -57,6 +65,16 @@ pub enum Split {
     Train,
     /// To measure on.
     Validation,
+}
+
+impl Split {
+    /// The words for it in the names of files, the likeliest first.
+    const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Train => &["train"],
+            Self::Validation => &["validation", "test"],
+        }
+    }
 }
 
 /// All rows of a recipe's data, as tokens.
@@ -93,8 +111,9 @@ impl Dataset {
             .0
             .iter()
             .zip(&files.train)
-            .chain(validation.iter().zip(&files.validation))
-            .map(|(own, files)| Source { config, own, files, encoder })
+            .map(|source| (source, Split::Train))
+            .chain(validation.iter().zip(&files.validation).map(|source| (source, Split::Validation)))
+            .map(|((own, files), split)| Source { config, own, split, files, encoder })
             .collect();
         let bytes: u64 = sources.iter().map(Source::bytes).sum();
         let cache = Cache::new(&config.cache, bytes, encoder)?;
@@ -110,8 +129,11 @@ impl Dataset {
         }
         let trained = config.train.0.len();
         let weights: Vec<f64> = sources.iter().map(|source| source.own.weight.unwrap_or(1.0)).collect();
+        let notes = files.notes.clone();
         let files: Vec<&[PathBuf]> = sources.iter().map(|source| source.files).collect();
-        Self::of(config, (stores, &files), (trained, &weights), encoder, seed)
+        let mut dataset = Self::of(config, (stores, &files), (trained, &weights), encoder, seed)?;
+        dataset.report.notes = notes;
+        Ok(dataset)
     }
 
     fn of(

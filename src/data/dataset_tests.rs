@@ -74,7 +74,7 @@ fn rows_keep_their_order_and_the_report_counts_them() {
         report.leak_examples[0].ends_with("valid.jsonl:1 is ".to_owned().as_str())
             || report.leak_examples[0].contains("train.jsonl:1")
     );
-    assert!(report.sources[0].format.starts_with("alpaca (told by"), "{}", report.sources[0].format);
+    assert!(report.sources[0].format.starts_with("alpaca (by the first row's"), "{}", report.sources[0].format);
     assert_eq!(report.eos_unsupervised_rows, 0);
     let supervised: usize =
         sequences(&dataset.train).iter().flat_map(|row| &row.labels[1..]).filter(|&&label| label != IGNORED).count();
@@ -227,7 +227,7 @@ fn a_table_without_header_has_the_columns_of_the_recipe() {
     assert!(dataset.preview.segments[1].0.starts_with("alpha-1-B glycoprotein"));
     let mut config = folder.config(&rows(2));
     config.train.0[0].columns = columns;
-    assert!(load(&config).unwrap_err().to_string().contains("is no CSV or TSV"));
+    assert!(load(&config).unwrap_err().to_string().contains("is not CSV or TSV"));
 }
 
 #[test]
@@ -255,7 +255,9 @@ fn bad_rows_may_be_skipped_and_are_counted_with_their_reasons() {
     assert!(load(&config).is_err());
     config.on_bad_row = OnBadRow::Skip;
     let dataset = load(&config).unwrap();
-    assert_eq!((dataset.report.rows, dataset.train.len(), dataset.report.skipped), (53, 50, 3));
+    assert_eq!((dataset.report.rows, dataset.train.len(), dataset.report.skipped), (53, 50, 2));
+    assert_eq!(dataset.report.unlearnt, 1);
+    assert!(dataset.report.unlearnt_examples[0].contains("train.jsonl:53"), "{:?}", dataset.report.unlearnt_examples);
     let examples = &dataset.report.skipped_examples;
     assert!(examples[0].contains("train.jsonl:1:2: not valid JSON"), "{examples:?}");
     assert!(examples[1].contains("train.jsonl:52:32: `output` must be text"), "{examples:?}");

@@ -33,8 +33,8 @@ pub struct Message {
     /// What is said. May be empty where `extra` holds calls of tools.
     pub content: String,
     /// What else the chat template may ask for: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on, as the
-    /// row has it. A `content` here stands in place of the other: a list of parts,
-    /// or null where nothing is said. What is null is not there for the template, as in transformers.
+    /// row has it. A `role` here is what the template gets in place of the role's own name; a `content` stands in place of
+    /// the other: a list of parts, or null where nothing is said. What is null is not there for the template, as in transformers.
     pub extra: Map<String, Value>,
     /// Whether an assistant's turn is learnt; where nothing is said, the recipe decides.
     pub train: Option<bool>,
@@ -84,6 +84,19 @@ impl Message {
     /// A turn.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self { role, content: content.into(), extra: Map::new(), train: None }
+    }
+
+    /// Whether it is an assistant's turn that says, calls and thinks nothing.
+    pub fn is_silent(&self) -> bool {
+        let given = |key: &&str| match self.extra.get(*key) {
+            None | Some(Value::Null) => false,
+            Some(Value::String(text)) => !text.trim().is_empty(),
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(_) => true,
+        };
+        self.role == Role::Assistant
+            && self.content.trim().is_empty()
+            && !["content", "tool_calls", "reasoning_content", "reasoning", "thinking"].iter().any(given)
     }
 
     /// A user's turn.

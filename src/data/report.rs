@@ -38,6 +38,16 @@ pub struct DataReport {
     pub skipped: usize,
     /// The first few of those, each with its reason.
     pub skipped_examples: Vec<String>,
+    /// Rows left out because there is nothing in them to learn: an empty answer, or none that is to be learnt.
+    pub unlearnt: usize,
+    /// The first few of those, each with its reason.
+    pub unlearnt_examples: Vec<String>,
+    /// Answers in conversations that are empty, and so not learnt, beside others that are.
+    pub empty_answers: usize,
+    /// Fields of turns that neither this program nor the chat template reads, each with how many rows have it.
+    pub unread: BTreeMap<String, usize>,
+    /// Which files of a folder were taken, where that is not all of them.
+    pub notes: Vec<String>,
     /// Tokens a row before any was dropped or cut.
     pub lengths: Lengths,
     /// How many rows have how many tokens, before any was dropped or cut.
@@ -162,14 +172,24 @@ impl DataReport {
             report.asked_otherwise += account.asked_otherwise;
             report.asked_with = report.asked_with.or_else(|| account.asked_with.clone());
             report.thoughts_left_out += account.thoughts_left_out;
-            let room = EXAMPLES.saturating_sub(report.skipped_examples.len());
+            report.unlearnt += account.unlearnt;
+            report.empty_answers += account.empty_answers;
+            for (field, rows) in &account.unread {
+                *report.unread.entry(field.clone()).or_default() += rows;
+            }
             let named = |(file, what): &(u32, String)| {
                 format!(
                     "{}{what}",
                     files.get(*file as usize).map(|path| path.display().to_string()).unwrap_or_default()
                 )
             };
-            report.skipped_examples.extend(account.skipped_examples.iter().take(room).map(named));
+            for (all, own) in [
+                (&mut report.skipped_examples, &account.skipped_examples),
+                (&mut report.unlearnt_examples, &account.unlearnt_examples),
+            ] {
+                let room = EXAMPLES.saturating_sub(all.len());
+                all.extend(own.iter().take(room).map(named));
+            }
             for &(length, rows) in &account.lengths {
                 *lengths.entry(length).or_default() += rows as usize;
             }
@@ -221,6 +241,26 @@ impl DataReport {
                 self.shared_prompts += 1;
             }
         }
+    }
+
+    /// What a user should know of the turns of conversations, and of the files that were taken.
+    pub fn turn_warnings(&self) -> Vec<String> {
+        let mut warnings = self.notes.clone();
+        match self.empty_answers {
+            0 => {}
+            1 => warnings.push("not learnt, since it says nothing: 1 answer of a conversation".to_owned()),
+            n => warnings.push(format!("not learnt, since they say nothing: {n} answers of conversations")),
+        }
+        if !self.unread.is_empty() {
+            let rows = |rows: usize| if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
+            let fields: Vec<_> = self.unread.iter().map(|(field, n)| format!("`{field}` ({})", rows(*n))).collect();
+            let more = if fields.len() > EXAMPLES { " and others" } else { "" };
+            warnings.push(format!(
+                "fields of turns that neither Equipoise nor the chat template reads: {}{more}",
+                fields[..fields.len().min(EXAMPLES)].join(", ")
+            ));
+        }
+        warnings
     }
 
     /// Adds what the plan makes of the rows; `max_seq_len` where it packs them.

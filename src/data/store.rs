@@ -20,6 +20,7 @@ use super::tokenize::{IGNORED, Sequence};
 use crate::error::{Error, Result};
 use crate::fs;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,14 @@ pub struct Account {
     pub skipped: usize,
     /// The first few of those: the number of the file, and what stands behind its path in the error.
     pub skipped_examples: Vec<(u32, String)>,
+    /// Left out because there is nothing in them to learn: an empty answer, or none that is to be learnt.
+    pub unlearnt: usize,
+    /// The first few of those, as of the skipped ones.
+    pub unlearnt_examples: Vec<(u32, String)>,
+    /// Answers in conversations that are empty, and so not learnt, beside others that are.
+    pub empty_answers: usize,
+    /// Fields of turns that neither this program nor the chat template reads, each with how many rows have it.
+    pub unread: BTreeMap<String, usize>,
     /// Rows with an answer after which no learnt token ends the turn.
     pub eos_unsupervised: usize,
     /// Rows that are conversations, through the chat template.
@@ -88,7 +97,7 @@ impl TokenStore {
     /// When the file cannot be read, is no store, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let damaged = |what: &str| {
-            Error::file(path, format!("is no whole file of tokens: {what}")).with_help("remove it; it is made anew")
+            Error::file(path, format!("is not a whole file of tokens: {what}")).with_help("remove it; it is made anew")
         };
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
@@ -276,7 +285,7 @@ mod tests {
             bytes[at] ^= 0x40;
             std::fs::write(&path, &bytes).unwrap();
             let error = TokenStore::open(&path).unwrap_err();
-            assert!(error.to_string().contains("no whole file of tokens"), "byte {at}: {error}");
+            assert!(error.to_string().contains("not a whole file of tokens"), "byte {at}: {error}");
             std::fs::write(&path, &whole[..at]).unwrap();
             assert!(TokenStore::open(&path).is_err(), "cut at {at}");
         }

@@ -153,7 +153,7 @@ impl ChatTemplate {
         if let Some(reasoning) = &reasoning {
             pairs.push(("thinking", of("thinking").map_or(reasoning.clone(), functions::from_json)));
         }
-        pairs.push(("role", Value::from(message.role.as_str())));
+        pairs.push(("role", of("role").map_or_else(|| Value::from(message.role.as_str()), functions::from_json)));
         match message.extra.get("content") {
             None => pairs.push(("content", Value::from(message.content.as_str()))),
             Some(content) => pairs.extend(of("content").map(|_| ("content", functions::from_json(content)))),

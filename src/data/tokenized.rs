@@ -3,22 +3,58 @@
 //! It owns what happens to rows that are bad or too long. Rows keep the order of the files, so nothing depends on the number
 //! of threads.
 
-use super::config::{DataConfig, OnBadRow, Overlong, SourceConfig};
+use super::config::{DataConfig, OnBadRow, Overlong, RowSettings, SourceConfig};
+use super::dataset::Split;
 use super::example::Example;
-use super::formats::RowFormat;
-use super::source::{RawRow, RowReader};
+use super::formats::{RowError, RowFormat};
+use super::source::{RawRow, RowReader, TableSettings};
 use super::store::{Account, Encoded, StoreWriter, TokenStore, encode};
 use super::tokenize::{Encoder, Notes};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rows and bytes that are tokenized at a time.
 const CHUNK_ROWS: usize = 2048;
 const CHUNK_BYTES: usize = 32 << 20;
-/// How many of the rows that are skipped are told one by one.
+/// How many of the rows that are left out are named one by one.
 const SKIPPED_EXAMPLES: usize = 20;
+/// How many fields that nothing reads are counted.
+const UNREAD: usize = 50;
+
+/// Fields of turns that are read, or that templates leave out on purpose.
+const READ: [&str; 8] =
+    ["role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"];
+
+/// Fields of turns that say nothing of the conversation, and that no template is missed for.
+const BOOKKEEPING: [&str; 24] = [
+    "id",
+    "idx",
+    "index",
+    "uid",
+    "uuid",
+    "turn",
+    "turn_id",
+    "message_id",
+    "parent_id",
+    "timestamp",
+    "time",
+    "date",
+    "created",
+    "created_at",
+    "model",
+    "source",
+    "url",
+    "lang",
+    "language",
+    "tokens",
+    "token_count",
+    "hash",
+    "metadata",
+    "annotations",
+];
 
 /// One source of rows, with all that decides about its tokens.
 #[derive(Clone, Copy)]
@@ -26,6 +62,7 @@ pub(super) struct Source<'a> {
     pub config: &'a DataConfig,
     /// What the recipe says of it alone.
     pub own: &'a SourceConfig,
+    pub split: Split,
     pub files: &'a [PathBuf],
     pub encoder: &'a Encoder,
 }
@@ -36,10 +73,24 @@ impl Source<'_> {
         self.files.iter().map(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len())).sum()
     }
 
-    fn format(&self, first: &RawRow, path: &Path) -> Result<RowFormat> {
-        let (format, fields, template) = self.own.rows(self.config);
-        let row = first.parse(path)?;
-        RowFormat::new(format, fields, template, &row).map_err(|error| first.row_error(path, error))
+    /// What its rows are for, where a message must say so.
+    fn purpose(&self) -> &'static str {
+        match self.split {
+            Split::Train => "",
+            Split::Validation => " to validate on",
+        }
+    }
+
+    /// The format of rows of which the first is this.
+    fn format(&self, first: &Map<String, Value>) -> Result<RowFormat, RowError> {
+        let RowSettings { format, fields, roles, template } = self.own.rows(self.config);
+        RowFormat::new(format, fields, template, first).map(|format| format.with_roles(roles))
+    }
+
+    /// The reader of one of its files.
+    fn open(&self, path: &Path) -> Result<RowReader> {
+        let settings = TableSettings { columns: &self.own.columns, delimiter: self.own.delimiter_byte() };
+        RowReader::with_settings(path, settings)
     }
 }
 
@@ -80,20 +131,36 @@ struct Run<'a, 'w> {
 }
 
 /// What became of a row.
+#[derive(Default)]
 struct Outcome {
     length: usize,
     ends_supervised: bool,
     truncated: bool,
     notes: Notes,
     conversation: bool,
+    /// Answers that are empty, and so not learnt.
+    empty_answers: usize,
+    /// Fields of its turns that nothing reads.
+    unread: BTreeSet<String>,
     row: Option<Encoded>,
 }
 
 impl Run<'_, '_> {
     fn read(&mut self, number: usize, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let mut reader = RowReader::with_columns(path, &self.source.own.columns)?;
+        let mut reader = self.source.open(path)?;
         if self.account.kind.is_empty() {
             self.account.kind = reader.kind().to_string();
+        }
+        if let (None, Some(columns)) = (&self.format, reader.columns()) {
+            // A table tells its format before a row is read, so that no more than it needs is.
+            let row = columns.iter().map(|name| (name.clone(), Value::Null)).collect();
+            match self.source.format(&row) {
+                Ok(format) => self.format = Some(format),
+                Err(error) => return reader.columns_error(path, error),
+            }
+        }
+        if let Some(format) = &self.format {
+            reader.select(&|column| format.needs(column))?;
         }
         let limit = self.source.own.limit.unwrap_or(usize::MAX);
         while self.account.rows < limit {
@@ -117,7 +184,11 @@ impl Run<'_, '_> {
         let mut rest = chunk;
         while self.format.is_none() {
             let Some((first, others)) = rest.split_first() else { return Ok(()) };
-            match self.source.format(first, path) {
+            let format = first
+                .parse(path)
+                .map_err(with_skip_help)
+                .and_then(|row| self.source.format(&row).map_err(|error| first.row_error(path, error)));
+            match format {
                 Ok(format) => self.format = Some(format),
                 Err(error) if self.source.config.on_bad_row == OnBadRow::Skip && others.len() < chunk.len() => {
                     // The first row may be the bad one; when none fits, the end says so.
@@ -139,7 +210,13 @@ impl Run<'_, '_> {
                     self.skip(number, path, &error);
                     continue;
                 }
-                Err(Fault::Bad(error) | Fault::TooLong(error)) => return Err(error),
+                Err(Fault::Unlearnt(error)) => {
+                    self.account.unlearnt += 1;
+                    note(&mut self.account.unlearnt_examples, number, path, &error);
+                    continue;
+                }
+                Err(Fault::Bad(error)) => return Err(with_skip_help(error)),
+                Err(Fault::TooLong(error)) => return Err(error),
             };
             *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
             self.account.tools_left_out += usize::from(outcome.notes.tools_left_out);
@@ -149,6 +226,12 @@ impl Run<'_, '_> {
                 self.account.asked_with.get_or_insert(opening);
             }
             self.account.conversations += usize::from(outcome.conversation);
+            self.account.empty_answers += outcome.empty_answers;
+            for field in outcome.unread {
+                if self.account.unread.len() < UNREAD || self.account.unread.contains_key(&field) {
+                    *self.account.unread.entry(field).or_default() += 1;
+                }
+            }
             match outcome.row {
                 None => self.account.dropped += 1,
                 Some(encoded) => {
@@ -163,51 +246,95 @@ impl Run<'_, '_> {
 
     fn skip(&mut self, number: usize, path: &Path, error: &Error) {
         self.account.skipped += 1;
-        if self.account.skipped_examples.len() < SKIPPED_EXAMPLES {
-            // Without the path: the same tokens may serve the same file elsewhere.
-            let text = error.to_string();
-            let what = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
-            self.account.skipped_examples.push((u32::try_from(number).unwrap_or(u32::MAX), what.to_owned()));
-        }
+        note(&mut self.account.skipped_examples, number, path, error);
     }
 
     fn finish(mut self) -> Result<Option<TokenStore>> {
-        let Account { rows, skipped, .. } = self.account;
+        let Account { rows, skipped, unlearnt, .. } = self.account;
         let name = self.source.files.first().map_or_else(|| PathBuf::from(self.source.own.name()), Clone::clone);
         if rows == 0 {
-            return Err(
-                Error::file(name, "holds no rows").with_help("look at the file; a recipe needs rows to learn from")
-            );
-        }
-        if self.writer.len() == 0 && skipped == rows {
-            let first = self.account.skipped_examples.first().map(|(_, what)| what.trim_start_matches(':'));
-            let message = format!("none of the {rows} rows can be read; the first: {}", first.unwrap_or_default());
-            return Err(Error::file(name, message));
+            let help = match self.source.split {
+                Split::Train => "look at the file; a recipe needs rows to learn from",
+                Split::Validation => {
+                    "look at the file, or take `data.validation` out; `data.validation_split` holds rows out"
+                }
+            };
+            return Err(Error::file(name, format!("holds no rows{}", self.source.purpose())).with_help(help));
         }
         if self.writer.len() == 0 {
-            let config = self.source.config;
-            let others = if skipped > 0 { format!(", and {skipped} cannot be read") } else { String::new() };
-            let message = match config.overlong {
-                Overlong::Truncate => format!("have no answer within max_seq_len = {} tokens", config.max_seq_len),
-                _ => format!("have more than max_seq_len = {} tokens", config.max_seq_len),
-            };
-            let message = format!("none of the {rows} rows is left: {} {message}{others}", rows - skipped);
-            let help = match config.overlong {
-                Overlong::Truncate => "raise `data.max_seq_len`",
-                _ => "raise `data.max_seq_len`, or set `data.overlong` to `truncate`",
-            };
-            return Err(Error::file(name, message).with_help(help));
+            return Err(self.nothing_left(name, rows, skipped, unlearnt));
         }
         self.account.format = self.format.as_ref().map(RowFormat::explain).unwrap_or_default();
         self.account.lengths = self.lengths.into_iter().collect();
         self.writer.finish(self.account)
     }
+
+    /// The error of a source of which no row is left.
+    fn nothing_left(&self, name: PathBuf, rows: usize, skipped: usize, unlearnt: usize) -> Error {
+        let first = |examples: &[(u32, String)]| {
+            examples.first().map(|(_, what)| what.trim_start_matches(':').to_owned()).unwrap_or_default()
+        };
+        let none = match rows {
+            1 => "its one row".to_owned(),
+            rows => format!("none of the {rows} rows"),
+        };
+        let (not, is) = if rows == 1 { ("cannot", "is left out") } else { ("can", "is left") };
+        let purpose = self.source.purpose();
+        if skipped == rows {
+            let message =
+                format!("{none} {not} be read{purpose}; the first: {}", first(&self.account.skipped_examples));
+            return Error::file(name, message);
+        }
+        if skipped + unlearnt == rows {
+            let examples = first(&self.account.unlearnt_examples);
+            let teaches = if rows == 1 { "teaches nothing" } else { "teaches anything" };
+            return Error::file(name, format!("{none} {teaches}{purpose}; the first: {examples}")).with_help(
+                "an answer is what is learnt, and an empty one teaches to say nothing: fill the answers in",
+            );
+        }
+        let config = self.source.config;
+        let others = [(skipped, "cannot be read"), (unlearnt, "teach nothing")];
+        let others = others.into_iter().filter(|(count, _)| *count > 0);
+        let others = others.fold(String::new(), |all, (count, what)| format!("{all}, and {count} {what}"));
+        let long = rows - skipped - unlearnt;
+        let (has, have) = if long == 1 { ("has", "has") } else { ("have", "have") };
+        let (message, help) = match config.overlong {
+            Overlong::Truncate => (
+                format!("{has} no answer within max_seq_len = {} tokens", config.max_seq_len),
+                "raise `data.max_seq_len`",
+            ),
+            _ => (
+                format!("{have} more than max_seq_len = {} tokens", config.max_seq_len),
+                "raise `data.max_seq_len`, or set `data.overlong` to `truncate`",
+            ),
+        };
+        Error::file(name, format!("{none} {is}{purpose}: {long} {message}{others}")).with_help(help)
+    }
+}
+
+/// Adds to the rows that are named one by one.
+fn note(examples: &mut Vec<(u32, String)>, number: usize, path: &Path, error: &Error) {
+    if examples.len() < SKIPPED_EXAMPLES {
+        // Without the path: the same tokens may serve the same file elsewhere.
+        let text = error.to_string();
+        let what = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
+        examples.push((u32::try_from(number).unwrap_or(u32::MAX), what.to_owned()));
+    }
+}
+
+/// The error of a row, with the key that leaves such rows out.
+fn with_skip_help(error: Error) -> Error {
+    let skip = "`data.on_bad_row: skip` leaves such rows out, and counts them";
+    let help = error.help().map_or_else(|| skip.to_owned(), |help| format!("{help}; {skip}"));
+    error.with_help(help)
 }
 
 /// What is wrong with a row.
 enum Fault {
-    /// It cannot be read or learnt; it may be skipped.
+    /// It cannot be read; it may be skipped.
     Bad(Error),
+    /// There is nothing in it to learn, and it is left out.
+    Unlearnt(Error),
     /// It is too long, and the recipe wants to hear of that.
     TooLong(Error),
 }
@@ -227,8 +354,12 @@ fn read_row(
 ) -> Result<Outcome, Fault> {
     let Source { config, encoder, .. } = source;
     let fields = row.parse(path)?;
-    let example = format.read(&fields).map_err(|error| row.row_error(path, error))?;
+    let example = format.read(&fields).map_err(|error| {
+        let fault = if error.teaches_nothing { Fault::Unlearnt } else { Fault::Bad };
+        fault(row.row_error(path, error))
+    })?;
     let conversation = matches!(example, Example::Chat { .. });
+    let (empty_answers, unread) = (empty_answers(&example), unread(encoder, &example));
     let too_long = |length: String| {
         let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
         let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
@@ -240,14 +371,14 @@ fn read_row(
         Ok(encoded) => encoded,
         Err(least) if config.overlong == Overlong::Error => return Err(too_long(format!("at least {least}"))),
         Err(length) => {
-            let (ends_supervised, truncated, notes) = (true, false, Notes::default());
-            return Ok(Outcome { length, ends_supervised, truncated, notes, conversation, row: None });
+            let ends_supervised = true;
+            return Ok(Outcome { length, ends_supervised, conversation, empty_answers, unread, ..Outcome::default() });
         }
     };
     let length = sequence.len();
     if sequence.supervised() == 0 {
         let error = Error::invalid("the row teaches nothing: no token of it is learnt")
-            .with_help("the answer may hold only what the tokenizer leaves out; mend the row, or remove it");
+            .with_help("the answer may hold only what the tokenizer leaves out; fix the row, or remove it");
         return Err(row.place(path, error).into());
     }
     let ends_supervised = encoder.ends_supervised(&sequence);
@@ -264,5 +395,21 @@ fn read_row(
         }
     }
     let row = (!dropped).then(|| encode(&sequence, token_bytes));
-    Ok(Outcome { length, ends_supervised, truncated, notes, conversation, row })
+    Ok(Outcome { length, ends_supervised, truncated, notes, conversation, empty_answers, unread, row })
+}
+
+/// Answers of a conversation that are empty, and not learnt for that.
+fn empty_answers(example: &Example) -> usize {
+    let Example::Chat { messages, .. } = example else { return 0 };
+    messages.iter().filter(|message| message.is_silent() && message.train == Some(false)).count()
+}
+
+/// Fields of turns that the chat template does not read either, but for those that say nothing of the conversation.
+fn unread(encoder: &Encoder, example: &Example) -> BTreeSet<String> {
+    let (Example::Chat { messages, .. }, Some(template)) = (example, encoder.template()) else {
+        return BTreeSet::new();
+    };
+    let fields = messages.iter().flat_map(|message| message.extra.keys());
+    let odd = fields.filter(|field| !READ.contains(&field.as_str()) && !BOOKKEEPING.contains(&field.as_str()));
+    odd.filter(|field| !template.identity().contains(field.as_str())).cloned().collect()
 }

@@ -121,6 +121,17 @@ const TABLE: &[(&str, Answer)] = &[
         "dataset_text_field field field_instruction field_output field_input columns",
         No("write `data.fields`: the format's name, then the row's"),
     ),
+    (
+        "message_property_mappings message_field_role message_field_content field_messages tags role_tag content_tag user_tag \
+         assistant_tag system_tag observation_tag function_tag field_system field_tools",
+        No("write `data.fields: {messages: dialog, role: speaker, content: text}`; names of roles are \
+             `data.roles: {assistant: [bot]}`"),
+    ),
+    (
+        "message_field_training message_field_training_detail",
+        No("a turn's `train`, `weight` or `loss` is read; under another name write `data.fields: {train: NAME}`"),
+    ),
+    ("delimiter sep separator delim csv_delimiter", No("write the source as `{path: rows.csv, delimiter: \";\"}`")),
     ("sample_packing packed neat_packing", Ours("data.packing")),
     ("length_column_name train_sampling_strategy", No("write `data.group_by_length: true`")),
     (

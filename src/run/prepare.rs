@@ -417,6 +417,8 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
     let mut warnings = Vec::new();
     let example = |examples: &[String]| examples.first().map(|example| format!(" ({example})")).unwrap_or_default();
     let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+    let validation_rows =
+        |n: usize| if n == 1 { "1 validation row".to_owned() } else { format!("{n} validation rows") };
     if report.eos_unsupervised_rows > 0 {
         warnings.push(format!(
             "the model does not learn to stop in {} of the data: the last learnt token ends no turn",
@@ -439,6 +441,14 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
             example(&report.skipped_examples)
         ));
     }
+    if report.unlearnt > 0 {
+        warnings.push(format!(
+            "left out, since there is nothing in them to learn: {}{}",
+            rows(report.unlearnt),
+            example(&report.unlearnt_examples)
+        ));
+    }
+    warnings.extend(report.turn_warnings());
     if report.tools_left_out > 0 {
         warnings.push(format!(
             "tools of {} are not taught: the chat template leaves them out (`data.chat_template` names another)",
@@ -461,15 +471,19 @@ pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
     }
     if report.leaks > 0 {
         warnings.push(format!(
-            "to validate on and trained on too: {}{}; the validation loss flatters",
-            rows(report.leaks),
+            "in the training data too: {}{}; the validation loss looks better than it is",
+            validation_rows(report.leaks),
             example(&report.leak_examples)
         ));
     }
     if report.duplicates > 0 {
         warnings.push(format!(
-            "there more than once: {}{}",
-            rows(report.duplicates),
+            "{}{}",
+            if report.duplicates == 1 {
+                "1 duplicate row".to_owned()
+            } else {
+                format!("{} duplicate rows", report.duplicates)
+            },
             example(&report.duplicate_examples)
         ));
     }

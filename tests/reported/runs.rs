@@ -104,9 +104,15 @@ fn metrics_have_one_meaning_each_and_a_header() {
         }
     }
     // The untrained adapter is the base, and what is best is counted from training on.
-    assert_eq!((&lines[1]["type"], &lines[1]["step"], &lines[1]["best"]), (&"validation".into(), &0.into(), &false.into()));
+    assert_eq!(
+        (&lines[1]["type"], &lines[1]["step"], &lines[1]["best"]),
+        (&"validation".into(), &0.into(), &false.into())
+    );
     let warnings = events(&output, "warning");
-    assert!(warnings.iter().any(|line| line["text"].as_str().unwrap().contains("of the data is left out")), "{warnings:?}");
+    assert!(
+        warnings.iter().any(|line| line["text"].as_str().unwrap().contains("of the data is left out")),
+        "{warnings:?}"
+    );
     assert_eq!(events(&output, "run")[0]["recipe_sha256"], header["recipe_sha256"]);
     assert!(events(&output, "step")[0]["seconds_left"].as_f64().unwrap() > 0.0);
 }
@@ -145,7 +151,8 @@ fn the_number_that_decides_can_be_chosen() {
 #[test]
 fn a_run_is_made_longer_where_that_changes_nothing_that_was() {
     let place = Workplace::new();
-    let schedule = ["training.lr_scheduler=constant", "training.warmup_steps=2", "training.load_best_model_at_end=false"];
+    let schedule =
+        ["training.lr_scheduler=constant", "training.warmup_steps=2", "training.load_best_model_at_end=false"];
     let with = |more: &[&'static str]| [&schedule[..], more].concat();
     place.train(&with(&["training.max_steps=8", "output_dir=whole"]));
     place.train(&with(&["training.max_steps=4", "output_dir=longer", "training.eval_steps=3"]));

@@ -13,7 +13,7 @@ const MAX_HISTORY: usize = 1000;
 /// - `input` may be empty or missing; otherwise it follows the instruction after an empty line.
 /// - `system`, where it holds text, is the system turn.
 /// - `history`, as LLaMA-Factory has it, is a list of `[question, answer]`: earlier rounds, which become turns before these.
-///   Their answers are answers like the last; `data.train_on_turns: last` leaves them unlearnt.
+///   Their answers are answers like the last, but for empty ones; `data.train_on_turns: last` leaves them unlearnt.
 pub struct Alpaca;
 
 impl Format for Alpaca {
@@ -30,16 +30,23 @@ impl Format for Alpaca {
     }
 
     fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
-        let instruction = row.some_text("instruction")?;
         let input = row.optional_text("input")?;
-        let output = row.some_text("output")?;
+        let instruction = match row.get("instruction") {
+            Some(_) if !input.trim().is_empty() => row.optional_text("instruction")?,
+            _ => row.some_text("instruction")?,
+        };
+        let output = row.answer("output")?;
         let system = row.optional_text("system")?;
         let mut messages = Vec::new();
         if !system.trim().is_empty() {
             messages.push(Message::new(Role::System, system));
         }
         history(row, &mut messages)?;
-        let question = if input.is_empty() { instruction.to_string() } else { format!("{instruction}\n\n{input}") };
+        let question = match (instruction, input) {
+            (instruction, "") => instruction.to_string(),
+            (instruction, input) if instruction.trim().is_empty() => input.to_string(),
+            (instruction, input) => format!("{instruction}\n\n{input}"),
+        };
         messages.extend([Message::user(question), Message::assistant(output)]);
         Ok(Example::chat(messages))
     }
@@ -47,6 +54,9 @@ impl Format for Alpaca {
 
 fn history(row: Row<'_>, messages: &mut Vec<Message>) -> Result<(), RowError> {
     let Some(history) = row.given("history") else { return Ok(()) };
+    if history.as_str().is_some_and(|text| text.trim().is_empty()) {
+        return Ok(()); // as a table writes none
+    }
     let Value::Array(rounds) = history else {
         return Err(row.wrong_type("history", "a list of [question, answer]", history));
     };
@@ -59,10 +69,9 @@ fn history(row: Row<'_>, messages: &mut Vec<Message>) -> Result<(), RowError> {
         let Some([Value::String(question), Value::String(answer)]) = round.as_array().map(Vec::as_slice) else {
             return Err(at("a round of `history` must be a list of two texts, [question, answer]".to_string()));
         };
-        if answer.trim().is_empty() {
-            return Err(at("the answer in a round of `history` is empty".to_string()));
-        }
-        messages.extend([Message::user(question), Message::assistant(answer)]);
+        let mut answer = Message::assistant(answer);
+        answer.train = answer.is_silent().then_some(false);
+        messages.extend([Message::user(question), answer]);
     }
     Ok(())
 }
@@ -109,7 +118,7 @@ mod tests {
         assert!(read(r#"{"instruction": "do", "input": 3, "output": "x"}"#).unwrap_err().message.contains("`input`"));
         assert!(read(r#"{"instruction": "do", "output": ""}"#).unwrap_err().message.contains("`output` is empty"));
         assert!(read(r#"{"output": "x"}"#).unwrap_err().message.contains("`instruction` is missing"));
-        for round in [r#"["q"]"#, r#"["q", 1]"#, r#""q""#, r#"["q", " "]"#] {
+        for round in [r#"["q"]"#, r#"["q", 1]"#, r#""q""#] {
             let row = format!(r#"{{"instruction": "do", "output": "x", "history": [["q", "a"], {round}]}}"#);
             let error = read(&row).unwrap_err();
             assert_eq!(error.path, [Step::from("history"), Step::Index(1)], "{error:?}");

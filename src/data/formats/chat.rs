@@ -1,15 +1,19 @@
 //! `chat`: a list of `messages`, each with a `role` and a `content`.
 
-use super::{Format, Row, RowError, conversation};
+use super::{Format, Row, RowError, conversation, turn};
 use crate::data::example::Example;
 
 /// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as `OpenAI` has it.
 ///
-/// - Roles: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`).
+/// - Roles, in any case: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`), `tool_call`, and the other
+///   names of [`Roles`](super::Roles), with those that `data.roles` adds.
 /// - `content` is text, or a list of parts of the type `text`; a chat template that takes no list gets the texts, a line each.
 /// - `tools` in the row, `tool_calls`, `tool_call_id` and `name` in a turn are for the chat template: see
 ///   [`conversation`](super::conversation). So is any other field of a turn, `reasoning_content` for one, as it stands.
-/// - `train` (or `training`) in a turn of the assistant, or `OpenAI`'s `weight`, 0 or 1, says whether it is learnt.
+/// - `train` (or `training`, `weight`, `loss`: see `learning`) in a turn of the assistant says whether it is learnt. An answer
+///   that is empty is not, unless it says so.
+/// - A member of an object that is null, in `tools` or anywhere in a turn, is taken out: tables put it there. JSON in a text
+///   keeps it.
 /// - `system` in the row, where it holds text, is the system turn.
 pub struct Chat;
 
@@ -23,7 +27,11 @@ impl Format for Chat {
     }
 
     fn optional(&self) -> &'static [&'static str] {
-        &["tools", "system"]
+        &["tools", "system", "chat_template_kwargs"]
+    }
+
+    fn turn_fields(&self) -> &'static [&'static str] {
+        turn::FIELDS
     }
 
     fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
@@ -101,18 +109,30 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_says_nothing_is_not_learnt_unless_it_says_so() {
+        let messages = messages(
+            r#"{"messages": [{"role": "assistant", "content": " "}, {"role": "assistant", "content": null},
+                {"role": "assistant", "content": "", "train": true}, {"role": "assistant", "content": "", "thinking": "hm"},
+                {"role": "assistant", "content": "a"}]}"#,
+        );
+        let train: Vec<_> = messages.iter().map(|message| message.train).collect();
+        assert_eq!(train, [Some(false), Some(false), Some(true), None, None]);
+        let row = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]}"#;
+        assert!(read(row).unwrap_err().teaches_nothing);
+    }
+
+    #[test]
     fn errors_point_at_the_turn() {
         let cases = [
             (r#"{"role": "narrator", "content": "a"}"#, "role", "unknown role `narrator`"),
             (r#"{"role": 1, "content": "a"}"#, "role", "`role` must be text"),
-            (r#"{"role": "assistant", "content": " "}"#, "content", "`content` is empty"),
-            (r#"{"role": "assistant", "content": null}"#, "content", "must be text"),
+            (r#"{"role": "user", "content": null}"#, "content", "must be text"),
             (r#"{"role": "assistant"}"#, "content", "`content` is missing"),
             (r#"{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}"#, "content", "`image_url`"),
             (r#"{"role": "user", "content": ["text"]}"#, "content", "got text"),
             (r#"{"role": "user", "content": "q", "train": true}"#, "train", "only the assistant's"),
-            (r#"{"role": "assistant", "content": "a", "train": 1}"#, "train", "must be true or false"),
-            (r#"{"role": "assistant", "content": "a", "weight": 0.5}"#, "weight", "must be 0 or 1"),
+            (r#"{"role": "assistant", "content": "a", "train": "no"}"#, "train", "must be true or false"),
+            (r#"{"role": "assistant", "content": "a", "weight": 0.5}"#, "weight", "or 0 or 1"),
             (r#"{"role": "assistant", "content": "a", "weight": 0, "train": true}"#, "weight", "contradicts `train`"),
             (r#"{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}"#, "tool_calls", "only the assistant"),
             (r#"{"role": "assistant", "content": "", "tool_calls": [1]}"#, "tool_calls", "got the integer 1"),

@@ -1,9 +1,11 @@
 //! A row as its format sees it, and errors that know which value of it they speak of.
 
 use super::rendering::Templates;
+use super::roles::Roles;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 /// A step on the way to a value inside a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +43,21 @@ pub struct RowError {
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
+    /// Whether nothing is wrong with the row but that there is nothing in it to learn.
+    pub teaches_nothing: bool,
 }
 
 impl RowError {
     /// An error at `path`.
     pub fn new(path: impl IntoIterator<Item = Step>, message: impl Into<String>) -> Self {
-        Self { path: path.into_iter().collect(), message: message.into(), help: None }
+        Self { path: path.into_iter().collect(), message: message.into(), help: None, teaches_nothing: false }
+    }
+
+    /// The same error, of a row that is read, and in which there is nothing to learn.
+    #[must_use]
+    pub const fn of_nothing(mut self) -> Self {
+        self.teaches_nothing = true;
+        self
     }
 
     /// The same error with a line of help.
@@ -64,7 +75,11 @@ impl RowError {
     }
 }
 
+/// What to do about a file of columns in place of rows.
+pub(super) const PANDAS_HELP: &str = "write rows: `DataFrame.to_json(\"rows.jsonl\", orient=\"records\", lines=True)`";
+
 static AS_NAMED: BTreeMap<String, String> = BTreeMap::new();
+static AS_KNOWN: LazyLock<Roles> = LazyLock::new(Roles::default);
 
 /// A row, or an object inside one: its fields under the format's names, whatever the file calls them.
 #[derive(Clone, Copy)]
@@ -72,21 +87,36 @@ pub struct Row<'a> {
     object: &'a Map<String, Value>,
     columns: &'a BTreeMap<String, String>,
     templates: Option<&'a Templates>,
+    roles: &'a Roles,
 }
 
 impl<'a> Row<'a> {
     /// An object whose fields have the format's names.
     pub fn new(object: &'a Map<String, Value>) -> Self {
-        Self { object, columns: &AS_NAMED, templates: None }
+        Self { object, columns: &AS_NAMED, templates: None, roles: &AS_KNOWN }
     }
 
-    /// A row under the recipe's `fields` (the format's name, the row's) and `template`.
+    /// A row under the recipe's `fields` (the format's name, the row's), `template` and `roles`.
     pub(super) const fn with(
         object: &'a Map<String, Value>,
         columns: &'a BTreeMap<String, String>,
         templates: Option<&'a Templates>,
+        roles: &'a Roles,
     ) -> Self {
-        Self { object, columns, templates }
+        Self { object, columns, templates, roles }
+    }
+
+    /// An object inside of this row, whose fields may have other names too.
+    pub(super) const fn inner<'b>(&self, object: &'b Map<String, Value>) -> Row<'b>
+    where
+        'a: 'b,
+    {
+        Row { object, columns: self.columns, templates: None, roles: self.roles }
+    }
+
+    /// The recipe's `roles`.
+    pub(super) const fn roles(&self) -> &'a Roles {
+        self.roles
     }
 
     /// All fields under the row's own names.
@@ -148,6 +178,18 @@ impl<'a> Row<'a> {
         Ok(text)
     }
 
+    /// The text of a field that is to be learnt: a row without any teaches nothing.
+    ///
+    /// # Errors
+    /// When it is missing, no text, or blank.
+    pub fn answer(&self, field: &'static str) -> Result<&'a str, RowError> {
+        if self.get(field).is_some_and(Value::is_null) {
+            return Err(self.empty(field).of_nothing());
+        }
+        let text = self.text(field)?;
+        if text.trim().is_empty() { Err(self.empty(field).of_nothing()) } else { Ok(text) }
+    }
+
     /// The text of a field; empty where it is missing or `null`.
     ///
     /// # Errors
@@ -169,12 +211,13 @@ impl<'a> Row<'a> {
     /// The field is not there.
     pub fn missing(&self, field: &'static str) -> RowError {
         self.error(field, format!("is missing; the fields here: {}", names(self.object)))
-            .with_help("all rows of a file must have the same format; mend this one, or remove it")
+            .with_help("all rows of a file must have the same format: fix this one, or remove it")
     }
 
     /// The field holds something of another kind.
     pub fn wrong_type(&self, field: &'static str, expected: &str, found: &Value) -> RowError {
-        self.error(field, format!("must be {expected}, got {}", kind(found)))
+        let error = self.error(field, format!("must be {expected}, got {}", kind(found)));
+        if found.get("0").is_some() { error.with_help(PANDAS_HELP) } else { error }
     }
 
     fn named(&self, field: &str) -> String {
@@ -182,6 +225,19 @@ impl<'a> Row<'a> {
             Some(column) if column != field => format!("`{}` (the format's `{field}`)", shown(column)),
             _ => format!("`{field}`"),
         }
+    }
+}
+
+/// A number in a value that is a whole one past 64 bits, and so is not held exactly.
+pub(super) fn inexact(value: &Value) -> Option<&serde_json::Number> {
+    match value {
+        Value::Number(number) => {
+            let past = |value: f64| value.fract() == 0.0 && value.abs() >= 2f64.powi(63);
+            number.as_f64().filter(|value| number.is_f64() && past(*value)).map(|_| number)
+        }
+        Value::Array(list) => list.iter().find_map(inexact),
+        Value::Object(object) => object.values().find_map(inexact),
+        _ => None,
     }
 }
 

@@ -8,19 +8,24 @@ mod chat;
 mod completion;
 mod conversation;
 mod fields;
+mod learning;
 mod multiple_choice;
+mod nulls;
 mod question_answer;
 mod rendering;
+mod roles;
 mod row_format;
 mod sharegpt;
 mod template;
 mod text;
 mod tools;
+mod turn;
 
 use super::example::Example;
 use serde::{Deserialize, Serialize};
 
 pub use fields::{Row, RowError, Step};
+pub use roles::Roles;
 pub use row_format::RowFormat;
 
 /// How the fields of a row become an [`Example`].
@@ -33,6 +38,11 @@ pub trait Format: Sync {
 
     /// What else it reads, where a row has it.
     fn optional(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What it reads in a row's turns under names that the recipe's `fields` may change.
+    fn turn_fields(&self) -> &'static [&'static str] {
         &[]
     }
 

@@ -168,7 +168,7 @@ fn right(row: Row<'_>, choices: &[Choice]) -> Result<usize, RowError> {
             match choices.iter().enumerate().filter_map(meant).collect::<Vec<_>>()[..] {
                 [one] => Ok(one),
                 [] => Err(row
-                    .error("answer", format!("is `{}`, which is no choice", fields::shown(answer)))
+                    .error("answer", format!("is `{}`, which is not a choice", fields::shown(answer)))
                     .with_help(help)),
                 _ => Err(row
                     .error("answer", format!("is `{}`, which may mean more than one choice", fields::shown(answer)))
@@ -223,8 +223,8 @@ mod tests {
             (json!(3), "`answer` is 3, and there are 3 choices"),
             (json!(-1), "`answer` is -1"),
             (json!(1.5), "`answer` is 1.5"),
-            (json!("D"), "`answer` is `D`, which is no choice"),
-            (json!("3"), "which is no choice"),
+            (json!("D"), "`answer` is `D`, which is not a choice"),
+            (json!("3"), "which is not a choice"),
             (json!("two"), "more than one choice"),
             (json!(""), "`answer` is empty"),
             (json!([0]), "must be a letter"),

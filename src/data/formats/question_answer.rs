@@ -75,13 +75,13 @@ fn contexts<'a>(row: Row<'a>, field: &'static str, texts: &mut Vec<&'a str>) -> 
 
 fn answer(row: Row<'_>) -> Result<String, RowError> {
     let long = match row.first_given(&LONG) {
-        None => return row.some_text("answer").map(str::to_string),
+        None => return row.answer("answer").map(str::to_string),
         Some((field, Value::Array(list))) if field == "ideal_answer" => match list.first() {
             Some(Value::String(text)) if !text.trim().is_empty() => text,
-            Some(Value::String(_)) | None => return Err(row.empty(field)),
+            Some(Value::String(_)) | None => return Err(row.empty(field).of_nothing()),
             Some(other) => return Err(row.wrong_type(field, "text or a list of texts", other)),
         },
-        Some((field, _)) => row.some_text(field)?,
+        Some((field, _)) => row.answer(field)?,
     };
     let short = row.optional_text("answer")?.trim();
     Ok(if short.is_empty() { long.to_string() } else { format!("{}\n\nAnswer: {short}", long.trim_end()) })

@@ -57,6 +57,14 @@ impl Templates {
         self.keys.contains(&key)
     }
 
+    /// Whether a template reads this field of a row.
+    pub fn reads(&self, field: &str) -> bool {
+        let templates = self.keys.iter().filter_map(|key| self.environment.get_template(key).ok());
+        let variables: Vec<_> = templates.map(|template| template.undeclared_variables(false)).collect();
+        // `row` is all of them.
+        variables.iter().any(|names| names.contains(field) || names.contains("row"))
+    }
+
     /// Whether rows become plain text, not conversations.
     pub fn is_plain(&self) -> bool {
         PLAIN.iter().any(|key| self.has(key))
@@ -82,8 +90,9 @@ impl Templates {
     pub fn render_some(&self, key: &'static str, row: Row<'_>, variables: &Value) -> Result<Option<String>, RowError> {
         let text = self.render(key, row, variables)?;
         if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
-            return Err(RowError::new([], format!("`template.{key}` makes nothing of this row but white space"))
-                .with_help("mend the row, remove it, or change the template"));
+            let error = RowError::new([], format!("`template.{key}` makes nothing of this row but white space"))
+                .with_help("fix the row, remove it, or change the template");
+            return Err(if ["assistant", "completion"].contains(&key) { error.of_nothing() } else { error });
         }
         Ok(text)
     }

@@ -1,8 +1,9 @@
 //! Which format the rows of a source have: named by the recipe, or told by the first row.
 
-use super::fields::{list, names, shown};
+use super::fields::{PANDAS_HELP, list, names, shown};
 use super::rendering::Templates;
-use super::{FORMATS, Format, FormatName, Row, RowError, Step, TemplateUse};
+use super::roles::Roles;
+use super::{FORMATS, Format, FormatName, Row, RowError, Step, TemplateUse, turn};
 use crate::data::config::RowTemplate;
 use crate::data::example::Example;
 use crate::error::{Error, Result};
@@ -14,6 +15,7 @@ pub struct RowFormat {
     format: &'static dyn Format,
     fields: BTreeMap<String, String>,
     templates: Option<Templates>,
+    roles: Roles,
     reason: String,
 }
 
@@ -42,19 +44,40 @@ impl RowFormat {
             path: Vec::new(),
             message: format!("`data.{}`: {}", mistake.key, mistake.message),
             help: mistake.help,
+            teaches_nothing: false,
         })?;
-        promised(fields, first_row)?;
-        let row = Row::with(first_row, fields, templates.as_ref());
+        let format_of_turns = format.map_or(turn::FIELDS, Format::turn_fields);
+        promised(fields, format_of_turns, first_row)?;
+        let roles = Roles::default();
+        let row = Row::with(first_row, fields, templates.as_ref(), &roles);
         let (format, reason) = match format {
             Some(format) if name == FormatName::Auto => (format, "as the recipe has `template`".to_string()),
             Some(format) => (format, "set by `data.format`".to_string()),
             None => {
                 let format = detect(row)?;
                 let told = present(format, row).map(|field| row.column(field));
-                (format, format!("told by the first row's fields {}", list(told, "and")))
+                let told: Vec<_> = told.collect();
+                let fields = if told.len() == 1 { "field" } else { "fields" };
+                (format, format!("by the first row's {fields} {}", list(told, "and")))
             }
         };
-        Ok(Self { format, fields: fields.clone(), templates, reason })
+        Ok(Self { format, fields: fields.clone(), templates, roles, reason })
+    }
+
+    /// The same, with the recipe's names for the roles of turns.
+    #[must_use]
+    pub fn with_roles(mut self, roles: &Roles) -> Self {
+        self.roles = roles.clone();
+        self
+    }
+
+    /// Whether the column of a table is read. What the others hold is of no account: it may be no text, damaged, or of any
+    /// type.
+    pub fn needs(&self, column: &str) -> bool {
+        let known = |field: &str| known(self.format).any(|known| known == field) && !self.fields.contains_key(field);
+        self.fields.values().any(|own| own == column)
+            || self.templates.as_ref().is_some_and(|templates| templates.reads(column))
+            || known(column)
     }
 
     /// Checks what a recipe says, without a row. `key` is where it says so: `data`, or that of a source.
@@ -79,8 +102,8 @@ impl RowFormat {
     /// # Errors
     /// Names the offending field by the row's own name, what was expected there, and what to do.
     pub fn read(&self, row: &Map<String, Value>) -> Result<Example, RowError> {
-        promised(&self.fields, row)?;
-        self.format.read(Row::with(row, &self.fields, self.templates.as_ref()))
+        promised(&self.fields, self.format.turn_fields(), row)?;
+        self.format.read(Row::with(row, &self.fields, self.templates.as_ref(), &self.roles))
     }
 
     /// The format's name.
@@ -115,19 +138,16 @@ fn prepare(
     }
     for (field, column) in fields {
         let known = match format {
-            Some(format) => format.template() == TemplateUse::Required || known(format).any(|known| known == field),
-            None => FORMATS.iter().any(|format| known(*format).any(|known| known == field)),
+            Some(format) => format.template() == TemplateUse::Required || has_field(format, field),
+            None => FORMATS.iter().any(|format| has_field(*format, field)),
         };
         let mistake = |message, help: String| Mistake { key: format!("fields.{field}"), message, help: Some(help) };
         if !known {
             let (of, help) = match format {
-                Some(format) => (
-                    format!("the format `{}` has", format.name()),
-                    format!("its fields are {}", list(self::known(format), "and")),
-                ),
+                Some(format) => (format!("the format `{}` has", format.name()), fields_of(format)),
                 None => ("any format has".to_string(), format!("the formats: {}", overview())),
             };
-            return Err(mistake(format!("is no field that {of}"), help));
+            return Err(mistake(format!("is not a field that {of}"), help));
         }
         if column.is_empty() {
             return Err(mistake("is empty".to_string(), "write the name that the rows have for it".to_string()));
@@ -141,7 +161,7 @@ fn compile(template: &RowTemplate) -> Result<Templates, Mistake> {
         "" => Mistake { key: "template".to_string(), message, help: Some(SHAPES.to_string()) },
         key => Mistake {
             key: format!("template.{key}"),
-            message: format!("is no valid template: {message}"),
+            message: format!("is not a valid template: {message}"),
             help: Some(
                 "the language is Jinja's: {{ field }}, {% if field %}…{% endif %}, {% for x in field %}…{% endfor %}"
                     .to_string(),
@@ -178,9 +198,13 @@ fn check_template(format: &dyn Format, templates: Option<&Templates>) -> Result<
     }
 }
 
-/// What `fields` names must be in every row: a name that is mistyped would otherwise be a field left out.
-fn promised(fields: &BTreeMap<String, String>, row: &Map<String, Value>) -> Result<(), RowError> {
-    match fields.iter().find(|(_, column)| !row.contains_key(column.as_str())) {
+/// What `fields` names must be in every row: a name that is mistyped would otherwise be a field left out. But for those of
+/// a row's turns.
+fn promised(fields: &BTreeMap<String, String>, of_turns: &[&str], row: &Map<String, Value>) -> Result<(), RowError> {
+    let promised = |(field, column): &(&String, &String)| {
+        !of_turns.contains(&field.as_str()) && !row.contains_key(column.as_str())
+    };
+    match fields.iter().find(promised) {
         None => Ok(()),
         Some((field, column)) => Err(RowError::new(
             [Step::from(column.clone())],
@@ -191,11 +215,25 @@ fn promised(fields: &BTreeMap<String, String>, row: &Map<String, Value>) -> Resu
                 names(row)
             ),
         )
-        .with_help("mend the name in `fields`; a row that has none of it says `null`")),
+        .with_help("correct the name in `fields`; a row that has none of it says `null`")),
     }
 }
 
-/// All fields of a format.
+/// Whether a format has a field, in a row or in a turn.
+fn has_field(format: &dyn Format, field: &str) -> bool {
+    known(format).any(|known| known == field) || format.turn_fields().contains(&field)
+}
+
+/// The fields of a format, for people.
+fn fields_of(format: &dyn Format) -> String {
+    let turns = match format.turn_fields() {
+        [] => String::new(),
+        fields => format!("; those of its turns are {}", list(fields, "and")),
+    };
+    format!("its fields are {}{turns}", list(known(format), "and"))
+}
+
+/// All fields of a format's rows.
 fn known(format: &dyn Format) -> impl Iterator<Item = &'static str> + use<> {
     format.required().iter().copied().flatten().chain(format.optional()).copied()
 }
@@ -209,7 +247,7 @@ fn detect(row: Row<'_>) -> Result<&'static dyn Format, RowError> {
     let fits = |format: &&&'static dyn Format| {
         let mut required = format.required().iter();
         format.template() != TemplateUse::Required
-            && row.columns().keys().all(|field| known(**format).any(|known| known == field))
+            && row.columns().keys().all(|field| has_field(**format, field))
             && required.all(|names| names.iter().any(|field| row.get(field).is_some()))
     };
     let fitting: Vec<&'static dyn Format> = FORMATS.iter().filter(fits).copied().collect();
@@ -223,6 +261,9 @@ fn detect(row: Row<'_>) -> Result<&'static dyn Format, RowError> {
         [format] => Ok(*format),
         [] => {
             let message = format!("no data format has the fields of this row: {}", names(row.object()));
+            if let Some(help) = what_it_may_be(row) {
+                return Err(RowError::new([], message).with_help(help));
+            }
             Err(RowError::new([], message).with_help(format!(
                 "say with `data.fields` what the rows call a format's fields (`fields: {{question: Q}}`), or write a \
                  `data.template`, which reads any fields; a table without a header needs `columns` at its source. The formats: {}",
@@ -236,6 +277,39 @@ fn detect(row: Row<'_>) -> Result<&'static dyn Format, RowError> {
             Err(RowError::new([], message).with_help("name the one that is meant in the recipe, as `data.format`"))
         }
     }
+}
+
+/// What to do about a row that has the shape of something else: of pairs to prefer, of a whole file, of a table by columns.
+fn what_it_may_be(row: Row<'_>) -> Option<String> {
+    let object = row.object();
+    if let (Some(chosen), true) = (object.get("chosen"), object.contains_key("rejected")) {
+        let fields = match (object.contains_key("prompt"), chosen) {
+            (true, _) => "fields: {completion: chosen}",
+            (false, Value::Array(_)) => "fields: {messages: chosen}",
+            (false, _) => "fields: {text: chosen}",
+        };
+        return Some(format!(
+            "these are pairs to prefer one of (DPO), and what is trained here is to answer; to learn the chosen ones alone, \
+             write in `data`: `{fields}`"
+        ));
+    }
+    let rows = |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object));
+    if let Some((name, _)) = object.iter().find(|(_, value)| rows(value)) {
+        return Some(format!(
+            "`{0}` is a list of objects, as if they were the rows: `jq '.[\"{0}\"]' FILE > rows.json` takes them out; if it is a \
+             conversation, say so: `data.fields: {{messages: {0}}}`",
+            shown(name)
+        ));
+    }
+    if object.values().all(Value::is_object) && object.len() > 1 {
+        return Some(if object.values().all(|value| value.get("0").is_some()) {
+            format!("this is a table by columns, as pandas writes it; {PANDAS_HELP}")
+        } else {
+            "each field is an object, as if they were the rows: `jq -c '.[]' FILE > rows.jsonl` takes them out"
+                .to_owned()
+        });
+    }
+    None
 }
 
 /// The formats and the fields by which they are told.

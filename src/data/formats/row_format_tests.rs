@@ -48,7 +48,8 @@ fn the_fields_of_the_first_row_tell_the_format() {
         ),
     ] {
         let format = auto(&row, &[]).ok().unwrap();
-        assert_eq!(format.explain(), format!("{name} (told by the first row's fields {told})"));
+        let fields = if told.contains(" and ") { "fields" } else { "field" };
+        assert_eq!(format.explain(), format!("{name} (by the first row's {fields} {told})"));
     }
 }
 
@@ -86,7 +87,7 @@ fn fields_are_read_under_the_names_of_the_rows() {
     let format = auto(&row, &[("question", "Q"), ("answer", "A")]).ok().unwrap();
     assert_eq!(
         format.explain(),
-        "question_answer (told by the first row's fields `Q` and `A`; `answer` is `A`, `question` is `Q`)"
+        "question_answer (by the first row's fields `Q` and `A`; `answer` is `A`, `question` is `Q`)"
     );
     let expected = Example::chat(vec![Message::user("q"), Message::assistant("a")]);
     assert_eq!(format.read(row.as_object().unwrap()).unwrap(), expected);
@@ -136,14 +137,14 @@ fn mistakes_in_the_recipe_are_known_without_a_row() {
             FormatName::Auto,
             mapping(&[]),
             Some(template("a\n{{ b", "x")),
-            "data.template.user: is no valid template: line 2",
+            "data.template.user: is not a valid template: line 2",
             "Jinja",
         ),
         (
             FormatName::Auto,
             mapping(&[]),
             Some(template("a", "{% if b %}")),
-            "data.template.assistant: is no valid",
+            "data.template.assistant: is not a valid",
             "Jinja",
         ),
         (
@@ -173,14 +174,14 @@ fn mistakes_in_the_recipe_are_known_without_a_row() {
             FormatName::QuestionAnswer,
             mapping(&[("questions", "q")]),
             None,
-            "data.fields.questions: is no field that the format `question_answer` has",
+            "data.fields.questions: is not a field that the format `question_answer` has",
             "`question`, `answer`, `long_answer`",
         ),
         (
             FormatName::Auto,
             mapping(&[("questions", "q")]),
             None,
-            "data.fields.questions: is no field that any",
+            "data.fields.questions: is not a field that any",
             "alpaca has",
         ),
         (FormatName::Auto, mapping(&[("question", "")]), None, "data.fields.question: is empty", "name"),

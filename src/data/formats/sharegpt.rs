@@ -1,13 +1,14 @@
 //! `sharegpt`: a list of `conversations`, each with a `from` and a `value`.
 
-use super::{Format, Row, RowError, conversation};
+use super::{Format, Row, RowError, conversation, turn};
 use crate::data::example::Example;
 
 /// `{"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}`, as `ShareGPT` has it.
 ///
 /// - `from`: `human` or `user`; `gpt`, `assistant`, `chatgpt`, `model` or `bot`; `system`; `tool`, `observation`,
-///   `function_response` or `function` for what a tool found; `function_call` for the assistant's call of one, whose `value`
-///   is the JSON text of `{"name": …, "arguments": {…}}`, or of a list of these.
+///   `function_response` or `function` for what a tool found; `function_call` or `tool_call` for the assistant's call of one,
+///   whose `value` is the JSON text of `{"name": …, "arguments": {…}}`, or of a list of these; and the other names of
+///   [`Roles`](super::Roles). Calls that follow one another are one turn.
 /// - Turns with `role` and `content` are read too; which of the two, the row's first turn says.
 /// - All else is as in [`Chat`](super::chat::Chat).
 pub struct ShareGpt;
@@ -22,7 +23,11 @@ impl Format for ShareGpt {
     }
 
     fn optional(&self) -> &'static [&'static str] {
-        &["tools", "system"]
+        &["tools", "system", "chat_template_kwargs"]
+    }
+
+    fn turn_fields(&self) -> &'static [&'static str] {
+        turn::FIELDS
     }
 
     fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
@@ -84,7 +89,7 @@ mod tests {
     fn errors_point_at_the_turn() {
         for (turn, message) in [
             (r#"{"from": "narrator", "value": "a"}"#, "unknown role `narrator`"),
-            (r#"{"from": "gpt", "value": ""}"#, "`value` is empty"),
+            (r#"{"from": "gpt", "value": 3}"#, "`value` must be text"),
             (r#"{"from": "function_call", "value": "look(TP53)"}"#, "JSON"),
             (r#"{"from": "function_call", "value": "{}"}"#, "`name` is missing"),
             (r#"{"from": "function_call", "value": "[]"}"#, "holds no call"),

@@ -16,7 +16,7 @@ impl Format for Text {
     }
 
     fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
-        Ok(Example::Completion { prompt: String::new(), completion: row.some_text("text")?.to_string() })
+        Ok(Example::Completion { prompt: String::new(), completion: row.answer("text")?.to_string() })
     }
 }
 

@@ -6,7 +6,7 @@
 //! where it is rendered ([`forms`](crate::data::forms)).
 
 use super::fields;
-use super::{Row, RowError};
+use super::{Row, RowError, nulls};
 use crate::data::example::Role;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -14,6 +14,9 @@ use std::borrow::Cow;
 /// The row's `tools`: a list, or the JSON text of one.
 pub fn descriptions(row: Row<'_>) -> Result<Vec<Value>, RowError> {
     let (tools, is_text) = list(row, "tools")?;
+    // Nulls that a table put in; those of a text are its own.
+    let tools: Vec<_> =
+        tools.iter().map(|tool| if is_text { Cow::Borrowed(tool) } else { nulls::without(tool) }).collect();
     let read = |(index, tool): (usize, &Value)| match tool {
         Value::Object(tool) if tool.contains_key("name") && !tool.contains_key("function") => {
             Ok(wrap(Map::new(), tool.clone()))
@@ -21,7 +24,7 @@ pub fn descriptions(row: Row<'_>) -> Result<Vec<Value>, RowError> {
         Value::Object(_) => Ok(tool.clone()),
         other => Err(RowError::new([index.into()], format!("a tool must be an object, got {}", fields::kind(other)))),
     };
-    let read: Result<Vec<_>, _> = tools.iter().enumerate().map(read).collect();
+    let read: Result<Vec<_>, _> = tools.iter().map(AsRef::as_ref).enumerate().map(read).collect();
     read.map_err(|error| placed(error, row, "tools", is_text))
 }
 
@@ -101,6 +104,7 @@ fn list<'a>(row: Row<'a>, key: &'static str) -> Result<(Cow<'a, [Value]>, bool),
     match row.given(key) {
         None => Ok((Cow::Owned(Vec::new()), false)),
         Some(Value::Array(list)) => Ok((Cow::Borrowed(list), false)),
+        Some(Value::Object(none)) if none.is_empty() => Ok((Cow::Owned(Vec::new()), false)),
         Some(Value::String(text)) if text.trim().is_empty() => Ok((Cow::Owned(Vec::new()), true)),
         Some(Value::String(text)) => match parse(row, key, text, "a list")? {
             Value::Array(list) => Ok((Cow::Owned(list), true)),
@@ -113,8 +117,8 @@ fn list<'a>(row: Row<'a>, key: &'static str) -> Result<(Cow<'a, [Value]>, bool),
 
 fn parse(row: Row<'_>, key: &'static str, text: &str, expected: &str) -> Result<Value, RowError> {
     serde_json::from_str(text).map_err(|error| {
-        row.error(key, format!("must be {expected}, and its text is no JSON: {error}"))
-            .with_help("text of Python's (`{'a': None}`) is no JSON; `json.dumps` writes it")
+        row.error(key, format!("must be {expected}, and its text is not JSON: {error}"))
+            .with_help("text of Python's (`{'a': None}`) is not JSON; `json.dumps` writes it")
     })
 }
 

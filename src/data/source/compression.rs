@@ -1,7 +1,7 @@
 //! The bytes of a data file, unpacked: gzip and Zstandard, told by their first bytes. It knows nothing of rows.
 
 use super::expand::missing;
-use super::foreign_encoding;
+use super::{foreign, foreign_encoding};
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
@@ -18,7 +18,7 @@ const MAX_WINDOW_LOG: u32 = 27;
 /// Bytes read at a time.
 const BUFFER: usize = 1 << 20;
 /// Bytes by which a kind is told.
-const START: usize = 4096;
+pub(super) const START: usize = 4096;
 
 /// How a file is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(super) fn regular_file(path: &Path) -> Result<(File, u64)> {
         return Err(Error::file(path, "is a folder, and a data file is needed"));
     }
     if !metadata.is_file() {
-        return Err(Error::file(path, "is no regular file, but a pipe or a device")
+        return Err(Error::file(path, "is not a regular file, but a pipe or a device")
             .with_help("data is read more than once; write the rows to a file first"));
     }
     Ok((File::open(path).map_err(Error::io("open", path))?, metadata.len()))
@@ -77,7 +77,7 @@ impl Input {
     /// # Errors
     /// When it is compressed in another way, cut, damaged, UTF-16, or Parquet.
     pub fn open(path: &Path, mut file: File) -> Result<Self> {
-        let magic = first_bytes(&mut file, 16).map_err(Error::io("read", path))?;
+        let magic = first_bytes(&mut file, START).map_err(Error::io("read", path))?;
         file.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
         let compression = told_by(path, &magic)?;
         let consumed = Arc::new(AtomicU64::new(0));
@@ -98,6 +98,9 @@ impl Input {
         if let Some(error) = foreign_encoding(path, &start) {
             return Err(error);
         }
+        if let Some(foreign) = foreign::of_bytes(&start).filter(|_| !super::kind::is_plain_text(path)) {
+            return Err(foreign.error(path));
+        }
         if start.starts_with(b"\xEF\xBB\xBF") {
             start.drain(..3);
         }
@@ -113,6 +116,9 @@ impl Input {
 
 /// How a file with these first bytes is packed.
 fn told_by(path: &Path, magic: &[u8]) -> Result<Compression> {
+    if let Some(foreign) = foreign::of_bytes(magic).filter(|_| !super::kind::is_plain_text(path)) {
+        return Err(foreign.error(path));
+    }
     let foreign = match magic {
         [0x1F, 0x8B, ..] => return Ok(Compression::Gzip),
         // A frame, or one to be skipped, with which some packers start.

@@ -1,6 +1,8 @@
 //! Which files a path of a recipe means.
 
+use super::foreign;
 use super::kind::{NAMES, is_data_file};
+use super::splits::{self, Taken};
 use crate::error::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,23 +10,67 @@ use std::path::{Path, PathBuf};
 /// The most names that a message lists.
 const SHOWN: usize = 10;
 
-/// The files that a recipe's `path` means: a file, a folder (the data files directly in it), or a pattern with `*`, `?`,
-/// `[…]` or `**`; sorted. A path that is there is never taken for a pattern.
+/// Names of files that stand beside data, and describe it: of `datasets`, of models and of packages.
+const BESIDE: &[&str] = &[
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "croissant.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "package.json",
+    "license.txt",
+    "licence.txt",
+    "readme.txt",
+    "notice.txt",
+    "citation.txt",
+    "requirements.txt",
+];
+
+/// The files that a recipe's `path` means: a file, a folder (the data files directly in it; where their names speak of
+/// splits, those of the first of `wanted`), or a pattern with `*`, `?`, `[…]` or `**`; sorted. `~` and `$HOME` at its
+/// beginning are the user's folder. A path that is there is never taken for a pattern. Also what was left out of a folder,
+/// for people.
 ///
 /// # Errors
-/// When nothing is there, or nothing fits: tells what is there instead.
-pub fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
+/// When nothing is there, or nothing fits: says what is there instead.
+pub fn expand(pattern: &str, wanted: &[&str]) -> Result<(Vec<PathBuf>, Option<String>)> {
+    let path = Path::new(pattern);
+    let home = if path.exists() { None } else { at_home(pattern, std::env::var_os("HOME").map(PathBuf::from)) };
+    let pattern = home.as_deref().unwrap_or(pattern);
     let path = Path::new(pattern);
     if path.is_dir() {
-        return data_files(path);
+        let Taken { files, note } = splits::choose(data_files(path)?, wanted);
+        return Ok((files, note.map(|note| format!("{}: {note}", path.display()))));
     }
-    if !pattern.contains(['*', '?', '[']) || path.exists() {
-        return if path.exists() { Ok(vec![path.to_path_buf()]) } else { Err(missing(path)) };
+    if path.exists() {
+        return Ok((vec![path.to_path_buf()], None));
     }
+    if !pattern.contains(['*', '?', '[']) {
+        return Err(missing(path));
+    }
+    Ok((matching(pattern)?, None))
+}
+
+/// The path with the user's folder written out, where it begins with `~`, `$HOME` or `${HOME}`.
+fn at_home(pattern: &str, home: Option<PathBuf>) -> Option<String> {
+    let rest = ["~", "$HOME", "${HOME}"].iter().find_map(|start| pattern.strip_prefix(start))?;
+    let home = home.filter(|home| !home.as_os_str().is_empty())?;
+    let rest = rest.strip_prefix('/').or_else(|| rest.is_empty().then_some(""))?;
+    Some(home.join(rest).to_string_lossy().trim_end_matches('/').to_owned())
+}
+
+/// The files that fit a pattern.
+fn matching(pattern: &str) -> Result<Vec<PathBuf>> {
+    let path = Path::new(pattern);
     let options =
         glob::MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, case_sensitive: true };
     let matches = glob::glob_with(pattern, options).map_err(|error| {
-        let message = format!("{pattern}: is no valid pattern: {} (character {})", error.msg, error.pos + 1);
+        let message = format!("{pattern}: is not a valid pattern: {} (character {})", error.msg, error.pos + 1);
         Error::invalid(message)
             .with_help("`*` stands for any part of a name, `**` for any folders, `[[]` for a bracket")
     })?;
@@ -51,7 +97,7 @@ fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden && is_data_file(&path) && path.is_file() {
+        if !hidden && is_data_file(&path) && !is_beside(&path) && path.is_file() {
             files.push(path);
         }
     }
@@ -60,11 +106,50 @@ fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
         files.retain(|path| !is_text(path));
     }
     if files.is_empty() {
-        let help = format!("{}; data files are named {NAMES}", holds(folder));
-        return Err(Error::file(folder, "there is no data file in this folder").with_help(help));
+        return Err(without_data(folder));
     }
     files.sort();
     Ok(files)
+}
+
+/// The error of a folder that holds no data file: what it is, where that can be told.
+fn without_data(folder: &Path) -> Error {
+    let inside: Vec<PathBuf> = names(folder).into_iter().map(|name| folder.join(name)).collect();
+    let has = |name: &str| folder.join(name).is_file();
+    let arrow = inside.iter().any(|path| path.extension().is_some_and(|extension| extension == "arrow"));
+    if has("dataset_dict.json") || has("state.json") && arrow {
+        return Error::file(folder, "is a dataset that `datasets` saved with `save_to_disk` (Arrow files), which is not read here")
+            .with_help(
+                "write its rows to a file that is read: `load_from_disk(FOLDER).to_parquet(\"rows.parquet\")`, of a dataset \
+                 with splits `load_from_disk(FOLDER)[\"train\"]`; or `.to_json(\"rows.jsonl\")`",
+            );
+    }
+    if arrow {
+        return Error::file(folder, "holds Arrow files, as the cache of `datasets` has them, which are not read here").with_help(
+            "write the rows to a file that is read: `load_dataset(NAME, split=\"train\").to_parquet(\"rows.parquet\")`; a \
+             dataset on the Hub can be named itself: `train: {hub: org/name}`",
+        );
+    }
+    let foreign = inside.iter().filter(|path| path.is_file()).find_map(|path| Some((path, foreign::of_name(path)?)));
+    if let Some((path, foreign)) = foreign.filter(|(path, _)| !is_beside(path) && !is_note(path)) {
+        return foreign.error(path);
+    }
+    let deeper = inside.iter().filter(|path| path.is_dir()).find(|path| data_files(path).is_ok());
+    let help = match deeper {
+        Some(deeper) => format!("`{}` holds data files: name that folder", deeper.display()),
+        None => format!("{}; data files are named {NAMES}", holds(folder)),
+    };
+    Error::file(folder, "there is no data file in this folder").with_help(help)
+}
+
+/// Whether a file describes the data beside it.
+fn is_beside(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    BESIDE.contains(&name.as_str()) || name.contains("croissant") && path.extension().is_some_and(|end| end == "json")
+}
+
+fn is_note(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["md", "yaml", "yml", "toml"].iter().any(|note| extension == *note))
 }
 
 fn is_text(path: &Path) -> bool {
@@ -81,6 +166,16 @@ pub(super) fn missing(path: &Path) -> Error {
         }
         _ => String::new(),
     };
+    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.len() > 1 && parts.iter().any(|part| Path::new(part).exists()) {
+        let help = format!("several files are a list, in brackets: [{}]", parts.join(", "));
+        return Error::file(path, "there is no such file; it reads as one name").with_help(help);
+    }
+    if let Some(variable) = text.split('/').find(|part| part.starts_with('$')) {
+        let help =
+            format!("write the path out: of variables only `$HOME` is read, at the beginning, and not `{variable}`");
+        return Error::file(path, "there is no such file").with_help(help);
+    }
     Error::file(path, "there is no such file").with_help(format!("{}{hub}", around(path)))
 }
 
@@ -146,14 +241,14 @@ mod tests {
 
     fn expanded(folder: &tempfile::TempDir, pattern: &str) -> Result<Vec<String>> {
         let root = folder.path();
-        let files = expand(root.join(pattern).to_str().unwrap())?;
+        let (files, _) = expand(root.join(pattern).to_str().unwrap(), &["train"])?;
         Ok(files.iter().map(|path| path.strip_prefix(root).unwrap().to_string_lossy().into_owned()).collect())
     }
 
     #[test]
     fn files_folders_and_patterns_are_expanded_in_order() {
         let licensed = folder(&["d/rows.jsonl", "d/LICENSE.txt"]);
-        assert_eq!(expanded(&licensed, "d").unwrap(), ["d/rows.jsonl"], "a licence is no data");
+        assert_eq!(expanded(&licensed, "d").unwrap(), ["d/rows.jsonl"], "a licence is not data");
         let folder =
             folder(&["d/b.jsonl", "d/a.csv.gz", "d/README.md", "d/.c.jsonl", "d/e/f.jsonl", "x[1].jsonl", "x1.jsonl"]);
         assert_eq!(expanded(&folder, "d").unwrap(), ["d/a.csv.gz", "d/b.jsonl"]);
@@ -161,7 +256,58 @@ mod tests {
         assert_eq!(expanded(&folder, "d/*.jsonl").unwrap(), ["d/b.jsonl"]);
         assert_eq!(expanded(&folder, "d/**/*.jsonl").unwrap(), ["d/b.jsonl", "d/e/f.jsonl"]);
         assert_eq!(expanded(&folder, "*/?.csv*").unwrap(), ["d/a.csv.gz"]);
-        assert_eq!(expanded(&folder, "x[1].jsonl").unwrap(), ["x[1].jsonl"], "a file that is there is no pattern");
+        assert_eq!(expanded(&folder, "x[1].jsonl").unwrap(), ["x[1].jsonl"], "a file that is there is not a pattern");
+    }
+
+    #[test]
+    fn what_stands_beside_data_is_not_taken_for_it() {
+        let beside = [
+            "d/README.md",
+            "d/LICENSE.txt",
+            "d/dataset_infos.json",
+            "d/.gitattributes",
+            "d/x.croissant.json",
+            "d/a.lock",
+        ];
+        let beside = folder(
+            &[&beside[..], &["d/a.json", "e/state.json", "e/dataset_info.json", "e/data-00000-of-00001.arrow"]]
+                .concat(),
+        );
+        assert_eq!(expanded(&beside, "d").unwrap(), ["d/a.json"]);
+        let saved = expanded(&beside, "e").unwrap_err();
+        assert!(
+            saved.to_string().contains("`save_to_disk`") && saved.help().unwrap().contains("to_parquet"),
+            "{saved}"
+        );
+        let repository = folder(&["d/README.md", "d/data/train.jsonl"]);
+        assert!(expanded(&repository, "d").unwrap_err().help().unwrap().contains("d/data` holds data files"));
+        let sheet = folder(&["d/Scores.xlsx"]);
+        assert!(expanded(&sheet, "d").unwrap_err().to_string().contains("Excel"));
+    }
+
+    #[test]
+    fn the_users_folder_is_written_out() {
+        let home = || Some(PathBuf::from("/home/x"));
+        for (path, whole) in [
+            ("~/data/rows.jsonl", Some("/home/x/data/rows.jsonl")),
+            ("$HOME/*.jsonl", Some("/home/x/*.jsonl")),
+            ("${HOME}", Some("/home/x")),
+            ("~anna/rows.jsonl", None),
+            ("rows~.jsonl", None),
+        ] {
+            assert_eq!(at_home(path, home()).as_deref(), whole);
+        }
+        assert_eq!(at_home("~/x", None), None);
+        let error = expand("$DATA/rows.jsonl", &["train"]).unwrap_err();
+        assert!(error.help().unwrap().contains("`$DATA`"), "{error:?}");
+    }
+
+    #[test]
+    fn several_names_in_one_text_are_a_list() {
+        let folder = folder(&["a.jsonl", "b.jsonl"]);
+        let [a, b] = ["a.jsonl", "b.jsonl"].map(|name| folder.path().join(name).display().to_string());
+        let error = expand(&format!("{a}, {b}"), &["train"]).unwrap_err();
+        assert!(error.help().unwrap().ends_with(&format!("[{a}, {b}]")), "{error:?}");
     }
 
     #[test]
@@ -176,6 +322,6 @@ mod tests {
         assert!(help("data/*.csv").contains("`train.jsonl`"), "{}", help("data/*.csv"));
         assert!(help("docs").contains("`notes.md`") && help("docs").contains("`.parquet`"));
         let pattern = expanded(&folder, "data/[a.jsonl").unwrap_err().to_string();
-        assert!(pattern.contains("no valid pattern"), "{pattern}");
+        assert!(pattern.contains("not a valid pattern"), "{pattern}");
     }
 }

@@ -1,6 +1,7 @@
 //! A row of JSON, as text: an object, and where its values lie. Where the text comes from is not known here.
 
 use super::place::{ENCODING_HELP, Place, text};
+use super::python;
 use crate::data::formats::{RowError, Step};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -22,7 +23,7 @@ impl JsonText {
     pub fn parse(&self, path: &Path) -> Result<Map<String, Value>> {
         let text = text(&self.bytes)
             .map_err(|(at, message)| self.place.error(path, &self.bytes, at, 1, message).with_help(ENCODING_HELP))?;
-        match serde_json::from_str(text) {
+        match python::from_str(text, !self.in_array) {
             Ok(Value::Object(row)) => Ok(row),
             Ok(other) => {
                 let message = format!("a row must be a JSON object, got {}", kind_of_row(&other));
@@ -33,17 +34,9 @@ impl JsonText {
                 };
                 Err(self.place.error(path, &self.bytes, skip_space(text.as_bytes(), 0), 1, message).with_help(help))
             }
-            Err(error) => {
-                let lines = text.split_inclusive('\n').take(error.line().saturating_sub(1));
-                let at = lines.map(str::len).sum::<usize>() + error.column().saturating_sub(1);
-                let reason = error.to_string();
-                let reason = reason.split(" at line ").next().unwrap_or_default();
+            Err((at, reason)) => {
                 let report = self.place.error(path, &self.bytes, at, 1, format!("not valid JSON: {reason}"));
-                Err(report.with_help(match text.trim() {
-                    "{" => "one row must stand on one line: `jq -c . rows.json > rows.jsonl` makes it so",
-                    "[" => "one row must stand on one line; an array over many lines is read from a file named `.json`",
-                    _ => "mend the row, or remove it",
-                }))
+                Err(report.with_help(help_for(text.trim(), &reason)))
             }
         }
     }
@@ -53,7 +46,24 @@ impl JsonText {
         let (at, width) = locate(&self.bytes, &error.path);
         let width = String::from_utf8_lossy(&self.bytes[at..at + width]).lines().next().unwrap_or("").chars().count();
         let report = self.place.error(path, &self.bytes, at, width, error.message);
-        report.with_help(error.help.as_deref().unwrap_or("mend the row, or remove it"))
+        report.with_help(error.help.as_deref().unwrap_or("fix the row, or remove it"))
+    }
+}
+
+/// What to do about a text that is not JSON.
+fn help_for(text: &str, reason: &str) -> &'static str {
+    match text {
+        "{" => "one row must stand on one line: `jq -c . rows.json > rows.jsonl` makes it so",
+        _ if reason.contains("key must be a string") && text.contains('\'') => {
+            "text of Python's (`{'a': None}`) is not JSON; `json.dumps(row)` writes it"
+        }
+        _ if reason.contains("key must be a string") => "names stand in double quotes",
+        _ if reason.contains("trailing characters") && text.contains("}{") | text.contains("}\r{") => {
+            "each row stands on a line of its own, with a line feed behind it"
+        }
+        _ if reason.contains("trailing comma") => "take out the comma before the `}` or `]`",
+        _ if reason.contains("control character") => "a line end inside of a text is written as `\\n`",
+        _ => "fix the row, or remove it",
     }
 }
 

@@ -1,4 +1,5 @@
-//! A JSON array, element by element: the array itself is never held, only the row at hand.
+//! A JSON array, element by element: the array itself is never held, only the row at hand. And objects over several lines, one
+//! after the other.
 //!
 //! Where elements begin and end is told by brackets and quotes alone; whether one is valid is its own affair.
 
@@ -12,10 +13,20 @@ use crate::error::{Error, Located, Result};
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-/// A file that is one array.
+/// How rows stand in a file of JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// As the elements of one array.
+    Array,
+    /// One after the other, with nothing or a comma between them.
+    Objects,
+}
+
+/// A file that is one array, or objects one after the other.
 pub(super) struct JsonArray {
     path: PathBuf,
     input: Input,
+    shape: Shape,
     /// Where the reader is.
     place: Place,
     state: State,
@@ -44,8 +55,8 @@ struct Scan {
 }
 
 impl JsonArray {
-    pub fn new(path: &Path, input: Input) -> Self {
-        Self { path: path.to_path_buf(), input, place: Place::line(1), state: State::Start }
+    pub fn new(path: &Path, input: Input, shape: Shape) -> Self {
+        Self { path: path.to_path_buf(), input, shape, place: Place::line(1), state: State::Start }
     }
 
     /// The next element; `None` at the end.
@@ -57,18 +68,26 @@ impl JsonArray {
             let Some(byte) = self.skip_space()? else {
                 return match self.state {
                     State::Start | State::End => Ok(None),
+                    _ if self.shape == Shape::Objects => Ok(None),
                     _ => Err(with_cut_help(self.error("the file ends before its array is closed: `]` is missing"))),
                 };
             };
             self.state = match (self.state, byte) {
-                (State::Start, b'[') => self.over(byte, State::First),
-                (State::First | State::Between, b']') => self.over(byte, State::End),
                 (State::Between, b',') => self.over(byte, State::Next),
+                (State::Start | State::Between | State::Next, b'{') if self.shape == Shape::Objects => {
+                    return self.element().map(Some);
+                }
+                (_, _) if self.shape == Shape::Objects => {
+                    return Err(self.error("the next row is expected here, as an object in braces"));
+                }
+                (State::Start, b'[') => self.over(byte, State::First),
+                // A comma behind the last row is no harm.
+                (State::First | State::Between | State::Next, b']') => self.over(byte, State::End),
                 (State::Start, _) => return Err(self.error("a JSON array starts with `[`")),
                 (State::Between, _) => {
-                    return Err(self.error("`,` or `]` is expected after a row").with_help("mend the row before it"));
+                    return Err(self.error("`,` or `]` is expected after a row").with_help("fix the row before it"));
                 }
-                (State::First | State::Next, b',' | b']' | b'}') => {
+                (State::First | State::Next, b',' | b'}') => {
                     return Err(self.error("a row is expected here").with_help("remove the comma that has no row"));
                 }
                 (State::First | State::Next, _) => return self.element().map(Some),
@@ -144,20 +163,20 @@ impl JsonArray {
             if length > MAX_ROW {
                 too_long(place, bytes, "row")
             } else {
-                Content::Json(JsonText { place, bytes, in_array: true })
+                Content::Json(JsonText { place, bytes, in_array: self.shape == Shape::Array })
             },
         ))
     }
 
     /// The error of an element that the file's end cuts: where it stops to be JSON, if it does so before.
     fn broken_off(&self, place: Place, bytes: Vec<u8>, whole: bool) -> Error {
-        let text = JsonText { place, bytes, in_array: true };
+        let text = JsonText { place, bytes, in_array: self.shape == Shape::Array };
         if whole
             && let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&text.bytes)
             && !error.is_eof()
             && let Err(error) = text.parse(&self.path)
         {
-            return error.with_help("from here on, rows cannot be told apart; mend this one");
+            return error.with_help("from here on, rows cannot be separated; fix this one");
         }
         let error = text.place.error(&self.path, &text.bytes, 0, 1, "the file ends inside the row that starts here");
         with_cut_help(error)

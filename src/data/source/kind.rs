@@ -1,6 +1,7 @@
 //! What kind of file a data file is.
 
-use super::compression::Input;
+use super::compression::{Input, START};
+use super::foreign;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,6 +12,8 @@ use std::path::Path;
 pub(super) enum Kind {
     JsonLines,
     JsonArray,
+    /// Objects one after the other, each over several lines.
+    JsonObjects,
     Csv,
     Tsv,
     Text,
@@ -35,6 +38,7 @@ impl Kind {
         match self {
             Self::JsonLines => "JSON Lines",
             Self::JsonArray => "JSON array",
+            Self::JsonObjects => "JSON objects",
             Self::Csv => "CSV",
             Self::Tsv => "TSV",
             Self::Text => "text",
@@ -47,22 +51,48 @@ impl Kind {
     /// # Errors
     /// When neither the name nor the first bytes tell.
     pub fn of_text(path: &Path, input: &Input) -> Result<Self> {
+        let first = input.start.iter().find(|byte| !byte.is_ascii_whitespace());
         match named(path) {
+            // Some write an array under the name of lines.
+            Some(Named::As(Self::JsonLines)) if first == Some(&b'[') => return Ok(Self::JsonArray),
+            Some(Named::As(Self::JsonLines)) if spans_lines(&input.start) => return Ok(Self::JsonObjects),
             Some(Named::As(kind)) => return Ok(kind),
             Some(Named::Json) if input.start.is_empty() => return Ok(Self::JsonLines),
             _ => {}
         }
-        match input.start.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        match first {
+            Some(b'{') if spans_lines(&input.start) => Ok(Self::JsonObjects),
             Some(b'{') => Ok(Self::JsonLines),
             Some(b'[') => Ok(Self::JsonArray),
             _ if named(path).is_some() => {
                 Err(Error::file(path, "starts with neither `{` nor `[`, so it holds no rows of JSON")
                     .with_help("a `.json` file is an array of objects, or one object a line"))
             }
-            _ => Err(Error::file(path, "is of no kind that is understood, by its name or by its first bytes")
-                .with_help(format!("data files are named {NAMES}"))),
+            _ => Err(foreign::of_name(path).map_or_else(
+                || {
+                    Error::file(path, "is of no kind that is read here, by its name or by its first bytes")
+                        .with_help(format!("data files are named {NAMES}"))
+                },
+                |foreign| foreign.error(path),
+            )),
         }
     }
+}
+
+/// Whether JSON begins with an object that goes on after the first line: that ends where one must, and no other object begins
+/// below it.
+fn spans_lines(start: &[u8]) -> bool {
+    let mut lines = start.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let (Some(first), Some(second)) = (lines.next(), lines.next()) else { return false };
+    first.starts_with(b"{")
+        && first.ends_with(b"{") | first.ends_with(b",") | first.ends_with(b"[")
+        && !second.starts_with(b"{")
+        && !(first.ends_with(b"},") && first.len() > 2)
+}
+
+/// Whether a name is that of plain text, which may begin with anything.
+pub(super) fn is_plain_text(path: &Path) -> bool {
+    named(path) == Some(Named::As(Kind::Text))
 }
 
 /// Whether a name is that of a data file.
@@ -102,6 +132,17 @@ pub(super) fn is_parquet(path: &Path, mut file: &File, length: u64) -> Result<bo
         file.seek(SeekFrom::Start(0))
     };
     read().map_err(Error::io("read", path))?;
+    if named && first != *b"PAR1" {
+        let mut start = Vec::new();
+        let mut read = || {
+            file.take(START as u64).read_to_end(&mut start)?;
+            file.seek(SeekFrom::Start(0))
+        };
+        read().map_err(Error::io("read", path))?;
+        if let Some(foreign) = foreign::of_bytes(&start) {
+            return Err(foreign.error(path));
+        }
+    }
     let packed = matches!(first, [0x1F, 0x8B, ..] | [0x28, 0xB5, 0x2F, 0xFD]);
     Ok(named && !packed || &first == b"PAR1" && &last == b"PAR1")
 }

@@ -92,7 +92,7 @@ const fn is_continuation(byte: u8) -> bool {
 /// What is wrong with bytes that are to be text: where, and what to say.
 pub(super) fn text(bytes: &[u8]) -> Result<&str, (usize, String)> {
     if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
-        return Err((at, "there is a NUL byte, so this is no text".to_string()));
+        return Err((at, "there is a NUL byte, so this is not text in UTF-8; UTF-16 has such bytes".to_string()));
     }
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();

@@ -89,11 +89,11 @@ impl RawRow {
             Content::Record(row) => row.row_error(path, error),
             Content::Line(row) => {
                 let report = row.place.error(path, &row.bytes, 0, 1, error.message);
-                report.with_help(error.help.as_deref().unwrap_or("mend the line, or remove it"))
+                report.with_help(error.help.as_deref().unwrap_or("fix the line, or remove it"))
             }
             Content::Parquet(_) | Content::ParquetTooLong => {
                 let report = Error::file(path, format!("row {}: {}", self.number, error.message));
-                report.with_help(error.help.as_deref().unwrap_or("mend the row, or remove it"))
+                report.with_help(error.help.as_deref().unwrap_or("fix the row, or remove it"))
             }
             Content::Unreadable(row) => row.error(path),
         }
@@ -102,7 +102,7 @@ impl RawRow {
     /// The error of what the row became later, put at the row.
     pub fn place(&self, path: &Path, error: Error) -> Error {
         match error {
-            Error::Invalid { message, help } => self.row_error(path, RowError { path: Vec::new(), message, help }),
+            Error::Invalid { message, help } => self.row_error(path, RowError { help, ..RowError::new([], message) }),
             other => other,
         }
     }

@@ -1,9 +1,11 @@
 //! CSV and TSV, record by record in bounded memory. The first record names the fields, whose values are text always.
 //!
-//! Fields may be quoted with `"`, in TSV as well, as pandas and spreadsheets write it.
+//! Fields may be quoted with `"`, in TSV as well, as pandas and spreadsheets write it. Fields that nobody needs are not looked
+//! at: they may be no text, have no name or one that stands twice, or be missing at the end of a row.
 
 use super::MAX_ROW;
-use super::compression::Input;
+use super::compression::{Input, START};
+use super::delimiter;
 use super::lines::too_long;
 use super::place::{ENCODING_HELP, Place, count, newlines, text};
 use super::row::{Content, RawRow};
@@ -27,12 +29,24 @@ pub(super) struct Table {
     delimiter: u8,
     /// The line that the reader is on, from 1.
     line: usize,
-    header: Arc<Vec<String>>,
+    header: Arc<Header>,
+}
+
+/// The columns of a table.
+#[derive(Debug, Clone, Default)]
+struct Header {
+    names: Vec<String>,
+    /// Whether a column is read; all are where this is empty.
+    needed: Vec<bool>,
+    /// Names that stand twice.
+    twice: HashSet<String>,
+    /// Whether a space follows each delimiter, and belongs to no value.
+    spaced: bool,
 }
 
 /// A row of fields.
 pub(super) struct Record {
-    header: Arc<Vec<String>>,
+    header: Arc<Header>,
     place: Place,
     delimiter: u8,
     /// The record's first line as it stands in the file, or the start of that.
@@ -44,20 +58,57 @@ pub(super) struct Record {
 }
 
 impl Table {
-    /// Reads the header, unless the columns are given.
+    /// Reads the header, unless the columns are given. `usual` is the delimiter of the file's name; `named` the recipe's.
     ///
     /// # Errors
-    /// When it is no text, or names a field not at all or twice.
-    pub fn new(path: &Path, input: Input, delimiter: u8, columns: &[String]) -> Result<Self> {
+    /// When the header is no text.
+    pub fn new(path: &Path, mut input: Input, usual: u8, named: Option<u8>, columns: &[String]) -> Result<Self> {
+        let declared = delimiter::declared(&input.start);
+        let rest = &input.start[declared.map_or(0, |(_, length)| length)..];
+        let told = || delimiter::tell(rest, input.start.len() < START, columns.len(), usual);
+        let delimiter = named.or(declared.map(|(byte, _)| byte)).unwrap_or_else(told);
+        if let Some((_, length)) = declared {
+            if let Err(error) = input.reader.fill_buf() {
+                return Err(input.error(path, error));
+            }
+            input.reader.consume(length);
+        }
         let core = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
         let path = path.to_path_buf();
-        let mut table = Self { path, input, core, delimiter, line: 1, header: Arc::default() };
+        let line = 1 + usize::from(declared.is_some());
+        let mut table = Self { path, input, core, delimiter, line, header: Arc::default() };
         if !columns.is_empty() {
-            table.header = Arc::new(columns.to_vec());
+            table.header = Arc::new(Header { names: columns.to_vec(), ..Header::default() });
         } else if let Some(record) = table.next_record()? {
-            table.header = Arc::new(record.names(&table.path)?);
+            table.header = Arc::new(record.header(&table.path)?);
         }
         Ok(table)
+    }
+
+    /// The delimiter.
+    pub const fn delimiter(&self) -> u8 {
+        self.delimiter
+    }
+
+    /// The names of the columns. A column without one is `Unnamed: 3` by its place, and of two with the same the second is
+    /// `name.1`, as pandas has it.
+    pub fn columns(&self) -> &[String] {
+        &self.header.names
+    }
+
+    /// Reads no other columns from here on.
+    ///
+    /// # Errors
+    /// When a column that is needed has the name of another.
+    pub fn select(&mut self, needs: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut header = (*self.header).clone();
+        if let Some(name) = header.names.iter().find(|name| header.twice.contains(*name) && needs(name)) {
+            let message = format!("the header names `{name}` twice, and the rows' format reads it");
+            return Err(Error::file(&self.path, message).with_help("give one of the two columns another name"));
+        }
+        header.needed = header.names.iter().map(|name| needs(name)).collect();
+        self.header = Arc::new(header);
+        Ok(())
     }
 
     /// The next record; `None` at the end.
@@ -67,9 +118,9 @@ impl Table {
     pub fn next_row(&mut self) -> Result<Option<RawRow>> {
         let record = loop {
             let Some(record) = self.next_record()? else { return Ok(None) };
-            // A line of white space alone is blank to people.
-            let blank = record.ends.len() == 1 && record.values.iter().all(u8::is_ascii_whitespace);
-            if !blank || record.too_long || self.header.len() == 1 {
+            // A line of white space alone is blank to people, and so are empty fields, which spreadsheets write below a table.
+            let blank = record.values.iter().all(u8::is_ascii_whitespace);
+            if !blank || record.too_long || self.header.names.len() == 1 {
                 break record;
             }
         };
@@ -96,7 +147,7 @@ impl Table {
             ends: Vec::new(),
             too_long: false,
         };
-        let (mut values, mut ends) = (vec![0; 512], vec![0; self.header.len().max(15) + 1]);
+        let (mut values, mut ends) = (vec![0; 512], vec![0; self.header.names.len().max(15) + 1]);
         let (mut filled, mut fields, mut quotes) = (0, 0, 0);
         loop {
             let buffer = match self.input.reader.fill_buf() {
@@ -167,37 +218,73 @@ impl Record {
         self.values.len() + self.first_line.len() + size_of_val(&self.ends[..])
     }
 
-    /// The fields by name.
+    /// The fields by name; null where nobody needs them.
     ///
     /// # Errors
-    /// When there are more or fewer than the header names, or when one is no text.
+    /// When there are more than the header names, or one that is needed is missing or no text.
     pub fn parse(&self, path: &Path) -> Result<Map<String, Value>> {
-        let (got, expected) = (self.ends.len(), self.header.len());
-        if got != expected {
-            let message = format!("the row has {got} field(s), and the header names {expected}");
-            let field = if got > expected { expected } else { got.saturating_sub(1) };
-            return Err(self
-                .error(path, field, message)
-                .with_help("quote fields that hold the delimiter, a quote or a line end; or remove the row"));
+        let Header { names, needed, .. } = &*self.header;
+        let needed = |index: usize| needed.get(index).copied().unwrap_or(true);
+        let (got, expected) = (self.ends.len(), names.len());
+        // A delimiter at the end of each row makes a field, with nothing in it.
+        let more = (expected..got).any(|index| !self.field(index).trim_ascii().is_empty());
+        let less = (got..expected).any(needed);
+        if more || less {
+            return Err(self.uneven(path));
         }
         let mut row = Map::with_capacity(expected);
-        for (index, name) in self.header.iter().enumerate() {
-            let value = text(self.field(index)).map_err(|(_, message)| {
-                self.error(path, index, format!("`{name}`: {message}")).with_help(ENCODING_HELP)
-            })?;
-            row.insert(name.clone(), Value::String(value.to_string()));
+        for (index, name) in names.iter().enumerate() {
+            let value = if needed(index) { Value::from(self.value(path, index, name)?) } else { Value::Null };
+            row.insert(name.clone(), value);
         }
         Ok(row)
+    }
+
+    /// The text of a field.
+    fn value(&self, path: &Path, index: usize, name: &str) -> Result<String> {
+        let value = text(self.field(index))
+            .map_err(|(_, message)| self.error(path, index, format!("`{name}`: {message}")).with_help(ENCODING_HELP))?;
+        if !self.header.spaced {
+            return Ok(value.to_string());
+        }
+        let value = value.trim_start_matches(' ');
+        let quoted = value.strip_prefix('"').and_then(|value| value.trim_end().strip_suffix('"'));
+        Ok(quoted.map_or_else(|| value.to_string(), |inner| inner.replace("\"\"", "\"")))
+    }
+
+    /// The error of a row with more or fewer fields than the header.
+    fn uneven(&self, path: &Path) -> Error {
+        let (got, expected) = (self.ends.len(), self.header.names.len());
+        let fields = if got == 1 { "field" } else { "fields" };
+        let message = format!("the row has {got} {fields}, and the header names {expected}");
+        let field = if got > expected { expected } else { got.saturating_sub(1) };
+        let delimiter = shown(self.delimiter);
+        let spaced = (0..got).any(|index| self.field(index).trim_ascii_start().starts_with(b"\"") && index > 0);
+        let help = if spaced && got > expected {
+            "take the space before the quote out: only a quote right behind the delimiter opens a quoted field"
+                .to_string()
+        } else if got == expected + 1 && !self.field(0).is_empty() && self.field(0).iter().all(u8::is_ascii_digit) {
+            format!(
+                "quote fields that hold {delimiter}, a quote or a line end; or, if the rows begin with numbers that the header \
+                 does not name, write the table again without row names"
+            )
+        } else {
+            format!(
+                "quote fields that hold {delimiter}, a quote or a line end, or remove the row; if another character stands \
+                 between the fields, say `delimiter` at the source: `train: {{path: …, delimiter: \";\"}}`"
+            )
+        };
+        self.error(path, field, message).with_help(help)
     }
 
     /// The error of a row, at the field that it names.
     pub fn row_error(&self, path: &Path, error: RowError) -> Error {
         let field = match error.path.first() {
-            Some(Step::Key(key)) => self.header.iter().position(|name| *name == *key),
+            Some(Step::Key(key)) => self.header.names.iter().position(|name| *name == *key),
             _ => None,
         };
         let report = self.error(path, field.unwrap_or(0), error.message);
-        report.with_help(error.help.as_deref().unwrap_or("mend the row, or remove it"))
+        report.with_help(error.help.as_deref().unwrap_or("fix the row, or remove it"))
     }
 
     fn field(&self, index: usize) -> &[u8] {
@@ -205,34 +292,30 @@ impl Record {
         &self.values[start..self.ends[index]]
     }
 
-    /// The fields as names.
-    fn names(&self, path: &Path) -> Result<Vec<String>> {
+    /// The fields as names of columns.
+    fn header(&self, path: &Path) -> Result<Header> {
         if self.too_long {
             return Err(self.error(path, 0, "the header has no end; the first line must name the fields".to_string()));
         }
+        let mut header = Header { spaced: self.ends.len() > 1, ..Header::default() };
         let mut seen = HashSet::new();
-        let mut names = Vec::new();
         for index in 0..self.ends.len() {
-            let name = text(self.field(index))
-                .map_err(|(_, message)| {
-                    self.error(path, index, format!("the header: {message}")).with_help(ENCODING_HELP)
-                })?
-                .trim();
-            if name.is_empty() {
-                return Err(self
-                    .error(path, index, format!("the header has no name for column {}", index + 1))
-                    .with_help(
-                        "the first line must name every field; pandas leaves its index out with `index=False`",
-                    ));
+            let written = text(self.field(index)).map_err(|(_, message)| {
+                self.error(path, index, format!("the header: {message}")).with_help(ENCODING_HELP)
+            })?;
+            header.spaced &= index == 0 || written.starts_with(' ');
+            let name = unquoted(written.trim());
+            let mut unique = if name.is_empty() { format!("Unnamed: {index}") } else { name.to_string() };
+            if seen.contains(&unique) {
+                header.twice.insert(unique.clone());
+                let numbered =
+                    (1..=self.ends.len()).map(|n| format!("{name}.{n}")).find(|numbered| !seen.contains(numbered));
+                unique = numbered.unwrap_or_default();
             }
-            if !seen.insert(name) {
-                return Err(self
-                    .error(path, index, format!("the header names `{name}` twice"))
-                    .with_help("the first line must name every field, each by another name"));
-            }
-            names.push(name.to_string());
+            seen.insert(unique.clone());
+            header.names.push(unique);
         }
-        Ok(names)
+        Ok(header)
     }
 
     /// Keeps what is on the record's first line, and not too far along.
@@ -266,4 +349,17 @@ impl Record {
         let at = if passed == field { at } else { 0 };
         self.place.error(path, &self.first_line, at, 1, message)
     }
+}
+
+/// A delimiter, for people.
+pub(super) fn shown(delimiter: u8) -> String {
+    match delimiter {
+        b'\t' => "a tab".to_string(),
+        byte => format!("`{}`", byte as char),
+    }
+}
+
+/// A name without the quotes that a space before them made a part of it.
+fn unquoted(name: &str) -> &str {
+    name.strip_prefix('"').and_then(|name| name.strip_suffix('"')).unwrap_or(name)
 }

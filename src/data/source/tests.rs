@@ -180,9 +180,9 @@ fn what_is_no_row_of_json_is_explained() {
     assert_eq!((utf8.line, utf8.column), (1, 9));
     assert!(utf8.message.contains("0xff") && utf8.help.unwrap().contains("iconv"));
     assert!(line(b"{\"a\": \"\0\"}").message.contains("NUL"));
-    assert!(line(b"[1, 2]").help.unwrap().contains("`.json`"));
-    assert!(line(b"[\n{}\n]").help.unwrap().contains("`.json`"));
-    assert!(line(b"{\n\"a\": 1}").help.unwrap().contains("jq"));
+    assert!(line(b"[1, 2]").message.contains("got a number"), "an array under the name of lines is one");
+    assert!(line(b"{\"a\": 1}\n{\n\"b\": 2}\n").help.unwrap().contains("jq"));
+    assert!(line(b"{'a': None}").help.unwrap().contains("json.dumps"));
     assert!(line(b"{\"a\": 1").message.contains("EOF"));
     let element = located(failure(&folder.write("a.json", "[{}, 3]")));
     assert_eq!((element.line, element.column), (1, 6));
@@ -196,7 +196,6 @@ fn a_broken_array_is_named_where_it_breaks() {
     let folder = Folder::new();
     for (text, line, column, message) in [
         ("[{}\n {}]", 2, 2, "`,` or `]`"),
-        ("[{},\n]", 2, 1, "a row is expected"),
         ("[,{}]", 1, 2, "a row is expected"),
         ("[{}]\n{}", 2, 1, "behind the end"),
         ("[{\"a\": 1},\n {\"a\": 2}", 2, 10, "`]` is missing"),
@@ -250,13 +249,15 @@ fn tables_without_order_are_named() {
     let table = |text: &str| located(failure(&folder.write("a.csv", text)));
     let short = table("a,b\n1,2\n\"x\ny\"\n");
     assert_eq!((short.line, short.column), (3, 1));
-    assert!(short.message.contains("1 field(s), and the header names 2"), "{short}");
+    assert!(short.message.contains("1 field, and the header names 2"), "{short}");
     let long = table("a,b\n1,2,3\n");
     assert_eq!((long.line, long.column), (2, 5));
-    let twice = table("a,b,a\n");
-    assert_eq!((twice.line, twice.column), (1, 5));
-    assert!(twice.message.contains("names `a` twice"));
-    assert!(table(",a\n0,1\n").help.unwrap().contains("index=False"));
+    let mut twice = RowReader::open(&folder.write("a.csv", "a,b,a,\n1,2,3\n")).unwrap();
+    assert_eq!(twice.columns().unwrap(), ["a", "b", "a.1", "Unnamed: 3"]);
+    assert!(twice.select(&|column| column == "a").unwrap_err().to_string().contains("names `a` twice"));
+    twice.select(&|column| column == "b").unwrap();
+    let row = twice.next_row().unwrap().unwrap().parse(Path::new("a.csv")).unwrap();
+    assert_eq!(json!(row), json!({"a": null, "b": "2", "a.1": null, "Unnamed: 3": null}));
     let open = table("a,b\n1,2\n3,\"x\n4,y\n5,z\n");
     assert_eq!(open.line, 3);
     assert!(open.message.contains("never closed"), "{open}");
@@ -347,7 +348,7 @@ fn a_bomb_is_stopped() {
 fn what_is_no_data_file_is_refused_by_name() {
     let folder = Folder::new();
     let refused = |name: &str, bytes: &[u8]| failure(&folder.write(name, bytes)).to_string();
-    assert!(refused("a.md", b"# Title").contains("no kind that is understood"));
+    assert!(refused("a.md", b"# Title").contains("is a Markdown text"));
     assert!(refused("a.jsonl", b"\xFD7zXZ\0\0\0").contains("xz"));
     assert!(refused("a.csv", b"PK\x03\x04rest").contains("zip"));
     let packed = failure(&folder.write("a.parquet.gz", gzip(b"PAR1....PAR1")));

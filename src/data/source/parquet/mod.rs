@@ -1,4 +1,5 @@
-//! Parquet, row by row: a row group is open at a time, and of it a few pages a column.
+//! Parquet, row by row: a row group is open at a time, and of it a few pages a column. Of columns that nobody needs no page is
+//! read.
 //!
 //! The reader itself is the `parquet` crate's, which believes what a file claims and panics where that is false. So a file's
 //! claims are checked before (`claims`), its pages while they are read (`pages`), and what still panics becomes an error
@@ -6,6 +7,7 @@
 
 mod claims;
 mod pages;
+mod projection;
 mod quiet;
 
 use super::MAX_ROW;
@@ -15,11 +17,14 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::{ReaderIter, TreeBuilder};
 use ::parquet::record::{Field, Row};
+use ::parquet::schema::types::{ColumnPath, SchemaDescPtr};
 use pages::CheckedGroup;
+use projection::Projection;
 use quiet::quietly;
 use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Rows of a column that are decoded at a time: few, because one may hold much.
 const BATCH: usize = 32;
@@ -32,10 +37,23 @@ pub(super) struct ParquetFile {
     rows: Option<ReaderIter>,
     read: usize,
     total: u64,
+    columns: Arc<Columns>,
+    /// The columns that are read.
+    schema: SchemaDescPtr,
+}
+
+/// The columns of a file, and those of them that nobody needs.
+#[derive(Debug, Default)]
+struct Columns {
+    names: Vec<String>,
+    left_out: Vec<String>,
 }
 
 /// A row of a Parquet file.
-pub(super) struct ParquetRow(Row);
+pub(super) struct ParquetRow {
+    row: Row,
+    columns: Arc<Columns>,
+}
 
 impl ParquetFile {
     /// Reads and checks what the file says about itself.
@@ -47,8 +65,7 @@ impl ParquetFile {
         let file = tried(path, || SerializedFileReader::new(file))?;
         let metadata = file.metadata();
         for group in metadata.row_groups() {
-            let flat = group.columns().iter().filter(|column| column.column_descr().max_rep_level() == 0);
-            if group.num_rows() < 0 || flat.clone().any(|column| column.num_values() != group.num_rows()) {
+            if group.num_rows() < 0 {
                 return Err(damaged(path, "its columns are not of one length"));
             }
             if group.num_columns() == 0 {
@@ -56,7 +73,49 @@ impl ParquetFile {
             }
         }
         let total = metadata.row_groups().iter().map(|group| group.num_rows() as u64).fold(0, u64::saturating_add);
-        Ok(Self { path: path.to_path_buf(), file, group: 0, rows: None, read: 0, total })
+        let schema = metadata.file_metadata().schema_descr_ptr();
+        let names = schema.root_schema().get_fields().iter().map(|field| field.name().to_string()).collect();
+        let columns = Arc::new(Columns { names, left_out: Vec::new() });
+        Ok(Self { path: path.to_path_buf(), file, group: 0, rows: None, read: 0, total, columns, schema })
+    }
+
+    /// The names of the columns.
+    pub fn columns(&self) -> &[String] {
+        &self.columns.names
+    }
+
+    /// Whether there is no row.
+    pub const fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// Reads no other columns from here on.
+    ///
+    /// # Errors
+    /// When a column that is needed is of a type that is not read: names the column and the type.
+    pub fn select(&mut self, needs: &dyn Fn(&str) -> bool) -> Result<()> {
+        let whole = self.file.metadata().file_metadata().schema_descr_ptr();
+        let Projection { schema, left_out } =
+            tried(&self.path, || Projection::new(&whole, needs))?.map_err(|refused| {
+                let message =
+                    format!("the column `{}` is of the type {}, which is not read", refused.column, refused.kind);
+                Error::file(&self.path, message)
+                    .with_help("write it as text, or take a format or a template that does not read it")
+            })?;
+        self.schema = schema;
+        self.columns = Arc::new(Columns { names: self.columns.names.clone(), left_out });
+        Ok(())
+    }
+
+    /// Checks that the columns of a row group that are read have one value a row, where they have no lists.
+    fn check_lengths(&self, group: usize) -> Result<()> {
+        let group = self.file.metadata().row_group(group);
+        let read = |path: &ColumnPath| self.schema.columns().iter().any(|column| column.path() == path);
+        let mut flat = group.columns().iter().filter(|column| column.column_descr().max_rep_level() == 0);
+        if flat.any(|column| column.num_values() != group.num_rows() && read(column.column_path())) {
+            return Err(damaged(&self.path, "its columns are not of one length"));
+        }
+        Ok(())
     }
 
     /// The share of the rows that are read.
@@ -73,7 +132,7 @@ impl ParquetFile {
             if let Some(rows) = &mut self.rows {
                 if let Some(row) = tried(&self.path, || rows.next().transpose())? {
                     self.read += 1;
-                    let row = ParquetRow(row);
+                    let row = ParquetRow { row, columns: self.columns.clone() };
                     let content =
                         if row.size() > MAX_ROW { Content::ParquetTooLong } else { Content::Parquet(Box::new(row)) };
                     return Ok(Some(RawRow::new(self.read, content)));
@@ -83,10 +142,10 @@ impl ParquetFile {
             if self.group >= self.file.num_row_groups() {
                 return Ok(None);
             }
-            let (file, group) = (&self.file, self.group);
+            self.check_lengths(self.group)?;
+            let (file, group, schema) = (&self.file, self.group, self.schema.clone());
             self.rows = Some(tried(&self.path, || {
                 let group = CheckedGroup(file.get_row_group(group)?);
-                let schema = file.metadata().file_metadata().schema_descr_ptr();
                 TreeBuilder::new().with_batch_size(BATCH).as_iter(schema, &group)
             })?);
             self.group += 1;
@@ -97,20 +156,37 @@ impl ParquetFile {
 impl ParquetRow {
     /// About how many bytes it holds.
     pub fn size(&self) -> usize {
-        self.0.get_column_iter().map(|(name, field)| name.len() + size(field)).sum()
+        self.row.get_column_iter().map(|(name, field)| name.len() + size(field)).sum()
     }
 
-    /// The row's columns by name: groups as objects, lists as lists, dates and decimals as text.
+    /// The row's columns by name: groups as objects, lists as lists, dates and decimals as text, null where nobody needs them.
+    /// Inside of others bytes that are not text are null too.
     ///
     /// # Errors
-    /// When a column holds bytes that are no text.
+    /// When a column holds bytes that are not text.
     pub fn parse(&self, path: &Path, number: usize) -> Result<Map<String, Value>> {
         // Dates that no calendar has make the crate panic.
-        let row = quietly(|| object(&self.0));
+        let row = quietly(|| self.object());
         let row = row.unwrap_or_else(|| Err("a value is out of any range".to_string()));
         row.map_err(|message| {
-            Error::file(path, format!("row {number}: {message}")).with_help("mend the row, or remove it")
+            let message = format!("row {number}: {message}");
+            Error::file(path, message).with_help("write the column as text, or fix the row, or remove it")
         })
+    }
+
+    fn object(&self) -> Result<Map<String, Value>, String> {
+        let mut row = Map::with_capacity(self.columns.names.len());
+        for (name, field) in self.row.get_column_iter() {
+            let read = match field {
+                Field::Bytes(bytes) => text(bytes.data()).ok_or_else(|| {
+                    format!("the column `{name}` is of bytes, and these {} are not UTF-8 text", bytes.len())
+                }),
+                field => value(field).map_err(|message| format!("`{name}`: {message}")),
+            };
+            row.insert(name.clone(), read?);
+        }
+        row.extend(self.columns.left_out.iter().map(|name| (name.clone(), Value::Null)));
+        Ok(row)
     }
 }
 
@@ -139,17 +215,13 @@ fn damaged(path: &Path, message: &str) -> Error {
     Error::file(path, format!("is a damaged Parquet file: {message}")).with_help("copy or download it again")
 }
 
+/// Bytes as text, where they are UTF-8.
+fn text(bytes: &[u8]) -> Option<Value> {
+    std::str::from_utf8(bytes).ok().map(Value::from)
+}
+
 fn object(row: &Row) -> Result<Map<String, Value>, String> {
-    row.get_column_iter()
-        .map(|(name, field)| {
-            let value = value(field).map_err(|message| {
-                // Columns inside of columns are told as a path.
-                let rest = message.strip_prefix('`').map_or_else(|| format!("`: {message}"), |rest| format!(".{rest}"));
-                format!("`{name}{rest}")
-            })?;
-            Ok((name.clone(), value))
-        })
-        .collect()
+    row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?))).collect()
 }
 
 fn value(field: &Field) -> Result<Value, String> {
@@ -169,10 +241,8 @@ fn value(field: &Field) -> Result<Value, String> {
         Field::Float(value) => float(value.to_string().parse().unwrap_or(f64::NAN)),
         Field::Double(value) => float(*value),
         Field::Str(text) => Value::from(text.as_str()),
-        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
-            Ok(text) => Value::from(text),
-            Err(_) => return Err(format!("{} bytes that are no UTF-8 text", bytes.len())),
-        },
+        // A picture beside the texts of a turn, say.
+        Field::Bytes(bytes) => text(bytes.data()).unwrap_or(Value::Null),
         Field::Group(row) => Value::Object(object(row)?),
         Field::ListInternal(list) => list.elements().iter().map(value).collect::<Result<Vec<_>, _>>()?.into(),
         Field::MapInternal(map) => {

@@ -123,7 +123,7 @@ fn bytes_that_are_no_text_make_a_bad_row() {
     let rows = read(&path).unwrap();
     assert!(rows[0].is_ok() && rows[1].is_ok());
     let error = rows[2].as_ref().unwrap_err().to_string();
-    assert!(error.contains("row 3: `raw`: 2 bytes that are no UTF-8 text"), "{error}");
+    assert!(error.contains("row 3: the column `raw` is of bytes, and these 2 are not UTF-8 text"), "{error}");
 }
 
 #[test]
