@@ -134,7 +134,7 @@ fn key(source: &Source<'_>, encoder: &str) -> Result<String> {
         "columns": own.columns,
         "delimiter": own.delimiter,
         "limit": own.limit,
-        "max_seq_len": config.max_seq_len,
+        "max_seq_len": config.max_seq_len(),
         "overlong": config.overlong,
         "on_bad_row": config.on_bad_row,
     });

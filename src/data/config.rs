@@ -39,9 +39,9 @@ pub struct DataConfig {
     /// Which of the assistant's turns are learnt.
     #[serde(default)]
     pub train_on_turns: TrainOnTurns,
-    /// The most tokens of one row.
-    #[serde(default = "default_max_seq_len")]
-    pub max_seq_len: usize,
+    /// The most tokens of one row; 1024 by default, or as many as the base has positions where those are fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seq_len: Option<usize>,
     /// What happens to rows with more.
     #[serde(default)]
     pub overlong: Overlong,
@@ -191,9 +191,8 @@ fn names_of_fields<'de, D: Deserializer<'de>>(
     fields.into_iter().map(named).collect()
 }
 
-const fn default_max_seq_len() -> usize {
-    1024
-}
+/// The most tokens of a row where the recipe says nothing.
+const MAX_SEQ_LEN: usize = 1024;
 
 /// The recipe's `data.overlong`: rows of more than `max_seq_len` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -221,7 +220,7 @@ impl DataConfig {
             template: None,
             chat_template: None,
             train_on_turns: TrainOnTurns::default(),
-            max_seq_len: default_max_seq_len(),
+            max_seq_len: None,
             overlong: Overlong::default(),
             on_bad_row: OnBadRow::default(),
             packing: false,
@@ -230,12 +229,17 @@ impl DataConfig {
         }
     }
 
+    /// The most tokens of one row.
+    pub fn max_seq_len(&self) -> usize {
+        self.max_seq_len.unwrap_or(MAX_SEQ_LEN)
+    }
+
     /// Checks the values.
     ///
     /// # Errors
     /// Names the key and the values that it takes.
     pub fn validate(&self) -> Result<()> {
-        if self.max_seq_len < 2 {
+        if self.max_seq_len.is_some_and(|most| most < 2) {
             return Err(Error::invalid("data.max_seq_len: must be at least 2 tokens"));
         }
         if !(0.0..1.0).contains(&self.validation_split) {

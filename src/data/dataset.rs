@@ -165,7 +165,7 @@ impl Dataset {
     /// The orders in which a run goes through the rows. `rows_per_step`: rows (with packing, packs) of an optimizer step.
     pub fn plan(&self, config: &DataConfig, rows_per_step: usize, seed: u64) -> Plan {
         let arrangement = match (config.packing, config.group_by_length) {
-            (true, _) => Arrangement::Packed { max_seq_len: config.max_seq_len },
+            (true, _) => Arrangement::Packed { max_seq_len: config.max_seq_len() },
             (_, true) => Arrangement::Grouped { rows_per_step },
             _ => Arrangement::Shuffled,
         };

@@ -114,7 +114,7 @@ fn long_rows_are_dropped_cut_or_refused() {
         format!("{{\"prompt\": \"{}\", \"completion\": \"{}\"}}\n", "q".repeat(question), "a".repeat(answer))
     };
     let mut config = folder.config(&(row(5, 4) + &row(5, 10) + &row(30, 4)));
-    config.max_seq_len = 10;
+    config.max_seq_len = Some(10);
     let dropped = load(&config).unwrap();
     assert_eq!((dropped.report.dropped, dropped.report.truncated, dropped.train.len()), (2, 0, 1));
     assert_eq!((dropped.report.lengths.min, dropped.report.lengths.max), (10, 35));
@@ -128,7 +128,7 @@ fn long_rows_are_dropped_cut_or_refused() {
     let error = load(&config).unwrap_err();
     assert!(error.to_string().contains(":2:1: the row has 16 tokens, and max_seq_len is 10"), "{error}");
     config.overlong = Overlong::Drop;
-    config.max_seq_len = 3;
+    config.max_seq_len = Some(3);
     let none = load(&config).unwrap_err();
     assert!(none.to_string().contains("none of the 3 rows is left"), "{none}");
     assert!(none.help().unwrap().contains("truncate"));
@@ -286,7 +286,7 @@ fn kept_tokens_are_taken_again_and_only_for_the_same() {
     load(&config).unwrap();
     assert_eq!(folder.cache_files(), files);
     // What does, does.
-    config.max_seq_len = 999;
+    config.max_seq_len = Some(999);
     load(&config).unwrap();
     assert_eq!(folder.cache_files().len(), 2);
     folder.write("train.jsonl", &rows(301));
@@ -312,7 +312,7 @@ fn whatever_decides_about_tokens_is_part_of_their_name() {
             template: Some(serde_json::from_str(r#"{"completion": "{{ prompt }}"}"#).unwrap()),
             ..base.clone()
         },
-        DataConfig { max_seq_len: 2000, ..base.clone() },
+        DataConfig { max_seq_len: Some(2000), ..base.clone() },
         DataConfig { overlong: Overlong::Truncate, ..base.clone() },
         DataConfig { on_bad_row: OnBadRow::Skip, ..base.clone() },
         DataConfig { train: own(SourceConfig { limit: Some(3), ..SourceConfig::default() }), ..base.clone() },
@@ -367,7 +367,7 @@ fn one_frequent_prompt_does_not_empty_either_side() {
 fn rows_that_are_skipped_do_not_hide_those_that_are_too_long() {
     let folder = Folder::new();
     let mut config = folder.config(&("{oops\n".to_owned() + &rows(3)));
-    (config.on_bad_row, config.overlong, config.max_seq_len) = (OnBadRow::Skip, Overlong::Error, 5);
+    (config.on_bad_row, config.overlong, config.max_seq_len) = (OnBadRow::Skip, Overlong::Error, Some(5));
     assert!(load(&config).unwrap_err().to_string().contains("max_seq_len is 5"));
     config.overlong = Overlong::Drop;
     let error = load(&config).unwrap_err().to_string();

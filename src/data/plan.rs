@@ -26,6 +26,10 @@ pub enum Arrangement {
     },
 }
 
+/// Packs and epochs of a run that is looked at as a whole.
+const MOST_LOOKED_AT: usize = 4 << 20;
+const MOST_EPOCHS_LOOKED_AT: usize = 32;
+
 /// The orders of all epochs over the rows to train on.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -101,6 +105,33 @@ impl Plan {
     pub fn rows_and_tokens(&self) -> (usize, usize) {
         let rows = self.drawn(0);
         (rows.len(), rows.iter().map(|&row| self.lengths[row as usize] as usize).sum())
+    }
+
+    /// The most tokens of a micro-batch in a run over the first `packs` packs: each step takes `per_step` of them, in order of
+    /// their lengths, `at_once` at a time. A run that is too long to be looked at gets what [`Self::most_tokens`] says.
+    pub fn most_tokens_at_once(&self, packs: usize, per_step: usize, at_once: usize) -> usize {
+        let bound = self.most_tokens(at_once);
+        let n = self.packs_per_epoch();
+        if n == 0 || packs > MOST_LOOKED_AT || packs.div_ceil(n) > MOST_EPOCHS_LOOKED_AT {
+            return bound;
+        }
+        let (mut most, mut step) = (0, Vec::with_capacity(per_step));
+        let mut take = |step: &mut Vec<usize>| {
+            step.sort_unstable();
+            most = step.chunks(at_once).map(|packs| packs.iter().sum()).fold(most, usize::max);
+            step.clear();
+        };
+        for number in 0..packs.div_ceil(n) {
+            let epoch = self.epoch(number as u64);
+            for pack in 0..n.min(packs - number * n) {
+                step.push(epoch.pack(pack).iter().map(|&row| self.lengths[row as usize] as usize).sum());
+                if step.len() == per_step {
+                    take(&mut step);
+                }
+            }
+        }
+        take(&mut step);
+        most.min(bound)
     }
 
     /// The most tokens of `packs` packs.
@@ -298,6 +329,28 @@ mod tests {
         let full = lengths.iter().sum::<usize>() as f64 / (128 * plan.packs_per_epoch()) as f64;
         assert!(full > 0.98, "best fit leaves little room: {full}");
         assert_eq!(plan.most_tokens(2), 256);
+    }
+
+    #[test]
+    fn the_largest_micro_batch_is_that_of_the_runs_own_steps() {
+        let lengths: Vec<u32> = (0..200).map(|i| 10 + (i * 37) % 91).collect();
+        for arrangement in [Arrangement::Shuffled, Arrangement::Packed { max_seq_len: 128 }] {
+            let plan = Plan::new(&rows(&lengths), arrangement, 5);
+            let n = plan.packs_per_epoch();
+            for (packs, per_step, at_once) in [(40, 8, 4), (2 * n + 3, 6, 6), (3, 8, 2), (n, 1, 1)] {
+                let pack = |place: usize| {
+                    let epoch = plan.epoch((place / n) as u64);
+                    epoch.pack(place % n).iter().map(|&row| lengths[row as usize] as usize).sum::<usize>()
+                };
+                let all: Vec<usize> = (0..packs).map(pack).collect();
+                let steps = all.chunks(per_step).map(|step| {
+                    let mut step = step.to_vec();
+                    step.sort_unstable();
+                    step.chunks(at_once).map(|packs| packs.iter().sum::<usize>()).max().unwrap()
+                });
+                assert_eq!(plan.most_tokens_at_once(packs, per_step, at_once), steps.max().unwrap());
+            }
+        }
     }
 
     #[test]

@@ -300,11 +300,11 @@ impl Run<'_, '_> {
         let (has, have) = if long == 1 { ("has", "has") } else { ("have", "have") };
         let (message, help) = match config.overlong {
             Overlong::Truncate => (
-                format!("{has} no answer within max_seq_len = {} tokens", config.max_seq_len),
+                format!("{has} no answer within max_seq_len = {} tokens", config.max_seq_len()),
                 "raise `data.max_seq_len`",
             ),
             _ => (
-                format!("{have} more than max_seq_len = {} tokens", config.max_seq_len),
+                format!("{have} more than max_seq_len = {} tokens", config.max_seq_len()),
                 "raise `data.max_seq_len`, or set `data.overlong` to `truncate`",
             ),
         };
@@ -361,12 +361,12 @@ fn read_row(
     let conversation = matches!(example, Example::Chat { .. });
     let (empty_answers, unread) = (empty_answers(&example), unread(encoder, &example));
     let too_long = |length: String| {
-        let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len);
+        let message = format!("the row has {length} tokens, and max_seq_len is {}", config.max_seq_len());
         let help = "raise `data.max_seq_len`, shorten the row, or set `data.overlong` to `drop` or `truncate`";
         Fault::TooLong(row.place(path, Error::invalid(message).with_help(help)))
     };
     // A row that is far too long would take much time and memory to tokenize, to be left out.
-    let most = if config.overlong == Overlong::Truncate { usize::MAX } else { config.max_seq_len };
+    let most = if config.overlong == Overlong::Truncate { usize::MAX } else { config.max_seq_len() };
     let (mut sequence, notes) = match encoder.encode_within(&example, most).map_err(|error| row.place(path, error))? {
         Ok(encoded) => encoded,
         Err(least) if config.overlong == Overlong::Error => return Err(too_long(format!("at least {least}"))),
@@ -383,11 +383,11 @@ fn read_row(
     }
     let ends_supervised = encoder.ends_supervised(&sequence);
     let (mut truncated, mut dropped) = (false, false);
-    if length > config.max_seq_len {
+    if length > config.max_seq_len() {
         match config.overlong {
             Overlong::Drop => dropped = true,
             Overlong::Truncate => {
-                sequence.truncate(config.max_seq_len);
+                sequence.truncate(config.max_seq_len());
                 dropped = sequence.supervised() == 0;
                 truncated = !dropped;
             }

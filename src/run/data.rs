@@ -52,7 +52,8 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
     let template = prepare::named_template(&recipe.data, &base)?;
     let encoder = prepare::data_encoder(&base, &recipe.data, template.as_deref(), output::now())?;
     let start = Instant::now();
-    let (dataset, _) = prepare::dataset(recipe, &encoder, options.offline, observer)?;
+    let fitted = prepare::fitted(&recipe.data, &base, observer)?;
+    let (dataset, _) = prepare::dataset(recipe, &fitted, &encoder, options.offline, observer)?;
     let seconds = start.elapsed().as_secs_f64();
     let mut rows = Vec::new();
     for (split, all) in [("train", &dataset.train), ("validation", &dataset.validation)] {
@@ -69,14 +70,7 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
     };
     let mut warnings = data_warnings(&dataset.report);
     warnings.extend(prepare::template_warning(&encoder, &recipe.data));
-    Ok(DataSummary {
-        max_seq_len: recipe.data.max_seq_len,
-        chat_template,
-        seconds,
-        rows,
-        warnings,
-        data: dataset.report,
-    })
+    Ok(DataSummary { max_seq_len: fitted.max_seq_len(), chat_template, seconds, rows, warnings, data: dataset.report })
 }
 
 fn shown(

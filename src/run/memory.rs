@@ -104,7 +104,14 @@ impl Prepared {
         let mut validation: Vec<u32> = self.dataset.validation.entries().map(|entry| entry.tokens).collect();
         validation.sort_unstable_by(|a, b| b.cmp(a));
         let validation = validation.iter().take(n).map(|&tokens| tokens as usize).sum();
-        self.plan.most_tokens(n).max(validation)
+        let training = &recipe.training;
+        let per_step = n * training.gradient_accumulation_steps;
+        let packs = self.plan.packs_per_epoch();
+        let packs = match training.max_steps {
+            Some(steps) => steps.saturating_mul(per_step),
+            None => (training.epochs * packs as f64).ceil() as usize,
+        };
+        self.plan.most_tokens_at_once(packs, per_step, n).max(validation)
     }
 
     /// What may not fit.

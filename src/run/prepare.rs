@@ -125,14 +125,37 @@ fn with_own_names(error: Error, base: &Base) -> Error {
     }
 }
 
-/// Reads and tokenizes the recipe's data.
+/// The recipe's data with rows of as many tokens as the base takes.
+///
+/// # Errors
+/// When the recipe wants longer rows than that.
+pub(super) fn fitted(data: &DataConfig, base: &Base, observer: &mut dyn Observer) -> Result<DataConfig> {
+    let positions = base.config().get("max_position_embeddings").and_then(serde_json::Value::as_u64);
+    let Some(positions) = positions.map(|n| usize::try_from(n).unwrap_or(usize::MAX)) else { return Ok(data.clone()) };
+    match data.max_seq_len {
+        Some(wanted) if wanted > positions => Err(Error::invalid(format!(
+            "data.max_seq_len: {wanted} is over the {positions} positions that the base was made for"
+        ))
+        .with_help(format!("set `data.max_seq_len` to {positions} at most, or delete the line"))),
+        None if data.max_seq_len() > positions => {
+            observer.event(&Event::Note(format!(
+                "rows have {positions} tokens at most: the base was made for no more, and `data.max_seq_len` is not set"
+            )));
+            Ok(DataConfig { max_seq_len: Some(positions), ..data.clone() })
+        }
+        _ => Ok(DataConfig { max_seq_len: Some(data.max_seq_len()), ..data.clone() }),
+    }
+}
+
+/// Reads and tokenizes the recipe's data, which [`fitted`] gives.
 pub(super) fn dataset(
     recipe: &Recipe,
+    data: &DataConfig,
     encoder: &Encoder,
     offline: bool,
     observer: &mut dyn Observer,
 ) -> Result<(Dataset, Plan)> {
-    let (data, training) = (&recipe.data, &recipe.training);
+    let training = &recipe.training;
     let options = FetchOptions::from_env(offline);
     let files = DataFiles::find(data, |source, split| {
         let splits: &[&str] = match split {
@@ -155,7 +178,7 @@ pub(super) fn dataset(
         observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
     })?;
     let plan = dataset.plan(data, training.micro_batch_size * training.gradient_accumulation_steps, training.seed);
-    dataset.report.add_plan(&plan, data.packing.then_some(data.max_seq_len));
+    dataset.report.add_plan(&plan, data.packing.then_some(data.max_seq_len()));
     tracing::info!(train = dataset.train.len(), validation = dataset.validation.len(), "tokenized");
     Ok((dataset, plan))
 }
@@ -181,16 +204,10 @@ impl Prepared {
             let compute = recipe.compute.resolve(&device);
             ops::cuda::prepare_attention(gpu, dimensions.head_dim, compute)?;
         }
-        if recipe.data.max_seq_len > dimensions.max_positions {
-            return Err(Error::invalid(format!(
-                "data.max_seq_len: {} is over the {} positions that the base was made for",
-                recipe.data.max_seq_len, dimensions.max_positions
-            ))
-            .with_help(format!("set `data.max_seq_len` to {} at most", dimensions.max_positions)));
-        }
+        let data = fitted(&recipe.data, &base, observer)?;
         let chat_template = named_template(&recipe.data, &base)?;
         let encoder = data_encoder(&base, &recipe.data, chat_template.as_deref(), now)?;
-        let (dataset, plan) = dataset(recipe, &encoder, options.offline, observer)?;
+        let (dataset, plan) = dataset(recipe, &data, &encoder, options.offline, observer)?;
         let mut prepared = Self {
             base,
             encoder,
