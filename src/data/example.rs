@@ -96,7 +96,7 @@ impl Message {
         };
         self.role == Role::Assistant
             && self.content.trim().is_empty()
-            && !["content", "tool_calls", "reasoning_content", "reasoning", "thinking"].iter().any(given)
+            && !["tool_calls", "reasoning_content", "reasoning", "thinking"].iter().any(given)
     }
 
     /// A user's turn.

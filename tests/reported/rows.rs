@@ -1,4 +1,4 @@
-//! Rows and files of data. The inputs of `rows` are by pyarrow, DuckDB, pandas and datasets (`tests/parity/reported_rows.py`);
+//! Rows and files of data. The inputs of `rows` are by pyarrow, `DuckDB`, pandas and datasets (`tests/parity/reported_rows.py`);
 //! what is expected of the others is what these read of the same bytes, or what the trainer's documentation says that is named.
 
 use super::{Case, Shown, shown};
@@ -39,7 +39,8 @@ fn turns(turns: &[(&str, &str)]) -> String {
 }
 
 fn warnings(said: &Value) -> String {
-    said["warnings"].as_array().unwrap().iter().map(|text| format!("{}\n", text.as_str().unwrap())).collect()
+    let texts: Vec<&str> = said["warnings"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    texts.join("\n")
 }
 
 #[test]
@@ -81,7 +82,7 @@ fn case_12_columns_that_nobody_needs_refuse_nothing() {
 }
 
 /// pyarrow: pictures, hashes, lists of bytes, halves, decimals in brotli, INT96, times, nulls, maps, dictionaries, vectors, an
-/// index. DuckDB: INTERVAL at the top, in a list and in a struct, UUID, HUGEINT, JSON, BLOB, TIME, enums.
+/// index. `DuckDB`: INTERVAL at the top, in a list and in a struct, UUID, HUGEINT, JSON, BLOB, TIME, enums.
 #[test]
 fn tables_of_every_type_are_read_for_what_is_needed() {
     let case = Case::new("rows");
