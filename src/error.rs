@@ -192,7 +192,7 @@ impl Error {
         }
     }
 
-    /// The process's exit code: 2 for input that the user can mend, 130 after an interrupt, 1 for everything else.
+    /// The process's exit code: 2 for input that the user can fix, 130 after an interrupt, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted => 130,

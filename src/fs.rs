@@ -1,7 +1,12 @@
-//! Atomic writes: a file or a folder appears whole or not at all. And fingerprints: a file's contents in 32 bytes.
+//! Atomic writes: a file or a folder appears whole or not at all. And fingerprints: a file's contents in 32 bytes; and `~` in
+//! paths.
 //!
 //! Everything is written to a hidden sibling, flushed to the disk, and renamed. What a crash leaves behind starts with
 //! [`TEMPORARY_PREFIX`] and is swept by [`sweep`].
+
+mod expand;
+
+pub use expand::{Variable, expand, unset};
 
 use crate::error::{Error, Result};
 use rayon::prelude::*;

@@ -5,12 +5,14 @@
 //! no more files than are needed, and without the network when told so; and uploading a folder in one commit. It does not
 //! own reading what lies at those paths, nor what is in the folder.
 
+mod address;
 mod cache;
 mod card;
 mod config;
 mod dataset;
 #[cfg(test)]
 mod dataset_tests;
+mod environment;
 mod explain;
 mod folder;
 mod hash;
@@ -33,6 +35,7 @@ mod upload_tests;
 
 pub use config::HubConfig;
 pub use dataset::{DatasetConfig, fetch_dataset};
+pub use environment::settled;
 pub use folder::LeftOut;
 pub use plan::{PlannedFile, UploadPlan, plan};
 pub use upload::{UploadOptions, UploadProgress, UploadSummary, UploadedFile, check_access, upload};
@@ -60,15 +63,43 @@ pub struct FetchOptions {
 }
 
 impl FetchOptions {
-    /// Offline when asked for, or when `HF_HUB_OFFLINE` is `1`, `true`, `yes` or `on`.
+    /// Offline when asked for, or when `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is `1`, `true`, `yes` or `on`.
     pub fn from_env(offline: bool) -> Self {
-        let set = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| is_on(&value));
-        Self { offline: offline || set }
+        Self { offline: offline || environment::is_offline(&variable) }
+    }
+
+    /// As [`Self::from_env`], for datasets: `HF_DATASETS_OFFLINE` goes before both.
+    pub fn for_data(offline: bool) -> Self {
+        Self { offline: offline || environment::is_offline_for_data(&variable) }
     }
 }
 
-fn is_on(value: &str) -> bool {
-    ["1", "true", "yes", "on"].contains(&value.trim().to_ascii_lowercase().as_str())
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// A base's name as recipes have it: of an address on the Hub its id (`org/name`, or `org/name@revision`), and the file that the
+/// address names. Other names stay as they are, but for a slash at the end of an id.
+pub fn model_id(text: &str) -> (String, Option<String>) {
+    if Path::new(text).exists() {
+        return (text.to_owned(), None);
+    }
+    if let Some(address) = address::read(Kind::Model, text, variable("HF_ENDPOINT").as_deref()) {
+        return (address.id, address.file);
+    }
+    let short = text.trim().trim_end_matches('/');
+    (if parse(short).is_some() { short } else { text }.to_owned(), None)
+}
+
+/// A dataset's name as recipes have it: of an address on the Hub its id.
+pub fn dataset_id(text: &str) -> String {
+    let endpoint = variable("HF_ENDPOINT");
+    if let Some(address) = address::read(Kind::Dataset, text, endpoint.as_deref()) {
+        return address.id;
+    }
+    let short = text.trim().trim_end_matches('/');
+    let short = short.strip_prefix("datasets/").filter(|rest| rest.contains('/')).unwrap_or(short);
+    if parse_id(Kind::Dataset, short).is_some() { short } else { text }.to_owned()
 }
 
 /// How far the download of one file has come.
@@ -171,6 +202,10 @@ fn fetch_from(
     progress: &mut dyn FnMut(FetchProgress),
     place: &Place,
 ) -> Result<PathBuf> {
+    // A recipe's paths are expanded when it is read; the command line's by the shell, but for `--base=~/x`.
+    let expanded = crate::fs::expand(&config.model, &variable);
+    let (model, file) = model_id(if Path::new(&config.model).exists() { &config.model } else { &expanded });
+    let config = BaseConfig { model, file: config.file.clone().or(file) };
     let path = Path::new(&config.model);
     if path.exists() {
         return local(path, config.file.as_deref());
@@ -243,7 +278,7 @@ fn check_file_name(file: &str) -> Result<()> {
     if is_plain(file) && Path::new(file).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Ok(());
     }
-    Err(Error::invalid(format!("base.file: `{file}` is no name of a GGUF file in a repository"))
+    Err(Error::invalid(format!("base.file: `{file}` is not the name of a GGUF file in a repository"))
         .with_help("for example `file: model.Q4_K_M.gguf`; leave it out for a model in safetensors"))
 }
 
@@ -254,14 +289,23 @@ fn not_there(model: &str) -> Error {
     let here = std::env::current_dir().map(|folder| folder.display().to_string()).unwrap_or_default();
     let help = if !near.is_empty() {
         format!("did you mean {}?", near.join(" or "))
-    } else if model.starts_with('~') {
-        "`~` is not expanded here; write the folder out".into()
+    } else if let Some(id) = meant(model) {
+        format!("for the model on the Hub write `{id}`")
     } else if path.is_absolute() {
         "a base is a folder, a .gguf file, or a Hub id such as org/name".into()
     } else {
         format!("relative paths begin at {here}; a base is a folder, a .gguf file, or a Hub id such as org/name")
     };
     Error::invalid(format!("base.model: no such file or folder: {model}")).with_help(help)
+}
+
+/// The id in what looks like one: `models/org/name`, as the Hub's own interface writes it, or `org/name:file`.
+fn meant(model: &str) -> Option<String> {
+    let rest = model.strip_prefix("models/").or_else(|| model.strip_prefix("api/models/"))?;
+    parse(rest.trim_end_matches('/')).map(|reference| match reference.revision.as_str() {
+        "main" => reference.to_string(),
+        revision => format!("{reference}@{revision}"),
+    })
 }
 
 /// What lies beside a missing path and has a name like it.

@@ -8,6 +8,8 @@ mod diagnose;
 mod foreign;
 mod keys;
 mod locate;
+mod paths;
+mod short;
 mod source;
 mod unknown;
 
@@ -120,6 +122,7 @@ impl Recipe {
         source.apply(overrides, &mut root)?;
         unknown::check(&root, &source)?;
         drop_empty_sections(&mut root);
+        paths::settle(&mut root).map_err(|error| diagnose::out_of_range(&source, error))?;
         take_from_adapter(&mut root).map_err(|error| diagnose::out_of_range(&source, error))?;
         let file: RecipeFile = serde_path_to_error::deserialize(root.clone())
             .map_err(|error| diagnose::wrong_value(&source, &root, &error.path().to_string(), error.inner()))?;
@@ -188,8 +191,10 @@ impl Recipe {
     /// # Errors
     /// When a path in it is not Unicode.
     pub fn to_yaml(&self) -> Result<String> {
-        serde_yaml::to_string(&self.to_file())
-            .map_err(|error| Error::invalid(format!("cannot write the recipe: {error}")))
+        let failed = |error: serde_yaml::Error| Error::invalid(format!("cannot write the recipe: {error}"));
+        let mut value = serde_yaml::to_value(self.to_file()).map_err(failed)?;
+        short::whole_numbers(&mut value);
+        serde_yaml::to_string(&value).map_err(failed)
     }
 
     /// The keys of a kind whose values differ from those of an `earlier` recipe, each as `training.seed: 43 (was 42)`; an

@@ -69,7 +69,7 @@ fn bases_that_are_not_there() {
     hub.says(2, &["some-org/some-model", "not in the cache", "network is not used", "HF_HOME"]);
     std::fs::create_dir(place.path("empty")).unwrap();
     place.refused(&["base.model=empty"]).says(2, &["empty", "has no config.json"]);
-    place.refused(&["base.model=train.jsonl"]).says(2, &["train.jsonl: is no GGUF file", "a base model is"]);
+    place.refused(&["base.model=train.jsonl"]).says(2, &["train.jsonl: is not a GGUF file", "a base model is"]);
 }
 
 /// Copies the embedded base, lets `damage` at it, and says what training says.
@@ -204,7 +204,7 @@ fn a_gguf_file_that_is_cut_short() {
     for (length, phrases) in [
         (whole.len() - 100, &["cut short", "token_embd.weight", "fetch the file again"][..]),
         (40, &["its header", "fetch it again"]),
-        (2, &["is no GGUF file"]),
+        (2, &["is not a GGUF file"]),
     ] {
         place.write("cut.gguf", &whole[..length]);
         place.refused(&["base.model=cut.gguf", "quantization.type=auto"]).says(2, &[&["cut.gguf"], phrases].concat());
@@ -242,7 +242,7 @@ fn rows_that_cannot_be_learnt() {
 #[test]
 fn output_folders_that_cannot_be_used() {
     let place = Workplace::new();
-    place.refused(&["output_dir=train.jsonl"]).says(2, &["train.jsonl: is no folder", "set another `output_dir`"]);
+    place.refused(&["output_dir=train.jsonl"]).says(2, &["train.jsonl: is not a folder", "set another `output_dir`"]);
     place.refused(&["output_dir=train.jsonl/x"]).says(2, &["train.jsonl/x", "a file", "set another `output_dir`"]);
     place.refused(&["output_dir=/proc/x"]).says(2, &["/proc/x", "nothing can be written", "set another `output_dir`"]);
     // The folder holds the rows and the recipe: it is somebody's, with and without --overwrite.
@@ -380,7 +380,7 @@ fn adapters_that_cannot_speak() {
         refusal(&output)
     };
     told(&["nowhere", "hi"]).says(2, &["nowhere: no such folder or file", "a folder that `train` wrote"]);
-    told(&["trial.yaml", "hi"]).says(2, &["trial.yaml: is no adapter"]);
+    told(&["trial.yaml", "hi"]).says(2, &["trial.yaml: is not an adapter"]);
     place.train(&[]);
     told(&["out", &"cell ".repeat(2000)]).says(2, &["the prompt has", "tokens; expected 1 to 511"]);
     told(&["out", "", "--raw"]).says(2, &["the prompt has 0 tokens"]);
@@ -397,7 +397,7 @@ fn adapters_that_cannot_speak() {
     std::fs::write(&config, whole_config).unwrap();
 
     std::fs::write(&tensors, &whole[..1000]).unwrap();
-    told(&["out", "hi"]).says(2, &["adapter_model.safetensors", "no readable safetensors file"]);
+    told(&["out", "hi"]).says(2, &["adapter_model.safetensors", "cut short"]);
     let mut damaged = whole.clone();
     let end = damaged.len();
     damaged[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());

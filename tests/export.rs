@@ -237,7 +237,7 @@ fn folders_in_use_are_left_alone() {
     let mine = ["--to", "peft", "--out", "mine", "--overwrite"];
     refused(&place, &mut exporting(&place, &mine)).says(2, &["is not empty, and holds no export"]);
     let file = ["--to", "peft", "--out", "trial.yaml"];
-    refused(&place, &mut exporting(&place, &file)).says(2, &["is no folder"]);
+    refused(&place, &mut exporting(&place, &file)).says(2, &["is not a folder"]);
     summary(&mut exporting(&place, &[&again[..], &["--overwrite"]].concat()));
     assert!(place.path("out/model.safetensors").is_file() && !place.path("out/adapter_config.json").exists());
     place.assert_no_litter();
@@ -274,7 +274,7 @@ fn what_cannot_be_exported_is_refused_before_anything_is_written() {
     let index = r#"{"weight_map": {"model.norm.weight": "../../model.safetensors"}}"#;
     std::fs::remove_file(changed.join("model.safetensors")).unwrap();
     std::fs::write(changed.join("model.safetensors.index.json"), index).unwrap();
-    export("adapter", &["--base", "base"]).says(2, &["`../../model.safetensors` is no plain file name"]);
+    export("adapter", &["--base", "base"]).says(2, &["`../../model.safetensors` is not a plain file name"]);
 }
 
 /// The disk is full in the middle: a limit on the length of files stands for it.
@@ -340,7 +340,7 @@ fn verify_finds_what_has_changed() {
     bytes[last] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     refusal(&verify(&[])).says(2, &["model.safetensors", "is not as it was written"]);
-    refusal(&place.command(&["verify", "adapter", "--json"]).output().unwrap()).says(2, &["is no export's folder"]);
+    refusal(&place.command(&["verify", "adapter", "--json"]).output().unwrap()).says(2, &["is not an export's folder"]);
 }
 
 /// What an export replaces must not be what it is made from, nor hold what it did not write.

@@ -63,7 +63,7 @@ fn an_adapter_is_uploaded_by_hand() {
         "vllm serve org/base --enable-lora",
         "trial=me/mine",
         "for `org/base`",
-        "Validation",
+        "Results",
     ] {
         assert!(card.contains(phrase), "{phrase}\n{card}");
     }

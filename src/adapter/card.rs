@@ -1,7 +1,9 @@
 //! The model card: a folder's `README.md`, with front matter as the Hub reads it. It owns the card's text; that a card goes
 //! to the Hub, and what is checked before, is the `hub` room's.
 
-use super::serving::serving;
+mod body;
+
+use super::serving::{serving, usage};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,9 +14,10 @@ pub const CARD_REPO: &str = "OWNER/REPO";
 pub const CARD_BASE: &str = "OWNER/BASE";
 
 /// What a folder holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CardKind {
     /// A PEFT adapter.
+    #[default]
     Adapter,
     /// A whole model in safetensors.
     Merged,
@@ -26,13 +29,45 @@ pub enum CardKind {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CardValidation {
     /// Mean cross-entropy before and after, in nats per token.
-    pub loss: (f64, f64),
+    pub cross_entropy: (f64, f64),
     /// The share of tokens that the model ranks first, before and after.
     pub token_accuracy: (f64, f64),
+    /// Mean probability of the tokens, before and after.
+    pub token_probability: (f64, f64),
+    /// The objective's own loss, before and after.
+    pub objective_loss: (f64, f64),
 }
 
-/// What a card tells.
-#[derive(Debug, Clone)]
+/// What was trained on, and what was left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CardRows {
+    /// Where the rows are from: a dataset's id, or a file's name.
+    pub sources: Vec<String>,
+    /// Rows to train on.
+    pub train: usize,
+    /// Rows to validate on.
+    pub validation: usize,
+    /// Rows that were left out, each kind with its reason.
+    pub left_out: Vec<(usize, String)>,
+}
+
+/// What the model writes for one prompt of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CardSample<'a> {
+    /// The prompt.
+    pub prompt: &'a str,
+    /// What the data answers.
+    pub reference: &'a str,
+    /// The base's answer.
+    pub before: &'a str,
+    /// The adapter's answer.
+    pub after: &'a str,
+    /// Whether the prompt is plain text, which no chat template made.
+    pub raw: bool,
+}
+
+/// What a card tells. Whatever is not known is left out of it.
+#[derive(Debug, Clone, Default)]
 pub struct CardFacts<'a> {
     /// What the folder holds.
     pub kind: CardKind,
@@ -46,10 +81,16 @@ pub struct CardFacts<'a> {
     pub r: Option<usize>,
     /// `sft`, `dft` or `bft`.
     pub objective: Option<&'a str>,
-    /// The step whose adapter this is, and the steps of the run.
-    pub steps: Option<(usize, usize)>,
+    /// The data in numbers.
+    pub rows: Option<CardRows>,
+    /// How it was trained: steps, tokens, device, time, each with its label.
+    pub training: Vec<(&'a str, String)>,
     /// The validation rows, measured.
     pub validation: Option<CardValidation>,
+    /// What the numbers come to, in a sentence.
+    pub verdict: Option<String>,
+    /// One row of the data.
+    pub sample: Option<CardSample<'a>>,
     /// The Hub's dataset from which the validation rows are, where they are from one.
     pub validation_dataset: Option<&'a str>,
     /// The Hub's datasets that were trained on.
@@ -58,7 +99,7 @@ pub struct CardFacts<'a> {
     pub license: Option<&'a str>,
     /// ISO 639 code of the language.
     pub language: Option<&'a str>,
-    /// The resolved recipe.
+    /// The recipe.
     pub recipe: Option<&'a str>,
 }
 
@@ -102,30 +143,19 @@ pub fn base_model_tag(kind: CardKind, id: &str) -> String {
     format!("base_model:{relation}:{id}")
 }
 
-/// The card's text: front matter as the Hub reads it, then what was trained and how to use it. A base that is no Hub id is
-/// not named in the front matter, where only ids may stand.
+/// The card's text: front matter as the Hub reads it, then what it is, how to use it, and how it was made. A base that is no Hub
+/// id is not named in the front matter, where only ids may stand.
 pub fn model_card(facts: &CardFacts<'_>) -> String {
     let mut text = String::from("---\n");
     text += &front_matter(facts);
-    let _ = write!(text, "---\n\n# {}\n\n{}\n", facts.name, description(facts));
-    if let Some(validation) = &facts.validation {
-        let (loss, accuracy) = (validation.loss, validation.token_accuracy);
-        let _ = write!(
-            text,
-            "\n## Validation\n\n\
-             | | before | after |\n| --- | --- | --- |\n\
-             | loss (mean cross-entropy, nats per token) | {:.4} | {:.4} |\n\
-             | tokens ranked first | {:.1}% | {:.1}% |\n",
-            loss.0,
-            loss.1,
-            accuracy.0 * 100.0,
-            accuracy.1 * 100.0
-        );
-    }
+    let _ = write!(text, "---\n\n# {}\n\n{}\n", facts.name, body::description(facts));
+    text += &usage(facts);
+    text += &body::results(facts);
+    text += &body::training(facts);
+    text += &body::limits(facts);
     text += &serving(facts.kind, facts.repo.unwrap_or(CARD_REPO), hub_id(facts.base_model), facts.r, facts.name);
     if let Some(recipe) = facts.recipe {
-        let fence = "`".repeat(longest_run_of_backticks(recipe).max(2) + 1);
-        let _ = write!(text, "\n## Recipe\n\n{fence}yaml\n{}\n{fence}\n", recipe.trim_end());
+        let _ = write!(text, "\n## Recipe\n\n{}", body::fenced("yaml", recipe));
     }
     text
 }
@@ -168,35 +198,11 @@ fn model_index(facts: &CardFacts<'_>) -> Option<serde_json::Value> {
             "task": {"type": "text-generation", "name": "Text Generation"},
             "dataset": {"type": dataset, "name": dataset},
             "metrics": [
-                metric("loss", "Validation loss (nats per token)", rounded(validation.loss.1)),
-                metric("accuracy", "Tokens ranked first", rounded(validation.token_accuracy.1)),
+                metric("loss", "Validation cross-entropy (nats per token)", rounded(validation.cross_entropy.1)),
+                metric("accuracy", "Next-token accuracy", rounded(validation.token_accuracy.1)),
             ],
         }],
     }))
-}
-
-fn description(facts: &CardFacts<'_>) -> String {
-    // Of a path only the last part is told: the folders above it are nobody's business.
-    let base = hub_id(facts.base_model)
-        .unwrap_or_else(|| Path::new(facts.base_model).file_name().and_then(|name| name.to_str()).unwrap_or_default());
-    let of = |word: &str| if base.is_empty() { String::new() } else { format!(" {word} `{base}`") };
-    let mut text = match facts.kind {
-        CardKind::Adapter => format!("A LoRA adapter{}", of("for")),
-        CardKind::Merged => format!("A model{}, with a LoRA adapter merged into its weights", of("made of")),
-        CardKind::Gguf => format!("A model{} in GGUF", of("made of")),
-    };
-    text += ", trained by Equipoise";
-    if let Some(objective) = facts.objective {
-        let _ = write!(text, " under the objective `{objective}`");
-    }
-    if let Some((step, steps)) = facts.steps {
-        let _ = write!(text, "; step {step} of {steps}");
-    }
-    text + "."
-}
-
-fn longest_run_of_backticks(text: &str) -> usize {
-    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -212,13 +218,15 @@ mod tests {
             base_model: "org/base@v1",
             r: Some(16),
             objective: Some("bft"),
-            steps: Some((150, 200)),
-            validation: Some(CardValidation { loss: (2.5, 1.234_56), token_accuracy: (0.3, 0.5) }),
-            validation_dataset: None,
-            datasets: &[],
-            license: None,
-            language: None,
+            training: vec![("steps", "150 of 200".into())],
+            validation: Some(CardValidation {
+                cross_entropy: (2.5, 1.234_56),
+                token_accuracy: (0.3, 0.5),
+                token_probability: (0.2, 0.4),
+                objective_loss: (0.15, 0.1),
+            }),
             recipe: Some("base:\n  model: org/base@v1\n"),
+            ..CardFacts::default()
         }
     }
 
@@ -258,7 +266,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_told() {
-        let bare = CardFacts { validation: None, recipe: None, objective: None, steps: None, ..facts() };
+        let bare = CardFacts { validation: None, recipe: None, objective: None, training: vec![], ..facts() };
         for base_model in ["/home/anna/models/llama", "./llama", "base.gguf", "org/base.gguf", "~/llama", ""] {
             let card = model_card(&CardFacts { base_model, ..bare.clone() });
             let matter = matter(&card);
@@ -268,7 +276,7 @@ mod tests {
         }
         let local = model_card(&facts());
         assert!(matter(&local).get("model-index").is_none(), "the Hub's form wants a dataset of the Hub");
-        assert!(local.contains("| loss (mean cross-entropy, nats per token) | 2.5000 | 1.2346 |"), "{local}");
+        assert!(local.contains("| cross-entropy (nats per token, lower is better) | 2.5000 | 1.2346 |"), "{local}");
     }
 
     #[test]
@@ -287,7 +295,7 @@ mod tests {
             "python -m sglang.launch_server --model-path org/base --lora-paths quickstart=me/mine",
             "text-generation-launcher --model-id org/base --lora-adapters quickstart=me/mine",
             "mistralrs serve -m org/base --lora quickstart=me/mine",
-            "llama-server -m base.gguf --lora quickstart-gguf/quickstart-lora.gguf",
+            "llama-server -m base.gguf --lora quickstart-gguf-adapter/quickstart-lora.gguf",
             "equipoise export quickstart --to ollama --out quickstart-ollama",
             "mlx_lm.server --model org/base --adapter-path",
             "PeftModel.from_pretrained(base, \"me/mine\")",

@@ -36,7 +36,7 @@ impl AdapterFormat {
             if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
                 return Ok(Self::Gguf);
             }
-            return Err(Error::file(path, "is no adapter").with_help(HELP));
+            return Err(Error::file(path, "is not an adapter").with_help(HELP));
         }
         if !path.is_dir() {
             return Err(Error::file(path, "no such folder or file").with_help(HELP));
@@ -90,7 +90,7 @@ impl AdapterSummary {
             AdapterFormat::Gguf => gguf::read(path, None)?,
         };
         let modules = raw.modules()?;
-        let mut lora = raw.lora(&modules);
+        let mut lora = raw.lora(&modules)?;
         let targets = Targets::of(&modules);
         let names = if targets.layers.is_some() { modules } else { targets.names };
         lora.target_modules = TargetModules::Names(names.into_iter().collect());

@@ -1,6 +1,7 @@
 //! Reading a LoRA adapter from a GGUF file, as llama.cpp's `convert_lora_to_gguf.py` or an export wrote it.
 
-use super::read::{Pattern, RawAdapter};
+use super::patterns::Pattern;
+use super::read::RawAdapter;
 use crate::error::{Error, Result};
 use crate::nn::peft_name;
 use crate::weights::gguf::architecture::Architecture;
@@ -21,6 +22,9 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
     let file = open_adapter(path)?;
     let architecture = architecture(&file, base)?;
     let alpha = alpha(&file)?;
+    if let Some(error) = file.unread() {
+        return Err(error);
+    }
     let mut adapter = RawAdapter { file: path.to_owned(), base_model: base_id(&file)?, ..RawAdapter::default() };
     for name in file.tensor_names() {
         if name.ends_with("_norm.weight") {
@@ -31,7 +35,10 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
             .into_iter()
             .find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, part)));
         let Some((weight, part)) = part else {
-            return Err(Error::file(path, format!("`{name}` is no tensor of LoRA: no `.lora_a`, no `.lora_b`")));
+            return Err(Error::file(
+                path,
+                format!("`{name}` is not a tensor of LoRA: it ends in neither `.lora_a` nor `.lora_b`"),
+            ));
         };
         if weight == "token_embd.weight" {
             return Err(Error::file(path, "changes the embeddings, which is not supported"));
@@ -44,9 +51,9 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
         let r = raw.shape.get(usize::from(part == "lora_B")).copied().unwrap_or(0);
         adapter.r = adapter.r.max(r);
         if part == "lora_A" {
-            adapter.rank_pattern.push((Pattern::new(module, path)?, r));
+            adapter.rank_pattern.push((Pattern::exactly(module), r));
             if alpha.is_none() {
-                adapter.alpha_pattern.push((Pattern::new(module, path)?, r as f64));
+                adapter.alpha_pattern.push((Pattern::exactly(module), r as f64));
             }
         }
         let heads = base.filter(|_| part == "lora_B" && architecture.is_permuted(&format!("{module}.weight")));
@@ -202,7 +209,7 @@ mod tests {
         assert!(refused(&[], &f32()[1..]).contains("down_proj.lora_A.weight"));
         assert!(refused(&[], &[]).contains("holds no tensor"));
         let one = |name: &'static str| vec![(name, quantized(&[1, 32], &[0.0; 32], GgmlDType::F32))];
-        assert!(refused(&[], &one("blk.0.ffn_down.weight")).contains("is no tensor of LoRA"));
+        assert!(refused(&[], &one("blk.0.ffn_down.weight")).contains("is not a tensor of LoRA"));
         assert!(refused(&[], &one("blk.7.ffn_down.weight.lora_a")).contains("model.layers.7.mlp.down_proj"));
         assert!(refused(&[], &one("token_embd.weight.lora_a")).contains("changes the embeddings"));
         let mut nan = f32();

@@ -2,7 +2,7 @@
 
 use super::peft::{CONFIG, read_config};
 use super::read::RawAdapter;
-use super::tensors::read_tensors;
+use super::tensors::{TensorFile, read_tensor_file, unread};
 use crate::error::{Error, Result};
 use crate::nn::{LoraConfig, peft_name};
 use serde_json::Value;
@@ -16,12 +16,15 @@ pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
     let config = read_config(&path)?;
     let mut adapter = from_json(&config, &path)?;
     adapter.file = folder.join(TENSORS);
-    let (tensors, _) = read_tensors(&adapter.file)?;
+    let TensorFile { tensors, unread: others, .. } = read_tensor_file(&adapter.file)?;
+    if let Some((name, dtype)) = others.iter().find(|(name, _)| name.contains(".lora_")) {
+        return Err(unread(&adapter.file, name, dtype));
+    }
     for (name, tensor) in tensors {
         let part = [(".lora_a", "lora_A"), (".lora_b", "lora_B")];
         let found = part.iter().find_map(|(end, part)| Some((name.strip_suffix(end)?, *part)));
         let (Some((module, part)), 2) = (found, tensor.dims().len()) else {
-            return Err(Error::file(&adapter.file, format!("holds the tensor `{name}`, which is no LoRA matrix"))
+            return Err(Error::file(&adapter.file, format!("holds the tensor `{name}`, which is not a LoRA matrix"))
                 .with_help("adapters of plain LoRA are read (mlx-lm's `--fine-tune-type lora`)"));
         };
         adapter.tensors.insert(peft_name(module, part), tensor.t()?.contiguous()?);

@@ -2,12 +2,14 @@
 //!
 //! It owns the files and their names; it trains nothing and merges nothing.
 
+mod base_name;
 mod bundle;
 mod card;
 mod config;
 mod format;
 mod gguf;
 mod mlx;
+mod patterns;
 mod peft;
 mod read;
 mod serving;
@@ -15,8 +17,11 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
+pub use base_name::published_base;
 pub use bundle::AdapterBundle;
-pub use card::{CARD_BASE, CARD_REPO, CardFacts, CardKind, CardValidation, base_model_tag, hub_id, model_card};
+pub use card::{
+    CARD_BASE, CARD_REPO, CardFacts, CardKind, CardRows, CardSample, CardValidation, base_model_tag, hub_id, model_card,
+};
 pub use config::AdapterConfig;
 pub use format::{AdapterFormat, AdapterSummary};
 pub use serving::vllm_rank;

@@ -1,7 +1,8 @@
 //! Reading PEFT's folder: `adapter_config.json` and `adapter_model.safetensors`.
 
-use super::read::{Pattern, RawAdapter};
-use super::tensors::read_tensors;
+use super::patterns::{Pattern, TargetRule};
+use super::read::RawAdapter;
+use super::tensors::{TensorFile, read_tensor_file, unread};
 use crate::error::{Error, Result};
 use crate::fs::read_within;
 use crate::nn::LoraConfig;
@@ -40,22 +41,42 @@ pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
     if !adapter.file.is_file() {
         return Err(no_tensors(folder));
     }
-    let (tensors, metadata) = read_tensors(&adapter.file)?;
+    let TensorFile { tensors, metadata, unread: others } = read_tensor_file(&adapter.file)?;
+    if let Some((name, dtype)) = others.iter().find(|(name, _)| is_lora(name)) {
+        return Err(unread(&adapter.file, name, dtype));
+    }
     // Some programs write the adapter's name, which PEFT itself leaves out.
     for (name, tensor) in tensors {
+        if !is_lora(&name) && (is_buffer(&name) || tensor.elem_count() == 0) {
+            tracing::warn!("{}: `{name}` is left out, as PEFT leaves it out", adapter.file.display());
+            continue;
+        }
         let plain = name.replace(".default.weight", ".weight");
         if adapter.tensors.insert(plain, tensor).is_some() {
             return Err(Error::file(&adapter.file, format!("holds `{name}` twice, with `.default` and without")));
         }
     }
     adapter.base_sha256 = metadata.get(BASE_SHA256).cloned();
+    adapter.keep_targets()?;
     Ok(adapter)
+}
+
+/// Whether a tensor belongs to the adapter, and must be read. Those of other kinds of adapters are refused later, by name.
+fn is_lora(name: &str) -> bool {
+    name.contains(".lora_")
+}
+
+/// Whether a tensor is a model's buffer, which a loaded model has of its own.
+fn is_buffer(name: &str) -> bool {
+    const BUFFERS: &[&str] =
+        &["inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "position_ids", "masked_bias", "causal_mask"];
+    BUFFERS.contains(&name.rsplit('.').next().unwrap_or(name))
 }
 
 /// What it says without its tensors.
 pub(super) fn read_config(path: &Path) -> Result<Map<String, Value>> {
     let bytes = read_within(path, MOST_CONFIG)?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("is no adapter's: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("is not an adapter's: {error}")))
 }
 
 fn no_tensors(folder: &Path) -> Error {
@@ -96,12 +117,13 @@ pub(super) fn from_json(map: &Map<String, Value>, path: &Path) -> Result<RawAdap
     let mut adapter = RawAdapter { r, lora_alpha, use_rslora, ..RawAdapter::default() };
     for (module, value) in patterns("rank_pattern") {
         let r = rank(value).ok_or_else(|| wrong("rank_pattern", "ranks of at least 1"))?;
-        adapter.rank_pattern.push((Pattern::new(module, path)?, r));
+        adapter.rank_pattern.push((Pattern::of_key("rank_pattern", module, path)?, r));
     }
     for (module, value) in patterns("alpha_pattern") {
         let alpha = alpha(value).ok_or_else(|| wrong("alpha_pattern", "numbers above 0"))?;
-        adapter.alpha_pattern.push((Pattern::new(module, path)?, alpha));
+        adapter.alpha_pattern.push((Pattern::of_key("alpha_pattern", module, path)?, alpha));
     }
+    adapter.targets = TargetRule::read(map, path)?;
     adapter.lora_dropout =
         map.get("lora_dropout").and_then(Value::as_f64).filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0);
     let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();

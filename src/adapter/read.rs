@@ -3,6 +3,7 @@
 
 use super::bundle::AdapterBundle;
 use super::config::{AdapterConfig, Targets, last_part, split};
+use super::patterns::{Pattern, TargetRule};
 use crate::error::{Error, Result, ShapeMismatch};
 use crate::nn::{LoraConfig, TargetModules, peft_name};
 use crate::weights::Base;
@@ -22,32 +23,11 @@ pub(super) struct RawAdapter {
     /// Ranks and alphas of single modules.
     pub rank_pattern: Vec<(Pattern, usize)>,
     pub alpha_pattern: Vec<(Pattern, f64)>,
+    /// To which modules the configuration gives an adapter.
+    pub targets: TargetRule,
     pub tensors: BTreeMap<String, Tensor>,
     /// The file of the tensors, for messages.
     pub file: PathBuf,
-}
-
-/// A key of PEFT's `rank_pattern` or `alpha_pattern`: the end of a module's name.
-#[derive(Debug)]
-pub(super) struct Pattern(String);
-
-impl Pattern {
-    /// PEFT reads regular expressions here; what people and programs write are names, and only those are read.
-    pub fn new(key: &str, path: &Path) -> Result<Self> {
-        let name = key.strip_prefix('^').unwrap_or(key).replace("\\.", ".");
-        if name.contains(|c: char| "\\^$*+?()[]{}|".contains(c)) {
-            let message =
-                format!("`rank_pattern` and `alpha_pattern`: `{key}` is a regular expression; names are read");
-            return Err(
-                Error::file(path, message).with_help("write a module a key, such as model.layers.3.mlp.up_proj")
-            );
-        }
-        Ok(Self(name))
-    }
-
-    fn matches(&self, module: &str) -> bool {
-        module.strip_suffix(self.0.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    }
 }
 
 /// The two matrices of a module.
@@ -59,32 +39,74 @@ struct Pair {
 
 impl RawAdapter {
     /// What is known without tensors and base; for modules that differ among themselves, of the highest rank.
-    pub fn lora(&self, modules: &BTreeSet<String>) -> LoraConfig {
-        let r = modules.iter().map(|module| self.rank_of(module)).max().unwrap_or(self.r);
+    ///
+    /// # Errors
+    /// When a pattern cannot be tried.
+    pub fn lora(&self, modules: &BTreeSet<String>) -> Result<LoraConfig> {
+        let ranks: Vec<usize> = modules.iter().map(|module| self.rank_of(module)).collect::<Result<_>>()?;
+        let r = ranks.iter().copied().max().unwrap_or(self.r);
         // The scale of a uniform adapter stays what its configuration says.
-        let uniform = modules.iter().all(|module| self.rank_of(module) == r && self.alpha_of(module).is_none());
+        let mut uniform = ranks.iter().all(|rank| *rank == r);
+        for module in modules {
+            uniform = uniform && self.alpha_of(module)?.is_none();
+        }
         let (lora_alpha, use_rslora) = if uniform { (self.lora_alpha, self.use_rslora) } else { (r as f64, false) };
-        LoraConfig {
+        Ok(LoraConfig {
             r,
             lora_alpha,
             use_rslora,
             lora_dropout: self.lora_dropout,
             target_modules: TargetModules::Names(modules.iter().cloned().collect()),
             init_from: None,
+        })
+    }
+
+    fn rank_of(&self, module: &str) -> Result<usize> {
+        Ok(first_match(&self.rank_pattern, module)?.unwrap_or(self.r))
+    }
+
+    fn alpha_of(&self, module: &str) -> Result<Option<f64>> {
+        first_match(&self.alpha_pattern, module)
+    }
+
+    fn scale_of(&self, module: &str) -> Result<f64> {
+        let (r, alpha) = (self.rank_of(module)? as f64, self.alpha_of(module)?.unwrap_or(self.lora_alpha));
+        Ok(alpha / if self.use_rslora { r.sqrt() } else { r })
+    }
+
+    /// Leaves out the tensors of modules that the configuration gives no adapter, as PEFT does when it loads one.
+    ///
+    /// # Errors
+    /// When nothing is left, or a pattern cannot be tried.
+    pub fn keep_targets(&mut self) -> Result<()> {
+        let modules = self.modules()?;
+        let mut others = BTreeSet::new();
+        for module in &modules {
+            if !self.targets.includes(module)? {
+                others.insert(module.as_str());
+            }
         }
-    }
-
-    fn rank_of(&self, module: &str) -> usize {
-        self.rank_pattern.iter().find(|(pattern, _)| pattern.matches(module)).map_or(self.r, |(_, r)| *r)
-    }
-
-    fn alpha_of(&self, module: &str) -> Option<f64> {
-        self.alpha_pattern.iter().find(|(pattern, _)| pattern.matches(module)).map(|(_, alpha)| *alpha)
-    }
-
-    fn scale_of(&self, module: &str) -> f64 {
-        let (r, alpha) = (self.rank_of(module) as f64, self.alpha_of(module).unwrap_or(self.lora_alpha));
-        alpha / if self.use_rslora { r.sqrt() } else { r }
+        let Some(first) = others.first() else { return Ok(()) };
+        if others.len() == modules.len() {
+            let message = format!(
+                "holds tensors of {} modules, the first is `{first}`; its configuration names none of them",
+                modules.len()
+            );
+            return Err(Error::file(&self.file, message)
+                .with_help("`target_modules`, `exclude_modules` and `layers_to_transform` of adapter_config.json decide which are used"));
+        }
+        tracing::warn!(
+            "{}: of {} modules the tensors of {} are left out, as PEFT leaves them out: adapter_config.json does not name \
+             them (the first is `{first}`)",
+            self.file.display(),
+            modules.len(),
+            others.len()
+        );
+        let others: BTreeSet<String> = others.into_iter().map(str::to_owned).collect();
+        let mut tensors = std::mem::take(&mut self.tensors);
+        tensors.retain(|name, _| self.module_of(name).is_ok_and(|(module, _)| !others.contains(module)));
+        self.tensors = tensors;
+        Ok(())
     }
 
     /// The modules that have tensors.
@@ -101,7 +123,7 @@ impl RawAdapter {
         let part = |part: &str| stem.and_then(|stem| stem.strip_suffix(part));
         let found = part(".lora_A").map(|module| (module, true)).or_else(|| Some((part(".lora_B")?, false)));
         let Some((module, is_a)) = found else {
-            let message = format!("holds the tensor `{name}`, which is no matrix of plain LoRA (lora_A or lora_B)");
+            let message = format!("holds the tensor `{name}`, which is not a matrix of plain LoRA (lora_A or lora_B)");
             return Err(Error::file(&self.file, message).with_help(
                 "adapters with trained embeddings, biases, DoRA vectors or whole modules are not supported",
             ));
@@ -130,14 +152,16 @@ impl RawAdapter {
         if pairs.is_empty() {
             return Err(Error::file(&self.file, "holds no tensor").with_help("an adapter has two for each module"));
         }
-        if let Some(module) = pairs.keys().find(|module| !(1..=LoraConfig::MAX_R).contains(&self.rank_of(module))) {
-            let message =
-                format!("`{module}` is of rank {}; expected 1 to {}", self.rank_of(module), LoraConfig::MAX_R);
-            return Err(Error::file(&self.file, message).with_help("the file is damaged; fetch it again"));
+        for module in pairs.keys() {
+            let r = self.rank_of(module)?;
+            if !(1..=LoraConfig::MAX_R).contains(&r) {
+                let message = format!("`{module}` is of rank {r}; expected 1 to {}", LoraConfig::MAX_R);
+                return Err(Error::file(&self.file, message).with_help("the file is damaged; fetch it again"));
+            }
         }
-        self.check_modules(&pairs, base)?;
+        self.check_modules(&pairs, base).map_err(|error| self.of_another_base(error, base))?;
         let modules: BTreeSet<String> = pairs.keys().cloned().collect();
-        let mut lora = self.lora(&modules);
+        let mut lora = self.lora(&modules)?;
         if !((lora.scale() as f32).is_finite() && lora.scale() as f32 > 0.0) {
             let message = format!("scales by {:e}, which f32 cannot hold", lora.scale());
             return Err(Error::file(&self.file, message).with_help("is `lora_alpha` what it should be?"));
@@ -154,6 +178,20 @@ impl RawAdapter {
         Ok(AdapterBundle { config, tensors })
     }
 
+    /// In one sentence, where the fingerprint says that the adapter was trained on another model: then shapes say no more.
+    fn of_another_base(&self, error: Error, base: &Base) -> Error {
+        let other = |known: &String| base.fingerprint().is_ok_and(|now| now != *known);
+        if !self.base_sha256.as_ref().is_some_and(other) {
+            return error;
+        }
+        let named = match self.base_model.as_str() {
+            "" => String::new(),
+            name => format!("; the adapter names {name}"),
+        };
+        Error::file(&self.file, format!("this adapter was trained on another model than {}", base.path().display()))
+            .with_help(format!("give the model that it was trained on with `--base MODEL`{named}"))
+    }
+
     /// All that is wrong with shapes, in one report.
     fn check_modules(&self, pairs: &BTreeMap<String, Pair>, base: &Base) -> Result<()> {
         let mut mismatches = Vec::new();
@@ -163,7 +201,7 @@ impl RawAdapter {
                 unknown.push(module.as_str());
                 continue;
             };
-            let r = self.rank_of(module);
+            let r = self.rank_of(module)?;
             for (part, tensor, expected) in [("lora_A", &pair.a, [r, inputs]), ("lora_B", &pair.b, [out, r])] {
                 let got = tensor.as_ref().map(|tensor| tensor.dims().to_vec());
                 if got.as_deref() != Some(&expected) {
@@ -207,12 +245,22 @@ impl RawAdapter {
             a = a.pad_with_zeros(0, 0, missing)?;
             b = b.pad_with_zeros(1, 0, missing)?;
         }
-        let factor = self.scale_of(module) / lora.scale();
+        let factor = self.scale_of(module)? / lora.scale();
         if (factor - 1.0).abs() > 1e-12 {
             b = (b * factor)?;
         }
         Ok([a.contiguous()?, b.contiguous()?])
     }
+}
+
+/// What the first pattern that names a module says, in the configuration's order.
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<T>> {
+    for (pattern, value) in patterns {
+        if pattern.matches(module)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
 }
 
 /// Last parts of names where every such module of the base is adapted, else whole names.

@@ -1,6 +1,6 @@
-//! The card's section on use: the command of each server.
+//! The card's sections on use: a program that prints an answer, and the command of each server.
 
-use super::card::{CARD_BASE, CardKind};
+use super::card::{CARD_BASE, CARD_REPO, CardFacts, CardKind, hub_id};
 use std::fmt::Write as _;
 
 /// The ranks that vLLM allows.
@@ -11,75 +11,93 @@ pub fn vllm_rank(r: usize) -> Option<usize> {
     VLLM_RANKS.into_iter().find(|rank| *rank >= r)
 }
 
-/// How to run what a repository holds. `base` is the base's Hub id; where there is none, the reader puts the model in.
-pub(super) fn serving(kind: CardKind, repo: &str, base: Option<&str>, r: Option<usize>, name: &str) -> String {
-    let mut text = String::from("\n## Use\n");
-    let mut add = |title: &str, language: &str, code: &str| {
-        let _ = write!(text, "\n{title}:\n\n```{language}\n{code}\n```\n");
+/// A Python program, from the weights to a printed answer.
+pub(super) fn usage(facts: &CardFacts<'_>) -> String {
+    let repo = facts.repo.unwrap_or(CARD_REPO);
+    let short = |prompt: &&str| !prompt.contains(char::is_control) && (1..=200).contains(&prompt.chars().count());
+    let prompt = facts.sample.map(|sample| sample.prompt.trim()).filter(short).unwrap_or("your prompt");
+    let prompt = serde_json::to_string(prompt).unwrap_or_default();
+    let (imports, load) = match facts.kind {
+        CardKind::Gguf => return String::new(),
+        CardKind::Merged => (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer".to_owned(),
+            format!("model = AutoModelForCausalLM.from_pretrained(\"{repo}\", dtype=\"auto\", device_map=\"auto\")"),
+        ),
+        CardKind::Adapter => {
+            let base = hub_id(facts.base_model).unwrap_or(CARD_BASE);
+            let revision = facts.base_model.split_once('@').filter(|_| hub_id(facts.base_model).is_some());
+            let revision = revision.map(|(_, revision)| format!(", revision=\"{revision}\"")).unwrap_or_default();
+            (
+                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer".to_owned(),
+                format!(
+                    "base = AutoModelForCausalLM.from_pretrained(\"{base}\"{revision}, dtype=\"auto\", device_map=\"auto\")\n\
+                     model = PeftModel.from_pretrained(base, \"{repo}\")"
+                ),
+            )
+        }
     };
-    match kind {
-        CardKind::Adapter => adapter(repo, base.unwrap_or(CARD_BASE), r, name, &mut add),
-        CardKind::Merged => {
-            add("vLLM", "sh", &format!("vllm serve {repo}"));
-            add("SGLang", "sh", &format!("python -m sglang.launch_server --model-path {repo}"));
-            add("TGI", "sh", &format!("text-generation-launcher --model-id {repo}"));
-            add("mistral.rs", "sh", &format!("mistralrs serve -m {repo}"));
-            add("mlx-lm", "sh", &format!("mlx_lm.server --model {repo}"));
-            add(
-                "transformers",
-                "python",
-                &format!("from transformers import pipeline\n\npipe = pipeline(\"text-generation\", model=\"{repo}\")"),
-            );
-        }
-        CardKind::Gguf => {
-            add("llama.cpp", "sh", &format!("llama-server -hf {repo}"));
-            add("Ollama", "sh", &format!("ollama run hf.co/{repo}"));
-        }
-    }
-    if kind == CardKind::Adapter && base.is_none() {
+    let encode = if facts.sample.is_some_and(|sample| sample.raw) {
+        format!("inputs = tokenizer({prompt}, return_tensors=\"pt\")")
+    } else {
+        format!(
+            "messages = [{{\"role\": \"user\", \"content\": {prompt}}}]\n\
+             inputs = tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, return_dict=True, return_tensors=\"pt\"\n)"
+        )
+    };
+    let mut text = format!(
+        "\n## Use\n\n```python\n{imports}\n\ntokenizer = AutoTokenizer.from_pretrained(\"{repo}\")\n{load}\n\n{encode}\n\
+         inputs = inputs.to(model.device)\noutput = model.generate(**inputs, max_new_tokens=256)\n\
+         print(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))\n```\n"
+    );
+    if facts.kind == CardKind::Adapter && hub_id(facts.base_model).is_none() {
         let _ = write!(text, "\n`{CARD_BASE}` is the model that the adapter was trained on.\n");
     }
     text
 }
 
-fn adapter(repo: &str, base: &str, r: Option<usize>, name: &str, add: &mut dyn FnMut(&str, &str, &str)) {
+/// How to serve what a repository holds. `base` is the base's Hub id; where there is none, the reader puts the model in.
+pub(super) fn serving(kind: CardKind, repo: &str, base: Option<&str>, r: Option<usize>, name: &str) -> String {
+    let commands = match kind {
+        CardKind::Adapter => adapter(repo, base.unwrap_or(CARD_BASE), r, name),
+        CardKind::Merged => vec![
+            ("vLLM", format!("vllm serve {repo}")),
+            ("SGLang", format!("python -m sglang.launch_server --model-path {repo}")),
+            ("TGI", format!("text-generation-launcher --model-id {repo}")),
+            ("mistral.rs", format!("mistralrs serve -m {repo}")),
+            ("mlx-lm", format!("mlx_lm.server --model {repo}")),
+        ],
+        CardKind::Gguf => {
+            vec![("llama.cpp", format!("llama-server -hf {repo}")), ("Ollama", format!("ollama run hf.co/{repo}"))]
+        }
+    };
+    let mut text = String::from("\n## Serve\n\n```sh\n");
+    for (number, (server, command)) in commands.into_iter().enumerate() {
+        let _ = write!(text, "{}# {server}\n{command}\n", if number == 0 { "" } else { "\n" });
+    }
+    text + "```\n"
+}
+
+fn adapter(repo: &str, base: &str, r: Option<usize>, name: &str) -> Vec<(&'static str, String)> {
     let rank = r.and_then(vllm_rank).unwrap_or(16);
-    let folder = format!("hf download {repo} --local-dir {name}");
-    add("vLLM", "sh", &format!("vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo}"));
-    add("SGLang", "sh", &format!("python -m sglang.launch_server --model-path {base} --lora-paths {name}={repo}"));
-    add("TGI", "sh", &format!("text-generation-launcher --model-id {base} --lora-adapters {name}={repo}"));
-    add("mistral.rs", "sh", &format!("mistralrs serve -m {base} --lora {name}={repo}"));
-    add(
-        "llama.cpp, with the base in GGUF",
-        "sh",
-        &format!(
-            "{folder}\nequipoise export {name} --to gguf-adapter --out {name}-gguf\n\
-             llama-server -m base.gguf --lora {name}-gguf/{name}-lora.gguf"
+    let export = |target: &str| format!("equipoise export {name} --to {target} --out {name}-{target}");
+    vec![
+        ("vLLM", format!("vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo}")),
+        ("SGLang", format!("python -m sglang.launch_server --model-path {base} --lora-paths {name}={repo}")),
+        ("TGI", format!("text-generation-launcher --model-id {base} --lora-adapters {name}={repo}")),
+        ("mistral.rs", format!("mistralrs serve -m {base} --lora {name}={repo}")),
+        (
+            "for the following: fetch the adapter, and write it in their form with Equipoise",
+            format!("hf download {repo} --local-dir {name}"),
         ),
-    );
-    add(
-        "Ollama",
-        "sh",
-        &format!(
-            "{folder}\nequipoise export {name} --to ollama --out {name}-ollama\n\
-             cd {name}-ollama && ollama create {name} -f Modelfile"
+        (
+            "llama.cpp, with the base in GGUF",
+            format!(
+                "{}\nllama-server -m base.gguf --lora {name}-gguf-adapter/{name}-lora.gguf",
+                export("gguf-adapter")
+            ),
         ),
-    );
-    add(
-        "mlx-lm",
-        "sh",
-        &format!(
-            "{folder}\nequipoise export {name} --to mlx --out {name}-mlx\nmlx_lm.server --model {base} --adapter-path {name}-mlx"
-        ),
-    );
-    add(
-        "transformers and PEFT",
-        "python",
-        &format!(
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
-             base = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
-             model = PeftModel.from_pretrained(base, \"{repo}\")"
-        ),
-    );
-    add("Equipoise", "sh", &format!("{folder}\nequipoise generate {name} \"your prompt\""));
+        ("Ollama", format!("{}\ncd {name}-ollama && ollama create {name} -f Modelfile", export("ollama"))),
+        ("mlx-lm", format!("{}\nmlx_lm.server --model {base} --adapter-path {name}-mlx", export("mlx"))),
+        ("Equipoise", format!("equipoise generate {name} \"your prompt\"")),
+    ]
 }

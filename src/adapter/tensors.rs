@@ -1,19 +1,15 @@
 //! Named tensors as a safetensors file, in memory and on the disk.
 
 use crate::error::{Error, Result};
-use crate::weights::{TensorInfo, safetensors_header};
+use crate::weights::{SafetensorsHeader, TensorInfo, safetensors_header};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::Metadata;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-
-/// The longest header that the format allows.
-const MOST_HEADER: u64 = 100_000_000;
 
 /// The bytes of a safetensors file; the same tensors give the same bytes. `path` is where they will stand, for messages.
 ///
@@ -24,49 +20,66 @@ pub fn serialize_tensors(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Res
     safetensors::serialize(tensors, metadata).map_err(|error| Error::file(path, error.to_string()))
 }
 
-/// Reads a safetensors file, tensor by tensor, with the texts of its header. What the header claims is held against the file's
-/// length before anything is read.
+/// What a safetensors file holds.
+#[derive(Debug, Default)]
+pub(super) struct TensorFile {
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The texts of its header.
+    pub metadata: BTreeMap<String, String>,
+    /// Tensors of types that are not read, by name.
+    pub unread: BTreeMap<String, String>,
+}
+
+/// Reads a safetensors file, tensor by tensor. What the header claims is held against the file's length before anything is
+/// read.
 ///
 /// # Errors
-/// When it is missing, cut short, or otherwise no safetensors file.
-pub fn read_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
-    let unreadable = |error: &dyn std::fmt::Display| {
-        Error::file(path, format!("is no readable safetensors file: {error}"))
-            .with_help("it was cut short, or is damaged; copy or fetch it again")
-    };
+/// When it is missing, cut short, or otherwise not a safetensors file, or a tensor is of a type that is not read.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let file = read_tensor_file(path)?;
+    match file.unread.first_key_value() {
+        Some((name, dtype)) => Err(unread(path, name, dtype)),
+        None => Ok(file.tensors),
+    }
+}
+
+/// The error for a needed tensor of a type that is not read.
+pub(super) fn unread(path: &Path, name: &str, dtype: &str) -> Error {
+    Error::file(path, format!("tensor `{name}` is of type {dtype}, which is not read"))
+        .with_help("save it as F32, F16 or BF16")
+}
+
+/// As [`read_tensors`], but tensors of types that are not read are named, not refused.
+pub(super) fn read_tensor_file(path: &Path) -> Result<TensorFile> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let length = file.metadata().map_err(Error::io("read", path))?.len();
-    let read = |offset: u64, length: usize| -> Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, offset).map_err(Error::io("read", path))?;
-        Ok(bytes)
-    };
-    if length < 8 {
-        return Err(unreadable(&format!("it has {length} bytes")));
+    let header = SafetensorsHeader::read(path, &file, length)?;
+    let mut read = TensorFile { metadata: header.metadata, ..TensorFile::default() };
+    for tensor in header.tensors {
+        let Some(dtype) = dtype(&tensor.dtype) else {
+            read.unread.insert(tensor.name, tensor.dtype);
+            continue;
+        };
+        let count = tensor.shape.iter().try_fold(dtype.size_in_bytes(), |bytes, &size| bytes.checked_mul(size));
+        if count != Some(tensor.len) {
+            let message = format!("tensor `{}`: {} bytes do not hold {:?}", tensor.name, tensor.len, tensor.shape);
+            return Err(Error::file(path, message).with_help("the file is damaged; copy or fetch it again"));
+        }
+        let mut bytes = vec![0; tensor.len];
+        file.read_exact_at(&mut bytes, tensor.offset).map_err(Error::io("read", path))?;
+        read.tensors.insert(tensor.name, Tensor::from_raw_buffer(&bytes, dtype, &tensor.shape, &Device::Cpu)?);
     }
-    let mut header = [0; 8];
-    file.read_exact_at(&mut header, 0).map_err(Error::io("read", path))?;
-    let header = u64::from_le_bytes(header);
-    if header > (length - 8).min(MOST_HEADER) {
-        return Err(unreadable(&format!("its header claims {header} bytes, the file has {length}")));
-    }
-    // Reading it also checks that tensors follow each other without gap or overlap, and that sizes fit shapes.
-    let metadata: Metadata = serde_json::from_slice(&read(8, header as usize)?).map_err(|error| unreadable(&error))?;
-    if metadata.data_len() as u64 != length - 8 - header {
-        return Err(unreadable(&format!(
-            "its tensors take {} bytes, the file holds {}",
-            metadata.data_len(),
-            length - 8 - header
-        )));
-    }
-    let mut tensors = BTreeMap::new();
-    for name in metadata.offset_keys() {
-        let Some(info) = metadata.info(&name) else { continue };
-        let dtype = candle_core::DType::try_from(info.dtype).map_err(|error| unreadable(&error))?;
-        let bytes = read(8 + header + info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0)?;
-        tensors.insert(name, Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?);
-    }
-    Ok((tensors, metadata.metadata().clone().unwrap_or_default()))
+    Ok(read)
+}
+
+fn dtype(name: &str) -> Option<DType> {
+    Some(match name {
+        "F64" => DType::F64,
+        "F32" => DType::F32,
+        "F16" => DType::F16,
+        "BF16" => DType::BF16,
+        _ => return None,
+    })
 }
 
 /// Writes an adapter's file: floating tensors in `dtype`, in the order of their names, with texts in the header. One tensor at a

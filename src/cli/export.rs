@@ -148,9 +148,16 @@ fn next(export: &ExportedTarget) -> String {
     let folder = quoted(&export.folder.display().to_string());
     // A GGUF base serves llama.cpp only; the others want the folder that it was made from.
     let is_gguf = |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "gguf");
-    let (base, base_gguf) = match export.manifest.base.as_str() {
-        base if is_gguf(base) => ("BASE".to_owned(), quoted(base)),
-        base => (quoted(base), "BASE.gguf".to_owned()),
+    let (base, base_gguf) = match (export.manifest.base.as_str(), &export.base_id) {
+        (base, Some(id)) if is_gguf(base) => (quoted(id), quoted(base)),
+        (base, None) if is_gguf(base) && ["peft", "mlx"].contains(&export.manifest.target.as_str()) => {
+            let adapter = quoted(&export.manifest.adapter.display().to_string());
+            return format!(
+                "vLLM, SGLang and mlx-lm cannot load the base, a GGUF file; for them: equipoise export {adapter} --to merged"
+            );
+        }
+        (base, _) if is_gguf(base) => ("BASE".to_owned(), quoted(base)),
+        (base, _) => (quoted(base), "BASE.gguf".to_owned()),
     };
     let file = export.manifest.files.iter().find(|file| is_gguf(&file.name));
     let file = file.map(|file| quoted(&export.folder.join(&file.name).display().to_string())).unwrap_or_default();

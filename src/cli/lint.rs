@@ -75,8 +75,8 @@ fn render(summary: &LintSummary) -> String {
     if summary.base.is_none() {
         text.push_str("\nthe base is not at hand: modules and shapes were not held against it; `--base` names one\n");
     }
-    for finding in &summary.findings {
-        text.push_str(&finding_text(finding));
+    for group in groups(&summary.findings) {
+        text.push_str(&group_text(&group));
     }
     text
 }
@@ -93,13 +93,31 @@ fn verdict(report: &ServerReport) -> String {
     }
 }
 
-fn finding_text(finding: &Finding) -> String {
-    let servers: Vec<&str> = finding.servers.iter().map(|server| server.name()).collect();
+/// Findings of the same thing in one group: three servers that all want another form of the adapter.
+fn groups(findings: &[Finding]) -> Vec<Vec<&Finding>> {
+    let mut groups: Vec<Vec<&Finding>> = Vec::new();
+    for finding in findings {
+        let same =
+            |group: &&mut Vec<&Finding>| (group[0].severity, &group[0].found) == (finding.severity, &finding.found);
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(finding),
+            None => groups.push(vec![finding]),
+        }
+    }
+    groups
+}
+
+fn group_text(group: &[&Finding]) -> String {
+    let servers = |finding: &Finding| finding.servers.iter().map(|server| server.name()).collect::<Vec<_>>().join(", ");
+    let names: Vec<String> = group.iter().map(|finding| format!("{} ({})", finding.rule, servers(finding))).collect();
     let mut text = String::new();
-    let _ = writeln!(text, "\n{}: {} ({})", finding.severity.name(), finding.rule, servers.join(", "));
-    let _ = writeln!(text, "  found  {}", printable(&finding.found).replace('\n', " "));
-    let _ = writeln!(text, "  why    {}", finding.why);
-    let _ = writeln!(text, "  mend   {}", printable(&finding.mend));
+    let _ = writeln!(text, "\n{}: {}", group[0].severity.name(), names.join(", "));
+    let _ = writeln!(text, "  found  {}", printable(&group[0].found).replace('\n', " "));
+    for finding in group {
+        let of = if group.len() > 1 { format!("{}: ", servers(finding)) } else { String::new() };
+        let _ = writeln!(text, "  why    {of}{}", finding.why);
+        let _ = writeln!(text, "  fix    {}", printable(&finding.fix));
+    }
     text
 }
 
@@ -126,7 +144,7 @@ mod tests {
                 servers: vec![Server::Vllm],
                 found: "`use_dora` is \u{1b}true".into(),
                 why: "it cannot be applied",
-                mend: "train without DoRA".into(),
+                fix: "train without DoRA".into(),
                 source: "a file",
             }],
         };

@@ -1,6 +1,6 @@
 //! The command line: arguments in, text and an exit code out. Only here is anything printed.
 //!
-//! stdout is data, stderr is for people. Exit codes: 0 done, 1 failed, 2 input that the user can mend, 130 interrupted.
+//! stdout is data, stderr is for people. Exit codes: 0 done, 1 failed, 2 input that the user can fix, 130 interrupted.
 
 mod check;
 mod data;
@@ -137,7 +137,12 @@ fn log_to_stderr(verbose: u8) {
     };
     let filter = EnvFilter::try_from_env("EQUIPOISE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let colors = output::colors(&std::io::stderr());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colors)
+        // It would panic where nobody reads stderr any more.
+        .log_internal_errors(false);
     // A second subscriber can only be ours, in a process that runs several commands.
     let _ = subscriber.try_init();
 }

@@ -74,10 +74,20 @@ impl Stdout {
     /// When stdout could not be written for another reason than that its reader left.
     pub fn finish(&mut self) -> Result<()> {
         match self.failed.take() {
-            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write", "stdout")(error)),
+            Some(error) if !reader_left(&error) => Err(Error::io("write", "stdout")(error)),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether nobody reads stdout any more: the other end of a pipe, or a terminal that was closed.
+fn reader_left(error: &io::Error) -> bool {
+    let terminal = || {
+        rustix::fs::fstat(io::stdout())
+            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device())
+    };
+    let hung_up = [rustix::io::Errno::IO, rustix::io::Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
+    error.kind() == io::ErrorKind::BrokenPipe || (hung_up.contains(&error.raw_os_error()) && terminal())
 }
 
 /// Whether to color what goes to `stream`: on a terminal, unless `NO_COLOR` is set or the terminal is a dumb one.

@@ -76,6 +76,9 @@ pub(super) fn run(args: &UploadArgs) -> Result<u8> {
                 say(&format!("note: {}", printable(note)));
             }
             stdout.text(&render_plan(&plan));
+            if let Some(card) = &plan.card {
+                stdout.text(&format!("\nthe card, README.md:\n\n{}\n", printable(card.trim_end())));
+            }
         }
         stdout.finish()?;
         return Ok(0);
@@ -108,7 +111,10 @@ fn render_plan(plan: &UploadPlan) -> String {
         table.row("stays here", printable(&left.join("\n")));
     }
     table.row("in all", bytes(plan.files.iter().map(|file| file.bytes).sum()));
-    table.row("", "nothing was sent, and nobody was asked; what the repository has already is not sent again");
+    table.row(
+        "",
+        "nothing was sent and the Hub was not asked; of these files an upload skips what the repository already has",
+    );
     table.render()
 }
 

@@ -333,14 +333,14 @@ mod tests {
 
     #[test]
     fn the_largest_micro_batch_is_that_of_the_runs_own_steps() {
-        let lengths: Vec<u32> = (0..200).map(|i| 10 + (i * 37) % 91).collect();
+        let lengths: Vec<usize> = (0..200).map(|i| 10 + (i * 37) % 91).collect();
         for arrangement in [Arrangement::Shuffled, Arrangement::Packed { max_seq_len: 128 }] {
             let plan = Plan::new(&rows(&lengths), arrangement, 5);
             let n = plan.packs_per_epoch();
             for (packs, per_step, at_once) in [(40, 8, 4), (2 * n + 3, 6, 6), (3, 8, 2), (n, 1, 1)] {
                 let pack = |place: usize| {
                     let epoch = plan.epoch((place / n) as u64);
-                    epoch.pack(place % n).iter().map(|&row| lengths[row as usize] as usize).sum::<usize>()
+                    epoch.pack(place % n).iter().map(|&row| lengths[row as usize]).sum::<usize>()
                 };
                 let all: Vec<usize> = (0..packs).map(pack).collect();
                 let steps = all.chunks(per_step).map(|step| {

@@ -413,8 +413,10 @@ impl Encoder {
 
     fn need_template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
-            Error::invalid("the base has no chat template, and rows of this format are conversations")
-                .with_help("take an instruction-tuned base, or rows of `prompt` and `completion` (format `completion`)")
+            Error::invalid("the base has no chat template, and rows of this format are conversations").with_help(
+                "name one, `data.chat_template: chatml`, take an instruction-tuned base, or give rows of `prompt` and \
+                     `completion` (format `completion`)",
+            )
         })
     }
 

@@ -40,16 +40,16 @@ impl Manifest {
     /// Reads an export's manifest.
     ///
     /// # Errors
-    /// When the folder is no export's.
+    /// When the folder is not an export's.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST);
         if !path.is_file() {
-            return Err(Error::file(folder, format!("is no export's folder: there is no {MANIFEST} in it"))
+            return Err(Error::file(folder, format!("is not an export's folder: there is no {MANIFEST} in it"))
                 .with_help("name a folder that `equipoise export` wrote"));
         }
         let bytes = read_within(&path, MOST)?;
         serde_json::from_slice(&bytes).map_err(|error| {
-            Error::file(&path, format!("is no export's manifest: {error}")).with_help("export the adapter again")
+            Error::file(&path, format!("is not an export's manifest: {error}")).with_help("export the adapter again")
         })
     }
 
@@ -73,7 +73,7 @@ impl Manifest {
         for file in &self.files {
             let path = folder.join(&file.name);
             if Path::new(&file.name).file_name() != Some(file.name.as_ref()) {
-                return Err(Error::file(folder.join(MANIFEST), format!("`{}` is no plain file name", file.name)));
+                return Err(Error::file(folder.join(MANIFEST), format!("`{}` is not a plain file name", file.name)));
             }
             let (bytes, sha256) = sha256_of(&path)?;
             if bytes != file.bytes || sha256 != file.sha256 {

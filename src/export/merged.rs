@@ -1,6 +1,6 @@
 //! A whole model as a Hugging Face folder: weights in shards, configuration, tokenizer and chat template.
 
-use super::{FloatType, Job, MergedWeights, Output};
+use super::{FloatType, Job, MergedWeights, Output, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::nn::rope_frequencies;
 use crate::weights::{Base, CHAT_TEMPLATES_FOLDER, TensorInfo, safetensors_header};
@@ -99,7 +99,7 @@ const fn name_of(dtype: GgmlDType) -> &'static str {
     }
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
+pub(super) fn pretty(value: &Value) -> Vec<u8> {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
     text.into_bytes()
@@ -206,46 +206,12 @@ fn rope_scaling(base: &Base, config: &Map<String, Value>) -> Result<Value> {
     .with_help("merge into the unquantized model: --base original:MODEL"))
 }
 
-/// What puts a token before each text.
-fn begins_with(text: &str, id: u32) -> Value {
-    let token = json!({ "SpecialToken": { "id": text, "type_id": 0 } });
-    let sequence = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
-    let special = Map::from_iter([(text.to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] }))]);
-    json!({
-        "type": "TemplateProcessing",
-        "single": [token, sequence("A")],
-        "pair": [token, sequence("A"), sequence("B")],
-        "special_tokens": special,
-    })
-}
-
 /// The tokenizer of a GGUF file as the files that transformers reads.
 fn write_tokenizer(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    for (name, bytes) in tokenizer_files::of_metadata(job.base)? {
+        out.small(&name, &bytes)?;
+    }
     let special = job.base.special_tokens();
-    let tokenizer = job.base.tokenizer()?;
-    let text = tokenizer.to_string(false).map_err(|error| Error::invalid(format!("the tokenizer: {error}")))?;
-    let mut json: Value =
-        serde_json::from_str(&text).map_err(|error| Error::invalid(format!("the tokenizer: {error}")))?;
-    if let Some((text, id)) = special.bos.as_ref().filter(|_| special.add_bos) {
-        json["post_processor"] = begins_with(text, *id);
-    }
-    out.small("tokenizer.json", &pretty(&json))?;
-    let mut config = Map::new();
-    config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
-    config.insert("clean_up_tokenization_spaces".into(), json!(false));
-    config.insert("add_bos_token".into(), json!(special.add_bos));
-    let mut map = Map::new();
-    for (key, token) in [("bos_token", &special.bos), ("eos_token", &special.eos), ("pad_token", &special.pad)] {
-        if let Some((text, _)) = token {
-            config.insert(key.into(), json!(text));
-            map.insert(key.into(), json!(text));
-        }
-    }
-    if let Some(length) = job.base.config().get("max_position_embeddings") {
-        config.insert("model_max_length".into(), length.clone());
-    }
-    out.small("tokenizer_config.json", &pretty(&Value::Object(config)))?;
-    out.small("special_tokens_map.json", &pretty(&Value::Object(map)))?;
     let mut generation = Map::new();
     for (key, token) in [("bos_token_id", &special.bos), ("pad_token_id", &special.pad)] {
         if let Some((_, id)) = token {

@@ -54,7 +54,8 @@ impl<'a> MergedWeights<'a> {
         let mut updates = BTreeMap::new();
         for module in adapter.modules() {
             if !plan.linear.contains(&module) {
-                let message = format!("the module `{module}` cannot be merged: it is no linear layer of the decoder's");
+                let message =
+                    format!("the module `{module}` cannot be merged: it is not a linear layer of the decoder's");
                 return Err(Error::invalid(message).with_help("export the adapter by itself: --to peft"));
             }
             // The bundle's own tensors, contiguous and in f32.
@@ -183,14 +184,14 @@ vectorized! {
 /// Refuses 16-bit numbers that overflowed.
 pub(super) fn check_range(bytes: &[u8], dtype: GgmlDType, name: &str) -> Result<()> {
     let mut numbers = bytes.as_chunks().0.iter();
-    let (overflows, mend) = match dtype {
+    let (overflows, fix) = match dtype {
         GgmlDType::F16 => (numbers.any(|x| !f16::from_le_bytes(*x).is_finite()), "take bf16 or f32"),
         GgmlDType::BF16 => (numbers.any(|x| !bf16::from_le_bytes(*x).is_finite()), "take f32"),
         _ => (false, ""),
     };
     if overflows {
         let message = format!("the tensor `{name}` holds numbers beyond what {} can hold", super::type_name(dtype));
-        return Err(Error::invalid(message).with_help(mend));
+        return Err(Error::invalid(message).with_help(fix));
     }
     Ok(())
 }

@@ -13,12 +13,14 @@ mod mlx;
 pub mod ollama;
 mod output;
 mod peft;
+mod tokenizer_files;
 mod verify;
 
 pub use config::ExportConfig;
 pub use manifest::{MANIFEST, Manifest};
 pub use merged_weights::MergedWeights;
 pub use output::{FileEntry, Output, Watch};
+pub use tokenizer_files::{TOKENIZER_FILES, tokenizer_files};
 pub use verify::{Difference, Reference, allowed_kl, open_export};
 
 use crate::adapter::AdapterBundle;
@@ -204,7 +206,7 @@ pub fn look(folder: &Path, overwrite: bool) -> Result<()> {
         Ok(mut entries) => entries.next().is_some(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            return Err(Error::file(folder, "is no folder, or a part of the path is a file")
+            return Err(Error::file(folder, "is not a folder, or a part of the path is a file")
                 .with_help("name another folder with `--out`"));
         }
         Err(error) => return Err(Error::io("read", folder)(error)),

@@ -1,11 +1,11 @@
 //! PEFT's folder: what `vLLM`, `SGLang`, TGI, `LoRAX` and mistral.rs take beside a base.
 
-use super::{FloatType, Job, Output};
+use super::{FloatType, Job, Output, TOKENIZER_FILES};
 use crate::error::Result;
 use crate::weights::CHAT_TEMPLATES_FOLDER;
 
 /// Files of the adapter's own folder that go along.
-const COMPANIONS: &[&str] = &["README.md", "recipe.yaml", "chat_template.jinja"];
+const COMPANIONS: &[&str] = &["README.md", "recipe.yaml"];
 
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let dtype = job.options.dtype.unwrap_or(FloatType::F32);
@@ -18,7 +18,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         out.count(dtype.ggml());
     }
     if job.path.is_dir() {
-        for name in COMPANIONS {
+        for name in COMPANIONS.iter().chain(TOKENIZER_FILES) {
             out.copy_if_there(job.path, name)?;
         }
         let named = std::fs::read_dir(job.path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten();

@@ -82,11 +82,11 @@ impl UploadOptions {
     /// Names the option and what it takes.
     pub fn validate(&self, prefix: &str) -> Result<()> {
         if !is_repo(&self.repo) {
-            return Err(Error::invalid(format!("{prefix}repo: `{}` is no repository's name", self.repo))
+            return Err(Error::invalid(format!("{prefix}repo: `{}` is not a repository's name", self.repo))
                 .with_help(repo_help(&self.repo)));
         }
         if self.revision.as_deref().is_some_and(|revision| !is_branch(revision)) {
-            return Err(Error::invalid(format!("{prefix}revision: this is no branch's name"))
+            return Err(Error::invalid(format!("{prefix}revision: this is not a branch's name"))
                 .with_help("for example `main` or `v2`; for a pull request there is `create_pr`, or --pr"));
         }
         if self.base_model.as_deref().is_some_and(|id| !is_repo(id)) {

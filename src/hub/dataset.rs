@@ -54,8 +54,9 @@ pub(super) fn fetch_dataset_from(
     progress: &mut dyn FnMut(FetchProgress),
     place: &Place,
 ) -> Result<Vec<PathBuf>> {
-    let Some(reference) = parse_id(Kind::Dataset, dataset.id) else {
-        return Err(Error::invalid(format!("hub: `{}` is no name of a dataset on the Hub", dataset.id))
+    let id = super::dataset_id(dataset.id);
+    let Some(reference) = parse_id(Kind::Dataset, &id) else {
+        return Err(Error::invalid(format!("hub: `{}` is not the name of a dataset on the Hub", dataset.id))
             .with_help("a dataset is named `org/name` or `org/name@revision`; local files are named as `path`"));
     };
     let cache = Cache::of(&reference, place.cache.clone().unwrap_or_else(hf_hub::resolve_cache_dir));
@@ -119,7 +120,7 @@ impl Shelf for OnHub<'_> {
     fn get(&mut self, snapshot: &Snapshot, file: &str) -> Result<PathBuf> {
         // The name becomes a path in the cache.
         if !is_plain(file) {
-            let message = format!("the Hub lists a file `{file}`, which is no path within a dataset");
+            let message = format!("the Hub lists a file `{file}`, which is not a path within a dataset");
             return Err(Error::Hub { message, help: Some("do not use this dataset; tell the Hub about it".into()) });
         }
         self.remote.download(&snapshot.commit, file, self.progress)
@@ -316,7 +317,7 @@ impl Wanted<'_> {
             return Err(shelf.lacks(&format!("no file of split `{name}` is in the cache")).unwrap_or_else(|| {
                 Error::Hub {
                     message: format!(
-                        "{reference}: what its README declares as split `{name}` is no file that can be read"
+                        "{reference}: what its README declares as split `{name}` is not a file that can be read"
                     ),
                     help: Some(format!("take another split; what can be read is {READABLE}")),
                 }

@@ -109,7 +109,7 @@ fn a_hub_that_is_down_does_not_matter_when_the_split_is_here() {
     let ask = || Ask { address: closed.clone(), ..Ask::new(&hub, &cache) };
     assert_eq!(ask().get("org/sharded", TRAIN).unwrap(), here);
     let message = ask().get("org/other", TRAIN).unwrap_err();
-    assert!(message.contains("cannot be used") && message.contains("`path`"), "{message}");
+    assert!(message.contains("cannot be reached") && message.contains("`path`"), "{message}");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn refusals_say_what_to_do() {
     }
     assert!(told("org/above").contains("no data in it"), "{}", told("org/above"));
     for id in ["", "a/b/c", "../x", "org/", "./rows.jsonl", "org/na me", "o/n@../x"] {
-        assert!(told(id).contains("is no name of a dataset"), "{id}");
+        assert!(told(id).contains("is not the name of a dataset"), "{id}");
     }
     let offline = Ask::new(&hub, &cache).offline().get("org/nothing", TRAIN).unwrap_err();
     assert!(offline.contains("not in the cache") && offline.contains("name local files as `path`"), "{offline}");

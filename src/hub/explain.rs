@@ -55,7 +55,7 @@ impl Session<'_> {
                 format!("later, {again}"),
             ),
             Some(status) => {
-                (format!("{repo}: the Hub refuses {what} ({status}){said}"), "mend what it says, and try again".into())
+                (format!("{repo}: the Hub refuses {what} ({status}){said}"), "fix what it says, and try again".into())
             }
             None if self.options.create_pr && what == "the commit" => (
                 format!("{repo}: the line broke before the Hub could answer{said}"),

@@ -77,7 +77,7 @@ pub(super) fn list(folder: &Path) -> Result<(Vec<Found>, Vec<LeftOut>)> {
     }
     let root = folder.canonicalize().map_err(Error::io("open", folder))?;
     if !root.is_dir() {
-        return Err(Error::file(folder, "is no folder").with_help("name the folder that `train` or `export` wrote"));
+        return Err(Error::file(folder, "is not a folder").with_help("name the folder that `train` or `export` wrote"));
     }
     let (mut found, mut left_out) = (Vec::new(), Vec::new());
     let mut folders = vec![(root.clone(), String::new(), 0)];
@@ -155,9 +155,7 @@ fn file(root: &Path, path: &Path, in_repo: String) -> Result<Found> {
     }
     let metadata = real.metadata().map_err(Error::io("read", &real))?;
     if !metadata.is_file() {
-        return Err(
-            Error::file(path, "is no regular file, nor a folder of its own").with_help("remove it from the folder")
-        );
+        return Err(Error::file(path, "is neither a regular file nor a folder").with_help("remove it from the folder"));
     }
     if metadata.len() > LARGEST {
         return Err(Error::file(path, format!("has {} GiB; the Hub takes 50 at most", metadata.len() >> 30))

@@ -126,7 +126,7 @@ impl Line {
             message: self.clean(&format!("the answer was cut off: {error}")),
         };
         self.send(request)?.take(MOST_ANSWER).read_to_end(&mut body).map_err(cut)?;
-        serde_json::from_slice(&body).map_err(|_| Refusal::malformed("the answer is no JSON"))
+        serde_json::from_slice(&body).map_err(|_| Refusal::malformed("the answer is not JSON"))
     }
 
     fn broken(&self, error: &reqwest::Error) -> Refusal {

@@ -20,6 +20,8 @@ const SIDE_FILES: &[&str] = &[
     "added_tokens.json",
     "chat_template.jinja",
 ];
+/// The folder of further chat templates, by name.
+const TEMPLATES: &str = "additional_chat_templates/";
 
 /// Fetches a model's files, or one GGUF file, and returns the snapshot's folder, or that file.
 pub(super) fn fetch(
@@ -34,9 +36,14 @@ pub(super) fn fetch(
         Ok(described) => described,
         Err(error) if is_transient(&error) => {
             // The Hub is down, but the model may be here.
-            return find(cache, file)
-                .inspect(|_| tracing::warn!("{reference}: {error}; the cached copy is used"))
-                .map_err(|_| remote.explain(error));
+            let error = remote.explain(error);
+            return match find(cache, file) {
+                Ok(path) => {
+                    tracing::warn!("{error}; the cached copy is used");
+                    Ok(path)
+                }
+                Err(_) => Err(error),
+            };
         }
         Err(error) => return Err(remote.explain(error)),
     };
@@ -101,7 +108,8 @@ fn choose(reference: &Reference, file: Option<&str>, files: &[String]) -> Result
         return Err(error(message, "take a repository that has them; pickle files (.bin) are not read".into()));
     };
     let side = SIDE_FILES.iter().filter(|name| has(name)).map(|name| (*name).to_string());
-    let is_template = |name: &&String| name.starts_with("additional_chat_templates/") && name.ends_with(".jinja");
+    let is_template =
+        |name: &&String| name.starts_with(TEMPLATES) && Path::new(name).extension().is_some_and(|end| end == "jinja");
     let templates = files.iter().filter(is_template).cloned();
     Ok(side.chain(templates).chain([weights.to_string()]).collect())
 }

@@ -31,6 +31,8 @@ pub struct UploadPlan {
     pub left_out: Vec<LeftOut>,
     /// What one should know before.
     pub notes: Vec<String>,
+    /// The card as it will be sent.
+    pub card: Option<String>,
     #[serde(skip)]
     pub(super) contents: Vec<Found>,
 }
@@ -39,7 +41,7 @@ pub struct UploadPlan {
 impl UploadPlan {
     /// A plan of no folder, to be shown.
     pub(crate) fn of(repo: &str, files: Vec<PlannedFile>, left_out: Vec<LeftOut>) -> Self {
-        Self { repo: repo.into(), files, left_out, notes: Vec::new(), contents: Vec::new() }
+        Self { repo: repo.into(), files, left_out, notes: Vec::new(), card: None, contents: Vec::new() }
     }
 }
 
@@ -67,6 +69,7 @@ pub fn plan(folder: &Path, options: &UploadOptions) -> Result<UploadPlan> {
     draft.name_the_base(options)?;
     draft.shorten_paths();
     draft.write_card(folder, options)?;
+    let card = draft.readme.as_ref().map(|readme| readme.text.clone());
     for (path, text) in draft.texts() {
         let bytes: std::sync::Arc<[u8]> = text.into_bytes().into();
         let made = Found { path: path.into(), size: bytes.len() as u64, content: Content::Bytes(bytes) };
@@ -87,6 +90,7 @@ pub fn plan(folder: &Path, options: &UploadOptions) -> Result<UploadPlan> {
         files: contents.iter().map(planned).collect(),
         left_out,
         notes: draft.notes,
+        card,
         contents,
     })
 }
@@ -216,6 +220,7 @@ impl Draft {
         // Our own card names a path by its last part alone, and leaves a place for the id in its commands.
         if let Some(readme) = self.readme.as_mut().filter(|_| hub_id(&new).is_some()) {
             readme.replace(CARD_BASE, &new);
+            readme.replace(&format!("https://huggingface.co/{old}"), &format!("https://huggingface.co/{new}"));
             if !old.is_empty() {
                 readme.replace(&format!("`{}`", last_part(&old)), &format!("`{new}`"));
             }
@@ -288,13 +293,10 @@ impl Draft {
             base_model: &self.base,
             r,
             objective: objective.as_deref(),
-            steps: None,
-            validation: None,
-            validation_dataset: None,
             datasets: &datasets,
             license: options.license.as_deref(),
-            language: None,
             recipe: self.recipe.as_ref().map(|recipe| recipe.text.as_str()),
+            ..CardFacts::default()
         }))
     }
 

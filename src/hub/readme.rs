@@ -11,7 +11,7 @@ use std::path::Path;
 /// # Errors
 /// For what the Hub would refuse: YAML that cannot be read, keys of a wrong kind, a base that is no Hub id.
 pub(super) fn check(text: &str, path: &Path) -> Result<Option<String>> {
-    const HELP: &str = "mend the lines between the two `---` at its top; see huggingface.co/docs/hub/model-cards";
+    const HELP: &str = "fix the lines between the two `---` at its top; see huggingface.co/docs/hub/model-cards";
     let refused = |message: String| Err(Error::file(path, format!("front matter: {message}")).with_help(HELP));
     let Some(matter) = front_matter(text) else {
         if text.trim_start().starts_with("---") {

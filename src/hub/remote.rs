@@ -195,6 +195,10 @@ fn hub_error(reference: &Reference, endpoint: Option<&str>, error: HFError) -> E
             format!("{reference}: the cache cannot be written: {error}"),
             "free some space, or set HF_HOME to another disk".into(),
         ),
+        error @ HFError::Request { .. } => (
+            format!("{reference}: the Hub at {hub} cannot be reached ({})", without_queries(&innermost(&error))),
+            format!("check the network; with a copy in the cache use --offline, or {}", reference.kind.instead()),
+        ),
         error => (
             format!("{reference}: the Hub at {hub} cannot be used: {}", without_queries(&chain(&error))),
             format!("check the network; with a copy in the cache use --offline, or {}", reference.kind.instead()),
@@ -205,6 +209,17 @@ fn hub_error(reference: &Reference, endpoint: Option<&str>, error: HFError) -> E
 
 fn is_gated(code: Option<&str>) -> bool {
     code.is_some_and(|code| code.eq_ignore_ascii_case("GatedRepo"))
+}
+
+/// The cause of all causes: that a name does not resolve, that nobody listens.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let text = cause.to_string();
+    // What stands before it only says that a request was made.
+    text.strip_prefix("failed to lookup address information: ").map_or(text.clone(), String::from)
 }
 
 /// The error and its causes: "error sending request" alone does not say that a name did not resolve.

@@ -22,10 +22,23 @@ struct Config {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     vocab_size: usize,
+    /// What transformers takes where nothing is said.
+    #[serde(default = "epsilon")]
     rms_norm_eps: f64,
+    #[serde(default = "positions")]
     max_position_embeddings: usize,
     hidden_act: Option<String>,
     tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+}
+
+const fn epsilon() -> f64 {
+    1e-6
+}
+
+const fn positions() -> usize {
+    2048
 }
 
 impl Config {
@@ -98,7 +111,8 @@ impl Config {
 pub(super) fn build(json: &Map<String, Value>, builder: &Builder<'_>) -> Result<CausalLm> {
     let config = Config::read(json)?;
     let dimensions = config.dimensions();
-    let factors = if builder.has("rope_freqs.weight") {
+    // In a folder it is a leftover, which transformers leaves alone.
+    let factors = if builder.is_gguf() && builder.has("rope_freqs.weight") {
         Some(builder.tensor("rope_freqs.weight", &[dimensions.head_dim / 2])?.to_vec1::<f32>()?)
     } else {
         None
@@ -124,22 +138,37 @@ fn layer(builder: &Builder<'_>, index: usize, config: &Config) -> Result<Decoder
     let d = config.dimensions();
     let path = |name: &str| format!("model.layers.{index}.{name}");
     let (query, key) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+    let (attention_bias, mlp_bias) = (("attention_bias", config.attention_bias), ("mlp_bias", config.mlp_bias));
+    let linear = |name: &str, inputs, outputs, (setting, said): (&str, Option<bool>)| {
+        let path = path(name);
+        // transformers leaves a bias out that the configuration denies, llama.cpp adds it.
+        if !builder.is_gguf() && said != Some(true) && builder.has_numbers(&format!("{path}.bias"), outputs)? {
+            let said = said.map_or("does not set", |_| "denies");
+            let message = format!(
+                "`{path}.bias` is not zero, but config.json {said} `{setting}`: transformers leaves it out, others add it"
+            );
+            return Err(Error::invalid(message).with_help(format!(
+                "set `{setting}` to true in config.json if the model was made with it, or remove these tensors"
+            )));
+        }
+        builder.linear(&path, inputs, outputs)
+    };
     Ok(DecoderLayer {
         index,
         shape: d.attention(),
         epsilon: config.rms_norm_eps,
         input_norm: builder.vector(&path("input_layernorm.weight"), d.hidden)?,
         qkv: [
-            builder.linear(&path("self_attn.q_proj"), d.hidden, query)?,
-            builder.linear(&path("self_attn.k_proj"), d.hidden, key)?,
-            builder.linear(&path("self_attn.v_proj"), d.hidden, key)?,
+            linear("self_attn.q_proj", d.hidden, query, attention_bias)?,
+            linear("self_attn.k_proj", d.hidden, key, attention_bias)?,
+            linear("self_attn.v_proj", d.hidden, key, attention_bias)?,
         ],
-        o: builder.linear(&path("self_attn.o_proj"), query, d.hidden)?,
+        o: linear("self_attn.o_proj", query, d.hidden, attention_bias)?,
         post_attention_norm: builder.vector(&path("post_attention_layernorm.weight"), d.hidden)?,
         gate_up: [
-            builder.linear(&path("mlp.gate_proj"), d.hidden, d.intermediate)?,
-            builder.linear(&path("mlp.up_proj"), d.hidden, d.intermediate)?,
+            linear("mlp.gate_proj", d.hidden, d.intermediate, mlp_bias)?,
+            linear("mlp.up_proj", d.hidden, d.intermediate, mlp_bias)?,
         ],
-        down: builder.linear(&path("mlp.down_proj"), d.intermediate, d.hidden)?,
+        down: linear("mlp.down_proj", d.intermediate, d.hidden, mlp_bias)?,
     })
 }

@@ -46,6 +46,8 @@ pub struct BuildReport {
 struct State {
     params: AdapterParams,
     mismatches: Vec<ShapeMismatch>,
+    /// The first needed tensor that cannot be read.
+    unread: Option<Error>,
     report: BuildReport,
 }
 
@@ -90,9 +92,26 @@ impl<'a> Builder<'a> {
         self.plan
     }
 
-    /// Whether the base holds this tensor.
+    /// Whether the base is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.base.is_gguf()
+    }
+
+    /// Whether the base holds a vector of this width with a number other than zero.
+    ///
+    /// # Errors
+    /// When the base cannot be read.
+    pub fn has_numbers(&self, name: &str, width: usize) -> Result<bool> {
+        if self.base.tensor(name).is_none_or(|(shape, _)| shape != [width]) {
+            return Ok(false);
+        }
+        let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Place::Cpu)?;
+        Ok(tensor.to_vec1::<f32>()?.iter().any(|number| *number != 0.0))
+    }
+
+    /// Whether the base names this tensor, even if it cannot be read.
     pub fn has(&self, name: &str) -> bool {
-        self.base.tensor(name).is_some()
+        self.base.tensor(name).is_some() || self.base.unread(name).is_some()
     }
 
     /// A small tensor in `f32`, whole.
@@ -201,9 +220,13 @@ impl<'a> Builder<'a> {
     /// Ends the building: the adapter's variables and the report.
     ///
     /// # Errors
-    /// [`Error::Shapes`] with all tensors that did not fit; a target that names no module of this model.
+    /// A needed tensor that cannot be read; [`Error::Shapes`] with all tensors that did not fit; a target that names no module
+    /// of this model.
     pub fn finish(self) -> Result<(AdapterParams, BuildReport)> {
-        let State { params, mismatches, report } = self.state.into_inner();
+        let State { params, mismatches, unread, report } = self.state.into_inner();
+        if let Some(error) = unread {
+            return Err(error);
+        }
         if !mismatches.is_empty() {
             return Err(Error::Shapes { path: self.base.path().into(), mismatches });
         }
@@ -228,9 +251,9 @@ impl<'a> Builder<'a> {
         }
         let fallback = fallback_of(wanted);
         let (chosen, why) = if columns.is_multiple_of(fallback.block_size()) {
-            (fallback, format!("is no multiple of {}", wanted.block_size()))
+            (fallback, format!("is not a multiple of {}", wanted.block_size()))
         } else {
-            (stored, "is no multiple of 32".to_owned())
+            (stored, "is not a multiple of 32".to_owned())
         };
         let note = format!("a width of {columns} {why}: those weights are held as {chosen:?} in place of {wanted:?}");
         self.state.borrow_mut().report.notes.insert(note);
@@ -241,7 +264,9 @@ impl<'a> Builder<'a> {
     fn fits(&self, name: &str, shape: &[usize]) -> bool {
         let got = self.base.tensor(name).map(|(got, _)| got.to_vec());
         let fits = got.as_deref() == Some(shape);
-        if !fits {
+        if let Some(error) = self.base.unread(name).filter(|_| got.is_none()) {
+            self.state.borrow_mut().unread.get_or_insert(error);
+        } else if !fits {
             let mismatch = ShapeMismatch { tensor: name.into(), expected: shape.to_vec(), got };
             self.state.borrow_mut().mismatches.push(mismatch);
         }

@@ -62,7 +62,7 @@ impl QuantizationType {
     }
 }
 
-/// The 32-block type that stands in for a K-quant where a width is no multiple of 256, as llama.cpp chooses it.
+/// The 32-block type that stands in for a K-quant where a width is not a multiple of 256, as llama.cpp chooses it.
 pub const fn fallback_of(dtype: GgmlDType) -> GgmlDType {
     match dtype {
         GgmlDType::Q2K | GgmlDType::Q3K => GgmlDType::Q4_0,

@@ -155,7 +155,7 @@ fn wrong_values_are_told_with_what_fits() {
         ("quantization:\n  type: 4\n", "write `q4_k`", "4"),
         ("training:\n  gradient_checkpointing: true\n", "write `layer`", "true"),
         ("objective: sft\n", "write:\nobjective:\n  type: sft", "sft"),
-        ("export:\n  for: [vllm, llama.cpp]\n", "`llama.cpp` is no server that adapters", "llama.cpp"),
+        ("export:\n  for: [vllm, llama.cpp]\n", "`llama.cpp` is not a server that adapters", "llama.cpp"),
         ("export:\n  for: vllm\n", "export.for: expected a list of servers", "vllm"),
         ("device: gpu\n", "write `cuda`", "gpu"),
         ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),

@@ -4,7 +4,7 @@ use super::output::now;
 use super::prepare::{encoder, ends};
 use super::trained_on::TrainedOn;
 use super::verify::{TrainedBase, Verified, verify_all};
-use crate::adapter::AdapterFormat;
+use crate::adapter::{AdapterFormat, hub_id};
 use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, FloatType, Job, Manifest, Target};
 use crate::nn::{QuantizationConfig, QuantizationType};
@@ -55,6 +55,8 @@ pub struct ExportedTarget {
     pub name: String,
     /// Its rank.
     pub r: usize,
+    /// The base's Hub id, where the adapter names one.
+    pub base_id: Option<String>,
     /// What a user should know.
     pub notes: Vec<String>,
     /// The comparison, if there was one.
@@ -202,6 +204,7 @@ fn export_one(
         manifest,
         name: job.name.to_owned(),
         r: job.adapter.config.lora.r,
+        base_id: hub_id(&job.adapter.config.base_model_name_or_path).map(String::from),
         notes,
         verified: None,
         seconds: start.elapsed().as_secs_f64(),

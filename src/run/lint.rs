@@ -74,6 +74,9 @@ pub fn lint(request: &LintRequest, observer: &mut dyn Observer) -> Result<LintSu
         }
         None => own_base(&request.adapter, &facts, observer),
     };
+    if has_template_of_base(&request.adapter, base.as_ref().map(|(_, base)| base)) {
+        facts.files.remove(CHAT_TEMPLATE);
+    }
     facts.base = base.as_ref().map(|(_, base)| BaseFacts::of(base));
     let findings = lint::lint(&facts, &request.servers, &request.settings);
     let asked = Server::ALL.into_iter().filter(|server| request.servers.contains(server));
@@ -88,6 +91,13 @@ pub fn lint(request: &LintRequest, observer: &mut dyn Observer) -> Result<LintSu
         })
         .collect();
     Ok(LintSummary { adapter: request.adapter.clone(), base: base.map(|(name, _)| name), servers, findings })
+}
+
+/// Whether the chat template beside an adapter is its base's own, which a server has anyway.
+fn has_template_of_base(adapter: &Path, base: Option<&Base>) -> bool {
+    let template = std::fs::read_to_string(adapter.join(CHAT_TEMPLATE)).ok();
+    let same = template.is_some() && template.as_deref() == base.and_then(Base::chat_template);
+    same || Recipe::load(&adapter.join("recipe.yaml"), &[]).is_ok_and(|recipe| recipe.data.chat_template.is_none())
 }
 
 /// The base that an adapter was trained on, where it is at hand: nothing is fetched for it, and that it is not there is no
@@ -137,8 +147,8 @@ fn warning(finding: &Finding) -> String {
         Severity::Wrong => "will load the adapter and compute something else",
         Severity::Note => "will need more than the adapter",
     };
-    let Finding { rule, found, why, mend, .. } = finding;
-    format!("export.for: {} {what}: {found}: {why}; {mend} ({rule})", servers.join(", "))
+    let Finding { rule, found, why, fix, .. } = finding;
+    format!("export.for: {} {what}: {found}: {why}; {fix} ({rule})", servers.join(", "))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), text from what it
 //! made (`generate`), and what servers would make of that (`lint`).
 
+mod card;
 mod data;
 mod export;
 mod generate;
@@ -24,20 +25,16 @@ pub use timing::TimeEstimate;
 pub use upload::{UploadRequest, Uploaded, plan_upload, upload};
 pub use verify::{Verified, VerifyRequest, verify};
 
-use crate::adapter::{AdapterBundle, CardFacts, CardKind, CardValidation, hub_id, model_card};
-use crate::data::{DataConfig, Sources};
+use crate::adapter::AdapterBundle;
 use crate::device::{Device, Gpu, process_memory};
 use crate::error::{Error, Result};
-use crate::fs;
 use crate::models::Model;
 use crate::objectives;
 use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::backward::Engine;
 use crate::train::metrics::Validation;
-use crate::train::{
-    AdapterFiles, Event, FitSummary, Observer, Schedule, Settings, Trainer, Verdict, checkpoint_folder, total_steps,
-};
+use crate::train::{Event, FitSummary, Observer, Schedule, Settings, Trainer, Verdict, checkpoint_folder, total_steps};
 use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
@@ -128,8 +125,11 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let (mut files, mut sample, mut uploaded) = (Vec::new(), None, None);
     if !fit.interrupted {
         observer.event(&Event::Phase("writing the adapter".into()));
-        files = write_adapter(recipe, &prepared, &model, &fit, &out)?;
+        files = write_adapter(recipe, &prepared, &model, &out)?;
+        files.extend(card::write_tokenizer(&prepared, &out, observer)?);
         sample = prepared.sample(&model.lm, observer);
+        files.push(card::write_card(recipe, &prepared, &fit, sample.as_ref(), &out)?);
+        files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
         if uploads && !is_ruined {
             uploaded = upload::after_training(recipe, observer);
         }
@@ -137,24 +137,9 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     Ok(Summary { uploaded, ..summary(recipe, &prepared, &model, fit, (files, sample, start)) })
 }
 
-fn write_adapter(
-    recipe: &Recipe,
-    prepared: &Prepared,
-    model: &Model,
-    fit: &FitSummary,
-    out: &OutputFolder,
-) -> Result<Vec<PathBuf>> {
-    let AdapterFiles { config, others } = prepared.adapter_files(recipe)?;
-    let mut files =
-        AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), candle_core::DType::F32)?;
-    files.push(write_card(recipe, fit, out)?);
-    for (name, contents) in others {
-        let path = out.path().join(name);
-        fs::write_atomic(&path, &contents)?;
-        files.push(path);
-    }
-    files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
-    Ok(files)
+fn write_adapter(recipe: &Recipe, prepared: &Prepared, model: &Model, out: &OutputFolder) -> Result<Vec<PathBuf>> {
+    let config = prepared.adapter_files(recipe)?.config;
+    AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), candle_core::DType::F32)
 }
 
 fn summary(
@@ -176,9 +161,7 @@ fn summary(
         was_finished: fit.was_finished,
         objective: header::objective_name(recipe.objective.kind).to_owned(),
         metric_for_best_model: header::metric(recipe),
-        verdict: of_adapter(&fit).map(|of| {
-            header::verdict(of, header::metric(recipe), recipe.objective.weighs_by_probability(), fit.health.as_ref())
-        }),
+        verdict: verdict(recipe, &fit),
         health: fit.health,
         fails: recipe.training.fail_on_divergence && fit.health.is_some_and(|health| health.verdict == Verdict::Ruined),
         interrupted: fit.interrupted,
@@ -202,61 +185,17 @@ fn summary(
     }
 }
 
+/// What a run's numbers come to, in a sentence.
+fn verdict(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
+    let weighs = recipe.objective.weighs_by_probability();
+    of_adapter(fit).map(|of| header::verdict(of, header::metric(recipe), weighs, fit.health.as_ref()))
+}
+
 /// The validation before training, and the one of the adapter that the run ends with.
 fn of_adapter(fit: &FitSummary) -> Option<(&Validation, &Validation)> {
     let known = [&fit.state.best_validation, &fit.state.last_validation];
     let after = known.into_iter().flatten().find(|validation| validation.step == fit.adapter_step)?;
     fit.state.first_validation.as_ref().filter(|before| before.step != after.step).map(|before| (before, after))
-}
-
-fn write_card(recipe: &Recipe, fit: &FitSummary, out: &OutputFolder) -> Result<PathBuf> {
-    let of_step = [&fit.state.best_validation, &fit.state.last_validation];
-    let after = of_step.into_iter().flatten().find(|validation| validation.step == fit.adapter_step);
-    let objective = serde_json::to_value(recipe.objective.kind).ok();
-    let validation = fit.state.first_validation.as_ref().zip(after).map(|(before, after)| CardValidation {
-        loss: (before.cross_entropy, after.cross_entropy),
-        token_accuracy: (before.token_accuracy, after.token_accuracy),
-    });
-    let hub = recipe.hub.as_ref();
-    let base_model = match hub.and_then(|hub| hub.base.as_deref()) {
-        Some(id) if hub_id(&recipe.base.model).is_none() => id,
-        _ => &recipe.base.model,
-    };
-    let (datasets, validation_dataset) = hub_datasets(&recipe.data);
-    let text = model_card(&CardFacts {
-        kind: CardKind::Adapter,
-        name: &recipe.name,
-        repo: hub.map(|hub| hub.repo.as_str()),
-        base_model,
-        r: Some(recipe.lora.r),
-        objective: objective.as_ref().and_then(serde_json::Value::as_str),
-        steps: Some((fit.adapter_step, fit.state.step)),
-        validation,
-        validation_dataset: validation_dataset.as_deref(),
-        datasets: &datasets,
-        license: hub.and_then(|hub| hub.license.as_deref()),
-        language: hub.and_then(|hub| hub.language.as_deref()),
-        recipe: Some(&recipe.to_yaml()?),
-    });
-    let path = out.path().join("README.md");
-    fs::write_atomic(&path, text.as_bytes())?;
-    Ok(path)
-}
-
-/// The Hub's datasets that were trained on, and the one that the validation rows are from, if they are from one.
-fn hub_datasets(data: &DataConfig) -> (Vec<String>, Option<String>) {
-    let ids = |sources: &Sources| -> Vec<Option<String>> {
-        sources.0.iter().map(|source| Some(source.hub.as_deref()?.split('@').next()?.to_owned())).collect()
-    };
-    let train = ids(&data.train);
-    let held_out = data.validation.as_ref().map_or_else(|| train.clone(), ids);
-    let single = match held_out.as_slice() {
-        [Some(id)] => Some(id.clone()),
-        _ => None,
-    };
-    let mut train: Vec<String> = train.into_iter().flatten().collect();
-    train.dedup();
-    (train, single)
 }
 
 /// Does all that can be done without training: opens and loads the base, reads the data, counts and estimates. Writes

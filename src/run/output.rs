@@ -1,8 +1,8 @@
 //! The output folder: whose it is, and that only one run writes there.
 
-use super::CHAT_TEMPLATE;
 use super::RunOptions;
 use crate::error::{Error, Result};
+use crate::export::TOKENIZER_FILES;
 use crate::fs;
 use crate::recipe::{KeyKind, Recipe};
 use crate::train::{Checkpoint, checkpoint_folder, checkpoints_folder, read_state};
@@ -111,7 +111,7 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            let message = "is no folder, or a part of the path is a file";
+            let message = "is not a folder, or a part of the path is a file";
             return Err(Error::file(path, message).with_help("set another `output_dir`"));
         }
         Err(error) => return Err(Error::io("read", path)(error)),
@@ -206,7 +206,8 @@ fn clear(path: &Path) -> Result<()> {
         let folder = checkpoint_folder(path, step);
         std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     }
-    for name in ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE, CHAT_TEMPLATE] {
+    let own = ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE];
+    for name in own.iter().chain(TOKENIZER_FILES) {
         let file = path.join(name);
         if file.exists() {
             std::fs::remove_file(&file).map_err(Error::io("remove", &file))?;

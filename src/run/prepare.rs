@@ -17,7 +17,7 @@ use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
 use crate::train::{AdapterFiles, Event, Identity, Observer};
 use crate::weights::Base;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Tokens of the sample in the summary.
@@ -39,6 +39,8 @@ pub(super) struct Prepared {
     /// The chat template that the recipe names, as it was when the run began.
     pub chat_template: Option<String>,
     pub dataset: Dataset,
+    /// The most tokens of a row.
+    pub max_seq_len: usize,
     pub plan: Plan,
     pub device: Device,
     pub compute: Compute,
@@ -51,6 +53,8 @@ pub(super) struct Prepared {
     pub(super) adapter_parameters: usize,
     /// The modules that get an adapter, by the last part of their names.
     target_modules: BTreeSet<String>,
+    /// How many matrices are held in each type.
+    types: BTreeMap<String, usize>,
 }
 
 /// Opens the device, with its kernels ready.
@@ -72,6 +76,9 @@ pub(super) fn open_base(config: &BaseConfig, offline: bool, observer: &mut dyn O
         observer.event(&Event::Bytes { what, done: progress.done, total: progress.total });
     })?;
     let base = Base::open(&path)?;
+    for note in base.notes() {
+        observer.event(&Event::Note(note.clone()));
+    }
     tracing::info!(path = %path.display(), model_type = base.model_type(), "opened the base");
     Ok(base)
 }
@@ -111,7 +118,7 @@ pub(super) fn named_template(data: &DataConfig, base: &Base) -> Result<Option<St
     // A mistake in it is one of that file, not of the base.
     ChatTemplate::at(&source, None, None, 0).map_err(|error| {
         Error::invalid(format!("data.chat_template: `{setting}`: {error}"))
-            .with_help("mend that template, or name another")
+            .with_help("fix that template, or name another")
     })?;
     Ok(Some(source))
 }
@@ -156,7 +163,7 @@ pub(super) fn dataset(
     observer: &mut dyn Observer,
 ) -> Result<(Dataset, Plan)> {
     let training = &recipe.training;
-    let options = FetchOptions::from_env(offline);
+    let options = FetchOptions::for_data(offline);
     let files = DataFiles::find(data, |source, split| {
         let splits: &[&str] = match split {
             Split::Train => &["train"],
@@ -209,6 +216,7 @@ impl Prepared {
         let encoder = data_encoder(&base, &recipe.data, chat_template.as_deref(), now)?;
         let (dataset, plan) = dataset(recipe, &data, &encoder, options.offline, observer)?;
         let mut prepared = Self {
+            max_seq_len: data.max_seq_len(),
             base,
             encoder,
             chat_template,
@@ -222,6 +230,7 @@ impl Prepared {
             embedding_bytes: embedding_bytes(&rehearsal),
             adapter_parameters: rehearsal.report.adapter_parameters,
             target_modules: rehearsal.report.target_modules,
+            types: rehearsal.report.types,
         };
         prepared.check_vocabulary()?;
         prepared.check_gpu_memory(recipe)?;
@@ -305,6 +314,13 @@ impl Prepared {
         if (known as usize) < self.dimensions.vocabulary { known } else { 0 }
     }
 
+    /// The types that the base's matrices are held in, the commonest first.
+    pub(super) fn held(&self) -> String {
+        let mut types: Vec<(&String, &usize)> = self.types.iter().collect();
+        types.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        types.into_iter().map(|(name, _)| name.to_ascii_lowercase()).collect::<Vec<_>>().join(", ")
+    }
+
     pub(super) const fn layers(&self) -> usize {
         self.dimensions.layers
     }
@@ -367,10 +383,10 @@ impl Prepared {
         })
     }
 
-    /// What an adapter's folder holds besides tensors and card.
+    /// What makes a checkpoint an adapter: its configuration, and the chat template that is not the base's.
     pub(super) fn adapter_files(&self, recipe: &Recipe) -> Result<AdapterFiles> {
         let config = AdapterConfig {
-            base_model_name_or_path: recipe.base.model.clone(),
+            base_model_name_or_path: super::card::base_name(recipe, self),
             base_sha256: Some(self.base.fingerprint()?),
             lora: recipe.lora.clone(),
         };

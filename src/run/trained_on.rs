@@ -113,6 +113,6 @@ impl TrainedOn {
     pub fn chat_template(&self) -> Result<Option<String>> {
         let Some(path) = file_inside(&self.adapter, CHAT_TEMPLATE)? else { return Ok(None) };
         let text = String::from_utf8(read_within(&path, MOST_TEMPLATE)?);
-        text.map(Some).map_err(|_| Error::file(path, "is no UTF-8 text"))
+        text.map(Some).map_err(|_| Error::file(path, "is not UTF-8 text"))
     }
 }

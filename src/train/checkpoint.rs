@@ -174,6 +174,5 @@ fn write_tensors(tensors: &BTreeMap<String, Tensor>, temporary: &Path, path: &Pa
 }
 
 fn saved_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let (tensors, _) = read_tensors(path).map_err(|error| damaged(path, &error.to_string()))?;
-    Ok(tensors)
+    read_tensors(path).map_err(|error| damaged(path, &error.to_string()))
 }

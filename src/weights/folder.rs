@@ -3,7 +3,7 @@
 use super::added_tokens::TokenFiles;
 use super::chat_templates::ChatTemplates;
 use super::special_tokens::Sources;
-use super::{Contents, shards};
+use super::{Contents, resolve, shards};
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -13,10 +13,13 @@ use tokenizers::Tokenizer;
 
 /// Reads and checks what a folder holds.
 pub(super) fn open(folder: &Path) -> Result<Contents> {
-    let Some(config) = read_json::<Map<String, Value>>(&folder.join("config.json"))? else {
+    let Some(said) = read_json::<Map<String, Value>>(&folder.join("config.json"))? else {
         return Err(no_config(folder));
     };
     let table = shards::open(folder)?;
+    let mut config = said.clone();
+    let mut notes = resolve::resolve(&mut config, &table, folder)?;
+    notes.extend(shards::left_out(folder));
     let tokenizer_config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let chat_templates = ChatTemplates::of_folder(folder, &tokenizer_config)?;
     let sources = Sources {
@@ -26,7 +29,8 @@ pub(super) fn open(folder: &Path) -> Result<Contents> {
         tokenizer: read_json(&folder.join("tokenizer.json"))?.unwrap_or_default(),
     };
     let special_tokens = sources.special_tokens(folder);
-    Ok(Contents { config, table, special_tokens, chat_templates })
+    let said = Some(said).filter(|said| *said != config);
+    Ok(Contents { config, said, notes, table, special_tokens, chat_templates })
 }
 
 fn token_files(folder: &Path, tokenizer_config: Map<String, Value>) -> Result<TokenFiles> {

@@ -8,6 +8,8 @@ mod added_tokens;
 mod chat_templates;
 mod folder;
 pub mod gguf;
+mod resolve;
+mod safetensors_file;
 mod safetensors_header;
 mod shards;
 mod special_tokens;
@@ -15,6 +17,7 @@ mod table;
 
 pub use chat_templates::{ChatTemplates, FOLDER as CHAT_TEMPLATES_FOLDER};
 pub(crate) use gguf::WORD_PATTERNS;
+pub(crate) use safetensors_file::{SafetensorsHeader, StoredTensor};
 pub use safetensors_header::{TensorInfo, safetensors_header};
 pub use special_tokens::SpecialTokens;
 
@@ -52,6 +55,10 @@ pub struct Base {
 #[derive(Debug)]
 struct Contents {
     config: Map<String, Value>,
+    /// The configuration as the file has it, where it says something twice.
+    said: Option<Map<String, Value>>,
+    /// What one should know of it.
+    notes: Vec<String>,
     table: Table,
     special_tokens: SpecialTokens,
     chat_templates: ChatTemplates,
@@ -94,7 +101,13 @@ impl Base {
         self.gguf.as_ref()
     }
 
-    /// The configuration in the form of Hugging Face's `config.json`; for GGUF translated from the metadata.
+    /// What one should know of the base: where it says two things, and what counts then.
+    pub fn notes(&self) -> &[String] {
+        &self.contents.notes
+    }
+
+    /// The configuration in the form of Hugging Face's `config.json`; for GGUF translated from the metadata. What a file says
+    /// twice is in it once, as transformers takes it.
     pub fn config(&self) -> &Map<String, Value> {
         &self.contents.config
     }
@@ -110,7 +123,13 @@ impl Base {
         self.contents.table.get(name).map(|entry| (entry.shape.as_slice(), entry.dtype))
     }
 
-    /// The names of all tensors, sorted.
+    /// The error for a tensor that the base names and that cannot be read: of a type that is not read, or of a shard that is
+    /// not there. Such tensors are no fault of a base as long as nobody needs them.
+    pub fn unread(&self, name: &str) -> Option<Error> {
+        self.contents.table.unread(name)
+    }
+
+    /// The names of all tensors that can be read, sorted.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.contents.table.entries().map(|(name, _)| name)
     }
@@ -172,7 +191,8 @@ impl Base {
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = Sha256::new();
-        hasher.update(Value::Object(self.contents.config.clone()).to_string());
+        let config = self.contents.said.as_ref().unwrap_or(&self.contents.config);
+        hasher.update(Value::Object(config.clone()).to_string());
         self.contents.table.hash(&mut hasher)?;
         Ok(format!("{:x}", hasher.finalize()))
     }

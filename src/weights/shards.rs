@@ -1,18 +1,18 @@
-//! Safetensors files: the header of each, and the index over several. It owns checking them; not reading tensors.
+//! A folder's safetensors files: one, or several under an index. It owns which file a tensor is taken from; not reading
+//! headers or tensors.
+//!
+//! What cannot be read (a type, a shard that is not there) is kept with its reason, and refused when somebody asks for it:
+//! old checkpoints hold buffers that no model needs.
 
-use super::table::{Entry, Table, WeightFile, byte_len};
+use super::safetensors_file::{SafetensorsHeader, StoredTensor};
+use super::table::{Entry, Table, Unread, WeightFile};
 use crate::error::{Error, Result};
 use candle_core::quantized::GgmlDType;
-use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The longest header that the format allows.
-const HEADER_LIMIT: u64 = 100_000_000;
 const INDEX: &str = "model.safetensors.index.json";
-const REFETCH: &str = "the download is not complete, or the disk was full; fetch the file again";
 
 /// Reads the headers of a folder's weights: `model.safetensors`, or the shards that its index names.
 pub(super) fn open(folder: &Path) -> Result<Table> {
@@ -20,16 +20,9 @@ pub(super) fn open(folder: &Path) -> Result<Table> {
     let single = folder.join("model.safetensors");
     let index = folder.join(INDEX);
     if single.is_file() {
-        add_file(&mut table, &single, None)?;
+        add_file(&mut table, &single, &BTreeMap::new())?;
     } else if index.is_file() {
-        for (file, tensors) in read_index(&index)? {
-            let path = folder.join(&file);
-            if !path.is_file() {
-                return Err(Error::file(&index, format!("names the shard `{file}`, which is not in the folder"))
-                    .with_help("fetch that file too, next to the others"));
-            }
-            add_file(&mut table, &path, Some(&tensors))?;
-        }
+        add_shards(&mut table, folder, &index)?;
     } else {
         return Err(no_weights(folder));
     }
@@ -37,11 +30,64 @@ pub(super) fn open(folder: &Path) -> Result<Table> {
     Ok(table)
 }
 
+/// Weights that lie beside those that are read: two downloads in one folder.
+pub(super) fn left_out(folder: &Path) -> Option<String> {
+    let both = folder.join("model.safetensors").is_file() && folder.join(INDEX).is_file();
+    both.then(|| {
+        format!("{} holds model.safetensors and {INDEX}: the first is read, as in transformers", folder.display())
+    })
+}
+
+/// Adds all tensors of the shards that an index names, as transformers reads them. Where two shards hold a tensor of the same
+/// name, the index says which one counts.
+fn add_shards(table: &mut Table, folder: &Path, index: &Path) -> Result<()> {
+    let shards = read_index(index)?;
+    let mut elsewhere: BTreeMap<&str, &str> = BTreeMap::new();
+    for (file, tensors) in &shards {
+        elsewhere.extend(tensors.iter().map(|tensor| (tensor.as_str(), file.as_str())));
+    }
+    if shards.keys().all(|file| !folder.join(file).is_file()) {
+        let shard = shards.keys().next().map_or("", String::as_str);
+        return Err(absent(index, shard).error());
+    }
+    for (file, tensors) in &shards {
+        let path = folder.join(file);
+        let held = if path.is_file() {
+            let others: BTreeMap<&str, &str> =
+                elsewhere.iter().filter(|(_, other)| *other != file).map(|(name, other)| (*name, *other)).collect();
+            add_file(table, &path, &others)?
+        } else {
+            BTreeSet::new()
+        };
+        for tensor in tensors.iter().filter(|tensor| !held.contains(*tensor)) {
+            let unread = if path.is_file() { not_in(&path, tensor) } else { absent(index, file) };
+            table.leave(tensor.clone(), unread);
+        }
+    }
+    Ok(())
+}
+
+fn absent(index: &Path, shard: &str) -> Unread {
+    Unread {
+        path: index.to_owned(),
+        message: format!("names the shard `{shard}`, which is not in the folder"),
+        help: "fetch that file too, next to the others".into(),
+    }
+}
+
+fn not_in(shard: &Path, tensor: &str) -> Unread {
+    Unread {
+        path: shard.to_owned(),
+        message: format!("tensor `{tensor}` is missing, though {INDEX} says that it is here"),
+        help: "index and shards are of different downloads; fetch them again".into(),
+    }
+}
+
 /// shard → tensors, from the index.
 fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     let text = std::fs::read(path).map_err(Error::io("read", path))?;
     let index: Value =
-        serde_json::from_slice(&text).map_err(|error| Error::file(path, format!("is no valid JSON: {error}")))?;
+        serde_json::from_slice(&text).map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))?;
     let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
         return Err(Error::file(path, "has no `weight_map`, which says what shard holds what tensor"));
     };
@@ -51,7 +97,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
             return Err(Error::file(path, format!("weight_map.{tensor}: expected a file name, got {file}")));
         };
         if Path::new(file).file_name() != Some(file.as_ref()) || file.contains('\\') {
-            return Err(Error::file(path, format!("weight_map.{tensor}: `{file}` is no plain file name"))
+            return Err(Error::file(path, format!("weight_map.{tensor}: `{file}` is not a plain file name"))
                 .with_help("shards lie in the same folder as the index; names with folders in them are not read"));
         }
         shards.entry(file.to_string()).or_default().push(tensor.clone());
@@ -59,74 +105,49 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(shards)
 }
 
-/// Adds one file's tensors: those of `wanted`, or all.
-fn add_file(table: &mut Table, path: &Path, wanted: Option<&[String]>) -> Result<()> {
+/// Adds one file's tensors, but for those that belong to another file; gives the names of all that it holds.
+fn add_file(table: &mut Table, path: &Path, elsewhere: &BTreeMap<&str, &str>) -> Result<BTreeSet<String>> {
     let file = WeightFile::open(path)?;
-    let (metadata, data_offset) = read_header(&file)?;
+    let header = SafetensorsHeader::read(path, &file.file, file.len)?;
     let number = table.add_file(file);
-    let names = match wanted {
-        Some(names) => names.to_vec(),
-        None => metadata.offset_keys(),
-    };
-    for name in names {
-        let Some(info) = metadata.info(&name) else {
-            return Err(Error::file(path, format!("tensor `{name}` is missing, though {INDEX} says that it is here"))
-                .with_help("index and shards are of different downloads; fetch them again"));
-        };
-        let dtype = ggml_dtype(info.dtype).ok_or_else(|| unsupported(path, &name, info.dtype))?;
-        let (start, end) = info.data_offsets;
-        let (shape, len) = (info.shape.clone(), end - start);
-        if byte_len(&shape, dtype) != Some(len) {
-            return Err(Error::file(path, format!("tensor `{name}`: {len} bytes do not hold {shape:?} of {dtype:?}")));
+    let mut names = BTreeSet::new();
+    for StoredTensor { name, dtype, shape, offset, len } in header.tensors {
+        names.insert(name.clone());
+        if elsewhere.contains_key(name.as_str()) {
+            continue;
         }
-        let offset = data_offset + start as u64;
-        let entry = Entry { stored: name.clone(), shape, dtype, file: number, offset, len, permuted_heads: None };
-        table.insert(name, entry)?;
+        match ggml_dtype(&dtype) {
+            Some(dtype) => {
+                let stored = name.clone();
+                table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads: None })?;
+            }
+            None => table.leave(name.clone(), unsupported(path, &name, &dtype)),
+        }
     }
-    Ok(())
+    Ok(names)
 }
 
-/// The checked header, and where the data begins. Claimed lengths are compared with the file's before anything is read.
-fn read_header(file: &WeightFile) -> Result<(Metadata, u64)> {
-    let error = |message: String| Error::file(&file.path, message);
-    if file.len < 8 {
-        return Err(error(format!("is no safetensors file: it has {} bytes", file.len)).with_help(REFETCH));
-    }
-    let length = file.read_at(0, 8)?;
-    let length = u64::from_le_bytes(length.try_into().expect("eight bytes were read"));
-    if length > HEADER_LIMIT || length > file.len - 8 {
-        return Err(error(format!(
-            "is no safetensors file, or is cut short: its header claims {length} bytes, the file has {}",
-            file.len
-        ))
-        .with_help(REFETCH));
-    }
-    let header = file.read_at(8, length as usize)?;
-    // Reading it also checks that the tensors follow each other without gap or overlap, and that sizes fit shapes.
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|why| error(format!("its header contradicts itself: {why}")).with_help(REFETCH))?;
-    let (expected, got) = (metadata.data_len() as u64, file.len - 8 - length);
-    if expected != got {
-        return Err(error(format!(
-            "the file is cut short or too long: its tensors take {expected} bytes, it holds {got}"
-        ))
-        .with_help(REFETCH));
-    }
-    Ok((metadata, 8 + length))
-}
-
-fn ggml_dtype(dtype: Dtype) -> Option<GgmlDType> {
+fn ggml_dtype(dtype: &str) -> Option<GgmlDType> {
     match dtype {
-        Dtype::F32 => Some(GgmlDType::F32),
-        Dtype::F16 => Some(GgmlDType::F16),
-        Dtype::BF16 => Some(GgmlDType::BF16),
+        "F32" => Some(GgmlDType::F32),
+        "F16" => Some(GgmlDType::F16),
+        "BF16" => Some(GgmlDType::BF16),
         _ => None,
     }
 }
 
-fn unsupported(path: &Path, name: &str, dtype: Dtype) -> Error {
-    Error::file(path, format!("tensor `{name}` is of type {dtype:?}; F32, F16 and BF16 are read"))
-        .with_help("take the unquantized model (Equipoise quantizes a base by itself), or a GGUF file of it")
+fn unsupported(path: &Path, name: &str, dtype: &str) -> Unread {
+    let help = match dtype {
+        "F64" => {
+            "save the model in another type once with transformers: from_pretrained(folder, dtype=\"float32\"), then save_pretrained(new_folder)"
+        }
+        _ => "take the unquantized model (Equipoise quantizes a base by itself), or a GGUF file of it",
+    };
+    Unread {
+        path: path.to_owned(),
+        message: format!("tensor `{name}` is of type {dtype}; F32, F16 and BF16 are read"),
+        help: help.into(),
+    }
 }
 
 /// Some base models are saved without the `model.` that a causal language model's names begin with.

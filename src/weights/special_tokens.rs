@@ -57,8 +57,11 @@ impl Sources<'_> {
         let (bos, eos) = (token("bos_token"), token("eos_token"));
         let mut eos_ids = Vec::new();
         let nested = self.config.get("text_config").and_then(|inner| inner.get("eos_token_id"));
-        for ids in [self.generation.get("eos_token_id"), self.config.get("eos_token_id"), nested].into_iter().flatten()
-        {
+        // transformers generates by generation_config.json, and by config.json only where that says nothing.
+        let known = |value: &&Value| !value.is_null();
+        let generation = self.generation.get("eos_token_id").filter(known);
+        let config = [self.config.get("eos_token_id"), nested].into_iter().filter(|_| generation.is_none()).flatten();
+        for ids in generation.into_iter().chain(config) {
             let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
             eos_ids.extend(ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
         }

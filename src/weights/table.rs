@@ -16,6 +16,9 @@ const FINGERPRINT_END: u64 = 64 << 10;
 /// How much of each tensor the fingerprint covers.
 const FINGERPRINT_SAMPLE: usize = 4 << 10;
 
+/// Bytes that are compared at a time.
+const EQUAL_PIECE: usize = 4 << 20;
+
 /// An open file and how long it was then.
 #[derive(Debug)]
 pub(super) struct WeightFile {
@@ -71,6 +74,23 @@ impl Entry {
 pub(super) struct Table {
     files: Vec<WeightFile>,
     entries: BTreeMap<String, Entry>,
+    /// Tensors that cannot be read: an error only where one is asked for.
+    unread: BTreeMap<String, Unread>,
+}
+
+/// Why a tensor cannot be read.
+#[derive(Debug, Clone)]
+pub(super) struct Unread {
+    /// The file that is to blame.
+    pub path: PathBuf,
+    pub message: String,
+    pub help: String,
+}
+
+impl Unread {
+    pub fn error(&self) -> Error {
+        Error::file(&self.path, self.message.clone()).with_help(self.help.clone())
+    }
 }
 
 /// The bytes of a tensor; `None` when its rows are no whole blocks or the number does not fit.
@@ -111,6 +131,21 @@ impl Table {
         Ok(())
     }
 
+    /// Keeps a tensor that cannot be read, with the reason.
+    pub fn leave(&mut self, name: String, unread: Unread) {
+        self.unread.insert(name, unread);
+    }
+
+    /// The error for a tensor that is there, or should be, and cannot be read.
+    pub fn unread(&self, name: &str) -> Option<Error> {
+        self.unread.get(name).filter(|_| !self.entries.contains_key(name)).map(Unread::error)
+    }
+
+    /// The names of the tensors that cannot be read.
+    pub fn unread_names(&self) -> impl Iterator<Item = &str> {
+        self.unread.keys().map(String::as_str)
+    }
+
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }
@@ -123,6 +158,7 @@ impl Table {
     pub fn rename(&mut self, rename: impl Fn(String) -> String) {
         self.entries =
             std::mem::take(&mut self.entries).into_iter().map(|(name, entry)| (rename(name), entry)).collect();
+        self.unread = std::mem::take(&mut self.unread).into_iter().map(|(name, why)| (rename(name), why)).collect();
     }
 
     /// Reads a tensor; `base` is what errors name.
@@ -137,6 +173,23 @@ impl Table {
         let entry = self.find(name, base)?;
         let rows = if entry.shape.len() > 1 { rows } else { rows.start * entry.rows()..rows.end * entry.rows() };
         self.read_range(entry, rows, base)
+    }
+
+    /// Whether two tensors hold the same bytes, in the same type and shape. They are read in pieces, up to the first difference.
+    pub fn are_equal(&self, a: &str, b: &str, base: &Path) -> Result<bool> {
+        let (first, second) = (self.find(a, base)?, self.find(b, base)?);
+        if (&first.shape, first.dtype) != (&second.shape, second.dtype) {
+            return Ok(false);
+        }
+        let rows = first.rows();
+        let step = (EQUAL_PIECE / (first.len / rows.max(1)).max(1)).max(1);
+        for start in (0..rows).step_by(step) {
+            let range = start..(start + step).min(rows);
+            if self.read_range(first, range.clone(), base)? != self.read_range(second, range, base)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Of a tensor in llama.cpp's order whole heads are read.
@@ -159,7 +212,8 @@ impl Table {
     }
 
     fn find(&self, name: &str, base: &Path) -> Result<&Entry> {
-        self.get(name).ok_or_else(|| Error::file(base, format!("there is no tensor `{name}`")))
+        let missing = || Error::file(base, format!("there is no tensor `{name}`"));
+        self.get(name).ok_or_else(|| self.unread(name).unwrap_or_else(missing))
     }
 
     /// What [`super::Base::fingerprint`] says about files and tensors.

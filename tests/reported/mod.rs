@@ -3,8 +3,11 @@
 //! expected was found with transformers, PEFT, pandas or datasets; each test says where.
 
 mod bases;
+mod environment;
+mod folder;
 mod rows;
 mod runs;
+mod signals;
 mod templates;
 
 use crate::support::workplace::{Refusal, refusal};

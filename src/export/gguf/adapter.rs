@@ -90,7 +90,7 @@ fn parts<'a>(base: &Base, bundle: &'a AdapterBundle) -> Result<Vec<Part<'a>>> {
     for (name, tensor) in &bundle.tensors {
         let Some(module) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(A).or(name.strip_suffix(B)))
         else {
-            return Err(Error::invalid(format!("adapter: `{name}` is no tensor of LoRA that GGUF can hold"))
+            return Err(Error::invalid(format!("adapter: `{name}` is not a tensor of LoRA that GGUF can hold"))
                 .with_help("an adapter's GGUF file holds `lora_A` and `lora_B` of linear layers only"));
         };
         if name.ends_with(B) {
@@ -285,7 +285,8 @@ mod tests {
         let large = |all: &mut BTreeMap<_, _>| drop(all.insert(q.to_string(), counting(36, 2, 1e4)));
         assert!(refused(&large, GgmlDType::F16).contains("which F16 cannot"));
         assert!(
-            refused(&|all| drop(all.insert("x".into(), counting(1, 1, 1.0))), f32).contains("`x` is no tensor of LoRA")
+            refused(&|all| drop(all.insert("x".into(), counting(1, 1, 1.0))), f32)
+                .contains("`x` is not a tensor of LoRA")
         );
         assert!(refused(&BTreeMap::clear, f32).contains("no tensors"));
         assert!(refused(&|_| {}, GgmlDType::Q8_0).contains("F32 or F16"));

@@ -1,4 +1,4 @@
-//! What servers refuse in an adapter, or load and compute otherwise: named rules, each with the reason and the mend.
+//! What servers refuse in an adapter, or load and compute otherwise: named rules, each with the reason and the fix.
 //!
 //! A rule looks at [`AdapterFacts`]: configuration, names and shapes of tensors, files, and the base. They come from a
 //! folder, or from a recipe before anything is trained. No tensor is read, so that a number that is not finite is not found.
@@ -63,7 +63,7 @@ pub struct Rule {
     /// What the servers' loader does.
     pub why: &'static str,
     /// What to do.
-    pub mend: &'static str,
+    pub fix: &'static str,
     check: fn(&AdapterFacts, &Settings) -> Option<Found>,
 }
 
@@ -81,7 +81,7 @@ pub struct Finding {
     /// What the servers' loader does.
     pub why: &'static str,
     /// What to do.
-    pub mend: String,
+    pub fix: String,
     /// Where that was read.
     pub source: &'static str,
 }
@@ -105,7 +105,7 @@ pub fn lint(facts: &AdapterFacts, servers: &[Server], settings: &Settings) -> Ve
                 servers,
                 found: found.what,
                 why: rule.why,
-                mend: found.mend.unwrap_or_else(|| rule.mend.to_owned()),
+                fix: found.fix.unwrap_or_else(|| rule.fix.to_owned()),
                 source: rule.source,
             })
         })

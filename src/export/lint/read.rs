@@ -43,7 +43,7 @@ impl AdapterFacts {
                     .to_owned(),
             };
             return Err(
-                Error::file(path, format!("is no adapter's folder: there is no {CONFIG} in it")).with_help(help)
+                Error::file(path, format!("is not an adapter's folder: there is no {CONFIG} in it")).with_help(help)
             );
         }
         let config = read_object(&path.join(CONFIG))?;
@@ -98,7 +98,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
         return Err(Error::file(path, format!("has {length} bytes; a file of this name has some hundred")));
     }
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("is no JSON object: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("is not a JSON object: {error}")))
 }
 
 fn added_tokens(path: &Path) -> Result<BTreeMap<String, u64>> {
@@ -115,7 +115,7 @@ fn added_tokens(path: &Path) -> Result<BTreeMap<String, u64>> {
 fn read_file(path: &Path) -> Result<AdapterFacts> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if path.extension().is_none_or(|extension| extension != "gguf") {
-        return Err(Error::file(path, "is no adapter: one is a folder, or a .gguf file")
+        return Err(Error::file(path, "is not an adapter: one is a folder, or a .gguf file")
             .with_help("name the folder that the file lies in"));
     }
     let header = gguf::header(path)?;

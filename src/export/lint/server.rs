@@ -61,7 +61,7 @@ impl FromStr for Server {
         Self::ALL.into_iter().find(|server| server.name() == word).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
             let shown: String = text.chars().take(40).collect();
-            Error::invalid(format!("`{shown}` is no server that adapters are checked for; these are: {names}"))
+            Error::invalid(format!("`{shown}` is not a server that adapters are checked for; these are: {names}"))
         })
     }
 }

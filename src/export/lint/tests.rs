@@ -253,7 +253,7 @@ fn each_rule_finds_what_it_is_about_and_names_whom_it_concerns() {
         let finding = findings.iter().find(|finding| finding.rule == *name);
         let finding = finding.unwrap_or_else(|| panic!("{name} is not among {:?}", names(&findings)));
         assert_eq!(finding.servers, rule.servers, "{name}");
-        for text in [&finding.found, finding.why, &finding.mend, finding.source] {
+        for text in [&finding.found, finding.why, &finding.fix, finding.source] {
             assert!(text.len() > 6 && !text.contains("  "), "{name}: {text}");
         }
         for server in Server::ALL {
@@ -291,7 +291,7 @@ fn ranks_are_held_against_what_the_server_was_started_for() {
     let vllm = |max_rank| lint(&facts, &[Server::Vllm], &Settings { max_rank });
     let unset = vllm(None);
     let flag = unset.iter().find(|finding| finding.rule == "vllm-max-rank").unwrap();
-    assert!(flag.mend.contains("--max-lora-rank 64"), "{}", flag.mend);
+    assert!(flag.fix.contains("--max-lora-rank 64"), "{}", flag.fix);
     assert!(!names(&vllm(Some(64))).contains("vllm-max-rank"));
     assert!(!names(&vllm(Some(64))).contains(WITH_SETTING));
     let refused = vllm(Some(32));
@@ -310,7 +310,7 @@ fn the_mend_of_rank_stabilised_scaling_is_the_folded_alpha() {
     set(&mut facts, "use_rslora", json!(true));
     let findings = all(&facts);
     let finding = findings.iter().find(|finding| finding.rule == "rslora-ignored").unwrap();
-    assert!(finding.mend.contains("`\"lora_alpha\": 128`"), "{}", finding.mend);
+    assert!(finding.fix.contains("`\"lora_alpha\": 128`"), "{}", finding.fix);
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn damaged_and_hostile_files_are_errors_that_name_them() {
     let path = folder.path().join("adapter_config.json");
     for text in ["", "[]", "{\"r\": NaN}", "\u{0}", &"[".repeat(100_000)] {
         std::fs::write(&path, text).unwrap();
-        assert!(message().contains("is no JSON object"), "{}", message());
+        assert!(message().contains("is not a JSON object"), "{}", message());
     }
     std::fs::write(&path, "{}").unwrap();
     let found = names(&all(&AdapterFacts::read(folder.path()).unwrap()));

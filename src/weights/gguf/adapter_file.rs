@@ -29,6 +29,13 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFile> {
     let mut table = Table::default();
     let number = table.add_file(file);
     for header::Record { name, shape, dtype, offset } in records {
+        let dtype = match dtype {
+            Ok(dtype) => dtype,
+            Err(kind) => {
+                table.leave(name.clone(), header::unread(path, &name, kind));
+                continue;
+            }
+        };
         let Some(len) = byte_len(&shape, dtype) else {
             return Err(Error::file(
                 path,
@@ -85,6 +92,11 @@ impl AdapterFile {
     /// The names of all tensors, sorted.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.table.entries().map(|(name, _)| name)
+    }
+
+    /// The error for the first tensor of LoRA that cannot be read. That of others nobody needs.
+    pub fn unread(&self) -> Option<Error> {
+        self.table.unread_names().find(|name| name.contains(".lora_")).and_then(|name| self.table.unread(name))
     }
 
     /// Shape (outermost first) and type of a tensor.

@@ -82,6 +82,16 @@ fn sizes(keys: &Keys, records: &[Record], config: &mut Map<String, Value>) -> Re
         return Err(Error::file(keys.path, format!("metadata `{}.attention.head_count` is 0", keys.name)));
     }
     let head_dim = keys.number("attention.key_length")?.or_else(|| Some(hidden? / heads?));
+    for (key, what) in [("rope.dimension_count", "are rotated"), ("attention.value_length", "are those of a value")] {
+        if let (Some(said), Some(width), true) = (keys.number(key)?, head_dim, keys.strict)
+            && said != width
+        {
+            let message =
+                format!("a head has {width} numbers, of which by metadata `{}.{key}` {said} {what}", keys.name);
+            return Err(Error::file(keys.path, format!("{message}; this is not supported"))
+                .with_help("use the model's Hugging Face folder, or another file of it"));
+        }
+    }
     let vocab = match record(records, "token_embd.weight").and_then(|record| record.shape.first()) {
         Some(&rows) => Some(json!(rows)),
         None => keys.number("vocab_size")?.map(Value::from),
@@ -109,8 +119,15 @@ fn numerics(keys: &Keys, records: &[Record], config: &mut Map<String, Value>) ->
         config.insert("rms_norm_eps".into(), epsilon.into());
     }
     config.insert("rope_theta".into(), keys.float("rope.freq_base")?.unwrap_or(10000.0).into());
-    let scaling = keys.metadata.string(&format!("{}.rope.scaling.type", keys.name))?;
-    if let (Some(kind @ ("linear" | "yarn")), Some(factor)) = (scaling, keys.float("rope.scaling.factor")?) {
+    // As llama.cpp has it: a factor without a type is linear, and old files have it under another name.
+    let scaling = keys.metadata.string(&format!("{}.rope.scaling.type", keys.name))?.unwrap_or("linear");
+    let factor = match keys.float("rope.scaling.factor")? {
+        None => keys.float("rope.scale_linear")?,
+        factor => factor,
+    };
+    if let (kind, Some(factor)) =
+        (scaling, factor.filter(|factor| scaling != "none" && *factor != 0.0 && *factor != 1.0))
+    {
         let mut value = json!({ "rope_type": kind, "factor": factor });
         if let Some(length) = keys.number("rope.scaling.original_context_length")? {
             value["original_max_position_embeddings"] = length.into();

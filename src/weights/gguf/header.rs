@@ -5,6 +5,7 @@
 
 use super::metadata::Metadata;
 use crate::error::{Error, Result};
+use crate::weights::table::Unread;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use std::fs::File;
@@ -28,7 +29,8 @@ pub(super) struct Record {
     pub name: String,
     /// Outermost dimension first, as Hugging Face has it.
     pub shape: Vec<usize>,
-    pub dtype: GgmlDType,
+    /// ggml's number of a type that is not read: an error only where the tensor is needed.
+    pub dtype: Result<GgmlDType, u32>,
     /// Where it begins, from the beginning of the file.
     pub offset: u64,
 }
@@ -107,7 +109,7 @@ impl Reader<'_> {
     fn magic(&mut self) -> Result<()> {
         if self.length < 24 || &self.bytes::<4>()? != b"GGUF" {
             let help = "a base model is a folder with config.json and model.safetensors, or a .gguf file";
-            return Err(self.error("is no GGUF file").with_help(help));
+            return Err(self.error("is not a GGUF file").with_help(help));
         }
         match self.u32()? {
             2 | 3 => Ok(()),
@@ -190,14 +192,16 @@ impl Reader<'_> {
         }
         shape.reverse();
         let kind = self.u32()?;
-        let Some(dtype) = dtype(kind) else {
-            return Err(Error::file(
-                self.path,
-                format!("tensor `{name}` is of type {}, which is not read", type_name(kind)),
-            )
-            .with_help(format!("take a file of another quantization; read are {TYPES_READ}")));
-        };
-        Ok(Record { name, shape, dtype, offset: self.u64()? })
+        Ok(Record { name, shape, dtype: dtype(kind).ok_or(kind), offset: self.u64()? })
+    }
+}
+
+/// Why a tensor of this type is not read.
+pub(super) fn unread(path: &Path, name: &str, kind: u32) -> Unread {
+    Unread {
+        path: path.to_owned(),
+        message: format!("tensor `{name}` is of type {}, which is not read", type_name(kind)),
+        help: format!("take a file of another quantization; these are read: {TYPES_READ}"),
     }
 }
 

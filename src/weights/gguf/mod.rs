@@ -48,25 +48,32 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
     let mut table = Table::default();
     let number = table.add_file(file);
     for record in records {
-        let Some(len) = byte_len(&record.shape, record.dtype) else {
+        let name =
+            architecture.and_then(|row| row.hugging_face_name(&record.name)).unwrap_or_else(|| record.name.clone());
+        let dtype = match record.dtype {
+            Ok(dtype) => dtype,
+            Err(kind) => {
+                table.leave(name, header::unread(path, &record.name, kind));
+                continue;
+            }
+        };
+        let Some(len) = byte_len(&record.shape, dtype) else {
             return Err(Error::file(
                 path,
-                format!("tensor `{}`: a shape of {:?} cannot be held as {:?}", record.name, record.shape, record.dtype),
+                format!("tensor `{}`: a shape of {:?} cannot be held as {dtype:?}", record.name, record.shape),
             )
             .with_help("the file is damaged; fetch it again"));
         };
-        let name =
-            architecture.and_then(|row| row.hugging_face_name(&record.name)).unwrap_or_else(|| record.name.clone());
         let permuted_heads = match architecture {
             Some(row) if row.is_permuted(&name) => Some(heads(path, &config, &name, &record)?),
             _ => None,
         };
-        let header::Record { name: stored, shape, dtype, offset } = record;
+        let header::Record { name: stored, shape, offset, .. } = record;
         table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads })?;
     }
     let special_tokens = special_tokens::read(&metadata)?;
     let chat_templates = chat_templates(&metadata)?;
-    Ok((Contents { config, table, special_tokens, chat_templates }, metadata))
+    Ok((Contents { config, said: None, notes: Vec::new(), table, special_tokens, chat_templates }, metadata))
 }
 
 /// `tokenizer.chat_template`, and those with names that `tokenizer.chat_templates` lists.
@@ -106,12 +113,13 @@ pub struct HeaderTensor {
 /// Reads the header of a GGUF file, and checks that the file holds the tensors that it names.
 ///
 /// # Errors
-/// When it is no GGUF file, is cut short, or contradicts itself.
+/// When it is not a GGUF file, is cut short, contradicts itself, or holds a tensor of a type that is not read.
 pub fn header(path: &Path) -> Result<Header> {
     let file = WeightFile::open(path)?;
     let (metadata, records) = header::read(path, &file.file, file.len)?;
     let mut tensors = Vec::with_capacity(records.len());
     for header::Record { name, shape, dtype, offset } in records {
+        let dtype = dtype.map_err(|kind| header::unread(path, &name, kind).error())?;
         let end = byte_len(&shape, dtype).and_then(|len| offset.checked_add(len as u64));
         if end.is_none_or(|end| end > file.len) {
             return Err(Error::file(path, format!("tensor `{name}`: {shape:?} of {dtype:?} is beyond the file's end"))

@@ -139,6 +139,7 @@ fn what_cannot_be_read_is_named() {
     };
     assert!(with(&[("general.alignment", Value::U32(0))]).contains("general.alignment is 0"));
     assert!(with(&[("split.count", Value::U16(3))]).contains("one of 3 parts"));
+    assert!(with(&[("llama.rope.dimension_count", Value::U32(2))]).contains("rope.dimension_count"));
     assert!(with(&[("llama.attention.head_count", Value::U32(0))]).contains("head_count` is 0"));
     assert!(with(&[("llama.attention.head_count_kv", Value::U32(3))]).contains("16 rows are not 3 heads"));
     assert!(with(&[("llama.block_count", Value::String("x".into()))]).contains("got String"));
@@ -150,13 +151,14 @@ fn what_cannot_be_read_is_named() {
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
     bytes[at] = 23;
     fs::write(&path, &bytes).unwrap();
-    let message = refused(&path);
+    let error = Base::open(&path).unwrap().read("model.layers.0.self_attn.q_proj.weight").unwrap_err();
+    let message = format!("{error} | {}", error.help().unwrap());
     assert!(message.contains("`blk.0.attn_q.weight` is of type IQ4_XS") && message.contains("Q4_K"), "{message}");
     bytes[4..8].copy_from_slice(&[0, 0, 0, 3]);
     fs::write(&path, &bytes).unwrap();
     assert!(refused(&path).contains("big-endian"));
     fs::write(&path, b"PK\x03\x04 and so on, for more than a header").unwrap();
-    assert!(refused(&path).contains("is no GGUF file"));
+    assert!(refused(&path).contains("is not a GGUF file"));
 }
 
 #[test]

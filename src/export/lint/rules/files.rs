@@ -15,7 +15,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/lora_model.py, TGI utils/adapter.py, PEFT utils/save_and_load.py",
         why: "there is nothing to load",
-        mend: "put the adapter_model.safetensors of the training beside adapter_config.json",
+        fix: "put the adapter_model.safetensors of the training beside adapter_config.json",
         check: facts_only!(|facts: &AdapterFacts| {
             facts.weight_files.is_empty().then(|| format!("there is no {TENSORS} in the folder").into())
         }),
@@ -26,7 +26,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "vLLM lora/lora_model.py, mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs (which refuses)",
         why: "an adapter without tensors is the base",
-        mend: "save the adapter anew; its trainer wrote an empty file",
+        fix: "save the adapter anew; its trainer wrote an empty file",
         check: facts_only!(|facts: &AdapterFacts| {
             let headers = facts.layout == Layout::Peft && facts.weight_files.iter().any(|name| !is_pickle(name));
             let empty = headers && facts.tensors.is_empty();
@@ -39,7 +39,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "TGI utils/adapter.py, mistral.rs mistralrs-core/src/adapter/runtime.rs, Ollama convert/reader.go",
         why: "they read safetensors only",
-        mend: "load it with PEFT and save it with `safe_serialization=True`",
+        fix: "load it with PEFT and save it with `safe_serialization=True`",
         check: facts_only!(pickle),
     },
     Rule {
@@ -48,7 +48,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "vLLM lora/lora_model.py, llama.cpp convert_lora_to_gguf.py",
         why: "they read pickle files, which was not checked here: no tensor of it is looked at",
-        mend: "load it with PEFT and save it with `safe_serialization=True`",
+        fix: "load it with PEFT and save it with `safe_serialization=True`",
         check: facts_only!(pickle),
     },
     Rule {
@@ -58,7 +58,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "vLLM lora/lora_model.py, mistral.rs mistralrs-core/src/adapter/runtime.rs, \
                  llama.cpp convert_lora_to_gguf.py, PEFT utils/save_and_load.py",
         why: "they read one file of that name, adapter_model.safetensors",
-        mend: "write all tensors into one adapter_model.safetensors",
+        fix: "write all tensors into one adapter_model.safetensors",
         check: facts_only!(|facts: &AdapterFacts| {
             let parts = facts.weight_files.iter().filter(|name| name.as_str() != TENSORS && !is_pickle(name)).count();
             (parts > 0).then(|| format!("the tensors are in {parts} files such as `{}`", facts.weight_files[0]).into())
@@ -70,7 +70,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "SGLang srt/lora/lora.py, TGI utils/hub.py, Ollama convert/reader.go",
         why: "they read every .safetensors file of the folder, whatever it is called",
-        mend: "move the other files elsewhere",
+        fix: "move the other files elsewhere",
         check: facts_only!(|facts: &AdapterFacts| {
             let other = |name: &&String| name.ends_with(".safetensors") && !facts.weight_files.contains(name);
             Some(
@@ -88,7 +88,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/lora_manager.py",
         why: "adapters that add tokens to the vocabulary are refused",
-        mend: "merge it into its base; or, where no token was added, remove added_tokens.json",
+        fix: "merge it into its base; or, where no token was added, remove added_tokens.json",
         check: facts_only!(|facts: &AdapterFacts| {
             let size = facts.base.as_ref()?.vocabulary? as u64;
             let added = facts.added_tokens.iter().filter(|(_, id)| **id >= size).map(|(token, _)| token.as_str());
@@ -101,7 +101,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "SGLang srt/lora/lora_config.py, srt/lora/lora_manager.py",
         why: "tokens beyond the base's vocabulary are refused, and the base is not known here",
-        mend: "name the base with `--base`; or, where no token was added, remove added_tokens.json",
+        fix: "name the base with `--base`; or, where no token was added, remove added_tokens.json",
         check: facts_only!(|facts: &AdapterFacts| {
             let known = facts.base.as_ref().is_some_and(|base| base.vocabulary.is_some());
             let added = listed(facts.added_tokens.keys().map(String::as_str))?;
@@ -114,7 +114,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "none of the servers reads a template from an adapter's folder",
         why: "they render conversations with the base's chat template, and the adapter was trained with its own",
-        mend: "give the server that file (vLLM, SGLang, mistral.rs, mlx-lm: `--chat-template`; llama.cpp: \
+        fix: "give the server that file (vLLM, SGLang, mistral.rs, mlx-lm: `--chat-template`; llama.cpp: \
                `--chat-template-file`; TGI: `--tokenizer-config-path`; Ollama: `TEMPLATE` in the Modelfile)",
         check: facts_only!(|facts: &AdapterFacts| {
             let file = "chat_template.jinja";
@@ -127,7 +127,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "llama.cpp convert_lora_to_gguf.py, PEFT auto.py",
         why: "they take the base from `base_model_name_or_path`, which says nothing",
-        mend: "name the base (llama.cpp: `--base FOLDER`; PEFT: load the base and give it to `PeftModel.from_pretrained`)",
+        fix: "name the base (llama.cpp: `--base FOLDER`; PEFT: load the base and give it to `PeftModel.from_pretrained`)",
         check: facts_only!(|facts: &AdapterFacts| {
             let named = facts.text("base_model_name_or_path").is_some_and(|base| !base.is_empty());
             (!named).then(|| "`base_model_name_or_path` is missing or empty".to_owned().into())
@@ -139,7 +139,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "TGI utils/adapter.py, llama.cpp convert_lora_to_gguf.py, PEFT auto.py",
         why: "they look for the base there; elsewhere than on this machine that fails (TGI: goes unchecked)",
-        mend: "name the base on the Hub in `base_model_name_or_path`, or give the server its own copy \
+        fix: "name the base on the Hub in `base_model_name_or_path`, or give the server its own copy \
                (llama.cpp: `--base FOLDER`)",
         check: facts_only!(|facts: &AdapterFacts| {
             let base = facts.text("base_model_name_or_path").filter(|base| is_path(base))?;
@@ -152,7 +152,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "llama.cpp src/llama-adapter.cpp",
         why: "`--lora` takes a GGUF file, not a folder",
-        mend: "make one with `equipoise export --to gguf-adapter`, or with llama.cpp's convert_lora_to_gguf.py",
+        fix: "make one with `equipoise export --to gguf-adapter`, or with llama.cpp's convert_lora_to_gguf.py",
         check: facts_only!(folder),
     },
     Rule {
@@ -161,7 +161,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "mlx-lm mlx_lm/tuner/utils.py",
         why: "it reads adapters.safetensors, with transposed matrices, and `num_layers` and `lora_parameters`",
-        mend: "make such a folder with `equipoise export --to mlx`",
+        fix: "make such a folder with `equipoise export --to mlx`",
         check: facts_only!(folder),
     },
     Rule {
@@ -171,7 +171,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "Ollama convert/convert.go, convert/convert_llama_adapter.go, convert/convert_gemma2_adapter.go",
         why: "`ADAPTER folder` is converted for Llama and Gemma 2 bases only, takes a whole-numbered lora_alpha only, and \
               for Llama reorders the rows of q and k in lora_A, where llama.cpp needs them reordered in lora_B",
-        mend: "make a GGUF adapter with `equipoise export --to gguf-adapter`, and name that file after `ADAPTER`",
+        fix: "make a GGUF adapter with `equipoise export --to gguf-adapter`, and name that file after `ADAPTER`",
         check: facts_only!(ollama_folder),
     },
 ];
@@ -199,7 +199,7 @@ fn folder(facts: &AdapterFacts) -> Check {
 }
 
 fn ollama_folder(facts: &AdapterFacts) -> Check {
-    let Found { mut what, mend } = folder(facts)?;
+    let Found { mut what, fix } = folder(facts)?;
     let model_type = facts.base.as_ref().map(|base| base.model_type.as_str());
     if let Some(other) = model_type.filter(|kind| !matches!(*kind, "llama" | "mistral" | "mixtral" | "gemma2")) {
         let _ = write!(what, "; its base is of the architecture `{other}`");
@@ -211,5 +211,5 @@ fn ollama_folder(facts: &AdapterFacts) -> Check {
     if leaves.contains("q_proj") || leaves.contains("k_proj") {
         what.push_str("; q_proj or k_proj is adapted");
     }
-    Some(Found { what, mend })
+    Some(Found { what, fix })
 }

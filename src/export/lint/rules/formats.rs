@@ -15,7 +15,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/lora_model.py, mistral.rs mistralrs-core/src/adapter/runtime.rs, mlx-lm mlx_lm/tuner/utils.py",
         why: "they read folders with adapter_config.json, not GGUF adapters",
-        mend: "serve the PEFT folder that the file was made from (mlx-lm: `equipoise export --to mlx` of it)",
+        fix: "serve the PEFT folder that the file was made from (mlx-lm: `equipoise export --to mlx` of it)",
         check: facts_only!(|facts: &AdapterFacts| {
             (facts.layout == Layout::Gguf).then(|| "the adapter is a GGUF file".to_owned().into())
         }),
@@ -26,7 +26,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs, PEFT config.py",
         why: "mlx-lm's configuration has neither `r` nor `peft_type`, and its matrices lie transposed under other names",
-        mend: "serve the PEFT folder that it was made from (llama.cpp: `equipoise export --to gguf-adapter` of it)",
+        fix: "serve the PEFT folder that it was made from (llama.cpp: `equipoise export --to gguf-adapter` of it)",
         check: facts_only!(mlx),
     },
     Rule {
@@ -36,7 +36,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "Ollama convert/convert.go, convert/convert_llama_adapter.go",
         why: "it passes over mlx-lm's `scale` and applies the update unscaled, and leaves the rows of q and k in an order that \
               llama.cpp does not want",
-        mend: "make a GGUF adapter of the PEFT folder with `equipoise export --to gguf-adapter`",
+        fix: "make a GGUF adapter of the PEFT folder with `equipoise export --to gguf-adapter`",
         check: facts_only!(mlx),
     },
     Rule {
@@ -45,7 +45,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mlx-lm mlx_lm/tuner/utils.py",
         why: "it needs `num_layers`, and `rank`, `scale` and `dropout` of `lora_parameters`",
-        mend: "make the folder anew with `equipoise export --to mlx`",
+        fix: "make the folder anew with `equipoise export --to mlx`",
         check: facts_only!(|facts: &AdapterFacts| {
             if facts.layout != Layout::Mlx || facts.text("fine_tune_type") == Some("full") {
                 return None;
@@ -65,7 +65,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mlx-lm mlx_lm/tuner/utils.py",
         why: "it reads adapters.safetensors, whose tensors are all called `lora_a`, `lora_b` or `m`",
-        mend: "make the folder anew with `equipoise export --to mlx`",
+        fix: "make the folder anew with `equipoise export --to mlx`",
         check: facts_only!(|facts: &AdapterFacts| {
             if facts.layout != Layout::Mlx || facts.text("fine_tune_type") == Some("full") {
                 return None;
@@ -84,7 +84,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "llama.cpp src/llama-adapter.cpp",
         why: "an adapter's file says `general.type` adapter, `adapter.type` lora, and the base's `general.architecture`",
-        mend: "make the file with `equipoise export --to gguf-adapter`; a model's file goes after `-m` or `FROM`",
+        fix: "make the file with `equipoise export --to gguf-adapter`; a model's file goes after `-m` or `FROM`",
         check: facts_only!(|facts: &AdapterFacts| {
             if facts.layout != Layout::Gguf {
                 return None;
@@ -107,7 +107,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "llama.cpp src/llama-adapter.h",
         why: "without `adapter.lora.alpha`, or with 0, the update is applied unscaled",
-        mend: "make the file anew with `equipoise export --to gguf-adapter`",
+        fix: "make the file anew with `equipoise export --to gguf-adapter`",
         check: facts_only!(|facts: &AdapterFacts| {
             let alpha = facts.number("adapter.lora.alpha").unwrap_or(0.0);
             let adapter = facts.text("general.type") == Some("adapter");
@@ -121,7 +121,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "llama.cpp src/llama-adapter.cpp",
         why: "its tensors are pairs, `NAME.weight.lora_a` and `NAME.weight.lora_b`, beside weights of normalizations",
-        mend: "make the file anew with `equipoise export --to gguf-adapter`",
+        fix: "make the file anew with `equipoise export --to gguf-adapter`",
         check: facts_only!(gguf_tensors),
     },
 ];

@@ -14,7 +14,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/lora.py, mistral.rs mistralrs-quant/src/lora/mod.rs, vLLM lora/utils.py",
         why: "only LoRA's two matrices are applied; tensors of other methods have names that are not known",
-        mend: "merge it into its base with PEFT, or train a LoRA adapter",
+        fix: "merge it into its base with PEFT, or train a LoRA adapter",
         check: facts_only!(|facts: &AdapterFacts| {
             let kind = facts.text("peft_type").filter(|kind| !kind.eq_ignore_ascii_case("LORA"))?;
             Some(format!("`peft_type` is {}", shown(&Value::from(kind))).into())
@@ -26,7 +26,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/lora.py, PEFT peft_model.py",
         why: "they look this key up to tell what the adapter is",
-        mend: "add `\"peft_type\": \"LORA\"` to adapter_config.json",
+        fix: "add `\"peft_type\": \"LORA\"` to adapter_config.json",
         check: facts_only!(|facts: &AdapterFacts| {
             facts.text("peft_type").is_none().then(|| "`peft_type` is missing".to_owned().into())
         }),
@@ -38,7 +38,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "vLLM lora/peft_helper.py, SGLang srt/lora/lora_manager.py, mistral.rs mistralrs-quant/src/lora/mod.rs, \
                  llama.cpp convert_lora_to_gguf.py",
         why: "DoRA rescales the merged weight by a trained magnitude, which they cannot apply",
-        mend: "merge it into its base with PEFT, or train without DoRA",
+        fix: "merge it into its base with PEFT, or train without DoRA",
         check: facts_only!(dora),
     },
     Rule {
@@ -47,7 +47,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py",
         why: "it looks for lora_A and lora_B only, and leaves DoRA's magnitudes out",
-        mend: "merge it into its base with PEFT, or train without DoRA",
+        fix: "merge it into its base with PEFT, or train without DoRA",
         check: facts_only!(dora),
     },
     Rule {
@@ -56,7 +56,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs, llama.cpp convert_lora_to_gguf.py",
         why: "whole modules beside the LoRA are not loaded (vLLM: other than `score` and `classifier`)",
-        mend: "merge it into its base with PEFT, or train without `modules_to_save`",
+        fix: "merge it into its base with PEFT, or train without `modules_to_save`",
         check: facts_only!(|facts: &AdapterFacts| {
             let classifiers = ["classifier", "score"].map(Value::from);
             let list = facts.truthy("modules_to_save")?.as_array()?;
@@ -70,7 +70,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/lora.py, TGI adapters/lora.py",
         why: "they pass over whole modules in the file, so that the base's untrained ones answer",
-        mend: "merge it into its base with PEFT, or train without `modules_to_save`",
+        fix: "merge it into its base with PEFT, or train without `modules_to_save`",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "modules_to_save")),
     },
     Rule {
@@ -79,7 +79,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs, llama.cpp convert_lora_to_gguf.py",
         why: "an adapter's own biases are not loaded",
-        mend: "merge it into its base with PEFT, or train with `bias: none`",
+        fix: "merge it into its base with PEFT, or train with `bias: none`",
         check: facts_only!(bias),
     },
     Rule {
@@ -88,7 +88,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/mem_pool.py, TGI adapters/lora.py",
         why: "they have no place for an adapter's own biases, and leave them out",
-        mend: "merge it into its base with PEFT, or train with `bias: none`",
+        fix: "merge it into its base with PEFT, or train with `bias: none`",
         check: facts_only!(bias),
     },
     Rule {
@@ -97,7 +97,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs, llama.cpp convert_lora_to_gguf.py",
         why: "a bias of lora_B is not loaded",
-        mend: "merge it into its base with PEFT",
+        fix: "merge it into its base with PEFT",
         check: facts_only!(lora_bias),
     },
     Rule {
@@ -106,7 +106,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/mem_pool.py, TGI adapters/lora.py",
         why: "they have no place for a bias of lora_B, and leave it out",
-        mend: "merge it into its base with PEFT",
+        fix: "merge it into its base with PEFT",
         check: facts_only!(lora_bias),
     },
     Rule {
@@ -115,7 +115,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/utils.py, mistral.rs mistralrs-quant/src/lora/mod.rs, llama.cpp convert_lora_to_gguf.py",
         why: "single trained rows of the embedding are not loaded",
-        mend: "merge it into its base with PEFT",
+        fix: "merge it into its base with PEFT",
         check: facts_only!(trainable_tokens),
     },
     Rule {
@@ -124,7 +124,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/lora.py, TGI adapters/lora.py",
         why: "they pass over single trained rows of the embedding",
-        mend: "merge it into its base with PEFT",
+        fix: "merge it into its base with PEFT",
         check: facts_only!(trainable_tokens),
     },
     Rule {
@@ -134,7 +134,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs, SGLang srt/lora/lora.py, \
                  llama.cpp src/llama-adapter.cpp",
         why: "the base that they serve has its own layers only, not the repeated ones",
-        mend: "write the model with its repeated layers to a folder of its own, and serve that",
+        fix: "write the model with its repeated layers to a folder of its own, and serve that",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "layer_replication")),
     },
     Rule {
@@ -143,7 +143,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py",
         why: "it does not repeat the layers, and passes over what belongs to those that it lacks",
-        mend: "write the model with its repeated layers to a folder of its own, and serve that",
+        fix: "write the model with its repeated layers to a folder of its own, and serve that",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "layer_replication")),
     },
     Rule {
@@ -153,7 +153,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "PEFT tuners/lora/layer.py; none of the servers reads the key",
         why: "PEFT takes the initial matrices out of the base's weights as it loads such an adapter; these servers do not, \
               and so add them twice",
-        mend: "convert it with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`; or, where the \
+        fix: "convert it with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`; or, where the \
                served base has the changed weights, set `init_lora_weights` to true",
         check: facts_only!(|facts: &AdapterFacts| init(facts, changes_base)),
     },
@@ -163,7 +163,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py",
         why: "of the initialisations with a name it takes gaussian, eva, orthogonal, mica and lora_ga: others change the base",
-        mend: "convert it with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`; or, where the \
+        fix: "convert it with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`; or, where the \
                served base has the changed weights, set `init_lora_weights` to true",
         check: facts_only!(|facts: &AdapterFacts| {
             init(facts, |name| !matches!(name, "gaussian" | "eva" | "orthogonal" | "mica" | "lora_ga"))
@@ -174,8 +174,8 @@ pub(super) const RULES: &[Rule] = &[
         servers: &[MistralRs],
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/mod.rs",
-        why: "initialisations that change the base's weights are refused by name, as are values that are no word or flag",
-        mend: "convert it with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`; or, where the \
+        why: "initialisations that change the base's weights are refused by name, as are values that are neither a word nor a flag",
+        fix: "convert it with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`; or, where the \
                served base has the changed weights, set `init_lora_weights` to true",
         check: facts_only!(|facts: &AdapterFacts| {
             let value = facts.value("init_lora_weights")?;
@@ -192,7 +192,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "an activated LoRA works from its invocation on only, which they cannot do",
-        mend: "serve it with llama.cpp or PEFT, or train a LoRA adapter",
+        fix: "serve it with llama.cpp or PEFT, or train a LoRA adapter",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "alora_invocation_tokens")),
     },
     Rule {
@@ -201,7 +201,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/lora_config.py, TGI adapters/lora.py, Ollama convert/convert.go",
         why: "they do not read the invocation, and apply the adapter to every token",
-        mend: "serve it with llama.cpp or PEFT, or train a LoRA adapter",
+        fix: "serve it with llama.cpp or PEFT, or train a LoRA adapter",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "alora_invocation_tokens")),
     },
     Rule {
@@ -210,7 +210,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "lora_A is of pooled inputs, so that it does not fit the base's layers",
-        mend: "serve it with PEFT, or train a LoRA adapter",
+        fix: "serve it with PEFT, or train a LoRA adapter",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "use_qalora")),
     },
     Rule {
@@ -219,7 +219,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "block-diagonal matrices are stored without their zeros, so that they do not fit the base's layers",
-        mend: "serve it with PEFT, or train a LoRA adapter",
+        fix: "serve it with PEFT, or train a LoRA adapter",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "use_bdlora")),
     },
     Rule {
@@ -228,7 +228,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "PEFT tuners/lora/variants.py, vLLM lora/utils.py, llama.cpp convert_lora_to_gguf.py",
         why: "KaSA has a diagonal between the matrices, whose tensors they do not know",
-        mend: "merge it into its base with PEFT",
+        fix: "merge it into its base with PEFT",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "kasa_config")),
     },
     Rule {
@@ -237,7 +237,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "PEFT tuners/lora/variants.py, SGLang srt/lora/lora_config.py, TGI adapters/lora.py",
         why: "KaSA takes components out of the base and has a diagonal between the matrices; they do neither",
-        mend: "merge it into its base with PEFT",
+        fix: "merge it into its base with PEFT",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "kasa_config")),
     },
     Rule {
@@ -246,7 +246,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "PEFT tuners/lora/arrow.py; none of the servers reads the key",
         why: "Arrow routes each token to some of several adapters; they know nothing of it",
-        mend: "serve it with PEFT",
+        fix: "serve it with PEFT",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "arrow_config")),
     },
     Rule {
@@ -255,7 +255,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "it refuses a configuration with this key, whatever the tensors are",
-        mend: "where the adapter is a plain LoRA all the same, take the key out of adapter_config.json",
+        fix: "where the adapter is a plain LoRA all the same, take the key out of adapter_config.json",
         check: facts_only!(|facts: &AdapterFacts| {
             ["arrow_config", "monteclora_config", "ensure_weight_tying", "megatron_config"]
                 .into_iter()
@@ -268,7 +268,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "it takes these keys with a value, or not at all",
-        mend: "take the key out of adapter_config.json",
+        fix: "take the key out of adapter_config.json",
         check: facts_only!(|facts: &AdapterFacts| {
             let keys = [
                 "rank_pattern",
@@ -290,7 +290,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "llama.cpp convert_lora_to_gguf.py, Ollama convert/convert.go, mlx-lm mlx_lm/tuner/lora.py",
         why: "the base keeps its weights transposed (GPT-2's kind), and the matrices end up on the wrong sides",
-        mend: "merge it into its base with PEFT, and convert that",
+        fix: "merge it into its base with PEFT, and convert that",
         check: facts_only!(|facts: &AdapterFacts| key(facts, "fan_in_fan_out")),
     },
     Rule {
@@ -299,7 +299,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "PEFT utils/peft_types.py",
         why: "the adapter was trained for another task than to write text",
-        mend: "serve its base for that task (vLLM: `--runner pooling` for classifiers), not for generation",
+        fix: "serve its base for that task (vLLM: `--runner pooling` for classifiers), not for generation",
         check: facts_only!(|facts: &AdapterFacts| {
             let task = facts.text("task_type").filter(|task| *task != "CAUSAL_LM" && TASKS.contains(task))?;
             Some(format!("`task_type` is {task}").into())
@@ -311,7 +311,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "PEFT config.py",
         why: "PEFT, with which they read the configuration, refuses a task that it does not know",
-        mend: "write `\"task_type\": \"CAUSAL_LM\"`",
+        fix: "write `\"task_type\": \"CAUSAL_LM\"`",
         check: facts_only!(|facts: &AdapterFacts| {
             let task =
                 facts.value("task_type").filter(|task| !task.as_str().is_some_and(|task| TASKS.contains(&task)))?;

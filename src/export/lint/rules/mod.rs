@@ -33,18 +33,18 @@ pub(super) struct Found {
     /// With the value.
     pub what: String,
     /// What to do, where the rule's own words are not enough.
-    pub mend: Option<String>,
+    pub fix: Option<String>,
 }
 
 impl From<String> for Found {
     fn from(what: String) -> Self {
-        Self { what, mend: None }
+        Self { what, fix: None }
     }
 }
 
 impl Found {
-    fn with_mend(what: String, mend: String) -> Self {
-        Self { what, mend: Some(mend) }
+    fn with_fix(what: String, fix: String) -> Self {
+        Self { what, fix: Some(fix) }
     }
 }
 

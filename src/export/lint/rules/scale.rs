@@ -19,7 +19,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "vLLM lora/peft_helper.py, SGLang srt/lora/lora_config.py, mistral.rs mistralrs-quant/src/lora/mod.rs, \
                  llama.cpp convert_lora_to_gguf.py",
         why: "rank and alpha are needed for the scale, and are looked up without a default",
-        mend: "add what is missing to adapter_config.json, as it was in training",
+        fix: "add what is missing to adapter_config.json, as it was in training",
         check: facts_only!(incomplete),
     },
     Rule {
@@ -28,7 +28,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "PEFT tuners/lora/config.py, Ollama convert/convert.go",
         why: "a missing `r` or `lora_alpha` is taken for 8 (Ollama: the update is not scaled at all)",
-        mend: "add what is missing to adapter_config.json, as it was in training",
+        fix: "add what is missing to adapter_config.json, as it was in training",
         check: facts_only!(incomplete),
     },
     Rule {
@@ -37,7 +37,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "llama.cpp src/llama-adapter.h; elsewhere the scale is lora_alpha / r",
         why: "the adapter is scaled to nothing; llama.cpp and Ollama take 0 for 'unscaled'",
-        mend: "write the `lora_alpha` of training",
+        fix: "write the `lora_alpha` of training",
         check: facts_only!(|facts: &AdapterFacts| {
             let alpha = facts.number("lora_alpha").filter(|alpha| *alpha <= 0.0)?;
             Some(format!("`lora_alpha` is {alpha}").into())
@@ -49,11 +49,11 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "vLLM config/lora.py",
         why: "without a flag vLLM takes adapters of rank 16 at most",
-        mend: "start it with a higher `--max-lora-rank`",
+        fix: "start it with a higher `--max-lora-rank`",
         check: |facts, settings| {
             let r = facts.highest_rank().filter(|_| settings.max_rank.is_none())?;
             let fits = vllm_rank(r).filter(|_| r > VLLM_DEFAULT)?;
-            Some(Found::with_mend(rank_is(facts, r), format!("start vLLM with `--max-lora-rank {fits}`")))
+            Some(Found::with_fix(rank_is(facts, r), format!("start vLLM with `--max-lora-rank {fits}`")))
         },
     },
     Rule {
@@ -62,7 +62,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM config/lora.py",
         why: "its `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 and 512, and nothing higher",
-        mend: "train with an `r` of 512 at most, or merge the adapter into its base",
+        fix: "train with an `r` of 512 at most, or merge the adapter into its base",
         check: facts_only!(|facts: &AdapterFacts| {
             let r = facts.highest_rank().filter(|&r| vllm_rank(r).is_none())?;
             Some(rank_is(facts, r).into())
@@ -74,7 +74,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, SGLang srt/lora/mem_pool.py, mistral.rs mistralrs-core/src/adapter/runtime.rs",
         why: "an adapter over the rank that the server was started for is refused",
-        mend: "start the server for a higher rank, or train with a lower `r`",
+        fix: "start the server for a higher rank, or train with a lower `r`",
         check: |facts, settings| {
             let (r, limit) = facts.highest_rank().zip(settings.max_rank).filter(|(r, limit)| r > limit)?;
             Some(format!("{}, the server takes {limit} at most", rank_is(facts, r)).into())
@@ -86,10 +86,10 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "mistral.rs mistralrs-core/src/adapter/runtime.rs",
         why: "without a flag mistral.rs takes adapters of rank 256 at most",
-        mend: "start it with a higher `--lora-max-rank`",
+        fix: "start it with a higher `--lora-max-rank`",
         check: |facts, settings| {
             let r = facts.highest_rank().filter(|&r| settings.max_rank.is_none() && r > MISTRALRS_DEFAULT)?;
-            Some(Found::with_mend(rank_is(facts, r), format!("start mistral.rs with `--lora-max-rank {r}`")))
+            Some(Found::with_fix(rank_is(facts, r), format!("start mistral.rs with `--lora-max-rank {r}`")))
         },
     },
     Rule {
@@ -99,7 +99,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "TGI adapters/lora.py and its punica kernels, LoRAX adapters/lora.py and utils/punica.py",
         why: "ranks are padded to 8 or to a multiple of 16, and the padded rank then stands in `lora_alpha / r` of every kind \
               of module after the first",
-        mend: "train with an `r` of 8, 16, 32 or 64 (on several GPUs, of 8 for each at least)",
+        fix: "train with an `r` of 8, 16, 32 or 64 (on several GPUs, of 8 for each at least)",
         check: facts_only!(|facts: &AdapterFacts| {
             let r = facts.rank().filter(|&r| r != 8 && r % 16 != 0)?;
             (facts.tensors.is_empty() || facts.leaves().len() > 1).then(|| rank_is(facts, r).into())
@@ -111,16 +111,16 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/lora.py, llama.cpp convert_lora_to_gguf.py, Ollama convert/convert.go",
         why: "they do not read `use_rslora`, and scale by lora_alpha / r",
-        mend: "write `\"use_rslora\": false` and a `lora_alpha` of alpha·√r, which is the same everywhere",
+        fix: "write `\"use_rslora\": false` and a `lora_alpha` of alpha·√r, which is the same everywhere",
         check: facts_only!(|facts: &AdapterFacts| {
             let found = key(facts, "use_rslora")?.what;
             let (alpha, r) = facts.number("lora_alpha").zip(facts.rank())?;
             let folded = alpha * (r as f64).sqrt();
-            let mend = format!(
+            let fix = format!(
                 "write `\"use_rslora\": false` and `\"lora_alpha\": {folded}` (alpha·√r), which is the same everywhere; \
                  Equipoise writes its adapters so"
             );
-            Some(Found::with_mend(found, mend))
+            Some(Found::with_fix(found, fix))
         }),
     },
     Rule {
@@ -129,7 +129,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/mem_pool.py, mlx-lm mlx_lm/tuner/utils.py",
         why: "they have one rank for all modules, and matrices of another do not fit",
-        mend: "train with one rank for all modules",
+        fix: "train with one rank for all modules",
         check: facts_only!(|facts: &AdapterFacts| pattern(facts, "rank_pattern", "r")),
     },
     Rule {
@@ -138,7 +138,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py",
         why: "it scales every module by lora_alpha / r, with the one `r` of the configuration",
-        mend: "train with one rank for all modules",
+        fix: "train with one rank for all modules",
         check: facts_only!(|facts: &AdapterFacts| pattern(facts, "rank_pattern", "r")),
     },
     Rule {
@@ -147,7 +147,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/lora.py (its later versions refuse), TGI adapters/lora.py, llama.cpp convert_lora_to_gguf.py",
         why: "they scale every module by the one `lora_alpha` of the configuration",
-        mend: "train with one alpha for all modules",
+        fix: "train with one alpha for all modules",
         check: facts_only!(|facts: &AdapterFacts| pattern(facts, "alpha_pattern", "lora_alpha")),
     },
     Rule {
@@ -156,7 +156,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "vLLM lora/peft_helper.py",
         why: "current versions read rank and alpha patterns; those of 2025 scale every module by the one alpha and rank",
-        mend: "serve it with vLLM 0.33 or later",
+        fix: "serve it with vLLM 0.33 or later",
         check: facts_only!(|facts: &AdapterFacts| {
             pattern(facts, "rank_pattern", "r").or_else(|| pattern(facts, "alpha_pattern", "lora_alpha"))
         }),

@@ -56,7 +56,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/peft_helper.py, SGLang srt/lora/lora_config.py, mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "they look the key up without a default (mistral.rs also refuses an empty one)",
-        mend: "list the adapted modules in `target_modules`",
+        fix: "list the adapted modules in `target_modules`",
         check: facts_only!(|facts: &AdapterFacts| {
             let missing = facts.truthy("target_modules").is_none() && facts.truthy("target_parameters").is_none();
             missing.then(|| "`target_modules` is missing or names nothing".to_owned().into())
@@ -68,7 +68,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/utils.py",
         why: "it takes a list of names, or the word `all-linear`, but no pattern",
-        mend: "write the names of the modules as a list",
+        fix: "write the names of the modules as a list",
         check: facts_only!(|facts: &AdapterFacts| {
             let pattern = facts.text("target_modules").filter(|word| !matches!(*word, "all-linear" | "all"))?;
             Some(format!("`target_modules` is {}", shown(&Value::from(pattern))).into())
@@ -81,7 +81,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "PEFT tuners/lora/config.py",
         why: "PEFT, with which they read the configuration, takes `layers_to_transform` and `layers_pattern` only with a list \
               of modules, and the latter only with the former",
-        mend: "write the modules as a list, or the layers into the pattern",
+        fix: "write the modules as a list, or the layers into the pattern",
         check: facts_only!(|facts: &AdapterFacts| {
             let (layers, pattern) = (facts.value("layers_to_transform"), facts.truthy("layers_pattern"));
             let text = facts.text("target_modules").is_some();
@@ -97,7 +97,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/mod.rs",
         why: "of parameters it adapts the experts' gate_up_proj and down_proj only",
-        mend: "train `target_modules`, or the experts alone",
+        fix: "train `target_modules`, or the experts alone",
         check: facts_only!(|facts: &AdapterFacts| {
             let experts = |parameter: &Value| {
                 let name = parameter.as_str().unwrap_or_default();
@@ -114,7 +114,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Note,
         source: "vLLM lora/lora_model.py, lora/model_manager.py",
         why: "fused experts are read for mixture models that vLLM holds fused, and as others than that for none",
-        mend: "look at the first answers, and see `enable_mixed_moe_lora_format` in vLLM's documentation",
+        fix: "look at the first answers, and see `enable_mixed_moe_lora_format` in vLLM's documentation",
         check: facts_only!(target_parameters),
     },
     Rule {
@@ -123,7 +123,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/utils.py, llama.cpp convert_lora_to_gguf.py",
         why: "PEFT names such tensors after the module that holds the parameters, which they do not know",
-        mend: "merge it into its base with PEFT, or train `target_modules`",
+        fix: "merge it into its base with PEFT, or train `target_modules`",
         check: facts_only!(target_parameters),
     },
     Rule {
@@ -132,7 +132,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI utils/adapter.py",
         why: "it applies adapters to attention and dense MLPs only, and passes over the rest",
-        mend: "merge it into its base with PEFT, or train `target_modules`",
+        fix: "merge it into its base with PEFT, or train `target_modules`",
         check: facts_only!(target_parameters),
     },
     Rule {
@@ -141,7 +141,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI models/__init__.py, LoRAX models/flash_llama.py (which has lm_head too)",
         why: "it applies adapters to q, k, v, o, gate, up and down_proj (and qkv_proj, c_proj, c_fc), and passes over the rest",
-        mend: "train these modules only",
+        fix: "train these modules only",
         check: facts_only!(|facts: &AdapterFacts| {
             let known = |tensor: &TensorFact| {
                 TGI_MODULES.contains(&tensor.parsed.leaf()) && !tensor.parsed.is_expert() && tensor.parsed.is_matrix()
@@ -155,7 +155,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py, LoRAX adapters/lora.py",
         why: "a kind of module that lacks its matrices in one layer is left out in all layers",
-        mend: "train all layers, or none, of each kind of module",
+        fix: "train all layers, or none, of each kind of module",
         check: facts_only!(partial_layers),
     },
     Rule {
@@ -164,7 +164,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/utils.py, srt/lora/mem_pool.py",
         why: "it has room for the linear layers of attention and MLP, the embedding and the head, under known names only",
-        mend: "train these modules only",
+        fix: "train these modules only",
         check: facts_only!(|facts: &AdapterFacts| {
             of_modules(facts, |tensor| !SGLANG_MODULES.contains(&tensor.parsed.leaf()))
         }),
@@ -175,7 +175,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/lora.py",
         why: "it packs q, k and v of a layer into one: q needs v, k and v need q; only k may be missing",
-        mend: "train q_proj and v_proj together, or neither with k_proj",
+        fix: "train q_proj and v_proj together, or neither with k_proj",
         check: facts_only!(|facts: &AdapterFacts| {
             lacking(facts, |has| {
                 let (q, k, v) = (has("q_proj"), has("k_proj"), has("v_proj"));
@@ -189,7 +189,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "SGLang srt/lora/lora.py",
         why: "it packs gate and up of an MLP into one, and finds no place for up alone",
-        mend: "train gate_proj together with up_proj",
+        fix: "train gate_proj together with up_proj",
         check: facts_only!(|facts: &AdapterFacts| lacking(facts, |has| has("up_proj") && !has("gate_proj"))),
     },
     Rule {
@@ -198,7 +198,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs",
         why: "it adapts neither the embedding nor the head",
-        mend: "train without `embed_tokens` and `lm_head`",
+        fix: "train without `embed_tokens` and `lm_head`",
         check: facts_only!(|facts: &AdapterFacts| {
             of_modules(facts, |tensor| matches!(tensor.parsed.leaf(), "lm_head" | "embed_tokens"))
         }),
@@ -209,7 +209,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "llama.cpp convert_lora_to_gguf.py",
         why: "the base's head is its embedding, so that there is no head in the GGUF file to adapt",
-        mend: "train without `lm_head`",
+        fix: "train without `lm_head`",
         check: facts_only!(|facts: &AdapterFacts| {
             facts.base.as_ref().filter(|base| base.tied)?;
             of_modules(facts, |tensor| tensor.parsed.leaf() == "lm_head" && tensor.parsed.is_matrix())
@@ -222,7 +222,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, llama.cpp src/llama-adapter.cpp, \
                  mlx-lm mlx_lm/tuner/utils.py",
         why: "matrices of a module that the base does not have are refused",
-        mend: "serve it on the base that it was trained on",
+        fix: "serve it on the base that it was trained on",
         check: facts_only!(|facts: &AdapterFacts| unknown_module(facts, |_| true)),
     },
     Rule {
@@ -231,7 +231,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/lora_model.py, SGLang srt/lora/lora.py, srt/lora/mem_pool.py",
         why: "matrices for a kind of module, or a layer, that the base does not have are refused",
-        mend: "serve it on the base that it was trained on",
+        fix: "serve it on the base that it was trained on",
         check: facts_only!(|facts: &AdapterFacts| unknown_module(facts, |tensor| unknown_kind(facts, tensor))),
     },
     Rule {
@@ -240,7 +240,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "vLLM lora/lora_model.py, lora/model_manager.py",
         why: "it checks the last part of a module's name only; what lies elsewhere than in the base is not applied",
-        mend: "rename the tensors to `base_model.model.` and the module's path in the base",
+        fix: "rename the tensors to `base_model.model.` and the module's path in the base",
         check: facts_only!(|facts: &AdapterFacts| unknown_module(facts, |tensor| !unknown_kind(facts, tensor))),
     },
     Rule {
@@ -249,7 +249,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py, PEFT utils/save_and_load.py",
         why: "matrices of a module that the base does not have are passed over",
-        mend: "serve it on the base that it was trained on",
+        fix: "serve it on the base that it was trained on",
         check: facts_only!(|facts: &AdapterFacts| unknown_module(facts, |_| true)),
     },
     Rule {
@@ -258,7 +258,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs",
         why: "matrices of a module that `target_modules` does not name are refused",
-        mend: "add the module to `target_modules`",
+        fix: "add the module to `target_modules`",
         check: facts_only!(undeclared),
     },
     Rule {
@@ -267,7 +267,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "PEFT utils/save_and_load.py",
         why: "matrices of a module that `target_modules` does not name are passed over",
-        mend: "add the module to `target_modules`",
+        fix: "add the module to `target_modules`",
         check: facts_only!(undeclared),
     },
 ];

@@ -14,7 +14,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/utils.py, llama.cpp convert_lora_to_gguf.py",
         why: "names end in `lora_A.weight` and `lora_B.weight`; the adapter's own name does not stand between",
-        mend: "save it with PEFT's `save_pretrained`, which takes the name out, not from `state_dict`",
+        fix: "save it with PEFT's `save_pretrained`, which takes the name out, not from `state_dict`",
         check: facts_only!(adapter_in_names),
     },
     Rule {
@@ -23,7 +23,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py, PEFT utils/save_and_load.py",
         why: "tensors are looked up as `lora_A.weight` and `lora_B.weight`; others are passed over",
-        mend: "save it with PEFT's `save_pretrained`, which takes the adapter's name out, not from `state_dict`",
+        fix: "save it with PEFT's `save_pretrained`, which takes the adapter's name out, not from `state_dict`",
         check: facts_only!(adapter_in_names),
     },
     Rule {
@@ -32,7 +32,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "TGI adapters/lora.py, PEFT utils/save_and_load.py",
         why: "tensors are looked up as `base_model.model.` and the module's path; others are passed over",
-        mend: "rename the tensors to begin with `base_model.model.`",
+        fix: "rename the tensors to begin with `base_model.model.`",
         check: facts_only!(|facts: &AdapterFacts| {
             named(facts, |tensor| !tensor.parsed.prefixed && is_part(tensor.parsed.kind))
         }),
@@ -43,7 +43,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, llama.cpp convert_lora_to_gguf.py",
         why: "no module of the base has such a path",
-        mend: "rename the tensors to `base_model.model.` and the module's path in the base",
+        fix: "rename the tensors to `base_model.model.` and the module's path in the base",
         check: facts_only!(wrapped_names),
     },
     Rule {
@@ -52,7 +52,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "vLLM lora/model_manager.py, TGI adapters/lora.py, PEFT utils/save_and_load.py",
         why: "no module of the base has such a path; the base alone answers",
-        mend: "rename the tensors to `base_model.model.` and the module's path in the base",
+        fix: "rename the tensors to `base_model.model.` and the module's path in the base",
         check: facts_only!(wrapped_names),
     },
     Rule {
@@ -61,8 +61,8 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/utils.py, mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, \
                  llama.cpp convert_lora_to_gguf.py",
-        why: "PEFT saves the whole embedding with an adapter when tokens were added; it is no part of a LoRA to them",
-        mend: "merge it into its base; or, where no token was added, save it with `save_embedding_layers=False`",
+        why: "PEFT saves the whole embedding with an adapter when tokens were added; it is not part of a LoRA to them",
+        fix: "merge it into its base; or, where no token was added, save it with `save_embedding_layers=False`",
         check: facts_only!(embedding_saved),
     },
     Rule {
@@ -71,7 +71,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/lora.py, TGI adapters/lora.py",
         why: "PEFT saves the whole embedding with an adapter when tokens were added; they pass over it",
-        mend: "merge it into its base; or, where no token was added, save it with `save_embedding_layers=False`",
+        fix: "merge it into its base; or, where no token was added, save it with `save_embedding_layers=False`",
         check: facts_only!(embedding_saved),
     },
     Rule {
@@ -80,7 +80,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs",
         why: "an adapted embedding is not supported",
-        mend: "train without `embed_tokens`",
+        fix: "train without `embed_tokens`",
         check: facts_only!(|facts: &AdapterFacts| {
             named(facts, |tensor| matches!(tensor.parsed.kind, TensorKind::EmbeddingA | TensorKind::EmbeddingB))
         }),
@@ -91,8 +91,8 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/utils.py, mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, \
                  llama.cpp convert_lora_to_gguf.py",
-        why: "a tensor that is no LoRA matrix is an error",
-        mend: "save the adapter alone, with PEFT's `save_pretrained`",
+        why: "a tensor that is not a LoRA matrix is an error",
+        fix: "save the adapter alone, with PEFT's `save_pretrained`",
         check: facts_only!(not_lora),
     },
     Rule {
@@ -101,7 +101,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "vLLM lora/utils.py, mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs",
         why: "a normalization's weight in an adapter is an error",
-        mend: "merge it into its base, or leave the tensor out",
+        fix: "merge it into its base, or leave the tensor out",
         check: facts_only!(norms),
     },
     Rule {
@@ -110,7 +110,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "llama.cpp src/llama-adapter.cpp, TGI adapters/lora.py",
         why: "a normalization's weight in an adapter is passed over",
-        mend: "merge it into its base",
+        fix: "merge it into its base",
         check: facts_only!(norms),
     },
     Rule {
@@ -119,7 +119,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Refused,
         source: "mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, llama.cpp convert_lora_to_gguf.py",
         why: "an update is made of both matrices",
-        mend: "save the adapter anew; a tensor is missing",
+        fix: "save the adapter anew; a tensor is missing",
         check: facts_only!(unpaired),
     },
     Rule {
@@ -128,7 +128,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "SGLang srt/lora/mem_pool.py, TGI adapters/lora.py, PEFT utils/save_and_load.py",
         why: "a module with one matrix only is not adapted",
-        mend: "save the adapter anew; a tensor is missing",
+        fix: "save the adapter anew; a tensor is missing",
         check: facts_only!(unpaired),
     },
     Rule {
@@ -138,7 +138,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "SGLang srt/lora/mem_pool.py, mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, \
                  PEFT utils/save_and_load.py",
         why: "matrices that are not of the rank in the configuration do not fit what was made for them",
-        mend: "put the adapter_config.json of this training beside the tensors",
+        fix: "put the adapter_config.json of this training beside the tensors",
         check: facts_only!(rank_mismatch),
     },
     Rule {
@@ -147,7 +147,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "vLLM lora/peft_helper.py, TGI adapters/lora.py, llama.cpp src/llama-adapter.h",
         why: "vLLM and TGI divide alpha by the configuration's rank, llama.cpp by the matrices'",
-        mend: "put the adapter_config.json of this training beside the tensors",
+        fix: "put the adapter_config.json of this training beside the tensors",
         check: facts_only!(rank_mismatch),
     },
     Rule {
@@ -157,7 +157,7 @@ pub(super) const RULES: &[Rule] = &[
         source: "SGLang srt/lora/mem_pool.py, mistral.rs mistralrs-quant/src/lora/dynamic/loader.rs, \
                  llama.cpp src/llama-adapter.cpp, PEFT utils/save_and_load.py",
         why: "the matrices do not fit the base's module",
-        mend: "serve it on the base that it was trained on",
+        fix: "serve it on the base that it was trained on",
         check: facts_only!(shape_mismatch),
     },
     Rule {
@@ -166,7 +166,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "vLLM lora/layers/base_linear.py",
         why: "matrices that are smaller than the base's module are copied into a corner of it; larger ones are an error",
-        mend: "serve it on the base that it was trained on",
+        fix: "serve it on the base that it was trained on",
         check: facts_only!(shape_mismatch),
     },
     Rule {
@@ -175,7 +175,7 @@ pub(super) const RULES: &[Rule] = &[
         severity: Severity::Wrong,
         source: "vLLM lora/lora_model.py, SGLang srt/lora/utils.py, TGI adapters/lora.py",
         why: "integers are taken for the numbers themselves; no server reads the scales of a quantized adapter",
-        mend: "save the adapter in F32, F16 or BF16",
+        fix: "save the adapter in F32, F16 or BF16",
         check: facts_only!(|facts: &AdapterFacts| {
             let integer = |tensor: &TensorFact| tensor.dtype.starts_with(['I', 'U']) || tensor.dtype == "BOOL";
             named(facts, integer)

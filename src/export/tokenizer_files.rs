@@ -1,0 +1,115 @@
+//! The tokenizer as files of a Hugging Face folder, to stand beside an adapter: of a folder its own, of a GGUF file made from its
+//! metadata.
+
+use super::merged::pretty;
+use crate::error::{Error, Result};
+use crate::weights::Base;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+const CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+/// The folder of further templates by name.
+const TEMPLATES: &str = "additional_chat_templates";
+const OF_FOLDER: &[&str] = &["tokenizer.json", "special_tokens_map.json"];
+/// All names that such files have, but those in the folder of further templates.
+pub const TOKENIZER_FILES: &[&str] = &["tokenizer.json", CONFIG, "special_tokens_map.json", TEMPLATE];
+
+/// The files by which `AutoTokenizer.from_pretrained` loads a base's tokenizer, with their names. `template` goes before the
+/// base's chat template, and before those that it has by name.
+///
+/// # Errors
+/// When a file cannot be read, or a GGUF file's tokenizer cannot be built.
+pub fn tokenizer_files(base: &Base, template: Option<&str>) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = if base.is_gguf() { of_metadata(base)? } else { of_folder(base.path(), template)? };
+    let own = if base.is_gguf() { base.chat_template() } else { None };
+    if let Some(template) = template.or(own) {
+        files.push((TEMPLATE.into(), template.as_bytes().to_vec()));
+    }
+    Ok(files)
+}
+
+fn of_folder(folder: &Path, template: Option<&str>) -> Result<Vec<(String, Vec<u8>)>> {
+    let read = |name: &str| -> Result<Option<Vec<u8>>> {
+        let path = folder.join(name);
+        if path.is_file() { std::fs::read(&path).map(Some).map_err(Error::io("read", path)) } else { Ok(None) }
+    };
+    let mut files = Vec::new();
+    for name in OF_FOLDER {
+        files.extend(read(name)?.map(|bytes| ((*name).to_owned(), bytes)));
+    }
+    if let Some(bytes) = read(CONFIG)? {
+        files.push((CONFIG.into(), with_template(bytes, template)));
+    }
+    if template.is_some() {
+        return Ok(files);
+    }
+    files.extend(read(TEMPLATE)?.map(|bytes| (TEMPLATE.to_owned(), bytes)));
+    let further = std::fs::read_dir(folder.join(TEMPLATES)).into_iter().flatten().flatten();
+    let mut names: Vec<String> = further.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    for name in names.iter().filter(|name| Path::new(name).extension().is_some_and(|end| end == "jinja")) {
+        let name = format!("{TEMPLATES}/{name}");
+        files.extend(read(&name)?.map(|bytes| (name, bytes)));
+    }
+    Ok(files)
+}
+
+/// A tokenizer's configuration that names another template than this one would be read by older programs.
+fn with_template(bytes: Vec<u8>, template: Option<&str>) -> Vec<u8> {
+    let Some(template) = template else { return bytes };
+    match serde_json::from_slice::<Map<String, Value>>(&bytes) {
+        Ok(mut config) if config.contains_key("chat_template") => {
+            config.insert("chat_template".into(), json!(template));
+            pretty(&Value::Object(config))
+        }
+        _ => bytes,
+    }
+}
+
+/// The tokenizer of a GGUF file; its chat template is not among them.
+///
+/// # Errors
+/// When it cannot be built.
+pub(super) fn of_metadata(base: &Base) -> Result<Vec<(String, Vec<u8>)>> {
+    let special = base.special_tokens();
+    let tokenizer = base.tokenizer()?;
+    let failed = |error: &dyn std::fmt::Display| Error::invalid(format!("the tokenizer: {error}"));
+    let text = tokenizer.to_string(false).map_err(|error| failed(&error))?;
+    let mut json: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+    if let Some((text, id)) = special.bos.as_ref().filter(|_| special.add_bos) {
+        json["post_processor"] = begins_with(text, *id);
+    }
+    let mut config = Map::new();
+    config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+    config.insert("clean_up_tokenization_spaces".into(), json!(false));
+    config.insert("add_bos_token".into(), json!(special.add_bos));
+    let mut map = Map::new();
+    for (key, token) in [("bos_token", &special.bos), ("eos_token", &special.eos), ("pad_token", &special.pad)] {
+        if let Some((text, _)) = token {
+            config.insert(key.into(), json!(text));
+            map.insert(key.into(), json!(text));
+        }
+    }
+    if let Some(length) = base.config().get("max_position_embeddings") {
+        config.insert("model_max_length".into(), length.clone());
+    }
+    Ok(vec![
+        ("tokenizer.json".into(), pretty(&json)),
+        (CONFIG.into(), pretty(&Value::Object(config))),
+        ("special_tokens_map.json".into(), pretty(&Value::Object(map))),
+    ])
+}
+
+/// What puts a token before each text.
+fn begins_with(text: &str, id: u32) -> Value {
+    let token = json!({ "SpecialToken": { "id": text, "type_id": 0 } });
+    let sequence = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
+    let special = Map::from_iter([(text.to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] }))]);
+    json!({
+        "type": "TemplateProcessing",
+        "single": [token, sequence("A")],
+        "pair": [token, sequence("A"), sequence("B")],
+        "special_tokens": special,
+    })
+}

@@ -1,0 +1,102 @@
+//! Names of repositories as people copy them: addresses of a page or a file on the Hub, `hf://`, a slash at the end.
+
+use super::Kind;
+
+/// A repository as an address names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address {
+    /// `org/name`, or `name` for an old dataset; with `@revision` where the address has one.
+    pub id: String,
+    /// The file that the address names.
+    pub file: Option<String>,
+}
+
+/// What an address names; `None` for what is no address of the Hub. `endpoint` is another Hub's.
+pub(super) fn read(kind: Kind, text: &str, endpoint: Option<&str>) -> Option<Address> {
+    let text = text.trim();
+    let rest = strip_hub(text, endpoint)?;
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let mut parts: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
+    match (kind, parts.first().copied()) {
+        (Kind::Dataset, Some("datasets")) | (Kind::Model, Some("models")) => drop(parts.remove(0)),
+        // Another kind of repository.
+        (Kind::Model, Some("datasets" | "spaces")) | (Kind::Dataset, Some("spaces")) => return None,
+        _ => {}
+    }
+    let (id, more) = parts.split_at_checked(2)?;
+    let (id, at) = match id[1].split_once('@') {
+        Some((name, revision)) => (format!("{}/{name}", id[0]), Some(revision.to_owned())),
+        None => (id.join("/"), None),
+    };
+    let (revision, file) = match more {
+        ["tree", revision, ..] => (Some((*revision).to_owned()), None),
+        ["blob" | "resolve" | "raw", revision, file @ ..] if !file.is_empty() => {
+            (Some((*revision).to_owned()), Some(file.join("/")))
+        }
+        // In `hf://` a file follows the name.
+        file if text.starts_with("hf://") && !file.is_empty() => (at, Some(file.join("/"))),
+        _ => (at, None),
+    };
+    let revision = revision.filter(|revision| revision != "main").map(|revision| format!("@{revision}"));
+    Some(Address { id: id + &revision.unwrap_or_default(), file })
+}
+
+/// What follows the Hub's name.
+fn strip_hub<'a>(text: &'a str, endpoint: Option<&str>) -> Option<&'a str> {
+    if let Some(rest) = text.strip_prefix("hf://") {
+        return Some(rest);
+    }
+    let own = endpoint.and_then(|endpoint| text.strip_prefix(endpoint.trim_end_matches('/')));
+    if let Some(rest) = own.and_then(|rest| rest.strip_prefix('/')) {
+        return Some(rest);
+    }
+    let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+    let bare = bare.strip_prefix("www.").unwrap_or(bare);
+    ["huggingface.co/", "hf.co/"].iter().find_map(|host| bare.strip_prefix(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_and_files_name_their_repository() {
+        let read = |kind, text: &str| {
+            read(kind, text, Some("https://mirror.example/hub/")).map(|address| (address.id, address.file))
+        };
+        let model = |text: &str| read(Kind::Model, text);
+        let id = |id: &str| Some((id.to_owned(), None));
+        for text in [
+            "https://huggingface.co/org/name",
+            "https://huggingface.co/org/name/",
+            "http://www.huggingface.co/org/name/tree/main",
+            "huggingface.co/org/name?library=transformers",
+            "https://huggingface.co/org/name#usage",
+            "https://huggingface.co/org/name/discussions/3",
+            "hf.co/org/name",
+            "hf://org/name",
+            "hf://models/org/name",
+            "https://mirror.example/hub/org/name",
+        ] {
+            assert_eq!(model(text), id("org/name"), "{text}");
+        }
+        assert_eq!(model("https://huggingface.co/org/name/tree/v1"), id("org/name@v1"));
+        assert_eq!(model("hf://org/name@v1"), id("org/name@v1"));
+        let file = Some(("org/name".to_owned(), Some("q/x.gguf".to_owned())));
+        assert_eq!(model("https://huggingface.co/org/name/blob/main/q/x.gguf"), file);
+        assert_eq!(model("https://huggingface.co/org/name/resolve/main/q/x.gguf?download=true"), file);
+        for text in
+            ["org/name", "https://example.org/org/name", "https://huggingface.co/datasets/a/b", "hf.co/org", "/x/y"]
+        {
+            assert_eq!(model(text), None, "{text}");
+        }
+        let dataset = |text: &str| read(Kind::Dataset, text);
+        for text in [
+            "https://huggingface.co/datasets/org/name/viewer/default/train",
+            "hf://datasets/org/name",
+            "huggingface.co/datasets/org/name/tree/main/data",
+        ] {
+            assert_eq!(dataset(text), id("org/name"), "{text}");
+        }
+    }
+}
