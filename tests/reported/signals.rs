@@ -55,7 +55,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
         let mut run = Running::start(shell(&case, &format!("trap '' {ignored}"), &["--json"]));
         run.wait_for("step", 1);
         run.signal(ignored);
-        run.wait_for("step", 30);
+        run.wait_for("step", 8);
         run.signal(ends);
         assert_eq!(run.end().0, Some(130), "{ignored} is ignored, {ends} is not");
         assert!(has_checkpoint(&case), "{ends}");
@@ -80,13 +80,13 @@ fn what_asks_to_stop_saves() {
 #[test]
 fn a_run_that_is_suspended_goes_on() {
     let case = Case::new("01-nohup");
-    let mut run = Running::start(shell(&case, "", &["--json", "--set", "training.max_steps=60"]));
+    let mut run = Running::start(shell(&case, "", &["--json", "--set", "training.max_steps=8"]));
     run.wait_for("step", 2);
     run.signal("STOP");
     run.signal("CONT");
     run.signal("TSTP");
     run.signal("CONT");
-    run.wait_for("step", 60);
+    run.wait_for("step", 8);
     assert_eq!(run.end().0, Some(0));
 }
 
@@ -94,28 +94,28 @@ fn a_run_that_is_suspended_goes_on() {
 #[test]
 fn a_reader_that_leaves_ends_no_run() {
     let case = Case::new("01-nohup");
-    let mut command = shell(&case, "", &["--json", "--set", "training.max_steps=40"]);
+    let mut command = shell(&case, "", &["--json", "--set", "training.max_steps=8"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.starts_with('{'), "{line}");
     assert!(child.wait().unwrap().success());
-    assert_ended(&case, 40);
+    assert_ended(&case, 8);
 }
 
 /// With stderr closed too, under a log that writes all the time.
 #[test]
 fn a_closed_stderr_ends_no_run() {
     let case = Case::new("01-nohup");
-    let mut command = shell(&case, "", &["-vv", "--set", "training.max_steps=40"]);
+    let mut command = shell(&case, "", &["-vv", "--set", "training.max_steps=8"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stderr.take());
     assert!(child.wait().unwrap().success());
-    assert_ended(&case, 40);
+    assert_ended(&case, 8);
     // Closed before it began, as some daemons do.
-    let mut command = shell(&case, "exec 1>&- 2>&-", &["-vv", "--set", "training.max_steps=40"]);
+    let mut command = shell(&case, "exec 1>&- 2>&-", &["-vv", "--set", "training.max_steps=8"]);
     assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
-    assert_ended(&case, 40);
+    assert_ended(&case, 8);
 }
 
 fn assert_ended(case: &Case, steps: usize) {
