@@ -102,7 +102,7 @@ fn paths_of_a_recipe_are_expanded() {
     assert!(error.text.contains("the variable NOT_SET is not set"), "{}", error.text);
 }
 
-/// One sentence, not the libraries' chain of causes; and with a slash at the end of HF_ENDPOINT the address has one.
+/// One sentence, not the libraries' chain of causes; and with a slash at the end of `HF_ENDPOINT` the address has one.
 #[test]
 fn without_a_hub_one_sentence_says_so() {
     let case = Case::new("20-hf-home");

@@ -1,5 +1,5 @@
 //! The adapter's folder as peers have it: tokenizer and chat template beside it, the base by its Hub id, a card to publish.
-//! `tests/parity/adapter_folder.py` loads such a folder by transformers, PEFT and huggingface_hub.
+//! `tests/parity/adapter_folder.py` loads such a folder by transformers, PEFT and `huggingface_hub`.
 
 use super::{Case, copy};
 use serde_json::Value;
