@@ -237,22 +237,24 @@ fn parsed(arguments: &Json) -> Option<Json> {
 
 fn changed(message: &Message, content: Content, form: Arguments, printed: &str) -> Message {
     let mut message = message.clone();
-    if content == Content::AllJoined || (content == Content::Joined && prints_list(&message, printed)) {
-        if parts(&message).is_some() {
-            message = as_text(&message);
-        }
+    let is_joined = match content {
+        Content::AsItIs => false,
+        Content::Joined => prints_list(&message, printed),
+        Content::AllJoined => parts(&message).is_some(),
+    };
+    if is_joined {
+        message = as_text(&message);
     }
     let calls = message.extra.get_mut("tool_calls").and_then(Json::as_array_mut);
     for call in calls.into_iter().flatten() {
         let call = if call.get("function").is_some() { &mut call["function"] } else { call };
         let Some(arguments) = call.get_mut("arguments") else { continue };
         let new = match form {
-            Arguments::AsTheyAre => None,
             Arguments::Objects => parsed(arguments),
             Arguments::Text if arguments.is_object() => {
                 Some(Json::from(functions::json(&functions::from_json(arguments))))
             }
-            Arguments::Text => None,
+            Arguments::AsTheyAre | Arguments::Text => None,
         };
         if let Some(new) = new {
             *arguments = new;

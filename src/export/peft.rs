@@ -3,6 +3,7 @@
 use super::{FloatType, Job, Output, TOKENIZER_FILES};
 use crate::error::Result;
 use crate::weights::CHAT_TEMPLATES_FOLDER;
+use std::path::Path;
 
 /// Files of the adapter's own folder that go along.
 const COMPANIONS: &[&str] = &["README.md", "recipe.yaml"];
@@ -24,7 +25,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         let named = std::fs::read_dir(job.path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten();
         let mut named: Vec<_> = named.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         named.sort();
-        for name in named.iter().filter(|name| name.ends_with(".jinja")) {
+        for name in named.iter().filter(|name| Path::new(name).extension().is_some_and(|kind| kind == "jinja")) {
             out.copy_if_there(job.path, &format!("{CHAT_TEMPLATES_FOLDER}/{name}"))?;
         }
     }

@@ -23,7 +23,7 @@ fn texts(case: &Case, template: &str, rows: &[Value]) -> Vec<String> {
 
 fn write(case: &Case, template: &str, rows: &[Value]) {
     case.write("own.jinja", template);
-    case.write("rows.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+    case.write("rows.jsonl", rows.iter().map(|row| row.to_string() + "\n").collect::<String>());
 }
 
 fn turn(role: &str, content: impl Into<Value>) -> Value {
@@ -282,6 +282,13 @@ fn answers_begin_where_header_and_prompt_part() {
         let expected = format!("{user}{first}{next}{last}\n");
         assert_eq!(texts(&case, &template, std::slice::from_ref(&talk)), [expected], "{template}");
     }
+    // One whose header is the end of the question's turn, so that the prompt is the thought alone.
+    let header_before = "{% for m in messages %}{{ 'Q: ' + m.content + '\nA:' if m.role == 'user' else m.content + '<|im_end|>\n' }}\
+                         {% endfor %}{% if add_generation_prompt %}<think>{% endif %}";
+    assert_eq!(
+        texts(&case, header_before, std::slice::from_ref(&talk)),
+        ["Q: 1?\nA:[[<b>1<|im_end|>]]\nQ: 2?\nA:[[2<|im_end|>]]\n"]
+    );
     let thinking = json!({"role": "assistant", "content": "1", "reasoning_content": "One."});
     let template = turns(
         "{% if m.reasoning_content %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}",
@@ -303,7 +310,7 @@ fn parts_are_given_to_templates_that_walk_over_them() {
 }
 
 /// More of that kind: a template that adds text, one that would print the list, and one that walks over lists given text
-/// (LLaVA's, Idefics'), where transformers fails, prints a list, or writes an empty turn. Lists become text as vLLM joins them.
+/// (`LLaVA`'s, Idefics'), where transformers fails, prints a list, or writes an empty turn. Lists become text as vLLM joins them.
 #[test]
 fn content_has_the_form_that_the_template_takes() {
     let case = Case::new("22-content-parts");

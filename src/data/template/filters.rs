@@ -94,6 +94,7 @@ fn center(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Err
     text::method(&text, "center", &[Value::from(width)]).map(|result| result.unwrap_or_else(|| Value::from(text)))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands over arguments by value")]
 fn format(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let names: Vec<String> = named.args().map(String::from).collect();
     let format = Value::from(python::text(value)?);

@@ -98,6 +98,7 @@ pub fn string(value: &Value) -> Result<Value, Error> {
 }
 
 /// `dict(pairs or mapping, **more)`.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands over arguments by value")]
 pub fn dict(first: Option<Value>, more: Kwargs) -> Result<Value, Error> {
     let wrong = || Error::new(ErrorKind::InvalidOperation, "dict() takes a mapping, or pairs");
     let mut pairs: Vec<(Value, Value)> = Vec::new();

@@ -14,7 +14,7 @@ pub fn method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Valu
     let first = given.first().and_then(Value::as_str);
     let filled = |left: bool, right: bool| fill(text, given, left, right);
     Ok(Some(match (name, given.len()) {
-        ("replace", 2 | 3) => replace(text, given, named("count"))?,
+        ("replace", 2 | 3) => replace(text, given, named("count").as_ref())?,
         ("join", 1) => join(text, &given[0])?,
         ("strip", 0 | 1) => Value::from(strip(text, given, true, true)?),
         ("lstrip", 0 | 1) => Value::from(strip(text, given, true, false)?),
@@ -53,7 +53,7 @@ pub fn method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Valu
             };
             Value::from(text.chars().map(swap).collect::<String>())
         }
-        ("casefold", 0) => Value::from(text.replace('ß', "ss").replace('ẞ', "ss").to_lowercase()),
+        ("casefold", 0) => Value::from(text.replace(['ß', 'ẞ'], "ss").to_lowercase()),
         ("title", 0) => Value::from(title(text)),
         ("capitalize", 0) => Value::from(capitalize(text)),
         _ => match predicate(text, name).filter(|_| given.is_empty()) {
@@ -108,9 +108,9 @@ fn strip<'t>(text: &'t str, given: &[Value], left: bool, right: bool) -> Result<
     Ok(if right { text.trim_end_matches(matches) } else { text })
 }
 
-fn replace(text: &str, given: &[Value], named: Option<Value>) -> Result<Value, Error> {
+fn replace(text: &str, given: &[Value], named: Option<&Value>) -> Result<Value, Error> {
     let (old, new) = (some(given[0].as_str())?, some(given[1].as_str())?);
-    let most = match given.get(2).or(named.as_ref()) {
+    let most = match given.get(2).or(named) {
         Some(most) => i64::try_from(most.clone()).map_err(|_| wrong("replace: the count must be a whole number"))?,
         None => -1,
     };

@@ -193,7 +193,7 @@ fn macros_with_varargs(parts: &[Part<'_>]) -> Vec<usize> {
             Some("macro") => open.push(i),
             Some("endmacro") => _ = open.pop(),
             _ => {
-                if inner.iter().any(|token| *token == Token::Name("varargs")) {
+                if inner.contains(&Token::Name("varargs")) {
                     found.extend(open.last());
                 }
             }
@@ -271,7 +271,7 @@ fn formatted(inner: &[Token<'_>]) -> String {
         }
         let operator = next(inner, at).filter(|&i| inner[i].is("%"));
         if let Some(operand) = operator.and_then(|operator| operand(inner, operator + 1)) {
-            out.push_str(&format!(" | {PERCENT}({})", formatted(&inner[operand.clone()])));
+            out.extend([" | ", PERCENT, "(", &formatted(&inner[operand.clone()]), ")"]);
             at = operand.end;
         }
     }

@@ -81,7 +81,13 @@ impl Finder<'_> {
             return Some(end.into());
         }
         // A beginning of the prompt: it opens a thought that the answer does not have, or ends with white space.
-        let beginnings = [opened_thought(&prompt), Some(prompt.trim_end().len())];
+        let thought = opened_thought(&prompt);
+        if thought == Some(0) {
+            // The header is the end of the turn before.
+            let before = self.first(i, false).ok().filter(|before| i > 0 && self.text.starts_with(before))?;
+            return (before.len() <= own).then_some(Start { at: before.len(), more: Some(prompt) });
+        }
+        let beginnings = [thought, Some(prompt.trim_end().len())];
         beginnings.into_iter().flatten().find_map(|length| {
             let at = find(&prompt[..length])?;
             Some(Start { at, more: Some(prompt[length..].to_string()) })
