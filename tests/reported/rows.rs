@@ -444,3 +444,20 @@ fn an_empty_file_to_validate_on_is_named_so() {
         .says(2, &["empty.jsonl", "holds no rows to validate on"]);
     case.refused("recipe.yaml", &["data.train=rows.jsonl, empty.jsonl"]).says(2, &["[rows.jsonl, empty.jsonl]"]);
 }
+
+/// TRL's `chat_template_kwargs`, as an object or as the text that a table has.
+#[test]
+fn the_variables_that_a_row_sets_reach_the_chat_template() {
+    let template = "{% if mood is defined %}{{ mood }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}\
+                    {{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let conversation = r#""messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]"#;
+    for kwargs in [r#"{"mood": "glad", "other": null}"#, r#""{\"mood\": \"glad\"}""#] {
+        let case = Case::new("rows");
+        case.write("mood.jinja", template);
+        let row = format!("{{{conversation}, \"chat_template_kwargs\": {kwargs}}}\n{{{conversation}}}\n");
+        case.write("rows.jsonl", row);
+        let settings = ["data.train=rows.jsonl", "data.chat_template=mood.jinja"];
+        let texts: Vec<String> = case.shown("recipe.yaml", &settings).into_iter().map(|row| row.text).collect();
+        assert!(texts[0].starts_with("glad<user>a") && texts[1].starts_with("<user>a"), "{texts:?}");
+    }
+}
