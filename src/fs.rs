@@ -168,6 +168,10 @@ pub fn file_inside(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
 pub fn free_space(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let disk = rustix::fs::statvfs(if there.as_os_str().is_empty() { Path::new(".") } else { there }).ok()?;
+    // No disk at all, such as /proc.
+    if disk.f_blocks == 0 {
+        return None;
+    }
     disk.f_bavail.checked_mul(disk.f_frsize)
 }
 

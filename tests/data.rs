@@ -152,6 +152,7 @@ fn the_recipes_read_the_data_that_they_are_for() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("recipes/{recipe}.yaml"));
         let base = format!("base.model={}", embedded_base().display());
         let mut arguments = vec!["data", path.to_str().unwrap(), "--json", "--set", &base, "--set", "data.cache=off"];
+        arguments.extend(["--set", "data.max_seq_len=512"]);
         arguments.extend(set.iter().flat_map(|set| ["--set", set.as_str()]));
         let output = place.command(&arguments).output().unwrap();
         assert!(output.status.success(), "{recipe}: {}", String::from_utf8_lossy(&output.stdout));

@@ -210,7 +210,7 @@ fn training_goes_on_from_an_adapter() {
     let events = |arguments: &[&str]| {
         let stdout = String::from_utf8(place.train(arguments).stdout).unwrap();
         let first = stdout.lines().find(|line| line.contains("\"event\":\"validation\"")).unwrap().to_owned();
-        serde_json::from_str::<Value>(&first).unwrap()["loss"].as_f64().unwrap()
+        serde_json::from_str::<Value>(&first).unwrap()["cross_entropy"].as_f64().unwrap()
     };
     // The validation before the first step is that of the adapter, not of the base.
     let base = events(&["training.max_steps=1", "output_dir=anew"]);

@@ -18,8 +18,11 @@ fn a_run_that_gets_worse_stops_early_keeps_its_best_and_ends_with_it() {
         "training.early_stopping_patience=3",
     ]);
     let metrics = place.metrics("out");
-    let losses: Vec<f64> =
-        metrics.iter().filter(|line| line["type"] == "validation").map(|line| line["loss"].as_f64().unwrap()).collect();
+    let losses: Vec<f64> = metrics
+        .iter()
+        .filter(|line| line["type"] == "validation")
+        .map(|line| line["cross_entropy"].as_f64().unwrap())
+        .collect();
     let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
     let best = losses.iter().position(|&loss| loss == least).unwrap();
     assert!(best > 0, "something was learnt: {losses:?}");
@@ -68,7 +71,7 @@ fn each_objective_lowers_its_own_loss() {
 /// The losses of a run's steps.
 fn losses(place: &Workplace, out: &str) -> Vec<f64> {
     let metrics = place.metrics(out);
-    metrics.iter().filter(|line| line["type"] == "step").map(|line| line["loss"].as_f64().unwrap()).collect()
+    metrics.iter().filter(|line| line["type"] == "step").map(|line| line["objective_loss"].as_f64().unwrap()).collect()
 }
 
 #[test]

@@ -27,12 +27,16 @@ pub(super) fn wrapped(text: &str, width: usize) -> String {
         let label = line[start..].find("  ").map(|end| start + end).filter(|end| *end <= 24);
         let text_start = label.map_or(start, |end| end + line[end..].len() - line[end..].trim_start().len());
         let indent = " ".repeat(textwrap::core::display_width(&line[..text_start]));
+        if textwrap::core::display_width(line) <= width {
+            return line.to_owned();
+        }
+        let (label, rest) = line.split_at(text_start);
         let indent = if indent.len() + 16 > width { "" } else { indent.as_str() };
-        let options = textwrap::Options::new(width).break_words(false).subsequent_indent(indent);
+        let options = textwrap::Options::new(width).break_words(false).initial_indent(label).subsequent_indent(indent);
         // No break within a command's options, or a path.
         let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
         let options = options.word_separator(textwrap::WordSeparator::AsciiSpace);
-        if textwrap::core::display_width(line) <= width { line.to_owned() } else { textwrap::fill(line, options) }
+        textwrap::fill(rest, options)
     };
     text.split('\n').map(wrap).collect::<Vec<_>>().join("\n")
 }

@@ -204,16 +204,17 @@ fn header_text(header: &RunHeader) -> String {
     let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
     let types: Vec<&str> = header.quantization.iter().map(|(kind, _)| kind.as_str()).collect();
     let mut left_out = Vec::new();
-    for (rows, why) in [
-        (header.dropped_rows, "longer than `data.max_seq_len`"),
-        (header.skipped_rows, "not readable"),
-        (header.truncated_rows, "cut to `data.max_seq_len`"),
-    ] {
+    for (rows, why) in [(header.dropped_rows, "longer than `data.max_seq_len`"), (header.skipped_rows, "not readable")]
+    {
         if rows > 0 {
             left_out.push(format!("{rows} {why}"));
         }
     }
-    let left_out = if left_out.is_empty() { "none left out".to_owned() } else { left_out.join(", ") };
+    let mut left_out =
+        if left_out.is_empty() { "none left out".to_owned() } else { format!("left out: {}", left_out.join(", ")) };
+    if header.truncated_rows > 0 {
+        left_out = format!("{left_out}; {} cut to `data.max_seq_len`", header.truncated_rows);
+    }
     let share = 100.0 * header.supervised_tokens as f64 / header.tokens.max(1) as f64;
     let mut table = Table::default();
     table.row(

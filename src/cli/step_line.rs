@@ -4,7 +4,7 @@ use super::output::{bytes, duration};
 use crate::train::metrics::StepMetrics;
 
 /// The widths that a bar may have.
-const BAR: std::ops::RangeInclusive<usize> = 8..=24;
+const BAR: std::ops::RangeInclusive<usize> = 6..=24;
 
 /// Columns that stay free at the end.
 const ECHO: usize = 3;
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(line.fitting(160), (24, whole.into()));
         assert_eq!(
             line.fitting(80),
-            (8, "54/300  cross-entropy 2.4512  bft loss 0.0963  6782 tokens/s  13s left".into())
+            (6, "54/300  cross-entropy 2.4512  bft loss 0.0963  6782 tokens/s  13s left".into())
         );
         assert_eq!(line.fitting(60), (0, "54/300  cross-entropy 2.4512  bft loss 0.0963  13s left".into()));
         assert_eq!(line.fitting(40), (0, "54/300  cross-entropy 2.4512  13s left".into()));

@@ -248,7 +248,7 @@ fn refusals_say_what_to_do() {
     assert!(gated.contains("(403)") && gated.contains("/datasets/org/gated"), "{gated}");
     assert!(!cache.path().join("datasets--org--gated/refs").exists(), "an incomplete snapshot is not noted");
     for id in ["org/absolute", "org/windows"] {
-        assert!(told(id).contains("no path within a dataset"), "{}", told(id));
+        assert!(told(id).contains("not a path within a dataset"), "{}", told(id));
     }
     assert!(told("org/above").contains("no data in it"), "{}", told("org/above"));
     for id in ["", "a/b/c", "../x", "org/", "./rows.jsonl", "org/na me", "o/n@../x"] {

@@ -20,6 +20,8 @@ pub fn rope_frequencies(config: &Map<String, Value>, head_dim: usize, factors: O
     let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
     let scaled: Vec<f64> = match rope.kind()? {
         "default" => plain.collect(),
+        // The factors are what these parameters come to.
+        "llama3" if factors.is_some() => plain.collect(),
         "linear" => {
             let factor = rope.parameter("factor")?;
             plain.map(|frequency| frequency / factor).collect()

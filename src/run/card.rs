@@ -148,9 +148,9 @@ fn training(recipe: &Recipe, prepared: &Prepared, fit: &FitSummary) -> Vec<(&'st
         ("device", prepared.device_name()),
         ("seed", training.seed.to_string()),
     ];
-    // A run that went on counts this process's share alone, which would mislead.
-    if fit.tokens > 0 && fit.seconds > 0.0 {
-        facts.insert(1, ("tokens", format!("{} in {:.1} s of steps, in the last session", fit.tokens, fit.seconds)));
+    let (tokens, seconds) = (fit.state.tokens, fit.state.seconds);
+    if tokens > 0 && seconds > 0.0 {
+        facts.insert(1, ("tokens", format!("{tokens} in {seconds:.1} s of steps")));
     }
     facts
 }

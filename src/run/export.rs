@@ -117,7 +117,7 @@ pub fn export(request: &ExportRequest, observer: &mut dyn Observer) -> Result<Ex
     } else {
         trained_on.held(&base, &adapter)?
     };
-    let template = trained_on.chat_template()?;
+    let template = trained_on.chat_template(&base)?;
     let stop = stop_texts(&base, template.as_deref())?;
     let adapter_path = absolute(&request.adapter);
     let base_name = match Path::new(trained_on.base_name()) {

@@ -72,7 +72,7 @@ pub fn generate(
     let model = models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter)?;
 
-    let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;
+    let encoder = encoder(&base, trained_on.chat_template(&base)?.as_deref(), now())?;
     let prompt = encode_prompt(request, &encoder, model.lm.dimensions.max_positions)?;
 
     let start = Instant::now();

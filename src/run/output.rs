@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const RECIPE: &str = "recipe.yaml";
 const LOCK: &str = ".lock";
 /// Bytes of an adapter's small files: card, recipe, metrics, tokenizer.
-const OTHER_FILES: u64 = 256 << 10;
+const OTHER_FILES: u64 = 64 << 10;
 const METRICS: &str = "metrics.jsonl";
 
 /// An output folder that this process holds.
@@ -138,7 +138,7 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
     };
     if !differences.is_empty() {
         return Err(another(
-            differences,
+            [differences, recipe.differences(&earlier, KeyKind::Schedule)].concat(),
             "put the recipe back as it was to go on with that run, set another `output_dir`, or begin again with \
              `--overwrite`",
         ));
@@ -163,7 +163,7 @@ pub(super) fn check_disk(recipe: &Recipe, adapter_parameters: usize) -> Result<O
     let Some(free) = fs::free_space(&recipe.output_dir) else { return Ok(None) };
     let adapter = 4 * adapter_parameters as u64 + OTHER_FILES;
     // Beside the adapter, the optimizer's two moments.
-    let checkpoint = 3 * adapter;
+    let checkpoint = adapter + 8 * adapter_parameters as u64;
     let there = Checkpoint::steps(&recipe.output_dir).len();
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     if free < adapter + checkpoint {

@@ -106,13 +106,14 @@ impl TrainedOn {
         Ok(bundle)
     }
 
-    /// The chat template that the adapter brings along, as one does that was not trained on its base's.
+    /// The chat template that the adapter brings along, where that is not its base's: what it was trained on.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn chat_template(&self) -> Result<Option<String>> {
+    pub fn chat_template(&self, base: &Base) -> Result<Option<String>> {
         let Some(path) = file_inside(&self.adapter, CHAT_TEMPLATE)? else { return Ok(None) };
         let text = String::from_utf8(read_within(&path, MOST_TEMPLATE)?);
-        text.map(Some).map_err(|_| Error::file(path, "is not UTF-8 text"))
+        let text = text.map_err(|_| Error::file(path, "is not UTF-8 text"))?;
+        Ok(Some(text).filter(|text| base.chat_template() != Some(text.as_str())))
     }
 }

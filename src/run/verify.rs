@@ -133,7 +133,7 @@ pub(super) fn verify_all(
     let bundle = trained_on.adapter(&base, observer)?;
     let held = trained_on.held(&base, &bundle)?;
     let texts = {
-        let encoder = encoder(&base, trained_on.chat_template()?.as_deref(), now())?;
+        let encoder = encoder(&base, trained_on.chat_template(&base)?.as_deref(), now())?;
         let positions = base.config().get("max_position_embeddings").and_then(serde_json::Value::as_u64);
         texts(&encoder, prompts, positions.map_or(TOKENS, |positions| TOKENS.min(positions as usize)))?
     };

@@ -42,6 +42,12 @@ pub struct TrainerState {
     /// Cross-entropy and token accuracy of the first step's rows under the base alone.
     #[serde(default)]
     pub first_step: Option<(f64, f64)>,
+    /// Seconds in steps, of all processes up to this checkpoint.
+    #[serde(default)]
+    pub seconds: f64,
+    /// Tokens in steps, likewise.
+    #[serde(default)]
+    pub tokens: usize,
     /// When the adapter was compared with the base alone.
     #[serde(default)]
     pub(super) watch: Watch,

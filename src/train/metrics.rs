@@ -6,6 +6,7 @@
 use super::MetricForBest;
 use crate::objectives::ObjectiveMetrics;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// What runs: the first line of `metrics.jsonl`, and another one each time that the run goes on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +57,17 @@ pub struct RunHeader {
     pub output_dir: String,
     /// Equipoise's version.
     pub version: String,
+}
+
+impl RunHeader {
+    /// As it is kept with the adapter, which others may get: paths of this machine without their folders.
+    #[must_use]
+    pub fn without_folders(&self) -> Self {
+        let last =
+            |path: &str| Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy().into_owned());
+        let base = if Path::new(&self.base).exists() { last(&self.base) } else { self.base.clone() };
+        Self { base, output_dir: last(&self.output_dir), ..self.clone() }
+    }
 }
 
 /// One optimizer step.

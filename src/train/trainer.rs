@@ -131,6 +131,8 @@ impl<'a> Trainer<'a> {
             stale_validations: 0,
             stopped_early: false,
             first_step: None,
+            seconds: 0.0,
+            tokens: 0,
             watch: super::health::Watch::default(),
             schedule: Some(schedule),
             identity,
@@ -165,7 +167,7 @@ impl<'a> Trainer<'a> {
         let mut record = Record::open(&self.out.join("metrics.jsonl"), resumed)?;
         (header.total_steps, header.resumed_after) = (self.total_steps, self.state.step);
         if !was_finished {
-            record.write(&Line::Run(Box::new(header.clone())))?;
+            record.write(&Line::Run(Box::new(header.without_folders())))?;
         }
         observer.event(&Event::Run(header));
         if let Some(gpu) = self.engine.device.gpu() {
@@ -279,6 +281,8 @@ impl<'a> Trainer<'a> {
         let seconds = start.elapsed().as_secs_f64();
         self.seconds += seconds;
         self.tokens += loss.tokens;
+        self.state.seconds += seconds;
+        self.state.tokens += loss.tokens;
         self.clock.step(seconds, loss.tokens);
         let supervised = loss.supervised.max(1) as f64;
         let metrics = StepMetrics {

@@ -49,7 +49,8 @@ const REBUILDING: &[&str] = &["LlamaTokenizer", "GemmaTokenizer", "CodeLlamaToke
 
 impl Sources<'_> {
     pub fn special_tokens(&self, folder: &Path) -> SpecialTokens {
-        let named = self.files.named();
+        let mut named = self.files.named();
+        named.sort();
         let token = |key: &str| {
             let (_, text) = named.iter().find(|(name, _)| name == key)?;
             Some((text.clone(), self.id(text, folder)?))

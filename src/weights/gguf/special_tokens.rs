@@ -59,5 +59,6 @@ pub(super) fn read(metadata: &Metadata) -> Result<SpecialTokens> {
         named.extend(token.as_ref().map(|(text, _)| (name.to_owned(), text.clone())));
     }
     named.extend(others.into_iter().filter_map(|(name, token)| Some((name.to_owned(), token?.0))));
+    named.sort();
     Ok(SpecialTokens { bos, eos, pad, eos_ids, add_bos, named })
 }
