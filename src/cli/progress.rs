@@ -204,8 +204,11 @@ fn header_text(header: &RunHeader) -> String {
     let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
     let types: Vec<&str> = header.quantization.iter().map(|(kind, _)| kind.as_str()).collect();
     let mut left_out = Vec::new();
-    for (rows, why) in [(header.dropped_rows, "longer than `data.max_seq_len`"), (header.skipped_rows, "not readable")]
-    {
+    for (rows, why) in [
+        (header.dropped_rows, "longer than `data.max_seq_len`"),
+        (header.skipped_rows, "not readable"),
+        (header.unlearnt_rows, "with nothing to learn"),
+    ] {
         if rows > 0 {
             left_out.push(format!("{rows} {why}"));
         }
@@ -380,6 +383,7 @@ mod tests {
             validation_rows: 255,
             dropped_rows: 1875,
             skipped_rows: 1,
+            unlearnt_rows: 0,
             truncated_rows: 0,
             tokens: 2_300_000,
             supervised_tokens: 1_863_000,

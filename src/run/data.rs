@@ -1,6 +1,7 @@
 //! What a recipe's data amounts to, and its rows as the model sees them; nothing is trained.
 
-use super::prepare::{self, data_warnings, open_base};
+use super::prepare::{self, open_base};
+use super::warnings::{data_warnings, template_warning};
 use super::{RunOptions, output};
 use crate::data::{DataReport, Rows};
 use crate::error::Result;
@@ -69,7 +70,7 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
         (None, None) => None,
     };
     let mut warnings = data_warnings(&dataset.report);
-    warnings.extend(prepare::template_warning(&encoder, &recipe.data));
+    warnings.extend(template_warning(&encoder, &recipe.data));
     Ok(DataSummary { max_seq_len: fitted.max_seq_len(), chat_template, seconds, rows, warnings, data: dataset.report })
 }
 

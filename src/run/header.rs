@@ -29,6 +29,7 @@ impl Prepared {
             validation_rows: report.validation_rows,
             dropped_rows: report.dropped,
             skipped_rows: report.skipped,
+            unlearnt_rows: report.unlearnt,
             truncated_rows: report.truncated,
             tokens: report.tokens,
             supervised_tokens: report.supervised_tokens,

@@ -11,10 +11,12 @@ mod memory;
 mod output;
 mod prepare;
 mod report;
+mod sample;
 mod timing;
 mod trained_on;
 mod upload;
 mod verify;
+mod warnings;
 
 pub use data::{DataSummary, ShownRow, data};
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};

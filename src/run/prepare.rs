@@ -1,17 +1,13 @@
 //! Everything before the first step: device, base, tokens, plan.
 
-use super::lint::export_warnings;
 use super::memory::embedding_bytes;
-use super::report::Sample;
 use super::{CHAT_TEMPLATE, RunOptions};
 use crate::adapter::{AdapterBundle, AdapterConfig};
-use crate::data::{
-    ChatTemplate, DataConfig, DataFiles, DataReport, Dataset, Encoder, IGNORED, Plan, Rows, Sequence, Split, named,
-};
+use crate::data::{ChatTemplate, DataConfig, DataFiles, Dataset, Encoder, Plan, Split, named};
 use crate::device::{Device, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
-use crate::models::{self, CausalLm, Dimensions, Generator, Model, Sampling};
+use crate::models::{self, Dimensions, Model};
 use crate::ops::simd::Level;
 use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
@@ -19,18 +15,6 @@ use crate::train::{AdapterFiles, Event, Identity, Observer};
 use crate::weights::Base;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-
-/// Tokens of the sample in the summary.
-const SAMPLE_TOKENS: usize = 48;
-
-/// With fewer learnt tokens, the noise of a validation is larger than what training changes.
-const FEW_VALIDATION_TOKENS: u64 = 200;
-
-/// The share of rows that may be left out without a warning.
-const MOST_LEFT_OUT: f64 = 0.02;
-
-/// How many tokens of a batch take as long as one alone.
-const TOKEN_ALONE: f64 = 8.0;
 
 /// What a run needs, found to fit together.
 pub(super) struct Prepared {
@@ -52,7 +36,7 @@ pub(super) struct Prepared {
     pub(super) embedding_bytes: u64,
     pub(super) adapter_parameters: usize,
     /// The modules that get an adapter, by the last part of their names.
-    target_modules: BTreeSet<String>,
+    pub(super) target_modules: BTreeSet<String>,
     /// How many matrices are held in each type.
     types: BTreeMap<String, usize>,
 }
@@ -350,39 +334,6 @@ impl Prepared {
         })
     }
 
-    pub(super) fn warnings(&self, recipe: &Recipe) -> Vec<String> {
-        let mut warnings = Vec::new();
-        warnings.extend(data_warnings(&self.dataset.report));
-        warnings.extend(template_warning(&self.encoder, &recipe.data));
-        warnings.extend(self.validation_warnings(recipe));
-        let width = self.dimensions.hidden;
-        if recipe.lora.r > width {
-            let r = recipe.lora.r;
-            warnings.push(format!("lora.r is {r}, and the base is {width} wide: a rank over the width adds nothing"));
-        }
-        warnings.extend(self.memory_warnings(recipe));
-        warnings.extend(export_warnings(recipe, &self.base, &self.target_modules));
-        warnings
-    }
-
-    /// What validation will not tell.
-    fn validation_warnings(&self, recipe: &Recipe) -> Option<String> {
-        if self.dataset.validation.is_empty() {
-            let stopping = match recipe.training.early_stopping_patience {
-                0 => "",
-                _ => ", and `training.early_stopping_patience` stops nothing",
-            };
-            let set = "set `data.validation` or `data.validation_split`";
-            return Some(format!("there is no validation data{stopping}: {set}"));
-        }
-        let learnt: u64 = self.dataset.validation.entries().map(|entry| u64::from(entry.supervised)).sum();
-        let rows = self.dataset.validation.len();
-        (learnt < FEW_VALIDATION_TOKENS).then(|| {
-            let rows = if rows == 1 { "row has".to_owned() } else { format!("{rows} rows have") };
-            format!("the validation {rows} {learnt} learnt tokens in all: too few to tell which adapter is better")
-        })
-    }
-
     /// What makes a checkpoint an adapter: its configuration, and the chat template that is not the base's.
     pub(super) fn adapter_files(&self, recipe: &Recipe) -> Result<AdapterFiles> {
         let config = AdapterConfig {
@@ -395,142 +346,4 @@ impl Prepared {
             self.chat_template.as_ref().map(|template| (CHAT_TEMPLATE.to_owned(), template.clone().into_bytes()));
         Ok(AdapterFiles { config, others: template.into_iter().collect() })
     }
-
-    /// What is done after the last step, as so many tokens of training: two samples.
-    pub(super) fn tokens_after(&self) -> f64 {
-        let Some(Ok(row)) = self.sample_row() else { return 0.0 };
-        let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0).max(1);
-        // A pass without a backward pass takes a third; a single token takes as long as some, since every weight is read.
-        2.0 * (answer as f64 + SAMPLE_TOKENS as f64 * TOKEN_ALONE) / 3.0
-    }
-
-    /// The validation row (without any, the training row) with the longest answer that a sample can hold.
-    fn sample_row(&self) -> Option<Result<Sequence>> {
-        let rows: &Rows =
-            if self.dataset.validation.is_empty() { &self.dataset.train } else { &self.dataset.validation };
-        let learnt = |row: &usize| rows.entry(*row).supervised as usize;
-        let fits = (0..rows.len()).filter(|row| learnt(row) <= SAMPLE_TOKENS).max_by_key(learnt);
-        fits.or_else(|| (!rows.is_empty()).then_some(0)).map(|row| rows.get(row))
-    }
-
-    /// What base and adapter write for a row of the data. That they cannot does not spoil a run that is done.
-    pub(super) fn sample(&self, lm: &CausalLm, observer: &mut dyn Observer) -> Option<Sample> {
-        let sample = self.sample_row()?.and_then(|row| self.write_sample(lm, &row));
-        sample.map_err(|error| observer.event(&Event::Note(format!("no sample could be written: {error}")))).ok()
-    }
-
-    /// What base and adapter write where the row's first answer stands.
-    fn write_sample(&self, lm: &CausalLm, row: &Sequence) -> Result<Sample> {
-        // Where nothing stands before the answer, its first token is the prompt: a model continues something.
-        let answer = row.labels.iter().position(|&label| label != IGNORED).unwrap_or(0).max(1);
-        let length = row.labels[answer..].iter().take_while(|&&label| label != IGNORED).count();
-        let (prompt, reference) = (&row.input_ids[..answer], &row.input_ids[answer..answer + length]);
-        let ends = ends(&self.base, &self.encoder);
-        let write = |adapter: bool| -> Result<String> {
-            let mut tokens = Vec::new();
-            let mut generator = Generator::new(lm, &self.device, adapter, Sampling::default());
-            generator.run(prompt, SAMPLE_TOKENS, &ends, |token| {
-                tokens.push(token);
-                true
-            })?;
-            self.encoder.decode(&tokens, true)
-        };
-        Ok(Sample {
-            prompt: self.encoder.decode(prompt, false)?,
-            reference: self.encoder.decode(reference, true)?,
-            before: write(false)?,
-            after: write(true)?,
-            raw: self.dataset.report.conversations == 0,
-        })
-    }
-}
-
-/// What a user should know of the data before it is trained on.
-pub(super) fn data_warnings(report: &DataReport) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let example = |examples: &[String]| examples.first().map(|example| format!(" ({example})")).unwrap_or_default();
-    let rows = |n: usize| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
-    let validation_rows =
-        |n: usize| if n == 1 { "1 validation row".to_owned() } else { format!("{n} validation rows") };
-    if report.eos_unsupervised_rows > 0 {
-        warnings.push(format!(
-            "the model does not learn to stop in {} of the data: the last learnt token ends no turn",
-            rows(report.eos_unsupervised_rows)
-        ));
-    }
-    let (dropped, all) = (report.dropped, report.rows + report.skipped);
-    if dropped as f64 > MOST_LEFT_OUT * all as f64 {
-        warnings.push(format!(
-            "{:.0}% of the data is left out: {dropped} of {} are longer than `data.max_seq_len`; raise it, or set `data.overlong: \
-             truncate`",
-            100.0 * dropped as f64 / all as f64,
-            rows(all)
-        ));
-    }
-    if report.skipped > 0 {
-        warnings.push(format!(
-            "left out, since not readable: {}{}",
-            rows(report.skipped),
-            example(&report.skipped_examples)
-        ));
-    }
-    if report.unlearnt > 0 {
-        warnings.push(format!(
-            "left out, since there is nothing in them to learn: {}{}",
-            rows(report.unlearnt),
-            example(&report.unlearnt_examples)
-        ));
-    }
-    warnings.extend(report.turn_warnings());
-    if report.tools_left_out > 0 {
-        warnings.push(format!(
-            "tools of {} are not taught: the chat template leaves them out (`data.chat_template` names another)",
-            rows(report.tools_left_out)
-        ));
-    }
-    if let (1.., Some(opening)) = (report.asked_otherwise, &report.asked_with) {
-        warnings.push(format!(
-            "the chat template asks with {opening:?}, and the last answer of {} does not begin with it: the answers are \
-             learnt as the template writes them; give the rows thoughts (`reasoning_content`), or name a template that asks \
-             without (`data.chat_template`)",
-            rows(report.asked_otherwise)
-        ));
-    }
-    if report.thoughts_left_out > 0 {
-        warnings.push(format!(
-            "thoughts of {} are not learnt: the chat template leaves them out (`data.chat_template` names another)",
-            rows(report.thoughts_left_out)
-        ));
-    }
-    if report.leaks > 0 {
-        warnings.push(format!(
-            "in the training data too: {}{}; the validation loss looks better than it is",
-            validation_rows(report.leaks),
-            example(&report.leak_examples)
-        ));
-    }
-    if report.duplicates > 0 {
-        warnings.push(format!(
-            "{}{}",
-            if report.duplicates == 1 {
-                "1 duplicate row".to_owned()
-            } else {
-                format!("{} duplicate rows", report.duplicates)
-            },
-            example(&report.duplicate_examples)
-        ));
-    }
-    warnings
-}
-
-/// Marks of a named template that the tokenizer does not have as tokens of their own: the model reads them letter by letter.
-pub(super) fn template_warning(encoder: &Encoder, data: &DataConfig) -> Option<String> {
-    let name = data.chat_template.as_ref()?;
-    let split = encoder.split_marks(named::find(name)?.marks);
-    (!split.is_empty()).then(|| {
-        format!(
-            "the chat template `{name}` writes {}, which the base's tokenizer has no tokens for: it cuts them into pieces",
-            split.join(", ")
-        )
-    })
 }

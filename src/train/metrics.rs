@@ -39,6 +39,8 @@ pub struct RunHeader {
     pub dropped_rows: usize,
     /// Rows that are left out since they are not readable.
     pub skipped_rows: usize,
+    /// Rows that are left out since nothing in them is learnt.
+    pub unlearnt_rows: usize,
     /// Rows that are cut to `data.max_seq_len`.
     pub truncated_rows: usize,
     /// Tokens of the training rows.
