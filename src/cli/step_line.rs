@@ -100,7 +100,7 @@ mod tests {
             (6, "54/300  cross-entropy 2.4512  bft loss 0.0963  6782 tokens/s  13s left".into())
         );
         assert_eq!(line.fitting(60), (0, "54/300  cross-entropy 2.4512  bft loss 0.0963  13s left".into()));
-        assert_eq!(line.fitting(40), (0, "54/300  cross-entropy 2.4512  13s left".into()));
+        assert_eq!(line.fitting(42), (0, "54/300  cross-entropy 2.4512  13s left".into()));
         assert_eq!(line.fitting(10), (0, "54/300".into()));
         for columns in 10..200 {
             let (bar, text) = line.fitting(columns);

@@ -126,6 +126,10 @@ fn ending_rows(table: &mut Table, summary: &Summary) {
         step => format!(", of step {step}, where {} was best", summary.metric_for_best_model.name()),
     };
     let parameters = count(summary.adapter_parameters);
+    if summary.interrupted && summary.steps == 0 {
+        table.row("adapter", "none yet");
+        return;
+    }
     table.row("adapter", format!("{} ({parameters} parameters{of_step})", summary.adapter_dir.display()));
 }
 
@@ -165,6 +169,9 @@ fn next_rows(table: &mut Table, summary: &Summary, resume: &str) {
     let generate = generate_command(&summary.adapter_dir, summary.sample.as_ref());
     if summary.interrupted {
         table.row("go on", resume);
+        if summary.steps == 0 {
+            return;
+        }
         table.row("or use it", format!("as it is: {generate}"));
         return;
     }

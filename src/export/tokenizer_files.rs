@@ -11,9 +11,10 @@ const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// The folder of further templates by name.
 const TEMPLATES: &str = "additional_chat_templates";
-const OF_FOLDER: &[&str] = &["tokenizer.json", "special_tokens_map.json"];
+const OF_FOLDER: &[&str] = &["tokenizer.json", "special_tokens_map.json", "added_tokens.json"];
 /// All names that such files have, but those in the folder of further templates.
-pub const TOKENIZER_FILES: &[&str] = &["tokenizer.json", CONFIG, "special_tokens_map.json", TEMPLATE];
+pub const TOKENIZER_FILES: &[&str] =
+    &["tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", TEMPLATE];
 
 /// The files by which `AutoTokenizer.from_pretrained` loads a base's tokenizer, with their names. `template` goes before the
 /// base's chat template, and before those that it has by name.

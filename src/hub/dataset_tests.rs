@@ -251,7 +251,7 @@ fn refusals_say_what_to_do() {
         assert!(told(id).contains("not a path within a dataset"), "{}", told(id));
     }
     assert!(told("org/above").contains("no data in it"), "{}", told("org/above"));
-    for id in ["", "a/b/c", "../x", "org/", "./rows.jsonl", "org/na me", "o/n@../x"] {
+    for id in ["", "a/b/c", "../x", "/", "./rows.jsonl", "org/na me", "o/n@../x"] {
         assert!(told(id).contains("is not the name of a dataset"), "{id}");
     }
     let offline = Ask::new(&hub, &cache).offline().get("org/nothing", TRAIN).unwrap_err();

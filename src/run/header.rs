@@ -78,6 +78,9 @@ pub(super) fn verdict(
         } else {
             ""
         };
+        if !before.is_better(after, metric) {
+            return format!("no difference by {name}, which decides{but}");
+        }
         return format!("the base alone is better by {name}, which decides{but}");
     }
     let better = format!("better than the base alone by {name}, which decides");
@@ -124,7 +127,7 @@ mod tests {
         let worse = say(&validation(2.49, 0.507, 0.39), MetricForBest::CrossEntropy, true);
         assert_eq!(worse, "the base alone is better by cross-entropy, which decides, though token accuracy rose");
         let same = say(&before, MetricForBest::TokenProbability, true);
-        assert_eq!(same, "the base alone is better by token probability, which decides");
+        assert_eq!(same, "no difference by token probability, which decides");
         let ruined = Health::of(9, (9.0, 0.0), (2.4, 0.5), 100, 2048);
         let ruined = verdict((&before, &validation(9.0, 0.0, 0.0)), MetricForBest::CrossEntropy, false, Some(&ruined));
         assert_eq!(ruined, "the model is ruined: do not use this adapter");

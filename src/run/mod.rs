@@ -117,6 +117,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
             observer.event(&Event::Note(format!("goes on with {change}")));
         }
     }
+    out.write_recipe(recipe)?;
     let fit = trainer.fit(prepared.header(recipe, &model), observer)?;
     let (buffers, bytes) = pool.allocated();
     tracing::debug!(buffers, bytes, "the steps' buffers");

@@ -57,7 +57,7 @@ impl OutputFolder {
         }
     }
 
-    /// Creates or takes over the folder, and writes the resolved recipe there.
+    /// Creates or takes over the folder.
     ///
     /// # Errors
     /// As [`Self::look`]; when another process trains there, or the folder cannot be written.
@@ -83,8 +83,15 @@ impl OutputFolder {
         if options.overwrite {
             clear(&path)?;
         }
-        fs::write_atomic(&path.join(RECIPE), recipe.to_yaml()?.as_bytes())?;
         Ok(Self { path, _lock: lock })
+    }
+
+    /// Writes the resolved recipe, once it is sure that it is what runs.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+        fs::write_atomic(&self.path.join(RECIPE), recipe.to_yaml()?.as_bytes())
     }
 
     pub(super) fn path(&self) -> &Path {

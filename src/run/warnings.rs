@@ -40,8 +40,9 @@ impl Prepared {
         let learnt: u64 = self.dataset.validation.entries().map(|entry| u64::from(entry.supervised)).sum();
         let rows = self.dataset.validation.len();
         (learnt < FEW_VALIDATION_TOKENS).then(|| {
-            let rows = if rows == 1 { "row has".to_owned() } else { format!("{rows} rows have") };
-            format!("the validation {rows} {learnt} learnt tokens in all: too few to tell which adapter is better")
+            let rows =
+                if rows == 1 { "one validation row has".to_owned() } else { format!("{rows} validation rows have") };
+            format!("the {rows} {learnt} learnt tokens in all: too few to tell which adapter is better")
         })
     }
 }

@@ -114,7 +114,8 @@ impl Watch {
         if !looks_bad || step < self.last + self.wait {
             return false;
         }
-        self.wait = if self.last == 0 { 1 } else { (2 * self.wait).clamp(1, 64) };
+        let most = if self.said.is_none_or(|said| said == Verdict::Healthy) { 64 } else { 4 };
+        self.wait = if self.last == 0 { 1 } else { (2 * self.wait).clamp(1, most) };
         self.last = step;
         true
     }

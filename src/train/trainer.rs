@@ -364,7 +364,17 @@ impl<'a> Trainer<'a> {
         self.clock.validation(start.elapsed().as_secs_f64());
         record.write(&Line::Validation(validation.clone()))?;
         observer.event(&Event::Validation(validation.clone()));
+        let first = self.state.first_validation.as_ref().filter(|_| !self.settings.begins_with_adapter);
+        // The untrained adapter is the base: what was measured before training is the other half of a pair.
+        let health = first.filter(|_| step > 0).map(|first| {
+            let numbers = |of: &Validation| (of.cross_entropy, of.token_accuracy);
+            let vocabulary = self.engine.lm.dimensions.vocabulary;
+            Health::of(step, numbers(&validation), numbers(first), validation.supervised_tokens, vocabulary)
+        });
         self.note(validation);
+        if let Some(health) = health.filter(|health| health.verdict != super::Verdict::Healthy) {
+            self.report(health, record, observer)?;
+        }
         Ok(best)
     }
 

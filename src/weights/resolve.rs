@@ -96,6 +96,10 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
 fn tying(config: &mut Map<String, Value>, table: &Table, base: &Path) -> Result<Option<String>> {
     let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
     let says = config.get("tie_word_embeddings").and_then(Value::as_bool) == Some(true);
+    if let Some(error) = table.unread(head).filter(|_| says) {
+        // The embeddings in its place would be another model.
+        return Err(error);
+    }
     if !says || table.get(embedding).is_none() || table.get(head).is_none() || table.are_equal(embedding, head, base)? {
         return Ok(None);
     }

@@ -176,4 +176,20 @@ mod tests {
         let with = messages(r#"{"messages": [{"role": "assistant", "content": "q"}], "system": "s"}"#);
         assert_eq!((with.len(), with[0].role.as_str(), with[0].content.as_str()), (2, "system", "s"));
     }
+
+    /// Llama 3 writes `parameters`; an empty list beside `function_call` is what some clients write.
+    #[test]
+    fn calls_are_found_under_either_name() {
+        let calls = |turn: &str| {
+            let row = format!(r#"{{"messages": [{{"role": "user", "content": "q"}}, {turn}]}}"#);
+            let Example::Chat { messages, .. } = read(&row).unwrap() else { panic!("a conversation") };
+            messages[1].extra["tool_calls"].clone()
+        };
+        let expected = json!([{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]);
+        let named = r#"{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "parameters": {"x": 1}}]}"#;
+        assert_eq!(calls(named), expected);
+        let single = r#"{"role": "assistant", "content": "Let me look.", "tool_calls": [],
+            "function_call": {"name": "f", "arguments": {"x": 1}}}"#;
+        assert_eq!(calls(single), expected);
+    }
 }

@@ -30,10 +30,10 @@ pub fn descriptions(row: Row<'_>) -> Result<Vec<Value>, RowError> {
 
 /// The `tool_calls` of a turn, or the one `function_call` that came before these.
 pub fn calls(turn: Row<'_>, role: Role) -> Result<Vec<Value>, RowError> {
-    let (key, (calls, is_text)) = match turn.given("function_call") {
-        Some(call) if turn.given("tool_calls").is_none() => ("function_call", (Cow::Owned(vec![call.clone()]), true)),
-        _ => ("tool_calls", list(turn, "tool_calls")?),
-    };
+    let (mut key, (mut calls, mut is_text)) = ("tool_calls", list(turn, "tool_calls")?);
+    if let Some(call) = turn.given("function_call").filter(|_| calls.is_empty()) {
+        (key, calls, is_text) = ("function_call", Cow::Owned(vec![call.clone()]), true);
+    }
     if !calls.is_empty() && role != Role::Assistant {
         return Err(turn.error(key, "stands in a turn of another role, and only the assistant calls tools"));
     }
@@ -75,16 +75,26 @@ fn call(value: &Value) -> Result<Value, RowError> {
         inner.shift_remove("id");
         inner.shift_remove("type");
     }
+    if !object_has_arguments(&inner) {
+        // Under the other name a template would not find them.
+        inner.shift_remove("parameters");
+    }
     inner.insert("arguments".to_string(), arguments);
     Ok(wrap(outer, inner))
 }
 
-/// A call's `arguments` as the row has them, an object or text; an empty object where there are none.
+fn object_has_arguments(function: &Map<String, Value>) -> bool {
+    function.get("arguments").is_some_and(|arguments| !arguments.is_null())
+}
+
+/// A call's `arguments` as the row has them, an object or text; an empty object where there are none. Llama 3 writes calls with
+/// `parameters`.
 fn arguments(function: Row<'_>) -> Result<Value, RowError> {
-    match function.given("arguments") {
+    let key = if function.given("arguments").is_some() { "arguments" } else { "parameters" };
+    match function.given(key) {
         None => Ok(Value::Object(Map::new())),
         Some(given @ (Value::String(_) | Value::Object(_))) => Ok(given.clone()),
-        Some(other) => Err(function.wrong_type("arguments", "an object, or the JSON text of one", other)),
+        Some(other) => Err(function.wrong_type(key, "an object, or the JSON text of one", other)),
     }
 }
 

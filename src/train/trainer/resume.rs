@@ -1,6 +1,6 @@
 //! How a run goes on: from its last checkpoint, where what was done stays as it was.
 
-use super::{Checkpoint, Trainer, checkpoint_folder};
+use super::{Checkpoint, Trainer, checkpoint_folder, total_rows};
 use crate::error::{Error, Result};
 use crate::train::Schedule;
 use std::path::Path;
@@ -30,7 +30,7 @@ impl Trainer<'_> {
                     ));
             }
         }
-        self.check_schedule(checkpoint.state.schedule, step, &folder)?;
+        self.check_schedule(checkpoint.state.schedule, (step, checkpoint.state.rows), &folder)?;
         self.engine.params.assign(&checkpoint.adapter, &folder)?;
         self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
         self.state = checkpoint.state;
@@ -43,13 +43,25 @@ impl Trainer<'_> {
     }
 
     /// A run may become longer or shorter where that changes no step that is done: each had its learning rate.
-    fn check_schedule(&self, saved: Option<Schedule>, step: usize, folder: &Path) -> Result<()> {
+    fn check_schedule(&self, saved: Option<Schedule>, (step, rows): (usize, usize), folder: &Path) -> Result<()> {
         if step > self.total_steps {
             return Err(Error::file(
                 folder,
                 format!("is of step {step}, and the recipe ends after {}", self.total_steps),
             )
             .with_help("set `training.max_steps` to that step or a later one"));
+        }
+        let per_step = self.config.micro_batch_size * self.config.gradient_accumulation_steps;
+        let taken = (step * per_step).min(total_rows(self.config, self.plan.packs_per_epoch()));
+        if rows != taken {
+            return Err(Error::file(
+                folder,
+                format!("the steps so far took {rows} rows, and under this recipe they would have taken {taken}"),
+            )
+            .with_help(
+                "an earlier end cut its last step short; put `training.epochs` back, or remove this checkpoint to go on from the \
+                 one before",
+            ));
         }
         let now = self.schedule;
         let Some(saved) = saved else { return Ok(()) };

@@ -4,10 +4,10 @@
 use super::{Checkpoint, Pack, Trainer, checkpoint_folder, collate};
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::train::Health;
 use crate::train::backward::Loss;
 use crate::train::record::{Line, Record};
 use crate::train::{Event, Observer};
+use crate::train::{Health, Verdict};
 use std::path::PathBuf;
 
 impl Trainer<'_> {
@@ -55,11 +55,14 @@ impl Trainer<'_> {
         });
         let worst = of_validation.filter(|of| of.verdict > of_rows.verdict).unwrap_or(of_rows);
         let health = Health { step: adapter_step, ..worst };
-        self.report(health, record, observer)?;
+        // A sound adapter of an earlier step does not mean that training has recovered.
+        if adapter_step == self.state.step || health.verdict != Verdict::Healthy {
+            self.report(health, record, observer)?;
+        }
         Ok((health.supervised_tokens > 0).then_some(health))
     }
 
-    fn report(&mut self, health: Health, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
+    pub(super) fn report(&mut self, health: Health, record: &mut Record, observer: &mut dyn Observer) -> Result<()> {
         if health.supervised_tokens > 0 && self.state.watch.is_news(health.verdict) {
             record.write(&Line::Health(health))?;
             observer.event(&Event::Health(health));
