@@ -144,7 +144,7 @@ def train(command: list[str], threads: int, log: Path) -> Run:
 def step_of(line: dict[str, Any], came: float) -> Step:
     """A step of either side. Equipoise tells tokens a second, and a cross-entropy beside its objective's loss."""
     seconds = line["seconds"] if "seconds" in line else line["tokens"] / line["tokens_per_second"]
-    loss = line.get("cross_entropy", line["loss"])
+    loss = line["cross_entropy"] if "cross_entropy" in line else line["loss"]
     return Step(loss, seconds, line["tokens"], line["supervised_tokens"], came)
 
 

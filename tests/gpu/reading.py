@@ -160,15 +160,18 @@ def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """The steps of a run. A skipped step has no numbers."""
-    names = ("step", "loss", "cross_entropy")
-    return [{name: line.get(name) for name in names} for line in metrics(folder, "step")]
+    """The steps of a run, `loss` the objective's. A skipped step has no numbers."""
+    keys = {"step": "step", "loss": "objective_loss", "cross_entropy": "cross_entropy"}
+    return [{name: line.get(key, line.get(name)) for name, key in keys.items()} for line in metrics(folder, "step")]
 
 
 def validations(folder: Path) -> dict[int, dict[str, float | None]]:
-    """Loss and token accuracy of the validation rows, by step; 0 is before training."""
-    names = ("loss", "token_accuracy")
-    return {line["step"]: {name: number(line.get(name)) for name in names} for line in metrics(folder, "validation")}
+    """Loss (cross-entropy) and token accuracy of the validation rows, by step; 0 is before training."""
+    keys = {"loss": "cross_entropy", "token_accuracy": "token_accuracy"}
+    return {
+        line["step"]: {name: number(line.get(key, line.get(name))) for name, key in keys.items()}
+        for line in metrics(folder, "validation")
+    }
 
 
 def compared(ours: list[dict[str, float]], reference: list[dict[str, float]], wanted: int) -> dict[str, Any]:

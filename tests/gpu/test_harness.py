@@ -442,11 +442,11 @@ seed, kind = int(sets.get("training.seed", 0)), sets.get("objective.type", "bft"
 off = 0.02 if sets["compute"] == "bf16" and seed == 0 else 0.0
 with open(out + "/metrics.jsonl", "w") as file:
     say = lambda **line: print(json.dumps(line), file=file)
-    say(type="validation", step=0, loss=3.0, token_accuracy=0.25)
+    say(type="validation", step=0, cross_entropy=3.0, token_accuracy=0.25)
     for step in range(1, steps + 1):
-        say(type="step", step=step, loss=2.0 * (1 + off), cross_entropy=2.0)
+        say(type="step", step=step, objective_loss=2.0 * (1 + off), cross_entropy=2.0)
     if not (kind == "dft" and seed == 2):
-        say(type="validation", step=steps, loss=2.0 + seed / 8, token_accuracy=0.5 + len(kind) / 8)
+        say(type="validation", step=steps, cross_entropy=2.0 + seed / 8, token_accuracy=0.5 + len(kind) / 8)
 """
 
     def trained(self, only: str, model: str) -> tuple[dict[str, Any], str, bool]:
