@@ -1,5 +1,6 @@
 //! `strftime_now`: C's `strftime` in the C locale, as Python passes formats on to glibc.
 
+use crate::calendar::civil;
 use minijinja::{Error, ErrorKind};
 
 const MONTHS: [&str; 12] = [
@@ -195,19 +196,6 @@ impl Moment {
 const fn days_before(year: i64) -> i64 {
     let before = year - 1;
     before * 365 + before.div_euclid(4) - before.div_euclid(100) + before.div_euclid(400) - 719_162
-}
-
-/// Year, month and day of a day since 1970-01-01 (Hinnant's `civil_from_days`).
-const fn civil(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    (year_of_era + era * 400 + (month <= 2) as i64, month, day)
 }
 
 #[cfg(test)]
