@@ -135,9 +135,11 @@ fn a_memory_budget_decides_what_is_kept() {
     assert_eq!((all, none), (layers, 0));
     assert!(least < most, "recompute saves nothing by the estimate: {least} MiB of {most}");
     assert_eq!(plan(&[]).0, layers, "this machine has room for a toy");
-    assert_eq!(plan(&[&format!("training.max_memory_mb={}", most + 1)]).0, layers);
+    // What the process itself takes is measured, and not the same to the byte each time.
+    assert_eq!(plan(&[&format!("training.max_memory_mb={}", most + 8)]).0, layers);
     let (kept, _, total, report) = plan(&["training.max_memory_mb=1"]);
-    assert_eq!((kept, total), (0, least));
+    assert_eq!(kept, 0);
+    assert!(total.abs_diff(least) <= 8, "{total} MiB, and {least} with `layer`");
     let warnings = report["warnings"].to_string();
     assert!(warnings.contains("training.max_memory_mb"), "it says that the budget is too small: {warnings}");
     place.refused(&["training.max_memory_mb=0"]).says(2, &["training.max_memory_mb", "at least 1"]);

@@ -25,4 +25,4 @@ pub use card::{
 pub use config::AdapterConfig;
 pub use format::{AdapterFormat, AdapterSummary};
 pub use serving::vllm_rank;
-pub use tensors::{read_tensors, serialize_tensors};
+pub use tensors::read_tensors;

@@ -11,15 +11,6 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// The bytes of a safetensors file; the same tensors give the same bytes. `path` is where they will stand, for messages.
-///
-/// # Errors
-/// When a tensor cannot be written as it is.
-pub fn serialize_tensors(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<Vec<u8>> {
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize(tensors, metadata).map_err(|error| Error::file(path, error.to_string()))
-}
-
 /// What a safetensors file holds.
 #[derive(Debug, Default)]
 pub(super) struct TensorFile {

@@ -63,13 +63,13 @@ fn render(report: &CheckReport, colors: bool) -> String {
     let memory = &report.memory;
     let mut parts = String::new();
     for (name, size) in [
+        ("program and tokenizer", memory.program),
         ("weights", memory.weights),
         ("adapter and optimizer", memory.adapter_and_optimizer),
-        ("activations", memory.activations),
-        ("head and loss", memory.head),
+        ("activations, head and loss", memory.activations + memory.head),
         ("cuBLAS", memory.workspace),
     ] {
-        if name != "cuBLAS" || size > 0 {
+        if size > 0 {
             let _ = writeln!(parts, "{:>9}  {name}", bytes(size));
         }
     }
@@ -203,12 +203,13 @@ mod tests {
                 total_seconds: 511.0,
             }),
             memory: MemoryEstimate {
+                program: 40 << 20,
                 weights: 144 << 20,
                 adapter_and_optimizer: 75 << 20,
-                activations: 300 << 20,
-                head: 96 << 20,
+                activations: 396 << 20,
+                head: 0,
                 workspace: 0,
-                total: 615 << 20,
+                total: 655 << 20,
             },
             kept_layers: 12,
             layers: 30,

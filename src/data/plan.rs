@@ -5,6 +5,7 @@
 use super::rows::Rows;
 use crate::rng::{Rng, key, name_key};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How many steps' rows are sorted by length at a time; more would give less padding, and less chance.
 const GROUPED_STEPS: usize = 50;
@@ -107,31 +108,41 @@ impl Plan {
         (rows.len(), rows.iter().map(|&row| self.lengths[row as usize] as usize).sum())
     }
 
-    /// The most tokens of a micro-batch in a run over the first `packs` packs: each step takes `per_step` of them, in order of
-    /// their lengths, `at_once` at a time. A run that is too long to be looked at gets what [`Self::most_tokens`] says.
-    pub fn most_tokens_at_once(&self, packs: usize, per_step: usize, at_once: usize) -> usize {
-        let bound = self.most_tokens(at_once);
+    /// Calls `f` with each micro-batch of a run over the first `packs` packs, as a list of packs: each step takes `per_step` of
+    /// them, in order of their lengths, `at_once` at a time. Of a run that is too long it looks at the beginning only; whether
+    /// it has seen all.
+    pub fn each_micro_batch(
+        &self,
+        packs: usize,
+        per_step: usize,
+        at_once: usize,
+        mut f: impl FnMut(&mut dyn Iterator<Item = &[u32]>),
+    ) -> bool {
         let n = self.packs_per_epoch();
-        if n == 0 || packs > MOST_LOOKED_AT || packs.div_ceil(n) > MOST_EPOCHS_LOOKED_AT {
-            return bound;
-        }
-        let (mut most, mut step) = (0, Vec::with_capacity(per_step));
-        let mut take = |step: &mut Vec<usize>| {
-            step.sort_unstable();
-            most = step.chunks(at_once).map(|packs| packs.iter().sum()).fold(most, usize::max);
-            step.clear();
+        let looked_at = packs.min(MOST_LOOKED_AT).min(n.saturating_mul(MOST_EPOCHS_LOOKED_AT));
+        // Rows of a step, and for each of its packs the tokens and the place among the rows.
+        let (mut rows, mut step) = (Vec::new(), Vec::with_capacity(per_step));
+        let mut take = |rows: &mut Vec<u32>, step: &mut Vec<(usize, Range<usize>)>| {
+            step.sort_by_key(|(tokens, place)| (*tokens, place.start));
+            for micro_batch in step.chunks(at_once) {
+                f(&mut micro_batch.iter().map(|(_, place)| &rows[place.clone()]));
+            }
+            (rows.clear(), step.clear());
         };
-        for number in 0..packs.div_ceil(n) {
+        for number in 0..looked_at.div_ceil(n.max(1)) {
             let epoch = self.epoch(number as u64);
-            for pack in 0..n.min(packs - number * n) {
-                step.push(epoch.pack(pack).iter().map(|&row| self.lengths[row as usize] as usize).sum());
+            for pack in 0..n.min(looked_at - number * n) {
+                let begin = rows.len();
+                rows.extend_from_slice(epoch.pack(pack));
+                let tokens = rows[begin..].iter().map(|&row| self.lengths[row as usize] as usize).sum();
+                step.push((tokens, begin..rows.len()));
                 if step.len() == per_step {
-                    take(&mut step);
+                    take(&mut rows, &mut step);
                 }
             }
         }
-        take(&mut step);
-        most.min(bound)
+        take(&mut rows, &mut step);
+        looked_at == packs
     }
 
     /// The most tokens of `packs` packs.
@@ -332,25 +343,28 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_micro_batch_is_that_of_the_runs_own_steps() {
+    fn micro_batches_are_those_of_the_runs_own_steps() {
         let lengths: Vec<usize> = (0..200).map(|i| 10 + (i * 37) % 91).collect();
+        let tokens = |rows: &[u32]| rows.iter().map(|&row| lengths[row as usize]).sum::<usize>();
         for arrangement in [Arrangement::Shuffled, Arrangement::Packed { max_seq_len: 128 }] {
             let plan = Plan::new(&rows(&lengths), arrangement, 5);
             let n = plan.packs_per_epoch();
             for (packs, per_step, at_once) in [(40, 8, 4), (2 * n + 3, 6, 6), (3, 8, 2), (n, 1, 1)] {
-                let pack = |place: usize| {
-                    let epoch = plan.epoch((place / n) as u64);
-                    epoch.pack(place % n).iter().map(|&row| lengths[row as usize]).sum::<usize>()
-                };
-                let all: Vec<usize> = (0..packs).map(pack).collect();
-                let steps = all.chunks(per_step).map(|step| {
+                let pack = |place: usize| plan.epoch((place / n) as u64).pack(place % n).to_vec();
+                let all: Vec<Vec<u32>> = (0..packs).map(pack).collect();
+                let expected = all.chunks(per_step).flat_map(|step| {
                     let mut step = step.to_vec();
-                    step.sort_unstable();
-                    step.chunks(at_once).map(|packs| packs.iter().sum::<usize>()).max().unwrap()
+                    step.sort_by_key(|pack| tokens(pack));
+                    step.chunks(at_once).map(<[_]>::to_vec).collect::<Vec<_>>()
                 });
-                assert_eq!(plan.most_tokens_at_once(packs, per_step, at_once), steps.max().unwrap());
+                let mut found: Vec<Vec<Vec<u32>>> = Vec::new();
+                let add = |packs: &mut dyn Iterator<Item = &[u32]>| found.push(packs.map(<[_]>::to_vec).collect());
+                assert!(plan.each_micro_batch(packs, per_step, at_once, add), "it is short");
+                assert_eq!(found, expected.collect::<Vec<Vec<_>>>());
             }
         }
+        let plan = Plan::new(&rows(&lengths), Arrangement::Shuffled, 5);
+        assert!(!plan.each_micro_batch(usize::MAX, 8, 4, |_| ()), "it is long");
     }
 
     #[test]

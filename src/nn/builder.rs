@@ -199,8 +199,12 @@ impl<'a> Builder<'a> {
         state.report.adapter_modules += 1;
         state.report.adapter_parameters = state.report.adapter_parameters.saturating_add(lora.r * (inputs + outputs));
         drop(state);
-        // A plan allocates nothing, and sizes that the files do not bear out are not to be believed.
-        let adapter = if self.plan || !fits { None } else { Some(self.adapter(path, lora, inputs, outputs)?) };
+        // Sizes that the files do not bear out are not to be believed.
+        let adapter = match (fits, self.plan) {
+            (false, _) => None,
+            (true, true) => Some(LoraAdapter::hollow(lora.r, (lora.scale(), lora.lora_dropout), path)?),
+            (true, false) => Some(self.adapter(path, lora, inputs, outputs)?),
+        };
         Ok(Linear { weight, bias, adapter })
     }
 

@@ -129,7 +129,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         }
         let mut normalized = self.pool.take::<E>(n, d, self.capacity);
         rms_norm(&picked, head.norm.weight.numbers(), head.norm.epsilon, &mut normalized);
-        let pass = linear_cross_entropy(&normalized, head.weight, labels, with_gradient, self.pool)?;
+        let pass = linear_cross_entropy(&normalized, head.weight, labels, with_gradient, (self.pool, self.capacity))?;
         let (log_probabilities, top1) = (pass.log_probabilities, pass.top1);
         Ok(Prediction { log_probabilities, top1, picked, pulled: pass.gradient })
     }
@@ -192,7 +192,7 @@ impl<E: Element> ForwardContext<'_, E> {
         let (q, sequences) = (Heads { data: qkv, stride }, &*self.sequences);
         let of = |keys: &[E], values: &[E], stride: usize| {
             let (k, v) = (Heads { data: keys, stride }, Heads { data: values, stride });
-            f(&Attention { shape, q, k, v, sequences });
+            f(&Attention { shape, q, k, v, sequences, capacity: self.capacity });
         };
         match self.cache {
             None => of(keys, values, stride),

@@ -7,7 +7,7 @@
 
 use super::backend::{Backend, Norm};
 use super::linear::Linear;
-use crate::ops::{AttentionShape, Element, FrozenVector};
+use crate::ops::{AttentionShape, FrozenVector};
 use candle_core::Result;
 use std::slice::from_ref;
 
@@ -52,13 +52,6 @@ pub struct Activations<B: Backend + ?Sized> {
 }
 
 impl DecoderLayer {
-    /// Bytes that [`Activations`] take for each token on the CPU.
-    pub fn activation_bytes<E: Element>(hidden: usize, shape: AttentionShape, intermediate: usize, r: usize) -> usize {
-        let AttentionShape { heads, kv_heads, head_dim } = shape;
-        let down = 6 * r.next_multiple_of(E::GROUP);
-        size_of::<E>() * ((2 * heads + 2 * kv_heads) * head_dim + 2 * intermediate + down) + 4 * (heads + hidden)
-    }
-
     /// `[m, d]` to `[m, d]`, and what the backward pass reads.
     ///
     /// # Errors

@@ -2,11 +2,13 @@
 
 use super::context::ForwardContext;
 use super::gradients::Gradients;
+use super::params::peft_name;
 use crate::ops::element::Element;
 use crate::ops::{
     Buffer, Dropout, FrozenVector, FrozenWeight, Group, Module, SavedInput, Update, UpdateGradient, numbers,
 };
-use candle_core::{Result, Var};
+use crate::rng::name_key;
+use candle_core::{DType, Device, Result, Var};
 
 /// The trainable part of a layer: `scale · B(A(dropout(x)))`.
 #[derive(Debug, Clone)]
@@ -26,6 +28,16 @@ pub struct LoraAdapter {
 }
 
 impl LoraAdapter {
+    /// An adapter of this rank that holds nothing: for plans.
+    ///
+    /// # Errors
+    /// Never on the CPU.
+    pub(super) fn hollow(r: usize, (scale, dropout): (f64, f64), path: &str) -> Result<Self> {
+        let empty = |shape: (usize, usize)| Var::zeros(shape, DType::F32, &Device::Cpu);
+        let names = ["lora_A", "lora_B"].map(|part| peft_name(path, part));
+        Ok(Self { a: empty((r, 0))?, b: empty((0, r))?, scale, dropout, key: name_key(path), names })
+    }
+
     /// `r`
     pub fn rank(&self) -> usize {
         self.a.dims()[0]
@@ -99,7 +111,7 @@ impl LinearGroup<'_> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         self.with(context, |group| {
-            let mut taken: Vec<Option<[Vec<f32>; 2]>> = self
+            let mut taken: Vec<Option<[Buffer<f32>; 2]>> = self
                 .0
                 .iter()
                 .map(|linear| {

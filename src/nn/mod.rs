@@ -14,6 +14,7 @@ mod linear;
 mod lora_config;
 mod params;
 mod quantization;
+mod rehearsal;
 mod rope_frequencies;
 
 pub use backend::{Backend, Head, Norm, Prediction};
@@ -26,4 +27,5 @@ pub use linear::{Linear, LinearGroup, LoraAdapter};
 pub use lora_config::{LoraConfig, TargetKeyword, TargetModules};
 pub use params::{AdapterParams, peft_name};
 pub use quantization::{QuantizationConfig, QuantizationType, fallback_of};
+pub use rehearsal::Rehearsal;
 pub use rope_frequencies::rope_frequencies;

@@ -132,6 +132,15 @@ impl AdapterParams {
         self.upload()
     }
 
+    /// The tensors as they are, to be written before anything changes them: they share the variables' memory.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn as_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.download()?;
+        Ok(self.iter().map(|(name, variable)| (name.to_owned(), variable.as_tensor().clone())).collect())
+    }
+
     /// A copy of the tensors on the CPU.
     ///
     /// # Errors

@@ -6,12 +6,12 @@
 
 mod backward;
 
-pub use backward::{AttentionOutput, attention_backward};
+pub use backward::{AttentionOutput, attention_backward, lend_attention_backward};
 
 use super::element::{Element, convert};
 use super::gemm::pack::{Shape, pack_all_rows, pack_all_transposed};
 use super::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
-use super::pool::{Buffer, Pool};
+use super::pool::{Buffer, Ledger, Lent, Pool, room};
 use super::simd::{Level, exp, sum_lanes, vectorized};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -86,6 +86,8 @@ pub struct Attention<'a, E> {
     pub v: Heads<'a, E>,
     /// Which rows attend to which.
     pub sequences: &'a [Sequence],
+    /// Tokens that buffers have room for; with 0, those that are there.
+    pub capacity: usize,
 }
 
 /// A right side for each sequence and head of keys, one after the other.
@@ -112,7 +114,7 @@ impl<E: Element> Packs<E> {
             }
         }
         let total = offsets[offsets.len() - 1];
-        let mut data = pool.take::<E>(total, 1, total.next_power_of_two());
+        let mut data = pool.take::<E>(total, 1, room_of_packs(attention.shape, total, attention.capacity, size));
         let mut rest = &mut data[..];
         let mut tasks = Vec::with_capacity(offsets.len());
         for (i, pair) in offsets.windows(2).enumerate() {
@@ -129,20 +131,18 @@ impl<E: Element> Packs<E> {
 
     /// `[d, keys]`, for products with rows of heads.
     fn transposed(attention: &Attention<'_, E>, source: Heads<'_, E>, pool: &Pool) -> Self {
-        let size = |keys, head_dim| Shape::new::<E>(head_dim, keys);
         let pack = |rows: &[E], keys, shape: Shape, out: &mut [E]| {
             pack_all_transposed(rows, source.stride, (keys, shape.depth), shape, out);
         };
-        Self::new(attention, source, size, pack, pool)
+        Self::new(attention, source, transposed_size::<E>, pack, pool)
     }
 
     /// `[keys, d]`, for products with rows of probabilities.
     fn rows(attention: &Attention<'_, E>, source: Heads<'_, E>, pool: &Pool) -> Self {
-        let size = |keys, head_dim| Shape::new::<E>(keys, head_dim);
         let pack = |rows: &[E], keys, shape: Shape, out: &mut [E]| {
             pack_all_rows(rows, source.stride, (keys, shape.columns), shape, out);
         };
-        Self::new(attention, source, size, pack, pool)
+        Self::new(attention, source, rows_size::<E>, pack, pool)
     }
 
     /// The pack of a sequence and a head of keys.
@@ -151,6 +151,45 @@ impl<E: Element> Packs<E> {
         let keys = attention.sequences[sequence].keys.len();
         (&self.data[self.offsets[i]..self.offsets[i + 1]], (self.size)(keys, attention.shape.head_dim))
     }
+}
+
+/// Numbers that a buffer for `total` numbers of packs gets. Keys are padded sequence by sequence: a quarter more is enough
+/// but for many short ones.
+fn room_of_packs(
+    AttentionShape { kv_heads, head_dim, .. }: AttentionShape,
+    total: usize,
+    capacity: usize,
+    size: fn(usize, usize) -> Shape,
+) -> usize {
+    room(total, kv_heads * size(capacity + capacity / 4, head_dim).numbers())
+}
+
+/// What packs take whose shapes `size` gives from keys and width.
+fn lend_packs<E: Element>(
+    shape: AttentionShape,
+    (sequences, capacity): (&[Sequence], usize),
+    size: fn(usize, usize) -> Shape,
+    ledger: &Ledger,
+) -> Lent {
+    let numbers = sequences.iter().map(|sequence| size(sequence.keys.len(), shape.head_dim).numbers());
+    let total = shape.kv_heads * numbers.sum::<usize>();
+    ledger.take::<E>(total, 1, room_of_packs(shape, total, capacity, size))
+}
+
+/// The shape of a head's keys or values, `[d, keys]`.
+fn transposed_size<E: Element>(keys: usize, head_dim: usize) -> Shape {
+    Shape::new::<E>(head_dim, keys)
+}
+
+/// The shape of a head's keys or values, `[keys, d]`.
+fn rows_size<E: Element>(keys: usize, head_dim: usize) -> Shape {
+    Shape::new::<E>(keys, head_dim)
+}
+
+/// What [`attention`] takes besides what it is given.
+pub fn lend_attention<E: Element>(shape: AttentionShape, sequences: &[Sequence], capacity: usize, ledger: &Ledger) {
+    let keys = lend_packs::<E>(shape, (sequences, capacity), transposed_size::<E>, ledger);
+    drop((keys, lend_packs::<E>(shape, (sequences, capacity), rows_size::<E>, ledger)));
 }
 
 /// `softmax(q·kᵀ/√d + causal mask)·v` for each head, to `out: [m, heads·d]`; each row's log-sum-exp of scaled scores goes to

@@ -7,7 +7,7 @@ use super::dequantize::dequantize;
 use super::element::Element;
 use super::gemm::pack::{Shape, pack_rows, pack_transposed};
 use super::gemm::{LANES, TILE_COLUMNS};
-use super::pool::Pool;
+use super::pool::{Ledger, Pool};
 use crate::device::{Device, Memory};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Result, Tensor, bail};
@@ -278,4 +278,15 @@ impl FrozenWeight {
             },
         )
     }
+}
+
+/// What [`FrozenWeight::pack_transposed`] of so many rows takes.
+pub(super) fn lend_pack_transposed(rows: usize, ledger: &Ledger) {
+    let columns = rows.min(TILE_COLUMNS);
+    ledger.at_once(rows.div_ceil(TILE_COLUMNS), || ledger.take::<f32>(columns, DEPTH_PART, TILE_COLUMNS));
+}
+
+/// What [`FrozenWeight::pack_rows`] of so many rows, of `columns` each, takes.
+pub(super) fn lend_pack_rows((rows, columns): (usize, usize), ledger: &Ledger) {
+    ledger.at_once(rows.div_ceil(DEPTH_BLOCK), || ledger.take::<f32>(ROWS_PART, columns, ROWS_PART));
 }

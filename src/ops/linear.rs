@@ -6,6 +6,9 @@
 //! done to the input is done once.
 
 mod backward;
+mod ledger;
+
+pub use ledger::{GroupSizes, ModuleSizes};
 
 use super::dropout::Dropout;
 use super::element::{Element, convert};
@@ -18,6 +21,11 @@ use std::ops::Range;
 
 /// Numbers of a packed panel: 2 MiB of `bf16`, near what a core's cache holds.
 pub(super) const PANEL: usize = 1 << 20;
+
+/// Rows of `k` numbers that are packed at a time, in whole multiples.
+pub(super) fn panel_rows(k: usize, multiple: usize) -> usize {
+    (PANEL / k / multiple).max(1) * multiple
+}
 
 /// A frozen matrix `W: [out, in]`, and its update.
 #[derive(Debug, Clone, Copy)]
@@ -218,7 +226,7 @@ impl<'a> Group<'a> {
     ) -> Result<()> {
         let (k, ranks) = (self.inputs(), self.ranks::<E>());
         let m = saved.x.len() / k;
-        let panel_rows = (PANEL / k / TILE_COLUMNS).max(1) * TILE_COLUMNS;
+        let panel_rows = panel_rows(k, TILE_COLUMNS);
         let mut packed = self.pool.take::<E>(1, Shape::new::<E>(k, panel_rows).numbers(), 1);
         let (mut output, mut rank) = (0, 0);
         for module in self.modules {

@@ -6,11 +6,11 @@
 //! logit; log-probabilities come from `f32` sums alone.
 
 use super::element::Element;
-use super::frozen_weight::{DEPTH_BLOCK, FrozenWeight};
+use super::frozen_weight::{DEPTH_BLOCK, FrozenWeight, lend_pack_rows, lend_pack_transposed};
 use super::gemm::pack::Shape;
 use super::gemm::{LANES, Lhs, Place, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add, multiply, store};
-use super::linear::PANEL;
-use super::pool::{Buffer, Pool};
+use super::linear::{PANEL, panel_rows};
+use super::pool::{Buffer, Ledger, Lent, Pool, room};
 use super::simd::{Level, exp, sum_lanes, vectorized};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
@@ -45,7 +45,8 @@ pub fn chunk_tokens<E: Element>(vocabulary: usize) -> usize {
 }
 
 /// For `hidden: [n, d]`, the head `W: [vocabulary, d]` and a target for each row: `log softmax(hidden·Wᵀ)[target]`, and under
-/// `with_gradient` the gradient `(softmax - onehot)·W` of its negative.
+/// `with_gradient` the gradient `(softmax - onehot)·W` of its negative. `capacity`: tokens that buffers have room for; with 0,
+/// those that are there.
 ///
 /// # Errors
 /// When shapes do not fit, or a target is not below the vocabulary's size.
@@ -54,7 +55,7 @@ pub fn linear_cross_entropy<E: Element>(
     head: &FrozenWeight,
     targets: &[u32],
     with_gradient: bool,
-    pool: &Pool,
+    (pool, capacity): (&Pool, usize),
 ) -> Result<HeadPass> {
     let (n, d, vocabulary) = (targets.len(), head.columns(), head.rows());
     if hidden.len() != n * d {
@@ -65,7 +66,7 @@ pub fn linear_cross_entropy<E: Element>(
     }
     let chunk = chunk_tokens::<E>(vocabulary);
     let mut pass = HeadPass { log_probabilities: Vec::with_capacity(n), top1: Vec::with_capacity(n), gradient: None };
-    let mut gradient = with_gradient.then(|| pool.take::<f32>(n, d, n.next_power_of_two()));
+    let mut gradient = with_gradient.then(|| pool.take::<f32>(n, d, room(n, capacity)));
     let stride = vocabulary.next_multiple_of(LANES);
     let mut exponentials = pool.take::<E>(n.min(chunk), stride, chunk);
     for (i, (hidden, targets)) in hidden.chunks(chunk * d).zip(targets.chunks(chunk)).enumerate() {
@@ -82,6 +83,42 @@ pub fn linear_cross_entropy<E: Element>(
     }
     pass.gradient = gradient;
     Ok(pass)
+}
+
+/// What [`linear_cross_entropy`] takes for `n` targets and a head `[vocabulary, d]`; what is left is the gradient.
+pub fn lend_linear_cross_entropy<E: Element>(
+    n: usize,
+    (vocabulary, d): (usize, usize),
+    with_gradient: bool,
+    (ledger, capacity): (&Ledger, usize),
+) -> Option<Lent> {
+    let chunk = chunk_tokens::<E>(vocabulary);
+    let gradient = with_gradient.then(|| ledger.take::<f32>(n, d, room(n, capacity)));
+    let _exponentials = ledger.take::<E>(n.min(chunk), vocabulary.next_multiple_of(LANES), chunk);
+    // All chunks but the last are alike, and so are all panels.
+    for n in [n.min(chunk), n % chunk] {
+        let panel_rows = forward_panel_rows(d);
+        let packed = ledger.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
+        lend_pack_transposed(panel_rows.min(vocabulary), ledger);
+        ledger.at_once(n.div_ceil(TASK_ROWS), || ledger.take::<f32>(TASK_ROWS, panel_rows, TASK_ROWS));
+        drop(packed);
+        if with_gradient {
+            let (panel_rows, block) = (backward_panel_rows(d), Shape::new::<E>(DEPTH_BLOCK, d));
+            let _packed = ledger.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
+            lend_pack_rows((panel_rows.min(vocabulary), d), ledger);
+        }
+    }
+    gradient
+}
+
+/// Rows of the head that the forward pass packs at a time.
+fn forward_panel_rows(d: usize) -> usize {
+    (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS
+}
+
+/// Rows of the head that the backward pass packs at a time.
+fn backward_panel_rows(d: usize) -> usize {
+    panel_rows(d, DEPTH_BLOCK)
 }
 
 /// What is known of a token's logits so far.
@@ -106,7 +143,7 @@ fn forward<E: Element>(
 ) -> Result<Vec<Row>> {
     let (d, vocabulary) = (head.columns(), head.rows());
     let stride = exponentials.len() / targets.len();
-    let panel_rows = (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS;
+    let panel_rows = forward_panel_rows(d);
     let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
     let mut rows = vec![Row { reference: 0.0, rival: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
     for start in (0..vocabulary).step_by(panel_rows) {
@@ -182,7 +219,7 @@ fn backward<E: Element>(
     let (n, d, vocabulary) = (rows.len(), head.columns(), head.rows());
     let stride = exponentials.len() / n;
     let block = Shape::new::<E>(DEPTH_BLOCK, d);
-    let panel_rows = (PANEL / d / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
+    let panel_rows = backward_panel_rows(d);
     let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);

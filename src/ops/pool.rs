@@ -1,6 +1,11 @@
 //! Memory for activations that goes round: a buffer returns to its pool when it is dropped, and the next step takes it again.
 //!
-//! Fresh memory costs more than the arithmetic of a small operation: the system hands out zeroed pages one by one.
+//! Fresh memory costs more than the arithmetic of a small operation: the system hands out zeroed pages one by one. What a pool
+//! will hold can be known beforehand: a [`Ledger`] lends by the same rules, without any memory.
+
+mod ledger;
+
+pub use ledger::{Held, Ledger, Lent};
 
 use super::element::Element;
 use half::bf16;
@@ -33,6 +38,23 @@ pub struct Shelves {
     bytes: AtomicU64,
 }
 
+/// Of free buffers of these lengths, the place of the one that is taken where `wanted` numbers would be allocated. A buffer
+/// much larger than wanted would be missed by those who need it, and be held for nothing; a smaller one would do for a small
+/// batch, but then what a pool comes to hold would depend on the order of the batches.
+fn best_of(free: impl Iterator<Item = usize>, wanted: usize) -> Option<usize> {
+    let fits = wanted..=wanted + wanted / 4;
+    free.enumerate()
+        .filter(|(_, length)| fits.contains(length))
+        .min_by_key(|(_, length)| *length)
+        .map(|(place, _)| place)
+}
+
+/// The rows that a buffer for `rows` rows gets: `capacity`, which is the same for all batches of a run; without it, or beyond
+/// it, the next power of two.
+pub(super) const fn room(rows: usize, capacity: usize) -> usize {
+    if rows <= capacity { capacity } else { rows.next_power_of_two() }
+}
+
 /// A pool of buffers; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Pool(Arc<Shelves>);
@@ -42,12 +64,8 @@ impl Pool {
     /// then share their buffers, and room that nobody touches takes no memory. Its content is not defined: what the last user left.
     pub fn take<E: Element>(&self, rows: usize, columns: usize, capacity_rows: usize) -> Buffer<E> {
         let (len, wanted) = (rows * columns, rows.max(capacity_rows) * columns);
-        let found = E::shelf(&self.0).with(|free| {
-            // A buffer much larger than wanted would be missed by those who need it, and be held for nothing.
-            let fits = |vector: &Vec<E>| (len.max(wanted / 2)..=wanted + wanted / 4).contains(&vector.len());
-            let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].len());
-            best.map(|best| free.swap_remove(best))
-        });
+        let found = E::shelf(&self.0)
+            .with(|free| best_of(free.iter().map(Vec::len), wanted).map(|best| free.swap_remove(best)));
         let data = found.unwrap_or_else(|| {
             self.0.allocations.fetch_add(1, Ordering::Relaxed);
             self.0.bytes.fetch_add((wanted * size_of::<E>()) as u64, Ordering::Relaxed);
@@ -74,6 +92,12 @@ pub struct Buffer<E: Element> {
     data: Vec<E>,
     len: usize,
     pool: Pool,
+}
+
+impl<E: Element> From<Vec<E>> for Buffer<E> {
+    fn from(data: Vec<E>) -> Self {
+        Self { len: data.len(), data, pool: Pool::default() }
+    }
 }
 
 impl<E: Element> Deref for Buffer<E> {

@@ -1,14 +1,21 @@
 //! What a run will take of memory: the CPU's, or a GPU's.
 
+use super::micro_batches::MicroBatches;
 use super::prepare::Prepared;
-use crate::device::{Device, available_memory};
+use crate::device::{Device, available_memory, process_memory};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::objectives;
+use crate::ops::{Held, Ledger, Pool};
 use crate::recipe::Recipe;
+use crate::train::backward::Engine;
 use crate::train::{GpuBudget, GradientCheckpointing, MemoryEstimate};
 
 /// Bytes that a GPU's weights take beyond their own: each begins at a multiple of 256.
 const WEIGHTS_ROUNDING: u64 = 64 << 10;
+
+/// What the process is taken to hold where the system does not tell.
+const PROGRAM: u64 = 64 << 20;
 
 impl Prepared {
     /// Weights and adapter must fit a GPU's memory, whatever else is made smaller.
@@ -80,38 +87,34 @@ impl Prepared {
     }
 
     fn memory_with(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
-        self.estimate(recipe, self.most_tokens(recipe), (kept_layers, offloads(recipe)))
+        let Device::Gpu(gpu) = &self.device else { return self.cpu_memory(recipe, kept_layers) };
+        let (adapter, kept) = ((self.adapter_parameters, recipe.lora.r), (kept_layers, offloads(recipe)));
+        let (weights, tokens) = (self.gpu_weights_bytes(), self.micro_batches.most_tokens);
+        MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
+            .with_workspace(gpu.memory().workspace as u64)
     }
 
-    fn estimate(&self, recipe: &Recipe, tokens: usize, (kept_layers, offload): (usize, bool)) -> MemoryEstimate {
-        let adapter = (self.adapter_parameters, recipe.lora.r);
-        match self.device {
-            Device::Cpu => {
-                MemoryEstimate::new(self.weights_bytes, adapter, &self.dimensions, tokens, kept_layers, self.compute)
-            }
-            Device::Gpu(ref gpu) => {
-                let weights = self.gpu_weights_bytes();
-                let kept = (kept_layers, offload);
-                MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
-                    .with_workspace(gpu.memory().workspace as u64)
-            }
-        }
-    }
-
-    /// The most tokens of a micro-batch.
-    pub(super) fn most_tokens(&self, recipe: &Recipe) -> usize {
-        let n = recipe.training.micro_batch_size;
-        let mut validation: Vec<u32> = self.dataset.validation.entries().map(|entry| entry.tokens).collect();
-        validation.sort_unstable_by(|a, b| b.cmp(a));
-        let validation = validation.iter().take(n).map(|&tokens| tokens as usize).sum();
-        let training = &recipe.training;
-        let per_step = n * training.gradient_accumulation_steps;
-        let packs = self.plan.packs_per_epoch();
-        let packs = match training.max_steps {
-            Some(steps) => steps.saturating_mul(per_step),
-            None => (training.epochs * packs as f64).ceil() as usize,
+    /// What a run will hold on the CPU: its micro-batches are rehearsed on the model without weights.
+    fn cpu_memory(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
+        let (objective, pool, ledger) = (objectives::build(&recipe.objective), Pool::default(), Ledger::default());
+        let engine = Engine {
+            lm: &self.rehearsal.lm,
+            params: &self.rehearsal.params,
+            objective: &*objective,
+            kept_layers,
+            offload: false,
+            compute: self.compute,
+            device: &self.device,
+            pool: &pool,
+            capacity: self.micro_batches.most_tokens,
         };
-        self.plan.most_tokens_at_once(packs, per_step, n).max(validation)
+        let MicroBatches { trained, validation, .. } = &self.micro_batches;
+        if let Err(error) = engine.rehearse(trained, recipe.lora.lora_dropout > 0.0, validation, &ledger) {
+            tracing::warn!(%error, "internal: the steps could not be rehearsed; the estimate of memory lacks their buffers");
+        }
+        let Held { buffers, allocated, touched } = ledger.held();
+        tracing::debug!(buffers, allocated, touched, "the buffers that steps will take");
+        MemoryEstimate::on_cpu(self.program_bytes, self.weights_bytes, self.adapter_parameters, touched)
     }
 
     /// What may not fit.
@@ -150,6 +153,11 @@ impl Prepared {
         }
         warnings
     }
+}
+
+/// What the process holds by now, in bytes.
+pub(super) fn program_bytes() -> u64 {
+    process_memory().map_or(PROGRAM, |(_, now)| now)
 }
 
 /// Whether layers' inputs wait in the CPU's memory.

@@ -8,6 +8,7 @@ mod generate;
 mod header;
 mod lint;
 mod memory;
+mod micro_batches;
 mod output;
 mod prepare;
 mod report;
@@ -94,7 +95,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         compute: prepared.compute,
         device: &prepared.device,
         pool: &pool,
-        capacity: prepared.most_tokens(recipe),
+        capacity: prepared.micro_batches.most_tokens,
     };
     let identity = prepared.identity(recipe)?;
     let mut files = prepared.adapter_files(recipe)?;
@@ -142,7 +143,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
 
 fn write_adapter(recipe: &Recipe, prepared: &Prepared, model: &Model, out: &OutputFolder) -> Result<Vec<PathBuf>> {
     let config = prepared.adapter_files(recipe)?.config;
-    AdapterBundle { config, tensors: model.params.to_tensors()? }.save(out.path(), candle_core::DType::F32)
+    AdapterBundle { config, tensors: model.params.as_tensors()? }.save(out.path(), candle_core::DType::F32)
 }
 
 fn summary(

@@ -1,6 +1,7 @@
 //! Everything before the first step: device, base, tokens, plan.
 
-use super::memory::embedding_bytes;
+use super::memory::{embedding_bytes, program_bytes};
+use super::micro_batches::MicroBatches;
 use super::{CHAT_TEMPLATE, RunOptions};
 use crate::adapter::{AdapterBundle, AdapterConfig};
 use crate::data::{ChatTemplate, DataConfig, DataFiles, Dataset, Encoder, Plan, Split, named};
@@ -26,6 +27,11 @@ pub(super) struct Prepared {
     /// The most tokens of a row.
     pub max_seq_len: usize,
     pub plan: Plan,
+    pub micro_batches: MicroBatches,
+    /// The model without its weights.
+    pub(super) rehearsal: Model,
+    /// What the process holds before the weights are there.
+    pub(super) program_bytes: u64,
     pub device: Device,
     pub compute: Compute,
     /// Of how many layers the activations are kept.
@@ -200,6 +206,8 @@ impl Prepared {
         let encoder = data_encoder(&base, &recipe.data, chat_template.as_deref(), now)?;
         let (dataset, plan) = dataset(recipe, &data, &encoder, options.offline, observer)?;
         let mut prepared = Self {
+            micro_batches: MicroBatches::of(&plan, &dataset, &recipe.training),
+            program_bytes: program_bytes(),
             max_seq_len: data.max_seq_len(),
             base,
             encoder,
@@ -213,8 +221,9 @@ impl Prepared {
             weights_bytes: rehearsal.report.bytes,
             embedding_bytes: embedding_bytes(&rehearsal),
             adapter_parameters: rehearsal.report.adapter_parameters,
-            target_modules: rehearsal.report.target_modules,
-            types: rehearsal.report.types,
+            target_modules: rehearsal.report.target_modules.clone(),
+            types: rehearsal.report.types.clone(),
+            rehearsal,
         };
         prepared.check_vocabulary()?;
         prepared.check_gpu_memory(recipe)?;

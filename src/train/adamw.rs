@@ -4,10 +4,12 @@ use super::backward::GradientSums;
 use crate::error::{Error, Result};
 use crate::nn::AdapterParams;
 use crate::ops::cuda::{AdamWFactors, AdapterMemory};
-use crate::ops::numbers;
 use crate::train::TrainingConfig;
-use candle_core::{Device, Shape, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
+use safetensors::{Dtype, View};
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +31,30 @@ struct Moments {
     shape: Shape,
     first: Vec<f32>,
     second: Vec<f32>,
+}
+
+/// A running mean, to be written: no copy of all is made for it.
+pub struct Moment<'a> {
+    shape: &'a Shape,
+    numbers: Cow<'a, [f32]>,
+}
+
+impl View for Moment<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(&*self.numbers)
+    }
 }
 
 const FIRST: &str = "exp_avg.";
@@ -76,9 +102,8 @@ impl AdamW {
             let (Some(variable), Some(gradient)) = (params.get(name), gradients.get(name)) else {
                 return Err(Error::invalid(format!("internal: `{name}` has no gradient")));
             };
-            let mut values = numbers(variable)?.to_vec();
-            moments.update(&mut values, gradient, factors);
-            Ok(variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?)
+            let moments = RefCell::new(moments);
+            Ok(variable.as_tensor().inplace_op1(&Update { moments, gradient, factors })?)
         })
     }
 
@@ -105,17 +130,28 @@ impl AdamW {
     ///
     /// # Errors
     /// When a GPU refuses.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+    pub fn moments(&self) -> Result<Vec<(String, Moment<'_>)>> {
         let on_gpu = self.gpu.as_ref().map(|memory| memory.moments()).transpose()?;
-        let mut state = BTreeMap::new();
-        for (name, moments) in &self.moments {
-            for (i, (prefix, moment)) in [(FIRST, &moments.first), (SECOND, &moments.second)].into_iter().enumerate() {
-                let moment = on_gpu.as_ref().and_then(|both| both[i].get(name)).unwrap_or(moment);
-                let tensor = Tensor::from_slice(moment, &moments.shape, &Device::Cpu)?;
-                state.insert(format!("{prefix}{name}"), tensor);
+        let mut all = Vec::with_capacity(2 * self.moments.len());
+        let [mut firsts, mut seconds] = on_gpu.unwrap_or_default();
+        for (name, Moments { shape, first, second }) in &self.moments {
+            for (prefix, held, on_gpu) in [(FIRST, first, &mut firsts), (SECOND, second, &mut seconds)] {
+                let numbers = on_gpu.remove(name).map_or(Cow::Borrowed(&held[..]), Cow::Owned);
+                all.push((format!("{prefix}{name}"), Moment { shape, numbers }));
             }
         }
-        Ok(state)
+        Ok(all)
+    }
+
+    /// [`Self::moments`] as tensors.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let tensor = |(name, Moment { shape, numbers }): (String, Moment<'_>)| {
+            Ok((name, Tensor::from_slice(&numbers, shape, &Device::Cpu)?))
+        };
+        self.moments()?.into_iter().map(tensor).collect()
     }
 
     /// Takes back what [`Self::state`] and [`Self::updates`] gave.
@@ -125,7 +161,7 @@ impl AdamW {
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, updates: usize, path: &Path) -> Result<()> {
         let saved = |prefix: &str, name: &str, shape: &Shape| -> Result<Vec<f32>> {
             let name = format!("{prefix}{name}");
-            let saved = state.get(&name).filter(|saved| saved.shape() == shape);
+            let saved = state.get(&name).filter(|saved| saved.dims() == shape.dims());
             let saved = saved.ok_or_else(|| Error::file(path, format!("`{name}` is missing or of another shape")))?;
             Ok(saved.flatten_all()?.to_vec1()?)
         };
@@ -142,6 +178,27 @@ impl AdamW {
             memory.set_moments([&first, &second])?;
         }
         self.updates = updates;
+        Ok(())
+    }
+}
+
+/// An update of a tensor where it lies: no copy of the adapter is made for a step.
+struct Update<'a> {
+    moments: RefCell<&'a mut Moments>,
+    gradient: &'a [f32],
+    factors: AdamWFactors,
+}
+
+impl InplaceOp1 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(values), Some((begin, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("internal: an adapter's tensor is not f32, or not contiguous");
+        };
+        self.moments.borrow_mut().update(&mut values[begin..end], self.gradient, self.factors);
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::models::CausalLm;
 use crate::nn::{AdapterParams, Gradients};
 use crate::objectives::{LabelLogProbs, Objective, Observations};
-use crate::ops::{Compute, Element, Pool};
+use crate::ops::{Compute, Element, Ledger, Pool};
 use crate::rng;
 use candle_core::Tensor;
 use half::bf16;
@@ -156,7 +156,7 @@ impl<'e> Engine<'e> {
         batches: &[Batch],
         dropout_keys: impl Fn(usize) -> Option<Vec<u64>>,
     ) -> Result<StepSums<'e>> {
-        let (mut loss, mut gradients) = (Loss::default(), Gradients::default());
+        let (mut loss, mut gradients) = (Loss::default(), Gradients::new(self.pool));
         for (i, batch) in batches.iter().enumerate() {
             loss.join(accumulate(self, batch, dropout_keys(i).as_deref(), &mut gradients)?);
         }
@@ -226,6 +226,27 @@ impl<'e> Engine<'e> {
             Compute::F32 => self.evaluate_on(&self.cpu_context::<f32>(batch, &tokens, keys), batch, &tokens),
             Compute::Bf16 => self.evaluate_on(&self.cpu_context::<bf16>(batch, &tokens, keys), batch, &tokens),
         })
+    }
+
+    /// Lends from `ledger` what the batches take on the CPU: each is trained on, with or without `dropout`, and measured with
+    /// the adapter and without it; those of `validation` are measured alone, first. The model may be a plan's.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn rehearse(&self, trained: &[Batch], dropout: bool, validation: &[Batch], ledger: &Ledger) -> Result<()> {
+        let one = |batch, how| match self.compute {
+            Compute::F32 => self.rehearse_in::<f32>(batch, how, ledger),
+            Compute::Bf16 => self.rehearse_in::<bf16>(batch, how, ledger),
+        };
+        for batch in validation {
+            one(batch, (false, true, false))?;
+        }
+        for batch in trained {
+            for how in [(true, true, dropout), (false, true, false), (false, false, false)] {
+                one(batch, how)?;
+            }
+        }
+        Ok(())
     }
 
     fn accumulate_cpu(&self, batch: &Batch, dropout_keys: Option<&[u64]>, gradients: &mut Gradients) -> Result<Loss> {

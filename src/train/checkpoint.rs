@@ -1,12 +1,13 @@
 //! A run on the disk: everything that decides how it goes on.
 
-use super::Schedule;
 use super::health::Watch;
 use super::metrics::Validation;
-use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors, serialize_tensors};
+use super::{AdamW, Schedule};
+use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
 use candle_core::{DType, Tensor};
+use safetensors::{SafeTensorError, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -105,22 +106,27 @@ pub fn checkpoint_folder(out: &Path, step: usize) -> PathBuf {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint's folder, whole or not at all.
+    /// Writes the folder of a checkpoint, whole or not at all, tensor by tensor.
     ///
     /// # Errors
     /// When the disk is full or read-only; what was there before stays.
-    pub fn save(&self, out: &Path, files: &AdapterFiles) -> Result<PathBuf> {
-        let folder = checkpoint_folder(out, self.state.step);
+    pub fn save(
+        out: &Path,
+        files: &AdapterFiles,
+        adapter: BTreeMap<String, Tensor>,
+        optimizer: &AdamW,
+        state: &TrainerState,
+    ) -> Result<PathBuf> {
+        let folder = checkpoint_folder(out, state.step);
         let parent = checkpoints_folder(out);
         std::fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
         fs::write_folder_atomic(&folder, |temporary| {
-            let (config, tensors) = (files.config.clone(), self.adapter.clone());
-            AdapterBundle { config, tensors }.save(temporary, DType::F32)?;
+            AdapterBundle { config: files.config.clone(), tensors: adapter }.save(temporary, DType::F32)?;
             for (name, contents) in &files.others {
                 std::fs::write(temporary.join(name), contents).map_err(Error::io("write", folder.join(name)))?;
             }
-            write_tensors(&self.optimizer, &temporary.join(OPTIMIZER), &folder.join(OPTIMIZER))?;
-            let state = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::invalid(format!("internal: {e}")))?;
+            write_moments(optimizer, &temporary.join(OPTIMIZER), &folder.join(OPTIMIZER))?;
+            let state = serde_json::to_vec_pretty(state).map_err(|e| Error::invalid(format!("internal: {e}")))?;
             std::fs::write(temporary.join(STATE), state).map_err(Error::io("write", folder.join(STATE)))
         })?;
         Ok(folder)
@@ -175,8 +181,12 @@ fn damaged(path: &Path, why: &str) -> Error {
 }
 
 /// `path` is where the file will stand, for messages.
-fn write_tensors(tensors: &BTreeMap<String, Tensor>, temporary: &Path, path: &Path) -> Result<()> {
-    std::fs::write(temporary, serialize_tensors(tensors, path)?).map_err(Error::io("write", path))
+fn write_moments(optimizer: &AdamW, temporary: &Path, path: &Path) -> Result<()> {
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    serialize_to_file(optimizer.moments()?, metadata, temporary).map_err(|error| match error {
+        SafeTensorError::IoError(error) => Error::io("write", path)(error),
+        error => Error::file(path, error.to_string()),
+    })
 }
 
 fn saved_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {

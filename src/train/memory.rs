@@ -1,22 +1,22 @@
 //! How much memory a run will take, before it takes it: the CPU's, or a GPU's.
 
 use crate::models::Dimensions;
-use crate::nn::DecoderLayer;
-use crate::ops::cuda::{chunk_tokens as cuda_chunk_tokens, panel_bytes};
-use crate::ops::{Compute, chunk_tokens};
-use half::bf16;
+use crate::ops::Compute;
+use crate::ops::cuda::{chunk_tokens, panel_bytes};
 use serde::Serialize;
 
 /// Bytes by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryEstimate {
+    /// On the CPU, what the process holds besides: the program, the tokenizer, the rows' index.
+    pub program: u64,
     /// The frozen weights.
     pub weights: u64,
-    /// The adapter, its gradients, and the optimizer's two moments.
+    /// The adapter, the optimizer's two moments, and on a GPU the gradients.
     pub adapter_and_optimizer: u64,
-    /// What the layers keep for the backward pass, and the work of one layer.
+    /// What the layers keep for the backward pass, and the work of one layer; on the CPU the head's work and the gradients too.
     pub activations: u64,
-    /// The head: exponentials of a chunk, and panels of packed weights.
+    /// On a GPU, what the head takes beyond that.
     pub head: u64,
     /// On a GPU, what cuBLAS works in.
     pub workspace: u64,
@@ -24,46 +24,19 @@ pub struct MemoryEstimate {
     pub total: u64,
 }
 
-/// What the program takes without a model: code, tokenizer, threads.
-const PROGRAM: u64 = 48 << 20;
-
-/// Numbers of the packed panels that are alive at a time.
-const PANELS: u64 = 2 << 20;
+/// What a run on the CPU takes in small pieces, whatever its size.
+const SMALL: u64 = 8 << 20;
 
 impl MemoryEstimate {
-    /// An estimate for micro-batches of so many tokens, padding not counted: it never enters.
-    ///
-    /// `weights + adapter·(1 + 1 + 2) + layer inputs + kept activations + one layer's work + head`. A layer keeps its input
-    /// (`f32`), and of the last `kept_layers` layers what [`DecoderLayer::activation_bytes`] counts.
-    pub fn new(
-        weights: u64,
-        (adapter_parameters, r): (usize, usize),
-        d: &Dimensions,
-        tokens: usize,
-        kept_layers: usize,
-        compute: Compute,
-    ) -> Self {
-        let (each, chunk) = match compute {
-            Compute::F32 => (Self::layer::<f32>(d, r), chunk_tokens::<f32>(d.vocabulary)),
-            Compute::Bf16 => (Self::layer::<bf16>(d, r), chunk_tokens::<bf16>(d.vocabulary)),
-        };
-        let (tokens, bytes) = (tokens as u64, compute.bytes() as u64);
-        let (hidden, inner) = (d.hidden as u64, d.intermediate as u64);
-        let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
-        let layers = d.layers as u64;
-        // Of the layers that are computed again, one at a time is whole.
-        let kept = (kept_layers as u64 + 1).min(layers);
-        // Backward through an MLP: the product within, its gradient in f32, gate's and up's, their packed input; and through
-        // attention: gradients of queries, keys and values in f32 for each head, and packed keys and values.
-        let mlp = (4 * bytes + 4) * inner + (2 * bytes + 8) * hidden;
-        let attention = (12 + 4 * bytes) * query + 4 * bytes * key + (2 * bytes + 8) * hidden;
-        let work = tokens * mlp.max(attention);
-        let activations = tokens * (4 * hidden * (layers + 2) + kept * each) + work;
-        let rows = tokens.min(chunk as u64);
-        let head = bytes * (rows * d.vocabulary as u64 + PANELS) + tokens * hidden * (bytes + 12);
-        let adapter_and_optimizer = 4 * 4 * adapter_parameters as u64;
-        let total = PROGRAM + weights + adapter_and_optimizer + activations + head;
-        Self { weights, adapter_and_optimizer, activations, head, workspace: 0, total }
+    /// An estimate for the CPU: what the process holds before the weights, those, the adapter with its moments, and what a
+    /// [`Ledger`](crate::ops::Ledger) says of the steps' buffers, gradients among them.
+    pub const fn on_cpu(held: u64, weights: u64, adapter_parameters: usize, buffers: u64) -> Self {
+        let adapter_and_optimizer = 3 * 4 * adapter_parameters as u64;
+        let named = held + weights + adapter_and_optimizer + buffers;
+        // Stacks of threads, small vectors, files while they are written, and what the allocator keeps between its pieces.
+        let program = held + SMALL + named / 32;
+        let total = program + weights + adapter_and_optimizer + buffers;
+        Self { program, weights, adapter_and_optimizer, activations: buffers, head: 0, workspace: 0, total }
     }
 
     /// An estimate for a GPU, of its own memory alone: all activations are in the type of products, and buffers have room for
@@ -90,7 +63,7 @@ impl MemoryEstimate {
         // Backward through an MLP: the product within beside its gradient (those of gate and up take their place); the
         // stream's, a normalized state and what is pulled through it.
         let work = tokens * bytes * (2 * inner + 3 * hidden) + panel_bytes(d.intermediate, d.hidden, compute);
-        let chunk = tokens.min(cuda_chunk_tokens(d.vocabulary) as u64);
+        let chunk = tokens.min(chunk_tokens(d.vocabulary) as u64);
         let head = chunk * d.vocabulary as u64 * (4 + bytes) + 4 * tokens * hidden * bytes;
         let head_panel = panel_bytes(d.vocabulary, d.hidden, compute);
         // A layer's work is done when the head's begins, and the other way round.
@@ -104,7 +77,7 @@ impl MemoryEstimate {
         let rounded = if compute == Compute::Bf16 { 2 } else { 0 };
         let adapter_and_optimizer = (4 * 4 + rounded) * adapter_parameters as u64;
         let total = weights + adapter_and_optimizer + activations + head;
-        Self { weights, adapter_and_optimizer, activations, head, workspace: 0, total }
+        Self { program: 0, weights, adapter_and_optimizer, activations, head, workspace: 0, total }
     }
 
     /// With what a GPU's libraries hold besides.
@@ -125,10 +98,6 @@ impl MemoryEstimate {
 
     /// The most layers whose activations can be kept within `limit` bytes; `estimate` takes their number.
     pub fn layers_within(layers: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
-        (0..=layers).rev().find(|&kept| estimate(kept).total <= limit).unwrap_or(0)
-    }
-
-    fn layer<E: crate::ops::Element>(d: &Dimensions, r: usize) -> u64 {
-        DecoderLayer::activation_bytes::<E>(d.hidden, d.attention(), d.intermediate, r) as u64
+        Self::tokens_within(layers, limit, estimate)
     }
 }

@@ -407,12 +407,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&self, observer: &mut dyn Observer) -> Result<()> {
-        let checkpoint = Checkpoint {
-            adapter: self.engine.params.to_tensors()?,
-            optimizer: self.optimizer.state()?,
-            state: self.state.clone(),
-        };
-        let path = checkpoint.save(self.out, self.settings.files).map_err(|error| self.explain_full(error))?;
+        let adapter = self.engine.params.as_tensors()?;
+        let saved = Checkpoint::save(self.out, self.settings.files, adapter, &self.optimizer, &self.state);
+        let path = saved.map_err(|error| self.explain_full(error))?;
         self.prune();
         observer.event(&Event::Saved { step: self.state.step, path });
         Ok(())

@@ -99,7 +99,8 @@ fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize) {
         .map(|rows| Sequence { queries: rows.clone(), keys: rows })
         .collect();
     let from = |column: usize| Heads { data: &qkv[column * head_dim..], stride };
-    let of = Attention { shape: SHAPE, q: from(0), k: from(heads), v: from(heads + kv_heads), sequences: &sequences };
+    let (q, k, v) = (from(0), from(heads), from(heads + kv_heads));
+    let of = Attention { shape: SHAPE, q, k, v, sequences: &sequences, capacity: 0 };
     let (mut out, mut log_sums) = (random::<E>(TOKENS * heads * head_dim, 2), vec![0f32; TOKENS * heads]);
     // Half of the scores are masked.
     let flop = 4 * TOKENS * length / 2 * heads * head_dim;
@@ -119,7 +120,7 @@ fn head<E: Element>(c: &mut Criterion, kind: &str) {
     let hidden = random::<E>(TOKENS * HIDDEN, 1);
     let targets: Vec<u32> = (0..TOKENS as u32).collect();
     bench(c, &format!("{kind} linear_cross_entropy"), 4 * TOKENS * HIDDEN * vocabulary, || {
-        linear_cross_entropy(&hidden, &weight, &targets, true, &pool).expect("on the CPU");
+        linear_cross_entropy(&hidden, &weight, &targets, true, (&pool, 0)).expect("on the CPU");
     });
 }
 

@@ -121,6 +121,14 @@ impl Tiny {
         self.model_on(kind, lora, &Device::Cpu)
     }
 
+    /// The same model without weights.
+    pub fn plan(&self, kind: QuantizationType, lora: &LoraConfig) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        self.write(folder.path());
+        let base = Base::open(folder.path()).unwrap();
+        models::load(&base, QuantizationConfig { kind }, Some(lora), 3, &Device::Cpu, true).unwrap()
+    }
+
     /// The same model on a device.
     pub fn model_on(&self, kind: QuantizationType, lora: &LoraConfig, device: &Device) -> Model {
         let folder = tempfile::tempdir().unwrap();

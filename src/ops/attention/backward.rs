@@ -1,13 +1,14 @@
 //! The backward pass of attention: each task is one head of one sequence.
 
-use super::{Attention, AttentionShape, Heads, Packs};
+use super::{Attention, AttentionShape, Heads, Packs, Sequence, lend_packs, rows_size, transposed_size};
 use crate::ops::element::{Element, convert};
 use crate::ops::gemm::pack::{Shape, transpose};
 use crate::ops::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add};
-use crate::ops::pool::Pool;
+use crate::ops::pool::{Ledger, Pool, room};
 use crate::ops::rope::RopeTable;
 use crate::ops::simd::{Level, exp, sum_lanes, vectorized};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Queries that meet a tile of keys at a time: the depth of the products for keys and values.
@@ -40,18 +41,19 @@ pub fn attention_backward<E: Element>(
 ) {
     let AttentionShape { heads, head_dim, .. } = attention.shape;
     let m = output.log_sums.len() / heads;
+    let rows = room(m, attention.capacity);
     assert!(attention.sequences.iter().all(|s| s.queries == s.keys), "attention: a backward pass with a cache");
     let packs = BackwardPacks {
         keys: Packs::transposed(attention, attention.k, pool),
         key_rows: Packs::rows(attention, attention.k, pool),
         values: Packs::transposed(attention, attention.v, pool),
     };
-    let mut means = pool.take::<f32>(m, heads, m.next_power_of_two());
-    let rows = output.out.par_chunks(heads * head_dim).zip(output.gradient.par_chunks(heads * head_dim));
-    means.par_chunks_mut(heads).zip(rows).with_min_len(16).for_each(|(means, (out, gradient))| {
+    let mut means = pool.take::<f32>(m, heads, rows);
+    let tokens = output.out.par_chunks(heads * head_dim).zip(output.gradient.par_chunks(heads * head_dim));
+    means.par_chunks_mut(heads).zip(tokens).with_min_len(16).for_each(|(means, (out, gradient))| {
         dots(out, gradient, head_dim, means);
     });
-    let mut gradients = [(); 3].map(|()| pool.take::<f32>(m, heads * head_dim, m.next_power_of_two()));
+    let mut gradients = [(); 3].map(|()| pool.take::<f32>(m, heads * head_dim, rows));
     let mut tasks = Vec::new();
     {
         let [dq, dk, dv] = &mut gradients;
@@ -70,6 +72,31 @@ pub fn attention_backward<E: Element>(
     tasks.sort_by_key(|(task, _)| std::cmp::Reverse(attention.sequences[task.index].queries.len()));
     tasks.into_par_iter().with_max_len(1).for_each(|(task, out)| task.run(out, pool));
     gather(attention.shape, [&gradients[0], &gradients[1], &gradients[2]], rope, dqkv);
+}
+
+/// What [`attention_backward`] takes for `m` tokens besides what it is given.
+pub fn lend_attention_backward<E: Element>(
+    shape: AttentionShape,
+    (m, capacity): (usize, usize),
+    sequences: &[Sequence],
+    ledger: &Ledger,
+) {
+    let AttentionShape { heads, head_dim, .. } = shape;
+    let rows = room(m, capacity);
+    let sizes = [transposed_size::<E>, rows_size::<E>, transposed_size::<E>];
+    let packs = sizes.map(|size| lend_packs::<E>(shape, (sequences, capacity), size, ledger));
+    let means = ledger.take::<f32>(m, heads, rows);
+    let gradients = [(); 3].map(|()| ledger.take::<f32>(m, heads * head_dim, rows));
+    // Tasks of like length run side by side.
+    let mut classes = BTreeMap::<usize, (usize, usize)>::new();
+    for padded in sequences.iter().map(|sequence| sequence.queries.len().next_multiple_of(BLOCK)) {
+        let (tasks, most) = classes.entry(padded.next_power_of_two()).or_default();
+        (*tasks, *most) = (*tasks + heads, padded.max(*most));
+    }
+    for (capacity, (tasks, padded)) in classes {
+        ledger.at_once(tasks, || [(); 2].map(|()| ledger.take::<E>(padded, head_dim, capacity)));
+    }
+    drop((packs, means, gradients));
 }
 
 /// From gradients by head (`[heads, m, d]` each; of keys and values one for each query head) to rows of tokens: those of heads

@@ -1,6 +1,6 @@
 //! The backward pass of a group of linear layers.
 
-use super::{Group, PANEL, SavedInput, Update, UpdateGradient};
+use super::{Group, SavedInput, Update, UpdateGradient, panel_rows};
 use crate::ops::element::Element;
 use crate::ops::frozen_weight::DEPTH_BLOCK;
 use crate::ops::gemm::pack::{Shape, pack_all_rows, transpose};
@@ -57,7 +57,7 @@ impl Group<'_> {
         let (n, k, ranks) = (self.outputs(), self.inputs(), self.ranks::<E>());
         let m = dy.len() / n;
         let block = Shape::new::<E>(DEPTH_BLOCK, k);
-        let panel_rows = (PANEL / k / DEPTH_BLOCK).max(1) * DEPTH_BLOCK;
+        let panel_rows = panel_rows(k, DEPTH_BLOCK);
         let mut packed = self.pool.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
         let (mut output, mut rank, mut written) = (0, 0, false);
         for module in self.modules {

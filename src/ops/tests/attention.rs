@@ -51,6 +51,7 @@ impl Case {
             k: Heads { data: &qkv[queries..], stride },
             v: Heads { data: &qkv[queries + keys..], stride },
             sequences: &self.sequences,
+            capacity: 0,
         }
     }
 

@@ -1,7 +1,8 @@
 //! The head and the loss.
 
 use super::*;
-use crate::ops::{Pool, chunk_tokens, composed, linear_cross_entropy};
+use crate::ops::linear_cross_entropy::chunk_tokens;
+use crate::ops::{Pool, composed, linear_cross_entropy};
 
 struct Head {
     weight: FrozenWeight,
@@ -25,14 +26,14 @@ impl Head {
 impl Operation for Head {
     fn forward<E: Element>(&self, inputs: &[Vec<f32>]) -> Vec<f32> {
         let hidden = rounded::<E>(&inputs[0]);
-        let pass = linear_cross_entropy(&hidden, &self.weight, &self.targets, false, &self.pool()).unwrap();
+        let pass = linear_cross_entropy(&hidden, &self.weight, &self.targets, false, (&self.pool(), 0)).unwrap();
         assert!(pass.gradient.is_none());
         pass.log_probabilities.iter().map(|&x| -x as f32).collect()
     }
 
     fn backward<E: Element>(&self, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Vec<f32>> {
         let hidden = rounded::<E>(&inputs[0]);
-        let pass = linear_cross_entropy(&hidden, &self.weight, &self.targets, true, &self.pool()).unwrap();
+        let pass = linear_cross_entropy(&hidden, &self.weight, &self.targets, true, (&self.pool(), 0)).unwrap();
         let rows = pass.gradient.as_deref().unwrap().chunks_exact(self.weight.columns());
         vec![rows.zip(dy).flat_map(|(row, dy)| row.iter().map(move |x| x * dy)).collect()]
     }
@@ -69,7 +70,7 @@ fn the_head_agrees_with_its_composition_in_what_it_counts() {
     let logits = composed::linear(&tensor, &head.weight).unwrap();
     let mut targets = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
     targets.iter_mut().step_by(3).for_each(|target| *target = (*target + 1) % 5000);
-    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, &head.pool()).unwrap();
+    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, (&head.pool(), 0)).unwrap();
     let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets).unwrap();
     assert_eq!(pass.top1, top1);
     assert_eq!(top1.iter().filter(|&&top| top).count(), 80 - 27);
@@ -93,7 +94,7 @@ fn a_tie_ranks_nothing_first() {
     let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
     let weight = FrozenWeight::new(Arc::new(QTensor::quantize(&tensor, GgmlDType::F32).unwrap())).unwrap();
     for (targets, expected) in [([1, 0, 77], [false, false]), ([4700, 4999, 77], [false, false])] {
-        let pass = linear_cross_entropy(&hidden, &weight, &targets, false, &Pool::default()).unwrap();
+        let pass = linear_cross_entropy(&hidden, &weight, &targets, false, (&Pool::default(), 0)).unwrap();
         assert_eq!(pass.top1[..2], expected, "equal rows, and logits that are all 0");
         let rows = Tensor::from_slice(&hidden, (3, d), &Device::Cpu).unwrap();
         assert_eq!(composed::head(&rows, &weight, &targets).unwrap().1, pass.top1);
@@ -130,7 +131,8 @@ fn a_target_outside_of_the_vocabulary_is_an_error() {
     let head = Head::new(5, 32, 50, GgmlDType::F32);
     let mut targets = head.targets.clone();
     targets[3] = 50;
-    let error = linear_cross_entropy(&random(5 * 32, 2), &head.weight, &targets, true, &Pool::default()).unwrap_err();
+    let error =
+        linear_cross_entropy(&random(5 * 32, 2), &head.weight, &targets, true, (&Pool::default(), 0)).unwrap_err();
     assert!(error.to_string().contains("50"), "{error}");
-    assert!(linear_cross_entropy(&random(4 * 32, 2), &head.weight, &targets, true, &Pool::default()).is_err());
+    assert!(linear_cross_entropy(&random(4 * 32, 2), &head.weight, &targets, true, (&Pool::default(), 0)).is_err());
 }

@@ -6,8 +6,10 @@
 use super::{Engine, Head, Loss};
 use crate::data::Batch;
 use crate::error::Result;
-use crate::nn::{Activations, Backend, DecoderLayer, ForwardContext, GpuBatch, GpuContext};
-use crate::ops::{Element, Sequence};
+use crate::nn::{Activations, Backend, DecoderLayer, ForwardContext, GpuBatch, GpuContext, Rehearsal};
+use crate::ops::{Element, Ledger, Sequence};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 /// The tokens of a batch without its padding.
 pub(super) struct Tokens {
@@ -66,8 +68,33 @@ impl Engine<'_> {
             cache: None,
             pool: self.pool,
             tokens: tokens.places.len(),
-            capacity: self.capacity.max(batch.rows * batch.width),
+            capacity: self.capacity.max(tokens.places.len()),
         }
+    }
+
+    /// Lends from `ledger` what a batch takes on the CPU: in training under `trained`, else without gradients.
+    pub(super) fn rehearse_in<E: Element>(
+        &self,
+        batch: &Batch,
+        (trained, adapter, dropout): (bool, bool, bool),
+        ledger: &Ledger,
+    ) -> Result<()> {
+        let tokens = Tokens::of(batch);
+        let backend = Rehearsal::<E> {
+            sequences: &tokens.sequences,
+            dropout,
+            adapter,
+            tokens: tokens.places.len(),
+            capacity: self.capacity.max(tokens.places.len()),
+            ledger,
+            element: PhantomData,
+        };
+        if trained {
+            self.accumulate_on(&backend, batch, &tokens, &mut BTreeMap::new())?;
+        } else {
+            self.evaluate_on(&backend, batch, &tokens)?;
+        }
+        Ok(())
     }
 
     /// As [`Self::cpu_context`], for a GPU.

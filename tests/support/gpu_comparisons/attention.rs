@@ -49,6 +49,7 @@ fn of<'a>(shape: AttentionShape, qkv: &'a [f32], sequences: &'a [Sequence]) -> A
         k: Heads { data: &qkv[queries..], stride },
         v: Heads { data: &qkv[queries + keys..], stride },
         sequences,
+        capacity: 0,
     }
 }
 
