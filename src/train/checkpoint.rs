@@ -1,8 +1,8 @@
 //! A run on the disk: everything that decides how it goes on.
 
-use super::Schedule;
 use super::health::Watch;
 use super::metrics::Validation;
+use super::{MetricForBest, Schedule};
 use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors, serialize_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
@@ -39,6 +39,12 @@ pub struct TrainerState {
     pub stale_validations: usize,
     /// Whether early stopping has ended the run.
     pub stopped_early: bool,
+    /// Whether the run was asked to stop while the validation after this step was due: it is still to come.
+    #[serde(default)]
+    pub validation_is_to_come: bool,
+    /// By which number of a validation the best was chosen.
+    #[serde(default)]
+    pub metric: Option<MetricForBest>,
     /// Cross-entropy and token accuracy of the first step's rows under the base alone.
     #[serde(default)]
     pub first_step: Option<(f64, f64)>,

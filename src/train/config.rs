@@ -111,6 +111,16 @@ impl MetricForBest {
         }
     }
 
+    /// The recipe's word for it.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::CrossEntropy => "cross_entropy",
+            Self::TokenAccuracy => "token_accuracy",
+            Self::TokenProbability => "token_probability",
+            Self::ObjectiveLoss => "objective_loss",
+        }
+    }
+
     /// Its name in words.
     pub const fn name(self) -> &'static str {
         match self {

@@ -70,7 +70,7 @@ pub enum Event {
         /// The step of the best validation.
         best_step: usize,
     },
-    /// The run was asked to stop, and did so after this step, saved.
+    /// The run was asked to stop, and did so after this step, saved; before the first step, 0, there is nothing to save.
     Interrupted {
         /// The step.
         step: usize,
