@@ -5,6 +5,7 @@ use super::keys::{Kind, keys_of, kind_at};
 use super::source::Source;
 use super::unknown::nearest;
 use crate::error::{Error, Result};
+use crate::export::lint::Server;
 use serde_yaml::Value;
 
 /// A value on one line, as YAML's flow style writes it. Long ones are cut.
@@ -185,6 +186,29 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
     helped(source.at_value(path, message), value_help(source, path, kind, &value))
 }
 
+/// What to write for a word that is not a server, or for servers that are not in a list.
+fn server_help(value: &Value) -> String {
+    let text = plain(value).unwrap_or_default().to_lowercase();
+    let words = text.split([',', ' ']).filter(|word| !word.is_empty());
+    match words.map(near_server).collect::<Option<Vec<_>>>() {
+        Some(meant) if !meant.is_empty() && meant.join(",") == text.replace(' ', "") => {
+            format!("a list goes in brackets: `for: [{}]`\n{}", meant.join(", "), servers())
+        }
+        Some(meant) if !meant.is_empty() => format!("did you mean `for: [{}]`?\n{}", meant.join(", "), servers()),
+        _ => servers(),
+    }
+}
+
+/// The server that a word may mean: `llama.cpp` is `llamacpp`.
+fn near_server(word: &str) -> Option<&'static str> {
+    let word = word.to_lowercase().replace(['-', '_', '.'], "");
+    nearest(&word, Server::ALL.into_iter().map(Server::name))
+}
+
+fn servers() -> String {
+    format!("the servers: {}", Server::ALL.map(Server::name).join(", "))
+}
+
 /// An error with its help, where there is any.
 fn helped(error: Error, help: String) -> Error {
     if help.is_empty() { error } else { error.with_help(help) }
@@ -268,6 +292,11 @@ fn value_help(source: &Source<'_>, path: &str, kind: Kind, value: &Value) -> Str
                 None => target_help(value),
             }
         }
+        Kind::Other if path == "export.for" => server_help(value),
+        Kind::Other if path.starts_with("export.for[") => match near_server(&text.unwrap_or_default()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => String::new(),
+        },
         Kind::Other => String::new(),
         Kind::Section(_) => section_help(path, text.as_deref()),
     }
