@@ -167,7 +167,9 @@ mod tests {
         let health = Line::Health(Health::of(2, (4.0, 0.1), (2.5, 0.5), 100, 2048));
         let mut record = Record::open(&path, None, false).unwrap();
         let lines = [Line::Validation(validation(1)), health.clone(), Line::Validation(validation(2)), health];
-        lines.iter().for_each(|line| record.write(line).unwrap());
+        for line in &lines {
+            record.write(line).unwrap();
+        }
         drop(record);
         drop(Record::open(&path, Some(2), false).unwrap());
         assert_eq!(validations(&path, 9).unwrap().len(), 2);
