@@ -36,7 +36,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Makes the renames in `folder` survive a power cut. Not every file system can; that it cannot is no error.
+/// Makes the renames in `folder` survive a power cut. Not every file system can; that it cannot is not an error.
 fn sync_folder(folder: &Path) {
     if let Ok(handle) = File::open(folder) {
         let _ = handle.sync_all();
@@ -117,7 +117,7 @@ pub fn write_folder_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) 
 }
 
 /// Removes a folder that others may look at: it goes out of sight at once, and then from the disk. That it cannot be removed
-/// costs space, and is no error.
+/// costs space, and is not an error.
 pub fn remove_folder_atomic(path: &Path) {
     let hidden = temporary_sibling(path);
     if fs::rename(path, &hidden).is_ok() {

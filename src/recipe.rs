@@ -332,8 +332,11 @@ fn checked_name(name: String) -> Result<String> {
     if is_name(&name) {
         return Ok(name);
     }
-    Err(Error::invalid(format!("name: `{}` is no name for a folder", name.chars().take(MAX_NAME).collect::<String>()))
-        .with_help(NAME_HELP))
+    Err(Error::invalid(format!(
+        "name: `{}` is not a name for a folder",
+        name.chars().take(MAX_NAME).collect::<String>()
+    ))
+    .with_help(NAME_HELP))
 }
 
 const NAME_HELP: &str =

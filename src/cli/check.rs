@@ -188,7 +188,7 @@ mod tests {
             },
             data: DataReport {
                 sources: vec![SourceReport {
-                    format: "chat (told by the first row's field `messages`)".into(),
+                    format: "chat (by the first row's field `messages`)".into(),
                     ..SourceReport::default()
                 }],
                 rows: 1000,

@@ -69,7 +69,7 @@ struct RecipeArgs {
     /// Override a key of the recipe; may be given several times.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Where to compute: auto, cpu, cuda or cuda:N; goes before the recipe's `device`.
+    /// Where to compute: auto, cpu, cuda or cuda:N; takes precedence over the recipe's `device`.
     #[arg(long, value_parser = device)]
     device: Option<DeviceConfig>,
     /// Use only what is on this machine; fetch nothing.
@@ -101,7 +101,7 @@ pub fn main() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help that nobody reads to the end is no failure.
+            // Help that nobody reads to the end is not a failure.
             let _ = error.print();
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }

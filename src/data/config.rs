@@ -295,7 +295,7 @@ impl SourceConfig {
     }
 
     /// What its rows look like. A source with a format of its own has fields and template of its own too; what another says
-    /// itself goes before what the section says.
+    /// itself takes precedence over what the section says.
     pub(super) fn rows<'a>(&'a self, defaults: &'a DataConfig) -> RowSettings<'a> {
         let Self { fields, roles, .. } = self;
         if let Some(format) = self.format {

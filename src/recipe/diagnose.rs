@@ -49,7 +49,7 @@ pub(super) fn yaml_problem(error: &serde_yaml::Error) -> String {
 /// A broken text above this size is refused by the locator's parser alone: the other one can take minutes over it.
 const LARGE: usize = 1 << 15;
 
-/// Refuses what is no YAML, or not the one mapping that a recipe is.
+/// Refuses what is not YAML, or not the one mapping that a recipe is.
 pub(super) fn parse(source: &Source<'_>) -> Result<Value> {
     if let Some(place) = source.locations.too_deep {
         return Err(source
@@ -167,7 +167,7 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         return source.at_key(path, format!("{section}: unknown key `{field}`")).with_help(help);
     }
     let value = at(root, path).cloned().unwrap_or(Value::Null);
-    // The element of a list is told by its list.
+    // What an element of a list takes, its list says.
     let key = path.split('[').next().unwrap_or(path);
     let kind = kind_at(key).unwrap_or(Kind::Other);
     let known = ["invalid type", "invalid value", "unknown variant", "data did not match", "invalid length"];

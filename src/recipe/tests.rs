@@ -169,7 +169,7 @@ fn wrong_values_are_told_with_what_fits() {
         ("export:\n  for: triton\n", "the servers: vllm, sglang", "triton"),
         ("device: gpu\n", "write `cuda`", "gpu"),
         ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),
-        ("name: ../x\n", "name: `../x` is no name for a folder", "../x"),
+        ("name: ../x\n", "name: `../x` is not a name for a folder", "../x"),
         ("lora:\n  r: 0\n", "lora.r: must be at least 1", "0"),
         ("training:\n  learning_rate: .nan\n", "training.learning_rate: must be a number above 0", ".nan"),
         ("output_dir: \"\"\n", "output_dir: is empty", "\"\""),
@@ -194,7 +194,7 @@ fn an_override_is_blamed_for_what_it_breaks() {
         ("base.model.x=1", "`base.model` holds a value"),
         ("training={sed: 1}", "unknown key `sed` in section `training`"),
         ("lora.target_modules=[1]", "lora.target_modules"),
-        ("device=cuda:-1", "`cuda:-1` is no device"),
+        ("device=cuda:-1", "`cuda:-1` is not a device"),
     ];
     for (text, expected) in cases {
         if text == "lora.r.x=1" {

@@ -104,7 +104,7 @@ fn sentence(verdict: &str) -> String {
     letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }
 
-/// Rows in numbers. Of a file its name is told, not its folders.
+/// Rows in numbers. Of a file the name is given, not its folders.
 fn rows(data: &DataConfig, report: &DataReport) -> CardRows {
     let name = |source: &crate::data::SourceConfig| match (&source.hub, &source.path) {
         (Some(id), _) => Some(dataset_id(id).split('@').next()?.to_owned()),

@@ -97,7 +97,7 @@ impl Judge {
             return format!("{better}{but}");
         }
         let why = if self.weighs_by_probability {
-            "weighting by probability gives up the least likely tokens. That is no harm where answers are taken greedily; sampling \
+            "weighting by probability gives up the least likely tokens. That does no harm where answers are taken greedily; sampling \
              and perplexity suffer"
         } else {
             "its probabilities have become worse"

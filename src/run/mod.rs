@@ -62,7 +62,7 @@ pub struct RunOptions {
 /// # Errors
 /// For everything that [`check`] finds, before anything is written; when the output folder holds something else or cannot
 /// be written; when the recipe wants an upload that the Hub would not let in; and [`crate::Error::Diverged`]. An upload that
-/// fails after training is no error here: [`Summary::uploaded`] has it.
+/// fails after training is not an error here: [`Summary::uploaded`] has it.
 pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
     let start = Instant::now();
     OutputFolder::look(recipe, options)?;

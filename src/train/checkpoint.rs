@@ -170,7 +170,7 @@ impl Checkpoint {
 pub fn read_state(folder: &Path) -> Result<TrainerState> {
     let path = folder.join(STATE);
     let bytes = std::fs::read(&path).map_err(|error| damaged(&path, &format!("cannot be read: {error}")))?;
-    serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &format!("is no checkpoint's state: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &format!("is not a checkpoint's state: {error}")))
 }
 
 /// A file of a checkpoint that is not as it was written.

@@ -79,7 +79,7 @@ pub enum Event {
 
 /// Watches a run.
 pub trait Observer {
-    /// Is told of each event, in order.
+    /// Gets each event, in order.
     fn event(&mut self, event: &Event);
 
     /// Whether the run should stop after the step at hand, as after Ctrl-C.

@@ -169,7 +169,7 @@ mod tests {
     fn a_handful_of_tokens_calls_no_model_ruined() {
         let on = |tokens, cross_entropy| Health::of(7, (cross_entropy, 0.04), (2.9, 0.52), tokens, 2048).verdict;
         assert_eq!((on(63, 26.8), on(64, 26.8)), (Verdict::Worse, Verdict::Ruined));
-        // That it does not compute is no chance.
+        // That it does not compute is not chance.
         assert_eq!((on(2, f64::NAN), on(2, f64::INFINITY)), (Verdict::Ruined, Verdict::Ruined));
     }
 

@@ -199,7 +199,7 @@ impl<'a> Trainer<'a> {
         }
         observer.event(&Event::Run(header));
         if let Some(gpu) = self.engine.device.gpu() {
-            // What was refused to an earlier run on this device is no reason for this one.
+            // What was refused to an earlier run on this device is not a reason for this one.
             gpu.take_refusal();
         }
         self.reserve()?;

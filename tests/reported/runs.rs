@@ -54,7 +54,7 @@ fn a_run_that_ruins_the_model_says_so_and_fails() {
     assert_eq!(events(&output, "summary")[0]["fails"], false);
 }
 
-/// A run that goes through a bad stretch and recovers, and one that learns, are no failures; neither is a base that guesses itself.
+/// A run that goes through a bad stretch and recovers, and one that learns, are not failures; neither is a base that guesses itself.
 #[test]
 fn a_run_that_is_sound_at_its_end_is_no_failure() {
     let case = Case::new("09-diverged-looks-fine");
@@ -70,7 +70,7 @@ fn a_run_that_is_sound_at_its_end_is_no_failure() {
     }
 }
 
-/// An adapter that is ruined already is found from the first step on: its own first step is no yardstick.
+/// An adapter that is ruined already is found from the first step on: its own first step is not a yardstick.
 #[test]
 fn a_run_that_begins_with_a_ruined_adapter_says_so() {
     let case = Case::new("09-diverged-looks-fine");

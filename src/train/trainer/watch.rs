@@ -153,7 +153,7 @@ impl Trainer<'_> {
     }
 
     /// The last checkpoint whose adapter gives a finite loss on a row. An update may have ruined the parameters though its own
-    /// gradient was finite, so that being saved is no proof. Leaves the parameters changed.
+    /// gradient was finite, so that being saved is not a proof. Leaves the parameters changed.
     fn last_good_checkpoint(&self) -> Option<PathBuf> {
         let row = Batch::collate(&[&self.dataset.train.get(0).ok()?], self.settings.pad_id);
         Checkpoint::steps(self.out).into_iter().rev().map(|step| checkpoint_folder(self.out, step)).find(|folder| {
