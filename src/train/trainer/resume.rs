@@ -54,10 +54,8 @@ impl Trainer<'_> {
         let recorded = validations(&self.out.join(METRICS), self.state.step)?;
         let best_before = self.state.best_validation.as_ref();
         if best_before.into_iter().chain([last]).any(|of| of.step > 0 && recorded.iter().all(|it| it.step != of.step)) {
-            let message = format!(
-                "{METRICS} beside it lacks validations of this run: which is best by {} is not known",
-                metric.name()
-            );
+            let message =
+                format!("{METRICS} lacks validations of this run: which is best by {} is not known", metric.name());
             return Err(Error::file(folder, message)
                 .with_help(format!("put `{key}` back: it was {}; or begin again with `--overwrite`", before.key())));
         }
