@@ -65,7 +65,7 @@ impl TryFrom<String> for DeviceConfig {
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
                 .map(Self::Cuda)
-                .ok_or_else(|| format!("`{text}` is no device; expected `auto`, `cpu`, `cuda` or `cuda:N`")),
+                .ok_or_else(|| format!("`{text}` is not a device; expected `auto`, `cpu`, `cuda` or `cuda:N`")),
         }
     }
 }

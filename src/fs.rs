@@ -36,18 +36,22 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Makes the renames in `folder` survive a power cut. Not every file system can; that it cannot is no error.
+/// Makes the renames in `folder` survive a power cut. Not every file system can; that it cannot is not an error.
 fn sync_folder(folder: &Path) {
     if let Ok(handle) = File::open(folder) {
         let _ = handle.sync_all();
     }
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all. One that holds these bytes already is left as it is.
 ///
 /// # Errors
 /// When the folder is not there or not writable, or the disk is full; then the old file, if any, is untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let same_length = fs::symlink_metadata(path).is_ok_and(|it| it.is_file() && it.len() == bytes.len() as u64);
+    if same_length && fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
     write_atomic_with(path, |temporary| {
         let mut file = File::create(temporary).map_err(Error::io("create", path))?;
         file.write_all(bytes).map_err(Error::io("write", path))
@@ -113,7 +117,7 @@ pub fn write_folder_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) 
 }
 
 /// Removes a folder that others may look at: it goes out of sight at once, and then from the disk. That it cannot be removed
-/// costs space, and is no error.
+/// costs space, and is not an error.
 pub fn remove_folder_atomic(path: &Path) {
     let hidden = temporary_sibling(path);
     if fs::rename(path, &hidden).is_ok() {
@@ -173,6 +177,15 @@ pub fn free_space(folder: &Path) -> Option<u64> {
         return None;
     }
     disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
+/// The bytes of a file, or of the files below a folder; 0 of what cannot be read.
+pub fn size(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(it) if it.is_dir() => fs::read_dir(path).into_iter().flatten().flatten().map(|it| size(&it.path())).sum(),
+        Ok(it) => it.len(),
+        Err(_) => 0,
+    }
 }
 
 /// Bytes that are hashed in one go, by one thread.
@@ -306,5 +319,21 @@ mod tests {
                 assert_ne!(whole, streamed(&bytes, 1 << 30), "{length}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_is_there_already_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write_atomic(&path, b"one").unwrap();
+        let node = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        // A link to the file keeps its number from being given to another.
+        fs::hard_link(&path, folder.path().join("b")).unwrap();
+        let before = node(&path);
+        write_atomic(&path, b"one").unwrap();
+        assert_eq!(node(&path), before);
+        write_atomic(&path, b"two").unwrap();
+        assert_ne!(node(&path), before);
+        assert_eq!((size(&path), size(folder.path()), size(&folder.path().join("gone"))), (3, 6, 0));
     }
 }

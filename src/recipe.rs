@@ -223,6 +223,14 @@ impl Recipe {
         format!("{:x}", hasher.finalize())
     }
 
+    /// SHA-256, in hexadecimal, of the whole recipe: of what [`Self::to_yaml`] gives, which stands in the output folder.
+    ///
+    /// # Errors
+    /// As [`Self::to_yaml`].
+    pub fn sha256(&self) -> Result<String> {
+        Ok(format!("{:x}", Sha256::digest(self.to_yaml()?)))
+    }
+
     /// The dotted keys of a kind, with their values as JSON, in the order of the structs.
     fn values(&self, kind: KeyKind) -> Vec<(String, String)> {
         let mut values = Vec::new();
@@ -264,7 +272,9 @@ impl KeyKind {
         match key.strip_prefix("training.") {
             Some(key) if SCHEDULE.contains(&key) => Self::Schedule,
             Some(key) if FREE.contains(&key) => Self::Free,
-            None if matches!(key, "name" | "output_dir" | "hub" | "data.cache" | "export") => Self::Free,
+            None if matches!(key, "name" | "output_dir" | "hub" | "data.cache" | "data.sample_in_card" | "export") => {
+                Self::Free
+            }
             None if key.starts_with("hub.") || key.starts_with("export.") => Self::Free,
             _ => Self::Result,
         }
@@ -322,8 +332,11 @@ fn checked_name(name: String) -> Result<String> {
     if is_name(&name) {
         return Ok(name);
     }
-    Err(Error::invalid(format!("name: `{}` is no name for a folder", name.chars().take(MAX_NAME).collect::<String>()))
-        .with_help(NAME_HELP))
+    Err(Error::invalid(format!(
+        "name: `{}` is not a name for a folder",
+        name.chars().take(MAX_NAME).collect::<String>()
+    ))
+    .with_help(NAME_HELP))
 }
 
 const NAME_HELP: &str =

@@ -30,7 +30,7 @@ fn recipes_that_cannot_be_meant() {
         ("data.validation_split=0.5", &["data.validation_split", "data.validation", "keep one"]),
         ("training=3", &["training: expected a section"]),
         ("training.seed.x=1", &["training.seed: expected a whole number"]),
-        ("name=../x", &["no name for a folder", "letters, digits"]),
+        ("name=../x", &["is not a name for a folder", "letters, digits"]),
         ("data.train=[1,", &["the value is not YAML", "quote it"]),
         ("=", &["expected `section.key=value`", "for example"]),
     ] {
@@ -291,7 +291,7 @@ fn a_run_that_diverges_stops_and_names_the_last_good_checkpoint() {
     assert!(failure.text.contains(&saved[0]), "what was learnt before stays, of {saved:?}");
     assert!(!failure.text.contains(saved.last().unwrap()), "the one that was ruined is not called good");
     assert!(!place.path("unwatched/adapter_model.safetensors").exists(), "nothing passes for a result");
-    // A run too short for five skipped steps is no success either.
+    // A run too short for five skipped steps is not a success either.
     let madder = ["training.learning_rate=1e30", "training.max_grad_norm=0", "training.max_steps=4"];
     let short = [&madder[..], &["data.validation=null", "output_dir=short"]].concat();
     place.failure(&short).says(1, &["3 of 4 steps were skipped", "no checkpoint computes a finite loss"]);

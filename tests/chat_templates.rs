@@ -1,4 +1,4 @@
-//! Chat templates as they are published, held against what transformers makes of them, and what is learnt of each.
+//! Chat templates as they are published, compared with what transformers makes of them, and what is learnt of each.
 //!
 //! `tests/parity/chat_templates.py` writes the goldens.
 

@@ -97,7 +97,7 @@ fn errors_are_json_on_stdout_if_asked_for() {
         assert_eq!(output.status.code(), Some(2));
         let event: serde_json::Value = serde_json::from_str(text(&output.stdout).trim()).unwrap();
         assert_eq!((event["event"].as_str(), event["line"].as_u64()), (Some("error"), Some(1)), "{event}");
-        assert!(!output.stderr.is_empty(), "people are told too");
+        assert!(!output.stderr.is_empty(), "people get a message too");
     }
 }
 

@@ -365,7 +365,7 @@ fn an_export_takes_nothing_that_is_not_its_own() {
     refused(&place, &mut exporting(&place, &linked)).says(2, &["README.md", "outside of the folder"]);
 }
 
-/// An update that the rounding of the weights takes back is no export, however near the base is.
+/// An update that the rounding of the weights takes back is not an export, however near the base is.
 #[test]
 fn an_adapter_that_is_lost_is_told() {
     let place = with_adapter();

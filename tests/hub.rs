@@ -148,7 +148,7 @@ fn a_recipe_uploads_what_it_trained() {
     let card = text(&hub.file("me/mine", "main", "README.md").unwrap());
     assert!(card.contains("base_model: org/base") && card.contains("vllm serve org/base"), "{card}");
 
-    // A refused upload is no lost run.
+    // A refused upload does not lose the run.
     for _ in 0..9 {
         hub.fault("/commit/", FaultKind::Status(403, "", "no more commits today"));
     }

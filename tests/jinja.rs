@@ -1,4 +1,4 @@
-//! Jinja as published chat templates use it, held against what Jinja2 makes of it under transformers' settings.
+//! Jinja as published chat templates use it, compared with what Jinja2 makes of it under transformers' settings.
 //!
 //! `tests/parity/jinja_expressions.py` writes the golden file.
 

@@ -1,7 +1,10 @@
 //! However a run is stopped, it ends in the same bytes; and a run that is no longer the same does not go on.
 
 use crate::support::workplace::{Running, Workplace, snapshot};
+use equipoise::recipe::Recipe;
 use equipoise::rng::Rng;
+use equipoise::run::{self, RunOptions};
+use equipoise::train::{Event, Observer};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -217,6 +220,30 @@ fn a_full_disk_leaves_the_last_checkpoint_and_freed_space_goes_on() {
     place.assert_same("out", "disk/out");
 }
 
+/// A finished run has nothing to write, and what `--overwrite` removes makes room.
+#[test]
+fn a_full_disk_is_no_end_of_a_finished_run_and_overwriting_makes_its_room() {
+    let place = Workplace::new();
+    std::fs::create_dir(place.path("disk")).unwrap();
+    let disk = Disk(place.path("disk"));
+    if !disk.set("size=4m") {
+        println!("skipped: a small disk cannot be mounted here");
+        return;
+    }
+    let settings = ["output_dir=disk/out", "training.save_steps=0", "training.eval_steps=0", "data.validation=null"];
+    place.train(&settings);
+    let before = snapshot(&place.path("disk/out"));
+    // Less is left than a run takes: the disk takes what fits, and then no more.
+    std::fs::write(place.path("disk/rest"), vec![0_u8; 300 << 10]).unwrap();
+    let _ = std::fs::write(place.path("disk/filler"), vec![0_u8; 8 << 20]);
+    std::fs::remove_file(place.path("disk/rest")).unwrap();
+    place.train(&[&settings[..], &["--resume"]].concat());
+    assert!(snapshot(&place.path("disk/out")) == before);
+    place.failure(&[&settings[..2], &["output_dir=disk/other"]].concat()).says(2, &["are free on its disk"]);
+    place.train(&[&settings[..], &["--overwrite"]].concat());
+    assert!(place.adapter("disk/out") == before[&place.path("disk/out/adapter_model.safetensors")]);
+}
+
 /// As a full disk, for those who may not mount one: files may not grow beyond what the optimizer's state needs.
 #[test]
 fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
@@ -242,4 +269,62 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     assert!(snapshot(&place.path("limited/checkpoints")) == before, "the old checkpoint stays, and no litter");
     place.train(&[arguments.as_slice(), &["--resume"]].concat());
     place.assert_same("free", "limited");
+}
+
+/// Asks to stop within the validation after a step.
+struct StopsWithin {
+    validation: usize,
+    step: usize,
+    stops: bool,
+}
+
+impl Observer for StopsWithin {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Step { metrics, .. } => self.step = metrics.step,
+            Event::Validating { done, .. } => self.stops |= *done > 0 && self.step == self.validation,
+            Event::Validation(validation) => assert_ne!(validation.step, self.validation, "it was broken off"),
+            _ => {}
+        }
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stops
+    }
+}
+
+/// A validation may take as long as many steps: a stop does not wait for it, and it is done when the run goes on.
+#[test]
+fn a_stop_within_a_validation_goes_on_to_the_same_bytes() {
+    let place = Workplace::new();
+    let path = |name: &str| place.path(name).display().to_string();
+    let load = |out: &str| {
+        let settings = [
+            format!("data.train={}", path("train.jsonl")),
+            format!("data.validation={}", path("validation.jsonl")),
+            format!("output_dir={}", path(out)),
+            "training.save_steps=0".to_owned(),
+        ];
+        Recipe::load(&place.path("trial.yaml"), &settings).unwrap()
+    };
+    run::train(&load("out"), &RunOptions::default(), &mut ()).unwrap();
+    for (validation, out) in [(0, "before"), (2, "between"), (4, "behind")] {
+        let recipe = load(out);
+        let again = RunOptions { resume: true, ..RunOptions::default() };
+        // Twice: what goes on may be stopped there as well.
+        for options in [&RunOptions::default(), &again] {
+            let step = if options.resume { validation } else { 0 };
+            let summary = run::train(&recipe, options, &mut StopsWithin { validation, step, stops: false }).unwrap();
+            assert!(summary.interrupted && !summary.was_finished, "{validation}");
+            assert_eq!(summary.steps, validation);
+            let saved = place.path(&format!("{out}/checkpoints/step-{validation:06}/trainer_state.json"));
+            assert_eq!(saved.is_file(), validation > 0);
+            assert!(place.metrics(out).iter().all(|line| line["type"] != "validation" || line["step"] != validation));
+        }
+        let summary = run::train(&recipe, &again, &mut ()).unwrap();
+        assert!(!summary.interrupted && !summary.was_finished, "{validation}");
+        place.assert_same("out", out);
+        assert!(run::train(&recipe, &again, &mut ()).unwrap().was_finished);
+        place.assert_same("out", out);
+    }
 }

@@ -62,8 +62,6 @@ pub struct CardSample<'a> {
     pub before: &'a str,
     /// The adapter's answer.
     pub after: &'a str,
-    /// Whether the prompt is plain text, which no chat template made.
-    pub raw: bool,
 }
 
 /// What a card tells. Whatever is not known is left out of it.
@@ -87,8 +85,12 @@ pub struct CardFacts<'a> {
     pub training: Vec<(&'a str, String)>,
     /// The validation rows, measured.
     pub validation: Option<CardValidation>,
+    /// What was measured before training, in words; empty for the base alone.
+    pub began_with: &'a str,
     /// What the numbers come to, in a sentence.
     pub verdict: Option<String>,
+    /// Whether prompts are plain text, which no chat template makes.
+    pub raw: bool,
     /// One row of the data.
     pub sample: Option<CardSample<'a>>,
     /// The Hub's dataset from which the validation rows are, where they are from one.

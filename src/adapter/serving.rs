@@ -36,7 +36,7 @@ pub(super) fn usage(facts: &CardFacts<'_>) -> String {
             )
         }
     };
-    let encode = if facts.sample.is_some_and(|sample| sample.raw) {
+    let encode = if facts.raw {
         format!("inputs = tokenizer({prompt}, return_tensors=\"pt\")")
     } else {
         format!(

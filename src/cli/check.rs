@@ -5,7 +5,7 @@ use super::output::{Stdout, Table, bytes, colors, count, duration, printable};
 use super::progress::Progress;
 use crate::data::{DataReport, Lengths};
 use crate::error::Result;
-use crate::run::{self, CheckReport, RunOptions, TimeEstimate};
+use crate::run::{self, BaseReport, CheckReport, RunOptions, TimeEstimate};
 use clap::Args;
 use std::fmt::Write as _;
 
@@ -33,9 +33,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn render(report: &CheckReport, colors: bool) -> String {
-    let mut table = Table::default();
-    let base = &report.base;
+fn base_text(base: &BaseReport) -> String {
     let types: Vec<String> =
         base.quantization.iter().map(|(kind, tensors)| format!("{tensors} tensors {kind}")).collect();
     let mut lines = vec![
@@ -45,21 +43,11 @@ fn render(report: &CheckReport, colors: bool) -> String {
     ];
     lines.extend(base.notes.iter().map(|note| format!("note: {note}")));
     lines.retain(|line| !line.is_empty());
-    table.row("base", printable(&lines.join("\n")));
-    let adapter = &report.adapter;
-    table.row(
-        "adapter",
-        printable(&format!(
-            "{} parameters in {} modules, {}\n{}",
-            count(adapter.parameters),
-            adapter.modules,
-            bytes(adapter.bytes),
-            adapter.target_modules.join(", ")
-        )),
-    );
-    table.row("data", printable(&data_text(&report.data)));
-    table.row("steps", format!("{}, of which {} warmup", report.steps, report.warmup_steps));
-    table.row("time", report.time.as_ref().map_or("not known".to_owned(), time_text));
+    lines.join("\n")
+}
+
+/// What the run will take of memory, part by part, and what it keeps.
+fn memory_text(report: &CheckReport) -> String {
     let memory = &report.memory;
     let mut parts = String::new();
     for (name, size) in [
@@ -83,7 +71,27 @@ fn render(report: &CheckReport, colors: bool) -> String {
             kept => format!("activations of {kept} of {} layers are kept, the others computed again", report.layers),
         }
     );
-    table.row("memory", parts);
+    parts
+}
+
+fn render(report: &CheckReport, colors: bool) -> String {
+    let mut table = Table::default();
+    table.row("base", printable(&base_text(&report.base)));
+    let adapter = &report.adapter;
+    table.row(
+        "adapter",
+        printable(&format!(
+            "{} parameters in {} modules, {}\n{}",
+            count(adapter.parameters),
+            adapter.modules,
+            bytes(adapter.bytes),
+            adapter.target_modules.join(", ")
+        )),
+    );
+    table.row("data", printable(&data_text(&report.data)));
+    table.row("steps", format!("{}, of which {} warmup", report.steps, report.warmup_steps));
+    table.row("time", report.time.as_ref().map_or("not known".to_owned(), time_text));
+    table.row("memory", memory_text(report));
     table.row("device", printable(&report.device));
     if !report.libraries.is_empty() {
         let libraries = report.libraries.iter().map(|(name, path)| format!("{name}: {}", path.display()));
@@ -158,7 +166,7 @@ fn preview(pieces: &[(String, bool)], colors: bool) -> String {
 mod tests {
     use super::*;
     use crate::data::SourceReport;
-    use crate::run::{AdapterReport, BaseReport};
+    use crate::run::AdapterReport;
     use crate::train::MemoryEstimate;
 
     #[test]
@@ -180,7 +188,7 @@ mod tests {
             },
             data: DataReport {
                 sources: vec![SourceReport {
-                    format: "chat (told by the first row's field `messages`)".into(),
+                    format: "chat (by the first row's field `messages`)".into(),
                     ..SourceReport::default()
                 }],
                 rows: 1000,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What asks to stop: people, a closed terminal, and what SLURM and LSF are told to send before a job's time is up.
+/// What asks to stop: people, a closed terminal, and what SLURM and LSF can send before a job's time is up.
 const ASKING: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU];
 
 /// What comes so soon after the first is the same request: wrappers send on what the terminal has sent to both.

@@ -73,7 +73,7 @@ fn render(summary: &LintSummary) -> String {
     }
     let mut text = table.render();
     if summary.base.is_none() {
-        text.push_str("\nthe base is not at hand: modules and shapes were not held against it; `--base` names one\n");
+        text.push_str("\nthe base is not at hand: modules and shapes were not compared with it; `--base` names one\n");
     }
     for group in groups(&summary.findings) {
         text.push_str(&group_text(&group));

@@ -35,7 +35,7 @@ struct Cli {
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     /// Threads to compute with; by default one for each core.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     threads: Option<NonZeroUsize>,
     #[command(subcommand)]
     command: Command,
@@ -69,7 +69,7 @@ struct RecipeArgs {
     /// Override a key of the recipe; may be given several times.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Where to compute: auto, cpu, cuda or cuda:N; goes before the recipe's `device`.
+    /// Where to compute: auto, cpu, cuda or cuda:N; takes precedence over the recipe's `device`.
     #[arg(long, value_parser = device)]
     device: Option<DeviceConfig>,
     /// Use only what is on this machine; fetch nothing.
@@ -92,12 +92,16 @@ fn device(text: &str) -> Result<DeviceConfig, String> {
     DeviceConfig::try_from(text.to_owned())
 }
 
+fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "it must be a whole number, at least 1; leave `--threads` out to have one for each core")
+}
+
 /// Runs the command that the process was started with; returns its exit code.
 pub fn main() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help that nobody reads to the end is no failure.
+            // Help that nobody reads to the end is not a failure.
             let _ = error.print();
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
@@ -155,5 +159,14 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_threads_are_refused_with_what_to_do() {
+        let error = |n| Cli::try_parse_from(["equipoise", "check", "x.yaml", "--threads", n]).unwrap_err().to_string();
+        for n in ["0", "two", ""] {
+            let error = error(n);
+            assert!(error.contains("at least 1") && error.contains("leave `--threads` out"), "{error}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
-/// Writes a line to stderr. That nobody listens there is no reason to end a run.
+/// Writes a line to stderr. That nobody listens there is not a reason to end a run.
 pub(super) fn say(line: &str) {
     let line = match width(&console::Term::stderr()) {
         Some(width) => wrapped(line, width),
@@ -41,7 +41,7 @@ pub(super) fn wrapped(text: &str, width: usize) -> String {
     text.split('\n').map(wrap).collect::<Vec<_>>().join("\n")
 }
 
-/// stdout, on which a reader who leaves early (`| head`) is no error.
+/// stdout, on which a reader who leaves early (`| head`) is not an error.
 pub(super) struct Stdout {
     failed: Option<io::Error>,
 }

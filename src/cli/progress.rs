@@ -274,6 +274,13 @@ fn health_text(health: &Health) -> String {
     }
 }
 
+fn interrupted_text(step: usize) -> String {
+    match step {
+        0 => "interrupted before the first step: nothing was trained, and nothing is saved".to_owned(),
+        step => format!("interrupted after step {step}, saved"),
+    }
+}
+
 impl Observer for Progress {
     fn event(&mut self, event: &Event) {
         if let Some(stdout) = &mut self.json {
@@ -299,7 +306,7 @@ impl Observer for Progress {
             Event::EarlyStop { step, best_step } => {
                 self.say(&format!("stopped early after step {step}: validation was best after step {best_step}"));
             }
-            Event::Interrupted { step } => self.say(&format!("interrupted after step {step}, saved")),
+            Event::Interrupted { step } => self.say(&interrupted_text(*step)),
         }
     }
 
@@ -364,6 +371,12 @@ mod tests {
             text(&validation, MetricForBest::ObjectiveLoss, "dft"),
             "validation after step 50: dft loss 0.1000, the best so far; cross-entropy 2.5000, token accuracy 41.2%"
         );
+    }
+
+    #[test]
+    fn nothing_is_called_saved_before_the_first_step() {
+        assert_eq!(interrupted_text(7), "interrupted after step 7, saved");
+        assert!(interrupted_text(0).ends_with("nothing was trained, and nothing is saved"));
     }
 
     #[test]

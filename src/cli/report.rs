@@ -9,7 +9,7 @@ use miette::{
 use std::fmt;
 use std::io::{IsTerminal, Read};
 
-/// Columns where it is no terminal that shows the report.
+/// Columns where it is not a terminal that shows the report.
 const PLAIN_WIDTH: usize = 120;
 /// Files above this size are not read again for the lines around a mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -23,7 +23,7 @@ const MAX_LINE: usize = 160;
 pub(super) struct Look {
     /// Columns; those of the terminal if not said.
     pub width: Option<usize>,
-    /// Lines and arrows in Unicode; ASCII where it is no terminal that shows them.
+    /// Lines and arrows in Unicode; ASCII where it is not a terminal that shows them.
     pub unicode: bool,
     /// Colors.
     pub colors: bool,

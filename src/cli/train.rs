@@ -78,17 +78,15 @@ fn render(summary: &Summary, resume: &str) -> String {
     let mut table = Table::default();
     ending_rows(&mut table, summary);
     validation_rows(&mut table, summary);
-    let measured = match (summary.peak_gpu_memory, summary.peak_memory) {
-        (Some(peak), _) => format!("{} of the GPU's at the peak", bytes(peak)),
-        (None, Some(peak)) => format!("{} at the peak", bytes(peak)),
-        (None, None) => "not measured here".into(),
-    };
-    table.row("memory", format!("{measured}; estimated before: {}", bytes(summary.estimated_memory)));
+    if summary.steps > summary.resumed_after {
+        table.row("memory", memory_text(summary));
+    }
     let files: Vec<String> = summary.files.iter().map(|file| file.display().to_string()).collect();
     table.row("written", printable(&files.join("\n")));
     if let Some(sample) = &summary.sample {
         table.row("", " ");
-        sample_rows(&mut table, sample);
+        let before = if summary.begins_with_adapter { "base alone" } else { "before" };
+        sample_rows(&mut table, sample, before);
         table.row("", " ");
     }
     next_rows(&mut table, summary, resume);
@@ -99,28 +97,20 @@ fn render(summary: &Summary, resume: &str) -> String {
     table.render() + &uploaded
 }
 
+/// What was held at the most, beside what was estimated: of steps, so that without one there is nothing to compare.
+fn memory_text(summary: &Summary) -> String {
+    let measured = match (summary.peak_gpu_memory, summary.peak_memory) {
+        (Some(peak), _) => format!("{} of the GPU's at the peak", bytes(peak)),
+        (None, Some(peak)) => format!("{} at the peak", bytes(peak)),
+        (None, None) => "not measured here".into(),
+    };
+    format!("{measured}; estimated before: {}", bytes(summary.estimated_memory))
+}
+
 /// What was done, and which adapter came of it.
 fn ending_rows(table: &mut Table, summary: &Summary) {
-    if summary.was_finished {
-        table.row("finished", format!("before: all {} steps were done, and none was taken now", summary.steps));
-    } else {
-        let ended = if summary.interrupted { "interrupted after" } else { "trained" };
-        let early = if summary.stopped_early { ", stopped early," } else { "" };
-        let skipped = match summary.skipped {
-            0 => String::new(),
-            skipped => format!(", {skipped} skipped as not finite"),
-        };
-        table.row(
-            ended,
-            format!(
-                "{} {}{early}{skipped} in {} ({:.0} tokens/s)",
-                summary.steps,
-                if summary.steps == 1 { "step" } else { "steps" },
-                duration(summary.seconds),
-                summary.tokens_per_second
-            ),
-        );
-    }
+    let (label, text) = ending_text(summary);
+    table.row(label, text);
     let of_step = match summary.adapter_step {
         step if step == summary.steps || summary.interrupted => String::new(),
         step => format!(", of step {step}, where {} was best", summary.metric_for_best_model.name()),
@@ -131,6 +121,41 @@ fn ending_rows(table: &mut Table, summary: &Summary) {
         return;
     }
     table.row("adapter", format!("{} ({parameters} parameters{of_step})", summary.adapter_dir.display()));
+}
+
+/// What this process did, which may have gone on with an earlier one's run.
+fn ending_text(summary: &Summary) -> (&'static str, String) {
+    let Summary { steps, total_steps, resumed_after, .. } = *summary;
+    let taken = steps - resumed_after.min(steps);
+    let counted = |n: usize| format!("{n} {}", if n == 1 { "step" } else { "steps" });
+    let time = duration(summary.seconds);
+    let timed = match taken {
+        0 => String::new(),
+        _ => format!(" in {time} ({:.0} tokens/s)", summary.tokens_per_second),
+    };
+    let skipped = match summary.skipped {
+        0 => String::new(),
+        skipped => format!(", {skipped} skipped as not finite"),
+    };
+    match (summary.interrupted, taken) {
+        (true, 0) if steps == 0 => ("interrupted", "before the first step: nothing was trained".into()),
+        (true, 0) => ("interrupted after", format!("{} of {total_steps}{skipped}; none was taken now", counted(steps))),
+        (true, _) if resumed_after > 0 => {
+            ("interrupted after", format!("{} of {total_steps}{skipped}; {taken} of them now,{timed}", counted(steps)))
+        }
+        (true, _) => ("interrupted after", format!("{}{skipped}{timed}", counted(steps))),
+        (false, 0) if summary.was_finished => {
+            ("finished", format!("before: all {} were done, and none was taken now", counted(steps)))
+        }
+        (false, 0) if steps > 0 => {
+            ("finished", format!("all {} were done before; what was left to do took {time}", counted(steps)))
+        }
+        (false, _) => {
+            let of = if resumed_after > 0 { format!("{taken} of {}", counted(steps)) } else { counted(steps) };
+            let early = if summary.stopped_early { ", stopped early," } else { "" };
+            ("trained", format!("{of}{early}{skipped}{timed}"))
+        }
+    }
 }
 
 fn validation_rows(table: &mut Table, summary: &Summary) {
@@ -177,19 +202,20 @@ fn next_rows(table: &mut Table, summary: &Summary, resume: &str) {
     }
     table.row("next", generate);
     if summary.was_finished {
-        let more = "a longer run: `--resume --set training.max_steps=N`, where the learning rate is constant; else a new run with";
-        table.row("train on", format!("{more} `lora.init_from: {}`", summary.output_dir.display()));
+        let new = format!("a new run with `lora.init_from: {}`", summary.output_dir.display());
+        let longer = summary.longer.as_ref().map(|settings| format!("a longer run: `--resume {settings}`; or "));
+        table.row("train on", format!("{}{new}", longer.unwrap_or_default()));
     }
 }
 
-fn sample_rows(table: &mut Table, sample: &Sample) {
+fn sample_rows(table: &mut Table, sample: &Sample, before: &str) {
     let shown = |text: &str| match printable(text.trim()) {
         text if text.is_empty() => "(nothing)".to_owned(),
         text => text,
     };
     table.row("prompt", shown(&sample.prompt));
     table.row("reference", shown(&sample.reference));
-    table.row("before", shown(&sample.before));
+    table.row(before, shown(&sample.before));
     table.row("after", shown(&sample.after));
 }
 
@@ -218,7 +244,11 @@ mod tests {
         Summary {
             output_dir: "adapters/quickstart".into(),
             adapter_dir: "adapters/quickstart".into(),
+            total_steps: 200,
+            resumed_after: 0,
             was_finished: false,
+            longer: None,
+            begins_with_adapter: false,
             objective: "bft".into(),
             metric_for_best_model: MetricForBest::TokenProbability,
             verdict: Some("better than the base alone by token probability, which decides".into()),
@@ -266,5 +296,40 @@ mod tests {
         summary.verdict = None;
         summary.adapter_dir = "adapters/quickstart/checkpoints/step-000200".into();
         insta::assert_snapshot!(render(&summary, "equipoise train recipes/quickstart.yaml --resume"));
+    }
+
+    #[test]
+    fn what_this_process_did_is_told_from_what_the_run_did() {
+        let mut summary = summary();
+        let said = |summary: &Summary| {
+            let (label, text) = ending_text(summary);
+            format!("{label} {text}")
+        };
+        assert_eq!(said(&summary), "trained 200 steps in 2m 31s (5123 tokens/s)");
+        summary.resumed_after = 195;
+        assert_eq!(said(&summary), "trained 5 of 200 steps in 2m 31s (5123 tokens/s)");
+        (summary.interrupted, summary.steps) = (true, 197);
+        assert_eq!(said(&summary), "interrupted after 197 steps of 200; 2 of them now, in 2m 31s (5123 tokens/s)");
+        summary.steps = 195;
+        assert_eq!(said(&summary), "interrupted after 195 steps of 200; none was taken now");
+        (summary.steps, summary.resumed_after) = (0, 0);
+        assert_eq!(said(&summary), "interrupted before the first step: nothing was trained");
+        assert!(!render(&summary, "again").contains("at the peak"), "no step, nothing to compare");
+    }
+
+    #[test]
+    fn a_finished_run_says_how_it_is_made_longer() {
+        let mut summary = summary();
+        (summary.was_finished, summary.resumed_after) = (true, 200);
+        let text = render(&summary, "again");
+        assert!(text.contains("all 200 steps were done, and none was taken now"), "{text}");
+        assert!(text.contains("a new run with `lora.init_from") && !text.contains("--resume"), "{text}");
+        assert!(!text.contains("at the peak"), "{text}");
+        summary.longer = Some("--set training.max_steps=N --set training.warmup_steps=6".into());
+        let text = render(&summary, "again");
+        assert!(
+            text.contains("a longer run: `--resume --set training.max_steps=N --set training.warmup_steps=6`"),
+            "{text}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `equipoise verify`: exports held against base and adapter.
+//! `equipoise verify`: exports compared with base and adapter.
 
 use super::interrupt::Interrupt;
 use super::output::{Stdout, say};

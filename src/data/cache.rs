@@ -76,7 +76,7 @@ impl Cache {
             if stamps(source)? == before { Ok(()) } else { Err(changed(source)) }
         });
         match made.and_then(|()| TokenStore::open(&path)) {
-            // The data's own faults are told as such; that a folder nobody asked for cannot be written is none.
+            // The data's own faults are reported as such; that a folder nobody asked for cannot be written is none.
             Err(error) if self.is_about(&error) && !self.named => {
                 tracing::warn!(folder = %self.folder.display(), %error, "tokens are held in memory");
                 tokenize(source, progress)

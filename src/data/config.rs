@@ -57,6 +57,9 @@ pub struct DataConfig {
     /// Where tokenised rows are kept.
     #[serde(default)]
     pub cache: CacheConfig,
+    /// Whether the model card shows one of the rows, with what the models answer.
+    #[serde(default)]
+    pub sample_in_card: bool,
 }
 
 /// One or several sources of rows: in a recipe a path, a source, or a list of these.
@@ -226,6 +229,7 @@ impl DataConfig {
             packing: false,
             group_by_length: false,
             cache: CacheConfig::default(),
+            sample_in_card: false,
         }
     }
 
@@ -243,7 +247,13 @@ impl DataConfig {
             return Err(Error::invalid("data.max_seq_len: must be at least 2 tokens"));
         }
         if !(0.0..1.0).contains(&self.validation_split) {
-            return Err(Error::invalid("data.validation_split: must be at least 0 and below 1"));
+            let split = self.validation_split;
+            let error = Error::invalid(format!("data.validation_split: must be at least 0 and below 1, got {split}"));
+            return Err(if (1.0..100.0).contains(&split) {
+                error.with_help(format!("it is a share of the rows: {split}% is {}", split / 100.0))
+            } else {
+                error.with_help("it is the share of the rows that is held out: 0.1 is a tenth")
+            });
         }
         if self.validation.is_some() && self.validation_split > 0.0 {
             return Err(Error::invalid(
@@ -285,7 +295,7 @@ impl SourceConfig {
     }
 
     /// What its rows look like. A source with a format of its own has fields and template of its own too; what another says
-    /// itself goes before what the section says.
+    /// itself takes precedence over what the section says.
     pub(super) fn rows<'a>(&'a self, defaults: &'a DataConfig) -> RowSettings<'a> {
         let Self { fields, roles, .. } = self;
         if let Some(format) = self.format {

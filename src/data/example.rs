@@ -19,7 +19,7 @@ pub enum Example {
         /// The tools that the assistant may call, as the chat template takes them (`JSON` schemas); mostly none.
         tools: Vec<Value>,
         /// More variables of the chat template, by name, as transformers' `apply_chat_template` takes them: a row's
-        /// `chat_template_kwargs`, `{"enable_thinking": false}` for one. They go before special tokens of the same name;
+        /// `chat_template_kwargs`, `{"enable_thinking": false}` for one. They take precedence over special tokens of the same name;
         /// `messages`, `tools` and `add_generation_prompt` they do not replace. Mostly none.
         template_kwargs: Map<String, Value>,
     },

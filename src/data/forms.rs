@@ -45,7 +45,7 @@ enum Content {
 /// The messages in the form that the template takes, and the rendering of them.
 ///
 /// # Errors
-/// Of the row as it is, when the template refuses every form; when `arguments` is no JSON, and the template takes objects.
+/// Of the row as it is, when the template refuses every form; when `arguments` is not JSON, and the template takes objects.
 pub(super) fn fitting<'m>(
     template: &ChatTemplate,
     messages: &'m [Message],
@@ -211,7 +211,7 @@ fn stands_as_text(arguments: &Json, text: &str) -> bool {
     text.contains(arguments.trim()) && !text.contains(&quoted)
 }
 
-/// Arguments that must be an object, and are no JSON text of one.
+/// Arguments that must be an object, and are not JSON text of one.
 fn no_object(messages: &[Message], text: &str) -> Option<Error> {
     let is_bad = |function: &Json| {
         let arguments = &function["arguments"];
@@ -224,7 +224,7 @@ fn no_object(messages: &[Message], text: &str) -> Option<Error> {
         function["name"].as_str().unwrap_or_default(),
         turn + 1
     );
-    Some(Error::invalid(message).with_help("text of Python's (`{'a': None}`) is no JSON; `json.dumps` writes it"))
+    Some(Error::invalid(message).with_help("text of Python's (`{'a': None}`) is not JSON; `json.dumps` writes it"))
 }
 
 /// The object whose JSON text this is; empty text is the object without fields.

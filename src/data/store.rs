@@ -94,7 +94,7 @@ impl TokenStore {
     /// Opens the store in a file, and checks all of it against its hash.
     ///
     /// # Errors
-    /// When the file cannot be read, is no store, or is damaged.
+    /// When the file cannot be read, is not a store, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let damaged = |what: &str| {
             Error::file(path, format!("is not a whole file of tokens: {what}")).with_help("remove it; it is made anew")
@@ -292,7 +292,7 @@ mod tests {
         std::fs::write(&path, &whole).unwrap();
         let store = TokenStore::open(&path).unwrap();
         std::fs::write(&path, &whole[..10]).unwrap();
-        assert!(store.row(2).unwrap_err().to_string().contains("cannot read"), "a file cut under a run is no crash");
+        assert!(store.row(2).unwrap_err().to_string().contains("cannot read"), "a file cut under a run is not a crash");
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Encoder {
         self
     }
 
-    /// Those of `marks` that are no single token here. A base has never seen them, and each costs several tokens.
+    /// Those of `marks` that are not a single token here. A base has never seen them, and each costs several tokens.
     pub fn split_marks<'m>(&self, marks: &[&'m str]) -> Vec<&'m str> {
         let splits = |mark: &&str| !self.tokenize(mark).is_ok_and(|tokens| tokens.ids.len() == 1);
         marks.iter().copied().filter(splits).collect()

@@ -74,7 +74,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
     (hash == blake3::hash(image).as_bytes()).then(|| image.to_owned())
 }
 
-/// That nothing can be kept is no error: the next process compiles again.
+/// That nothing can be kept is not an error: the next process compiles again.
 fn write(file: &Path, image: &[u8]) {
     let Some(folder) = file.parent() else { return };
     let aside = file.with_extension(format!("{}.tmp", std::process::id()));

@@ -199,7 +199,7 @@ pub(super) fn check_range(bytes: &[u8], dtype: GgmlDType, name: &str) -> Result<
 /// Rows in a type.
 ///
 /// # Errors
-/// When the rows are no whole blocks.
+/// When the rows are not whole blocks.
 pub(super) fn encode(values: &[f32], columns: usize, dtype: GgmlDType) -> Result<Vec<u8>> {
     Ok(match dtype {
         GgmlDType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),

@@ -158,7 +158,7 @@ pub struct Job<'a> {
     pub quantization: QuantizationConfig,
     /// The base.
     pub base: &'a Base,
-    /// A chat template that goes before the base's.
+    /// A chat template that takes precedence over the base's.
     pub chat_template: Option<&'a str>,
     /// The texts of the tokens that end an answer.
     pub stop: &'a [String],
@@ -222,7 +222,7 @@ pub fn look(folder: &Path, overwrite: bool) -> Result<()> {
         return Err(Error::file(folder, "holds an earlier export")
             .with_help("`--overwrite` replaces it; `--out FOLDER` keeps it and writes elsewhere"));
     }
-    // What is not the export's goes with nobody's asking.
+    // What is not the export's is not removed without being asked for.
     let manifest = Manifest::read(folder)?;
     for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,7 +1,7 @@
 //! Ollama's Modelfile: the chat template in Go's template language, and the stop tokens.
 //!
 //! A template in Jinja cannot be translated, so it is tried: conversations of known texts are rendered, and what stands between
-//! the texts is what the Go template has to write. (Texts with white space around them are not tried: Ollama cannot trim.) The result is held against more conversations, and given up where one of
+//! the texts is what the Go template has to write. (Texts with white space around them are not tried: Ollama cannot trim.) The result is compared with more conversations, and given up where one of
 //! them differs in a byte: Ollama then reads the chat template of the GGUF file, for the families that it knows.
 
 use super::{Job, Output, gguf};
@@ -47,7 +47,7 @@ impl OllamaTemplate {
     /// Finds it, or says why there is none: `Ok(Err(reason))`.
     ///
     /// # Errors
-    /// When the template is no valid Jinja.
+    /// When the template is not valid Jinja.
     pub fn derive(facts: &TemplateFacts) -> Result<std::result::Result<Self, String>> {
         let at = |day| ChatTemplate::at(facts.source, facts.bos, facts.eos, day);
         let (template, later) = (at(DAYS[0])?, at(DAYS[1])?);

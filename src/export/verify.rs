@@ -25,7 +25,7 @@ pub struct Difference {
     pub max_logit_difference: f64,
 }
 
-/// The logits of a reference, text by text, to hold others against.
+/// The logits of a reference, text by text, to compare others with.
 pub struct Reference {
     texts: Vec<Vec<u32>>,
     logits: Vec<Vec<f32>>,

@@ -5,7 +5,7 @@ use crate::nn::{DecoderLayer, Linear};
 use crate::ops::{Dropout, composed};
 use candle_core::{Device, Result, Tensor};
 
-/// What a layer is told about a batch `[b, t]` besides its hidden states.
+/// What a layer knows of a batch `[b, t]` besides its hidden states.
 #[derive(Debug)]
 pub struct TapeContext<'a> {
     /// Cosines and sines, `[b, t, head_dim / 2]`.

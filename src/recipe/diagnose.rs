@@ -5,6 +5,7 @@ use super::keys::{Kind, keys_of, kind_at};
 use super::source::Source;
 use super::unknown::nearest;
 use crate::error::{Error, Result};
+use crate::export::lint::Server;
 use serde_yaml::Value;
 
 /// A value on one line, as YAML's flow style writes it. Long ones are cut.
@@ -48,7 +49,7 @@ pub(super) fn yaml_problem(error: &serde_yaml::Error) -> String {
 /// A broken text above this size is refused by the locator's parser alone: the other one can take minutes over it.
 const LARGE: usize = 1 << 15;
 
-/// Refuses what is no YAML, or not the one mapping that a recipe is.
+/// Refuses what is not YAML, or not the one mapping that a recipe is.
 pub(super) fn parse(source: &Source<'_>) -> Result<Value> {
     if let Some(place) = source.locations.too_deep {
         return Err(source
@@ -166,7 +167,7 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         return source.at_key(path, format!("{section}: unknown key `{field}`")).with_help(help);
     }
     let value = at(root, path).cloned().unwrap_or(Value::Null);
-    // The element of a list is told by its list.
+    // What an element of a list takes, its list says.
     let key = path.split('[').next().unwrap_or(path);
     let kind = kind_at(key).unwrap_or(Kind::Other);
     let known = ["invalid type", "invalid value", "unknown variant", "data did not match", "invalid length"];
@@ -183,6 +184,29 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
         _ => format!("{path}: expected {}, got {}", expected(kind, key), describe(&value)),
     };
     helped(source.at_value(path, message), value_help(source, path, kind, &value))
+}
+
+/// What to write for a word that is not a server, or for servers that are not in a list.
+fn server_help(value: &Value) -> String {
+    let text = plain(value).unwrap_or_default().to_lowercase();
+    let words = text.split([',', ' ']).filter(|word| !word.is_empty());
+    match words.map(near_server).collect::<Option<Vec<_>>>() {
+        Some(meant) if !meant.is_empty() && meant.join(",") == text.replace(' ', "") => {
+            format!("a list goes in brackets: `for: [{}]`\n{}", meant.join(", "), servers())
+        }
+        Some(meant) if !meant.is_empty() => format!("did you mean `for: [{}]`?\n{}", meant.join(", "), servers()),
+        _ => servers(),
+    }
+}
+
+/// The server that a word may mean: `llama.cpp` is `llamacpp`.
+fn near_server(word: &str) -> Option<&'static str> {
+    let word = word.to_lowercase().replace(['-', '_', '.'], "");
+    nearest(&word, Server::ALL.into_iter().map(Server::name))
+}
+
+fn servers() -> String {
+    format!("the servers: {}", Server::ALL.map(Server::name).join(", "))
 }
 
 /// An error with its help, where there is any.
@@ -268,6 +292,11 @@ fn value_help(source: &Source<'_>, path: &str, kind: Kind, value: &Value) -> Str
                 None => target_help(value),
             }
         }
+        Kind::Other if path == "export.for" => server_help(value),
+        Kind::Other if path.starts_with("export.for[") => match near_server(&text.unwrap_or_default()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => String::new(),
+        },
         Kind::Other => String::new(),
         Kind::Section(_) => section_help(path, text.as_deref()),
     }

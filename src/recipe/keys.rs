@@ -40,7 +40,7 @@ pub(super) fn kind_at(path: &str) -> Option<Kind> {
     kind_of(&route)
 }
 
-/// The keys of a section; of the recipe itself for an empty path; none where the path is no section.
+/// The keys of a section; of the recipe itself for an empty path; none where the path is not a section.
 pub(super) fn keys_of(path: &str) -> &'static [&'static str] {
     match kind_at(path) {
         Some(Kind::Section(keys)) => keys,

@@ -92,7 +92,7 @@ fn cut(line: &str) -> String {
 
 impl<'a> Source<'a> {
     pub fn new(path: &'a Path, text: &'a str) -> Self {
-        // A byte order mark, as some editors write it, is no part of the YAML.
+        // A byte order mark, as some editors write it, is not part of the YAML.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         Self { path, text, locations: locate(text), overrides: Vec::new() }
     }

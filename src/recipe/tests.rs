@@ -109,6 +109,10 @@ fn a_changed_value_is_told_and_changes_the_hash_but_its_place_does_not() {
     assert_eq!(changed.differences(&plain, KeyKind::Schedule), ["training.max_steps: 5 (was null)"]);
     let saved = set(&["training.save_steps=3", "training.eval_steps=2", "hub.repo=me/mine"]).unwrap();
     assert_eq!(saved.hash(), plain.hash());
+    // What is said of a run has all of it: whoever has the file can compute it.
+    let longer = set(&["training.max_steps=5"]).unwrap();
+    assert_eq!(longer.hash(), plain.hash());
+    assert_ne!(longer.sha256().unwrap(), plain.sha256().unwrap());
     let free = saved.differences(&plain, KeyKind::Free);
     assert!(free.contains(&"training.save_steps: 3 (was 0)".to_owned()) && free.len() >= 3, "{free:?}");
 }
@@ -157,10 +161,15 @@ fn wrong_values_are_told_with_what_fits() {
         ("training:\n  gradient_checkpointing: true\n", "write `layer`", "true"),
         ("objective: sft\n", "write:\nobjective:\n  type: sft", "sft"),
         ("export:\n  for: [vllm, llama.cpp]\n", "`llama.cpp` is not a server that adapters", "llama.cpp"),
+        ("export:\n  for: [vllm, llama.cpp]\n", "did you mean `llamacpp`?", "llama.cpp"),
         ("export:\n  for: vllm\n", "export.for: expected a list of servers", "vllm"),
+        ("export:\n  for: vllm\n", "a list goes in brackets: `for: [vllm]`", "vllm"),
+        ("export:\n  for: ollamaa\n", "got the string `ollamaa`\ndid you mean `for: [ollama]`?", "ollamaa"),
+        ("export:\n  for: vllm, ollamaa\n", "did you mean `for: [vllm, ollama]`?", "vllm, ollamaa"),
+        ("export:\n  for: triton\n", "the servers: vllm, sglang", "triton"),
         ("device: gpu\n", "write `cuda`", "gpu"),
         ("name: 12\n", "put it in quotes: `name: \"12\"`", "12"),
-        ("name: ../x\n", "name: `../x` is no name for a folder", "../x"),
+        ("name: ../x\n", "name: `../x` is not a name for a folder", "../x"),
         ("lora:\n  r: 0\n", "lora.r: must be at least 1", "0"),
         ("training:\n  learning_rate: .nan\n", "training.learning_rate: must be a number above 0", ".nan"),
         ("output_dir: \"\"\n", "output_dir: is empty", "\"\""),
@@ -185,7 +194,7 @@ fn an_override_is_blamed_for_what_it_breaks() {
         ("base.model.x=1", "`base.model` holds a value"),
         ("training={sed: 1}", "unknown key `sed` in section `training`"),
         ("lora.target_modules=[1]", "lora.target_modules"),
-        ("device=cuda:-1", "`cuda:-1` is no device"),
+        ("device=cuda:-1", "`cuda:-1` is not a device"),
     ];
     for (text, expected) in cases {
         if text == "lora.r.x=1" {

@@ -79,7 +79,10 @@ pub(super) fn write_card(
         training: training(recipe, prepared, fit),
         validation,
         verdict: super::verdict(recipe, fit).map(|verdict| sentence(&verdict)),
-        sample: sample.map(shown),
+        began_with: super::began_with(recipe),
+        raw: prepared.dataset.report.conversations == 0,
+        // A row may be somebody's: it goes into a file that is made to be sent only where the recipe says so.
+        sample: sample.filter(|_| recipe.data.sample_in_card).map(shown),
         validation_dataset: validation_dataset.as_deref(),
         datasets: &datasets,
         license: hub.and_then(|hub| hub.license.as_deref()),
@@ -92,13 +95,7 @@ pub(super) fn write_card(
 }
 
 fn shown(sample: &Sample) -> CardSample<'_> {
-    CardSample {
-        prompt: &sample.prompt,
-        reference: &sample.reference,
-        before: &sample.before,
-        after: &sample.after,
-        raw: sample.raw,
-    }
+    CardSample { prompt: &sample.prompt, reference: &sample.reference, before: &sample.before, after: &sample.after }
 }
 
 /// A verdict as a sentence of its own.
@@ -107,7 +104,7 @@ fn sentence(verdict: &str) -> String {
     letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }
 
-/// Rows in numbers. Of a file its name is told, not its folders.
+/// Rows in numbers. Of a file the name is given, not its folders.
 fn rows(data: &DataConfig, report: &DataReport) -> CardRows {
     let name = |source: &crate::data::SourceConfig| match (&source.hub, &source.path) {
         (Some(id), _) => Some(dataset_id(id).split('@').next()?.to_owned()),
@@ -116,7 +113,11 @@ fn rows(data: &DataConfig, report: &DataReport) -> CardRows {
     };
     let mut sources: Vec<String> = data.train.0.iter().filter_map(name).collect();
     sources.dedup();
-    let left_out = [(report.dropped, "too long"), (report.skipped, "that could not be read")];
+    let left_out = [
+        (report.dropped, "too long"),
+        (report.skipped, "that could not be read"),
+        (report.unlearnt, "with nothing to learn"),
+    ];
     CardRows {
         sources,
         train: report.train_rows,

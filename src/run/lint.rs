@@ -46,7 +46,7 @@ pub struct ServerReport {
 pub struct LintSummary {
     /// The adapter.
     pub adapter: PathBuf,
-    /// The base that its tensors were held against, if there was one.
+    /// The base that its tensors were compared with, if there was one.
     pub base: Option<String>,
     /// One for each server asked for.
     pub servers: Vec<ServerReport>,

@@ -28,7 +28,6 @@ pub use timing::TimeEstimate;
 pub use upload::{UploadRequest, Uploaded, plan_upload, upload};
 pub use verify::{Verified, VerifyRequest, verify};
 
-use crate::adapter::AdapterBundle;
 use crate::device::{Device, Gpu, process_memory};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -64,7 +63,7 @@ pub struct RunOptions {
 /// # Errors
 /// For everything that [`check`] finds, before anything is written; when the output folder holds something else or cannot
 /// be written; when the recipe wants an upload that the Hub would not let in; and [`crate::Error::Diverged`]. An upload that
-/// fails after training is no error here: [`Summary::uploaded`] has it.
+/// fails after training is not an error here: [`Summary::uploaded`] has it.
 pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
     let start = Instant::now();
     OutputFolder::look(recipe, options)?;
@@ -79,11 +78,29 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     if observer.stop_requested() {
         return Err(Error::Interrupted);
     }
-    if let Some(warning) = output::check_disk(recipe, model.params.parameters())? {
+    let steps = total_steps(&recipe.training, prepared.plan.packs_per_epoch());
+    if let Some(warning) = output::check_disk(recipe, options, (model.params.parameters(), steps))? {
         observer.event(&Event::Warning(warning));
     }
     let out = OutputFolder::open(recipe, options)?;
+    let fit = take_steps(recipe, options, &prepared, &model, (&out, changes, started), observer)?;
+    let ending = if fit.interrupted {
+        Ending::default()
+    } else {
+        end(recipe, &prepared, &model, &fit, (&out, uploads), observer)?
+    };
+    Ok(summary(recipe, &prepared, &model, fit, ending, start))
+}
 
+/// The steps: from the beginning, or from where an earlier process was. `changes` are what the recipe has otherwise by now.
+fn take_steps(
+    recipe: &Recipe,
+    options: &RunOptions,
+    prepared: &Prepared,
+    model: &Model,
+    (out, changes, started): (&OutputFolder, Vec<String>, u64),
+    observer: &mut dyn Observer,
+) -> Result<FitSummary> {
     let objective = objectives::build(&recipe.objective);
     let pool = Pool::default();
     let engine = Engine {
@@ -97,7 +114,6 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         pool: &pool,
         capacity: prepared.micro_batches.most_tokens,
     };
-    let identity = prepared.identity(recipe)?;
     let mut files = prepared.adapter_files(recipe)?;
     files.others.push(("recipe.yaml".into(), recipe.to_yaml()?.into_bytes()));
     let settings = Settings {
@@ -110,8 +126,8 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         begins_with_adapter: recipe.lora.init_from.is_some(),
         tokens_after: prepared.tokens_after(),
     };
-    let mut trainer =
-        Trainer::new(engine, &recipe.training, (&prepared.dataset, &prepared.plan), identity, settings, out.path())?;
+    let rows = (&prepared.dataset, &prepared.plan);
+    let mut trainer = Trainer::new(engine, &recipe.training, rows, prepared.identity(recipe)?, settings, out.path())?;
     if options.resume {
         trainer.resume()?;
         for change in changes {
@@ -119,31 +135,41 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         }
     }
     out.write_recipe(recipe)?;
-    let fit = trainer.fit(prepared.header(recipe, &model), observer)?;
+    let fit = trainer.fit(prepared.header(recipe, model)?, observer)?;
     let (buffers, bytes) = pool.allocated();
     tracing::debug!(buffers, bytes, "the steps' buffers");
-    // Their memory serves what comes after the steps.
-    pool.clear();
-    let is_ruined = fit.health.is_some_and(|health| health.verdict == Verdict::Ruined);
-
-    let (mut files, mut sample, mut uploaded) = (Vec::new(), None, None);
-    if !fit.interrupted {
-        observer.event(&Event::Phase("writing the adapter".into()));
-        files = write_adapter(recipe, &prepared, &model, &out)?;
-        files.extend(card::write_tokenizer(&prepared, &out, observer)?);
-        sample = prepared.sample(&model.lm, observer);
-        files.push(card::write_card(recipe, &prepared, &fit, sample.as_ref(), &out)?);
-        files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
-        if uploads && !is_ruined {
-            uploaded = upload::after_training(recipe, observer);
-        }
-    }
-    Ok(Summary { uploaded, ..summary(recipe, &prepared, &model, fit, (files, sample, start)) })
+    Ok(fit)
 }
 
-fn write_adapter(recipe: &Recipe, prepared: &Prepared, model: &Model, out: &OutputFolder) -> Result<Vec<PathBuf>> {
-    let config = prepared.adapter_files(recipe)?.config;
-    AdapterBundle { config, tensors: model.params.as_tensors()? }.save(out.path(), candle_core::DType::F32)
+/// What a run leaves at its end.
+#[derive(Default)]
+struct Ending {
+    files: Vec<PathBuf>,
+    sample: Option<Sample>,
+    uploaded: Option<Uploaded>,
+}
+
+/// Writes the adapter and what goes with it, and uploads it where the recipe says so.
+fn end(
+    recipe: &Recipe,
+    prepared: &Prepared,
+    model: &Model,
+    fit: &FitSummary,
+    (out, uploads): (&OutputFolder, bool),
+    observer: &mut dyn Observer,
+) -> Result<Ending> {
+    observer.event(&Event::Phase("writing the adapter".into()));
+    let mut files = output::write_adapter(prepared.adapter_files(recipe)?.config, model.params.as_tensors()?, out)?;
+    files.extend(card::write_tokenizer(prepared, out, observer)?);
+    let sample = prepared.sample(&model.lm, observer);
+    files.push(card::write_card(recipe, prepared, fit, sample.as_ref(), out)?);
+    files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
+    let uploaded = if uploads && !is_ruined(fit) { upload::after_training(recipe, observer) } else { None };
+    Ok(Ending { files, sample, uploaded })
+}
+
+fn is_ruined(fit: &FitSummary) -> bool {
+    fit.health.is_some_and(|health| health.verdict == Verdict::Ruined)
 }
 
 fn summary(
@@ -151,7 +177,8 @@ fn summary(
     prepared: &Prepared,
     model: &Model,
     fit: FitSummary,
-    (files, sample, start): (Vec<PathBuf>, Option<Sample>, Instant),
+    Ending { files, sample, uploaded }: Ending,
+    start: Instant,
 ) -> Summary {
     Summary {
         output_dir: recipe.output_dir.clone(),
@@ -162,12 +189,16 @@ fn summary(
         },
         recipe_name: recipe.name.clone(),
         steps: fit.state.step,
+        total_steps: fit.total_steps,
+        resumed_after: fit.resumed_after,
         was_finished: fit.was_finished,
+        longer: output::longer(recipe, &fit),
+        begins_with_adapter: recipe.lora.init_from.is_some(),
         objective: header::objective_name(recipe.objective.kind).to_owned(),
         metric_for_best_model: header::metric(recipe),
         verdict: verdict(recipe, &fit),
         health: fit.health,
-        fails: recipe.training.fail_on_divergence && fit.health.is_some_and(|health| health.verdict == Verdict::Ruined),
+        fails: recipe.training.fail_on_divergence && is_ruined(&fit),
         interrupted: fit.interrupted,
         stopped_early: fit.state.stopped_early,
         skipped: fit.state.skipped,
@@ -185,14 +216,23 @@ fn summary(
         adapter_parameters: model.params.parameters(),
         sample,
         files,
-        uploaded: None,
+        uploaded,
     }
 }
 
 /// What a run's numbers come to, in a sentence.
 fn verdict(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
-    let weighs = recipe.objective.weighs_by_probability();
-    of_adapter(fit).map(|of| header::verdict(of, header::metric(recipe), weighs, fit.health.as_ref()))
+    let judge = header::Judge {
+        metric: header::metric(recipe),
+        weighs_by_probability: recipe.objective.weighs_by_probability(),
+        began_with: began_with(recipe),
+    };
+    of_adapter(fit).map(|of| judge.verdict(of, fit.health.as_ref()))
+}
+
+/// What the validation before training is of, in words.
+const fn began_with(recipe: &Recipe) -> &'static str {
+    if recipe.lora.init_from.is_some() { "the adapter it began with" } else { "the base alone" }
 }
 
 /// The validation before training, and the one of the adapter that the run ends with.

@@ -1,11 +1,14 @@
 //! The output folder: whose it is, and that only one run writes there.
 
 use super::RunOptions;
+use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors};
 use crate::error::{Error, Result};
 use crate::export::TOKENIZER_FILES;
 use crate::fs;
 use crate::recipe::{KeyKind, Recipe};
-use crate::train::{Checkpoint, checkpoint_folder, checkpoints_folder, read_state};
+use crate::train::{Checkpoint, FitSummary, LrScheduler, checkpoint_folder, checkpoints_folder, read_state};
+use candle_core::{DType, Tensor};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +17,8 @@ const LOCK: &str = ".lock";
 /// Bytes of an adapter's small files: card, recipe, metrics, tokenizer.
 const OTHER_FILES: u64 = 64 << 10;
 const METRICS: &str = "metrics.jsonl";
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// An output folder that this process holds.
 pub(super) struct OutputFolder {
@@ -154,24 +159,38 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
     if !(schedule.is_empty() || options.resume || Checkpoint::steps(path).is_empty()) {
         return Err(another(
             schedule,
-            "`--resume` goes on where that changes no step that is done (a longer run with a constant learning rate); else set \
+            "`--resume` goes on where that changes no step that is done (a longer run with `lr_scheduler: constant` and \
+             `warmup_steps`); else set \
              another `output_dir`, or begin again with `--overwrite`",
         ));
     }
-    let begun = Checkpoint::steps(path).is_empty() && !path.join("adapter_model.safetensors").exists();
+    let begun = Checkpoint::steps(path).is_empty() && !path.join(ADAPTER).exists();
     Ok(if begun { Found::Beginning } else { Found::Run })
 }
 
-/// Whether the disk has room for what a run writes, as a warning where it may become full.
+/// Whether the disk has room for what a run of so many parameters and steps writes, as a warning where it may become full.
 ///
 /// # Errors
 /// When it has no room for a checkpoint and the adapter.
-pub(super) fn check_disk(recipe: &Recipe, adapter_parameters: usize) -> Result<Option<String>> {
-    let Some(free) = fs::free_space(&recipe.output_dir) else { return Ok(None) };
+pub(super) fn check_disk(
+    recipe: &Recipe,
+    options: &RunOptions,
+    (adapter_parameters, steps): (usize, usize),
+) -> Result<Option<String>> {
+    let out = &recipe.output_dir;
+    let Some(free) = fs::free_space(out) else { return Ok(None) };
+    // What `--overwrite` removes makes room first.
+    let free = free + if options.overwrite { written(out).iter().map(|path| fs::size(path)).sum() } else { 0 };
     let adapter = 4 * adapter_parameters as u64 + OTHER_FILES;
     // Beside the adapter, the optimizer's two moments.
-    let checkpoint = adapter + 8 * adapter_parameters as u64;
-    let there = Checkpoint::steps(&recipe.output_dir).len();
+    let mut checkpoint = adapter + 8 * adapter_parameters as u64;
+    if options.resume && is_finished(recipe, steps)? {
+        if out.join(ADAPTER).is_file() {
+            return Ok(None);
+        }
+        checkpoint = 0;
+    }
+    let there = if options.overwrite { 0 } else { Checkpoint::steps(out).len() };
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     if free < adapter + checkpoint {
         let message = format!(
@@ -180,7 +199,7 @@ pub(super) fn check_disk(recipe: &Recipe, adapter_parameters: usize) -> Result<O
             mib(checkpoint),
             mib(adapter)
         );
-        return Err(Error::file(&recipe.output_dir, message).with_help("free some space, or set another `output_dir`"));
+        return Err(Error::file(out, message).with_help("free some space, or set another `output_dir`"));
     }
     // Those that are kept, the best, and the one that is being written.
     let at_most = (recipe.training.save_total_limit + 2).saturating_sub(there) as u64;
@@ -189,11 +208,63 @@ pub(super) fn check_disk(recipe: &Recipe, adapter_parameters: usize) -> Result<O
         format!(
             "{} MiB are free on the disk of {}; with `training.save_total_limit: {}` checkpoints may take {} MiB",
             free >> 20,
-            recipe.output_dir.display(),
+            out.display(),
             recipe.training.save_total_limit,
             mib(most)
         )
     }))
+}
+
+/// Whether the last checkpoint has all steps behind it, and their validation.
+fn is_finished(recipe: &Recipe, steps: usize) -> Result<bool> {
+    let Some(&last) = Checkpoint::steps(&recipe.output_dir).last() else { return Ok(false) };
+    let state = read_state(&checkpoint_folder(&recipe.output_dir, last))?;
+    Ok((state.step >= steps || state.stopped_early) && !state.validation_is_to_come)
+}
+
+/// Writes an adapter into the folder. One that is there already, with the same numbers, is left as it is: a finished run can be
+/// looked at on a full disk.
+///
+/// # Errors
+/// When the disk refuses.
+pub(super) fn write_adapter(
+    config: AdapterConfig,
+    tensors: BTreeMap<String, Tensor>,
+    out: &OutputFolder,
+) -> Result<Vec<PathBuf>> {
+    let paths = [ADAPTER_CONFIG, ADAPTER].map(|name| out.path.join(name));
+    let bundle = AdapterBundle { config, tensors };
+    if is_written(&bundle, &paths) { Ok(paths.into()) } else { bundle.save(&out.path, DType::F32) }
+}
+
+/// Whether configuration and tensors of an adapter stand in their two files.
+fn is_written(bundle: &AdapterBundle, [config, tensors]: &[PathBuf; 2]) -> bool {
+    let json = std::fs::read(config).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    if json != Some(bundle.config.to_json(&bundle.modules())) {
+        return false;
+    }
+    let Ok(there) = read_tensors(tensors) else { return false };
+    let numbers = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).ok();
+    let same = |(name, tensor): (&String, &Tensor)| {
+        there.get(name).is_some_and(|it| it.dims() == tensor.dims() && numbers(it) == numbers(tensor))
+    };
+    there.len() == bundle.tensors.len() && bundle.tensors.iter().all(same)
+}
+
+/// The settings by which a run that has ended can be made longer: steps that are done must keep their learning rates and rows.
+pub(super) fn longer(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
+    let training = &recipe.training;
+    let rows = fit.state.step * training.micro_batch_size * training.gradient_accumulation_steps;
+    if training.lr_scheduler != LrScheduler::Constant || fit.state.rows != rows {
+        return None;
+    }
+    let warmup = match fit.state.schedule {
+        Some(schedule) if training.warmup_steps.is_none() && training.warmup_ratio > 0.0 => {
+            format!(" --set training.warmup_steps={}", schedule.warmup_steps())
+        }
+        _ => String::new(),
+    };
+    Some(format!("--set training.max_steps=N{warmup}"))
 }
 
 /// What the recipe has otherwise than the run that goes on, where that is allowed.
@@ -207,18 +278,19 @@ pub(super) fn changes(recipe: &Recipe, options: &RunOptions) -> Vec<String> {
     earlier.map(differences).unwrap_or_default()
 }
 
-/// Removes what a run has written, and nothing else.
+/// What a run has written, as far as it is there, and nothing else.
+fn written(path: &Path) -> Vec<PathBuf> {
+    let checkpoints = Checkpoint::steps(path).into_iter().map(|step| checkpoint_folder(path, step));
+    let own = [ADAPTER, ADAPTER_CONFIG, METRICS, "README.md", RECIPE];
+    let files = own.iter().chain(TOKENIZER_FILES).map(|name| path.join(name));
+    checkpoints.chain(files).filter(|path| path.exists()).collect()
+}
+
+/// Removes what a run has written.
 fn clear(path: &Path) -> Result<()> {
-    for step in Checkpoint::steps(path) {
-        let folder = checkpoint_folder(path, step);
-        std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-    }
-    let own = ["adapter_model.safetensors", "adapter_config.json", METRICS, "README.md", RECIPE];
-    for name in own.iter().chain(TOKENIZER_FILES) {
-        let file = path.join(name);
-        if file.exists() {
-            std::fs::remove_file(&file).map_err(Error::io("remove", &file))?;
-        }
+    for path in written(path) {
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.map_err(Error::io("remove", &path))?;
     }
     Ok(())
 }

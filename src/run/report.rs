@@ -18,15 +18,24 @@ pub struct Summary {
     pub adapter_dir: PathBuf,
     /// The recipe's name.
     pub recipe_name: String,
-    /// Optimizer steps done.
+    /// Optimizer steps done, by all processes of the run.
     pub steps: usize,
-    /// Whether they were all done before: by an earlier process.
+    /// Optimizer steps of the whole run.
+    pub total_steps: usize,
+    /// The step that this process went on after; 0 at the beginning.
+    pub resumed_after: usize,
+    /// Whether all was done before: by an earlier process.
     pub was_finished: bool,
+    /// The settings by which `--resume` would make a longer run of it; none where that would change steps that are done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub longer: Option<String>,
+    /// Whether it began with another run's adapter, by `lora.init_from`.
+    pub begins_with_adapter: bool,
     /// The objective, as the recipe writes it.
     pub objective: String,
     /// Which number of a validation decides what is best.
     pub metric_for_best_model: MetricForBest,
-    /// Whether the adapter is better than the base alone, in a sentence; none without validations.
+    /// Whether the adapter is better than what the run began with, in a sentence; none without validations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
     /// The adapter beside the base alone, on rows of the run.

@@ -26,7 +26,7 @@ pub(super) struct TrainedOn {
 }
 
 impl TrainedOn {
-    /// The base that the folder's `recipe.yaml` names, else the one that the adapter names; `base` goes before both.
+    /// The base that the folder's `recipe.yaml` names, else the one that the adapter names; `base` takes precedence over both.
     ///
     /// # Errors
     /// When the adapter cannot be read, or no base is named.
@@ -79,7 +79,7 @@ impl TrainedOn {
         &self.config.model
     }
 
-    /// Reads the adapter, and holds the base against the one that it was trained on.
+    /// Reads the adapter, and compares the base with the one that it was trained on.
     ///
     /// # Errors
     /// When the adapter does not fit, or the base that it names is no longer what it was. A base that somebody named is

@@ -81,7 +81,7 @@ pub(super) fn before_training(recipe: &Recipe, options: &RunOptions, observer: &
     Ok(true)
 }
 
-/// Uploads what the run has written. A failure is no lost run.
+/// Uploads what the run has written. A failure does not lose the run.
 pub(super) fn after_training(recipe: &Recipe, observer: &mut dyn Observer) -> Option<Uploaded> {
     let config = recipe.hub.as_ref()?;
     let request = UploadRequest { folder: recipe.output_dir.clone(), options: config.options(), offline: false };

@@ -1,4 +1,4 @@
-//! Exports held against base and adapter, as they were trained.
+//! Exports compared with base and adapter, as they were trained.
 
 use super::output::now;
 use super::prepare::{encoder, open_device};
@@ -96,7 +96,7 @@ pub fn verify(request: &VerifyRequest, observer: &mut dyn Observer) -> Result<Ve
         observer.event(&Event::Phase(format!("reading {}", folder.display())));
         manifest.check_files(folder)?;
         let adapter = request.adapter.as_ref().unwrap_or(&manifest.adapter);
-        // What was merged into the unquantized model is held against the one that the adapter was trained on.
+        // What was merged into the unquantized model is compared with the one that the adapter was trained on.
         let given = manifest.base_given && !manifest.original;
         let model = request.base.clone().or_else(|| given.then(|| manifest.base.clone()));
         let place = TrainedBase { model, fallback: manifest.original_base(), offline: request.offline };

@@ -2,7 +2,7 @@
 
 use super::health::Watch;
 use super::metrics::Validation;
-use super::{AdamW, Schedule};
+use super::{AdamW, MetricForBest, Schedule};
 use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
@@ -40,6 +40,12 @@ pub struct TrainerState {
     pub stale_validations: usize,
     /// Whether early stopping has ended the run.
     pub stopped_early: bool,
+    /// Whether the run was asked to stop while the validation after this step was due: it is still to come.
+    #[serde(default)]
+    pub validation_is_to_come: bool,
+    /// By which number of a validation the best was chosen.
+    #[serde(default)]
+    pub metric: Option<MetricForBest>,
     /// Cross-entropy and token accuracy of the first step's rows under the base alone.
     #[serde(default)]
     pub first_step: Option<(f64, f64)>,
@@ -170,7 +176,7 @@ impl Checkpoint {
 pub fn read_state(folder: &Path) -> Result<TrainerState> {
     let path = folder.join(STATE);
     let bytes = std::fs::read(&path).map_err(|error| damaged(&path, &format!("cannot be read: {error}")))?;
-    serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &format!("is no checkpoint's state: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &format!("is not a checkpoint's state: {error}")))
 }
 
 /// A file of a checkpoint that is not as it was written.

@@ -12,7 +12,7 @@ const MAX_ROWS_PER_STEP: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingConfig {
-    /// Passes over the training rows; `max_steps` goes before it.
+    /// Passes over the training rows; `max_steps` takes precedence.
     pub epochs: f64,
     /// Optimizer steps; 0 writes the adapter as it begins.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +28,7 @@ pub struct TrainingConfig {
     pub lr_scheduler: LrScheduler,
     /// Share of the steps over which the rate rises from 0.
     pub warmup_ratio: f64,
-    /// Steps over which the rate rises from 0; goes before `warmup_ratio`.
+    /// Steps over which the rate rises from 0; takes precedence over `warmup_ratio`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<usize>,
     /// Decoupled weight decay.
@@ -108,6 +108,16 @@ impl MetricForBest {
             Self::ObjectiveLoss => format!("{:.4}", validation.objective_loss),
             Self::TokenAccuracy => format!("{:.1}%", 100.0 * validation.token_accuracy),
             Self::TokenProbability => format!("{:.1}%", 100.0 * validation.token_probability),
+        }
+    }
+
+    /// The recipe's word for it.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::CrossEntropy => "cross_entropy",
+            Self::TokenAccuracy => "token_accuracy",
+            Self::TokenProbability => "token_probability",
+            Self::ObjectiveLoss => "objective_loss",
         }
     }
 

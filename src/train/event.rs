@@ -70,7 +70,7 @@ pub enum Event {
         /// The step of the best validation.
         best_step: usize,
     },
-    /// The run was asked to stop, and did so after this step, saved.
+    /// The run was asked to stop, and did so after this step, saved; before the first step, 0, there is nothing to save.
     Interrupted {
         /// The step.
         step: usize,
@@ -79,7 +79,7 @@ pub enum Event {
 
 /// Watches a run.
 pub trait Observer {
-    /// Is told of each event, in order.
+    /// Gets each event, in order.
     fn event(&mut self, event: &Event);
 
     /// Whether the run should stop after the step at hand, as after Ctrl-C.

@@ -6,6 +6,7 @@
 //! look bad, less and less often, and at the end of a run.
 
 use super::backward::Loss;
+use super::metrics::or_nan;
 use serde::{Deserialize, Serialize};
 
 /// How far the cross-entropy may lie above the base's, in nats, while no more tokens are ranked first.
@@ -13,6 +14,10 @@ const WORSE: f64 = 0.5;
 /// How far it may lie above, in nats, whatever the accuracy: an objective that weighs tokens by their probability gives up the
 /// least likely of them, and may rank more of the others first.
 const FAR: f64 = 1.0;
+/// With fewer learnt tokens a difference may be chance: no model is called ruined.
+pub(super) const FEW_TOKENS: usize = 64;
+/// So many learnt tokens are compared at the end of a run, where its rows have them.
+pub(super) const ENOUGH_TOKENS: usize = 256;
 
 /// What an adapter does to a run's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -20,12 +25,16 @@ pub struct Health {
     /// After this step.
     pub step: usize,
     /// Mean cross-entropy of the supervised tokens, in nats, with the adapter.
+    #[serde(deserialize_with = "or_nan")]
     pub cross_entropy: f64,
     /// That of the base alone.
+    #[serde(deserialize_with = "or_nan")]
     pub base_cross_entropy: f64,
     /// Share of the supervised tokens that the model ranks first, with the adapter.
+    #[serde(deserialize_with = "or_nan")]
     pub token_accuracy: f64,
     /// That of the base alone.
+    #[serde(deserialize_with = "or_nan")]
     pub base_token_accuracy: f64,
     /// Supervised tokens.
     pub supervised_tokens: usize,
@@ -42,7 +51,7 @@ pub enum Verdict {
     /// The cross-entropy is more than 0.5 nats above the base's and the token accuracy is not; or it is more than 1 nat above.
     Worse,
     /// It is more than 1 nat above, and the model predicts half as many tokens as the base or fewer; or it is above that of a
-    /// guess among all tokens, where the base's is not.
+    /// guess among all tokens, where the base's is not. Not on fewer than 64 tokens, but for a cross-entropy that is not finite.
     Ruined,
 }
 
@@ -67,11 +76,13 @@ impl Health {
         let is_lost = rise > FAR && token_accuracy <= base_token_accuracy / 2.0;
         let is_worse = rise > FAR || rise > WORSE && token_accuracy <= base_token_accuracy;
         let is_guessing = cross_entropy > guess && base_cross_entropy < guess && rise > WORSE;
-        let verdict = match rise {
-            // Neither is a number that is none.
-            rise if rise.is_nan() || is_lost || is_guessing => Verdict::Ruined,
-            _ if is_worse => Verdict::Worse,
-            _ => Verdict::Healthy,
+        let is_none = rise.is_nan() || !cross_entropy.is_finite();
+        let verdict = if is_none || (is_lost || is_guessing) && supervised_tokens >= FEW_TOKENS {
+            Verdict::Ruined
+        } else if is_worse || is_lost || is_guessing {
+            Verdict::Worse
+        } else {
+            Verdict::Healthy
         };
         Self {
             step,
@@ -152,6 +163,14 @@ mod tests {
         // The base guesses itself: a random one, or rows that no model expects.
         assert_eq!(verdict((9.0, 0.1), (8.5, 0.1)), Verdict::Healthy);
         assert_eq!(verdict((f64::NAN, 0.0), (2.9, 0.52)), Verdict::Ruined);
+    }
+
+    #[test]
+    fn a_handful_of_tokens_calls_no_model_ruined() {
+        let on = |tokens, cross_entropy| Health::of(7, (cross_entropy, 0.04), (2.9, 0.52), tokens, 2048).verdict;
+        assert_eq!((on(63, 26.8), on(64, 26.8)), (Verdict::Worse, Verdict::Ruined));
+        // That it does not compute is not chance.
+        assert_eq!((on(2, f64::NAN), on(2, f64::INFINITY)), (Verdict::Ruined, Verdict::Ruined));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The numbers of a run, of a step and of a validation: a line of `metrics.jsonl` each.
 //!
 //! A key has one meaning in all of them: `cross_entropy` is plain, and comparable between objectives; `objective_loss` is the
-//! objective's own. Before version 0.2 both were called `loss`, in lines of different types; those are still read.
+//! objective's own. Older metrics files name them both `loss`, in lines of different types; those are still read. A number that
+//! is not finite is `null`, as JSON has it, and is read as one that is none.
 
 use super::MetricForBest;
 use crate::objectives::ObjectiveMetrics;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::Path;
 
 /// What runs: the first line of `metrics.jsonl`, and another one each time that the run goes on.
@@ -51,7 +52,7 @@ pub struct RunHeader {
     pub total_steps: usize,
     /// The step that this process goes on after; 0 at the beginning.
     pub resumed_after: usize,
-    /// SHA-256 of what of the recipe decides the result.
+    /// SHA-256 of the recipe that runs: of the file `recipe.yaml` in the output folder.
     pub recipe_sha256: String,
     /// Decides initialisation, order of the rows, and dropout.
     pub seed: u64,
@@ -72,6 +73,11 @@ impl RunHeader {
     }
 }
 
+/// A number; `null`, which JSON has for one that is not finite, is NaN.
+pub(super) fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|number| number.unwrap_or(f64::NAN))
+}
+
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -80,12 +86,13 @@ pub struct StepMetrics {
     /// Passes over the data so far, in parts of a pass.
     pub epoch: f64,
     /// Mean cross-entropy of the supervised tokens, in nats: comparable across objectives.
+    #[serde(deserialize_with = "or_nan")]
     pub cross_entropy: f64,
     /// The objective's loss of this step.
-    #[serde(alias = "loss")]
+    #[serde(alias = "loss", deserialize_with = "or_nan")]
     pub objective_loss: f64,
-    /// Share of the supervised tokens that the model ranks first, ahead of all others. 0 in lines before version 0.2.
-    #[serde(default)]
+    /// Share of the supervised tokens that the model ranks first, ahead of all others. 0 where an older file has none.
+    #[serde(default, deserialize_with = "or_nan")]
     pub token_accuracy: f64,
     /// Learning rate.
     pub learning_rate: f64,
@@ -113,14 +120,15 @@ pub struct Validation {
     /// After this step; 0 is the untrained adapter.
     pub step: usize,
     /// Mean cross-entropy of the supervised tokens, in nats.
-    #[serde(alias = "loss")]
+    #[serde(alias = "loss", deserialize_with = "or_nan")]
     pub cross_entropy: f64,
     /// Share of the supervised tokens that the model ranks first, ahead of all others.
     pub token_accuracy: f64,
-    /// Mean probability of the supervised tokens. 0 in lines before version 0.2.
-    #[serde(default)]
+    /// Mean probability of the supervised tokens. 0 where an older file has none.
+    #[serde(default, deserialize_with = "or_nan")]
     pub token_probability: f64,
     /// The objective's own loss.
+    #[serde(deserialize_with = "or_nan")]
     pub objective_loss: f64,
     /// Supervised tokens.
     pub supervised_tokens: usize,

@@ -1,6 +1,6 @@
 //! Training: the step, the optimizer, what is saved and how it goes on.
 //!
-//! It owns the loop and its state on the disk. It prints nothing: an [`Observer`] is told. It knows no recipe: its
+//! It owns the loop and its state on the disk. It prints nothing: an [`Observer`] gets its events. It knows no recipe: its
 //! configuration is [`TrainingConfig`].
 
 mod adamw;

@@ -1,21 +1,26 @@
-//! The loop: steps, validations, checkpoints. How a run goes on is in `resume`, what is done when it goes wrong in `watch`.
+//! The loop: steps, validations, checkpoints. How a run goes on is in `resume`, how it is measured in `validate`, what is done
+//! when it goes wrong in `watch`.
 
 mod resume;
+mod validate;
 mod watch;
 
-use super::backward::{Engine, Loss, StepSums, dropout_keys};
+use super::backward::{Engine, StepSums, dropout_keys};
 use super::checkpoint::{AdapterFiles, Checkpoint, Identity, TrainerState, checkpoint_folder};
 use super::clock::Clock;
 use super::gpu_memory::GpuBudget;
 use super::health::Health;
-use super::metrics::{RunHeader, StepMetrics, Validation};
+use super::metrics::{RunHeader, StepMetrics};
 use super::record::{Line, Record};
 use super::{AdamW, Event, MetricForBest, Observer, Schedule, TrainingConfig};
-use crate::data::{Batch, Dataset, Epoch, Plan, Rows, Sequence};
+use crate::data::{Batch, Dataset, Epoch, IGNORED, Plan, Sequence};
 use crate::device::process_memory;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// A run's lines, in its output folder.
+const METRICS: &str = "metrics.jsonl";
 
 /// What a run came to.
 #[derive(Debug, Clone)]
@@ -26,7 +31,11 @@ pub struct FitSummary {
     pub interrupted: bool,
     /// The step whose adapter the parameters now hold.
     pub adapter_step: usize,
-    /// Whether no step was left to take: an earlier process had taken them all.
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// The step that this process went on after; 0 at the beginning.
+    pub resumed_after: usize,
+    /// Whether nothing was left to do: an earlier process had taken all steps, and measured them.
     pub was_finished: bool,
     /// What the adapter does to the run's rows, beside the base alone; none for a run that was interrupted or takes no step.
     pub health: Option<Health>,
@@ -78,6 +87,17 @@ pub struct Trainer<'a> {
     tokens: usize,
 }
 
+/// What came of a validation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measured {
+    /// The best since training began.
+    Best,
+    /// Not the best, or there are no rows.
+    Other,
+    /// The run was asked to stop before all rows were measured. Nothing is noted or recorded.
+    BrokenOff,
+}
+
 /// What a step takes: samples that share a row of the batch, and the row's place in the run.
 struct Pack {
     place: u64,
@@ -87,6 +107,10 @@ struct Pack {
 impl Pack {
     fn tokens(&self) -> usize {
         self.samples.iter().map(Sequence::len).sum()
+    }
+
+    fn learnt(&self) -> usize {
+        self.samples.iter().flat_map(|sample| &sample.labels).filter(|&&label| label != IGNORED).count()
     }
 }
 
@@ -117,6 +141,7 @@ impl<'a> Trainer<'a> {
         let schedule = Schedule::new(config, total_steps);
         let packs_per_step = config.micro_batch_size * config.gradient_accumulation_steps;
         let tokens_per_pack = dataset.report.tokens as f64 / plan.packs_per_epoch().max(1) as f64;
+        let validation_tokens = dataset.validation.entries().map(|entry| f64::from(entry.tokens)).sum();
         let state = TrainerState {
             step: 0,
             updates: 0,
@@ -130,6 +155,8 @@ impl<'a> Trainer<'a> {
             best_validation: None,
             stale_validations: 0,
             stopped_early: false,
+            validation_is_to_come: false,
+            metric: Some(settings.metric),
             first_step: None,
             seconds: 0.0,
             tokens: 0,
@@ -151,7 +178,7 @@ impl<'a> Trainer<'a> {
             total_steps,
             state,
             epoch: None,
-            clock: Clock::new(tokens_per_pack * packs_per_step as f64, settings.tokens_after),
+            clock: Clock::new(tokens_per_pack * packs_per_step as f64, settings.tokens_after, validation_tokens),
             seconds: 0.0,
             tokens: 0,
         })
@@ -162,53 +189,84 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When the disk refuses, and [`Error::Diverged`] after too many steps in a row without a finite gradient.
     pub fn fit(mut self, mut header: RunHeader, observer: &mut dyn Observer) -> Result<FitSummary> {
-        let resumed = (self.state.step > 0).then_some(self.state.step);
-        let was_finished = resumed.is_some() && self.is_over();
-        let mut record = Record::open(&self.out.join("metrics.jsonl"), resumed)?;
-        (header.total_steps, header.resumed_after) = (self.total_steps, self.state.step);
+        let resumed_after = self.state.step;
+        let was_finished = resumed_after > 0 && self.is_over() && !self.state.validation_is_to_come;
+        let resumed = (resumed_after > 0).then_some(resumed_after);
+        let mut record = Record::open(&self.out.join(METRICS), resumed, self.state.validation_is_to_come)?;
+        (header.total_steps, header.resumed_after) = (self.total_steps, resumed_after);
         if !was_finished {
             record.write(&Line::Run(Box::new(header.without_folders())))?;
         }
         observer.event(&Event::Run(header));
         if let Some(gpu) = self.engine.device.gpu() {
-            // What was refused to an earlier run on this device is no reason for this one.
+            // What was refused to an earlier run on this device is not a reason for this one.
             gpu.take_refusal();
         }
         self.reserve()?;
-        observer.event(&Event::Start { step: self.state.step, total_steps: self.total_steps });
-        if self.state.step == 0 {
-            self.validate(&mut record, observer)?;
-        }
-        let mut interrupted = !self.is_over() && observer.stop_requested();
+        observer.event(&Event::Start { step: resumed_after, total_steps: self.total_steps });
+        let mut interrupted = self.begin(&mut record, observer)?;
         while !self.is_over() && !interrupted {
             self.step(&mut record, observer)?;
-            let step = self.state.step;
-            let last = step == self.total_steps;
-            if last {
-                self.check_skipped()?;
-            }
-            let mut best = false;
-            if last || is_due(step, self.config.eval_steps) {
-                best = self.validate(&mut record, observer)?;
-            }
-            if self.state.stopped_early {
-                let best_step = self.state.best_validation.as_ref().map_or(step, |best| best.step);
-                observer.event(&Event::EarlyStop { step, best_step });
-            }
-            interrupted = !last && !self.state.stopped_early && observer.stop_requested();
-            // While steps are skipped nothing is learnt, and the checkpoints from before are the good ones.
-            let due = is_due(step, self.config.save_steps) && self.state.skipped_in_a_row == 0;
-            if last || best || interrupted || self.state.stopped_early || due {
-                self.save(observer)?;
-            }
+            interrupted = self.end_step(&mut record, observer)?;
         }
         if interrupted {
             observer.event(&Event::Interrupted { step: self.state.step });
         }
         let adapter_step = if interrupted { self.state.step } else { self.load_best()? };
         let health = if interrupted { None } else { self.final_health(adapter_step, &mut record, observer)? };
-        let Self { state, seconds, tokens, .. } = self;
-        Ok(FitSummary { state, interrupted, adapter_step, was_finished, health, seconds, tokens })
+        let Self { state, seconds, tokens, total_steps, .. } = self;
+        Ok(FitSummary {
+            state,
+            interrupted,
+            adapter_step,
+            total_steps,
+            resumed_after,
+            was_finished,
+            health,
+            seconds,
+            tokens,
+        })
+    }
+
+    /// What comes before the next step: the validation of the untrained adapter, or the one that a stop broke off. Whether the
+    /// run is to stop here.
+    fn begin(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<bool> {
+        if self.state.validation_is_to_come {
+            return self.end_step(record, observer);
+        }
+        if self.state.step == 0 && self.validate(record, observer)? == Measured::BrokenOff {
+            return Ok(true);
+        }
+        Ok(!self.is_over() && observer.stop_requested())
+    }
+
+    /// What is due after a step: a validation, a checkpoint. Whether the run is to stop here.
+    fn end_step(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<bool> {
+        let step = self.state.step;
+        let last = step == self.total_steps;
+        if last {
+            self.check_skipped()?;
+        }
+        // A checkpoint that waits for its validation is written again behind it.
+        let waited = std::mem::take(&mut self.state.validation_is_to_come);
+        let mut measured = Measured::Other;
+        if last || is_due(step, self.config.eval_steps) {
+            measured = self.validate(record, observer)?;
+        }
+        self.state.validation_is_to_come = measured == Measured::BrokenOff;
+        if self.state.stopped_early {
+            let best_step = self.state.best_validation.as_ref().map_or(step, |best| best.step);
+            observer.event(&Event::EarlyStop { step, best_step });
+        }
+        let interrupted =
+            measured == Measured::BrokenOff || !last && !self.state.stopped_early && observer.stop_requested();
+        // While steps are skipped nothing is learnt, and the checkpoints from before are the good ones.
+        let due = is_due(step, self.config.save_steps) && self.state.skipped_in_a_row == 0;
+        let must = last || interrupted || self.state.stopped_early || waited;
+        if must || due || measured == Measured::Best {
+            self.save(observer)?;
+        }
+        Ok(interrupted)
     }
 
     /// Whether there is no step left to take.
@@ -231,22 +289,24 @@ impl<'a> Trainer<'a> {
 
     /// The packs of a step, in the order in which the run meets them.
     fn packs(&mut self, step: usize) -> Result<Vec<Pack>> {
-        let n = self.plan.packs_per_epoch();
         let packs_per_step = self.config.micro_batch_size * self.config.gradient_accumulation_steps;
         let first = (step - 1) * packs_per_step;
-        let end = (first + packs_per_step).min(total_rows(self.config, n));
-        let mut packs = Vec::with_capacity(packs_per_step);
-        for place in first..end {
-            let number = (place / n) as u64;
-            let epoch = match self.epoch.take() {
-                Some((current, epoch)) if current == number => epoch,
-                _ => self.plan.epoch(number),
-            };
-            let samples = epoch.pack(place % n).iter().map(|&row| self.dataset.train.get(row as usize));
-            packs.push(Pack { place: place as u64, samples: samples.collect::<Result<_>>()? });
-            self.epoch = Some((number, epoch));
-        }
-        Ok(packs)
+        let end = (first + packs_per_step).min(total_rows(self.config, self.plan.packs_per_epoch()));
+        (first..end).map(|place| self.pack(place)).collect()
+    }
+
+    /// The pack at a place of the run.
+    fn pack(&mut self, place: usize) -> Result<Pack> {
+        let n = self.plan.packs_per_epoch();
+        let number = (place / n) as u64;
+        let epoch = match self.epoch.take() {
+            Some((current, epoch)) if current == number => epoch,
+            _ => self.plan.epoch(number),
+        };
+        let samples = epoch.pack(place % n).iter().map(|&row| self.dataset.train.get(row as usize));
+        let pack = Pack { place: place as u64, samples: samples.collect::<Result<_>>()? };
+        self.epoch = Some((number, epoch));
+        Ok(pack)
     }
 
     /// One optimizer step.
@@ -255,8 +315,7 @@ impl<'a> Trainer<'a> {
         let step = self.state.step + 1;
         let mut packs = self.packs(step)?;
         let consumed = packs.len();
-        // Rows of like length side by side: less padding, and the step's result does not depend on how it is cut.
-        packs.sort_by_key(|pack| (pack.tokens(), pack.place));
+        sort(&mut packs);
         let StepSums { loss, denominator, gradients } = loop {
             match self.sums(&packs) {
                 Ok(sums) => break sums,
@@ -318,94 +377,6 @@ impl<'a> Trainer<'a> {
         self.engine.sums(&batches, keys)
     }
 
-    /// Measures the validation rows; whether they are at their best since training began. A loss that is not finite ends the
-    /// run: no parameters come back from there.
-    fn validate(&mut self, record: &mut Record, observer: &mut dyn Observer) -> Result<bool> {
-        if self.dataset.validation.is_empty() {
-            return Ok(false);
-        }
-        let start = Instant::now();
-        let validation: &Rows = &self.dataset.validation;
-        let mut rows: Vec<usize> = (0..validation.len()).collect();
-        rows.sort_by_key(|&row| validation.entry(row).tokens);
-        let loss = loop {
-            match self.evaluate(&rows, observer) {
-                Ok(loss) => break loss,
-                Err(error) => {
-                    let tokens = rows.iter().map(|&row| validation.entry(row).tokens as usize).max();
-                    self.make_room(error, tokens, observer)?;
-                }
-            }
-        };
-        let supervised = loss.supervised.max(1) as f64;
-        let mean = loss.cross_entropy / supervised;
-        let step = self.state.step;
-        if !mean.is_finite() {
-            if self.state.updates == 0 {
-                return Err(Error::Diverged {
-                    message: format!("the validation loss is {mean} before anything was learnt"),
-                    help: Some("base and adapter do not compute: check the base's files, and lora.lora_alpha".into()),
-                });
-            }
-            return Err(self.diverged(&format!("step {step}: the validation loss is {mean}")));
-        }
-        let mut validation = Validation {
-            step,
-            cross_entropy: mean,
-            token_accuracy: loss.top1 as f64 / supervised,
-            token_probability: loss.probability / supervised,
-            objective_loss: loss.sum / self.engine.objective.denominator(rows.len(), loss.supervised),
-            supervised_tokens: loss.supervised,
-            best: false,
-        };
-        let best = self.state.best_validation.as_ref();
-        validation.best = step > 0 && best.is_none_or(|best| validation.is_better(best, self.settings.metric));
-        let best = validation.best;
-        self.clock.validation(start.elapsed().as_secs_f64());
-        record.write(&Line::Validation(validation.clone()))?;
-        observer.event(&Event::Validation(validation.clone()));
-        let first = self.state.first_validation.as_ref().filter(|_| !self.settings.begins_with_adapter);
-        // The untrained adapter is the base: what was measured before training is the other half of a pair.
-        let health = first.filter(|_| step > 0).map(|first| {
-            let numbers = |of: &Validation| (of.cross_entropy, of.token_accuracy);
-            let vocabulary = self.engine.lm.dimensions.vocabulary;
-            Health::of(step, numbers(&validation), numbers(first), validation.supervised_tokens, vocabulary)
-        });
-        self.note(validation);
-        if let Some(health) = health.filter(|health| health.verdict != super::Verdict::Healthy) {
-            self.report(health, record, observer)?;
-        }
-        Ok(best)
-    }
-
-    /// The loss of validation rows, in micro-batches.
-    fn evaluate(&self, rows: &[usize], observer: &mut dyn Observer) -> Result<Loss> {
-        let (mut loss, total) = (Loss::default(), rows.len());
-        for (i, rows) in rows.chunks(self.micro_batch_size).enumerate() {
-            observer.event(&Event::Validating { done: i * self.micro_batch_size, total });
-            let samples = rows.iter().map(|&row| self.dataset.validation.get(row)).collect::<Result<Vec<_>>>()?;
-            loss.join(
-                self.engine.evaluate(&Batch::collate(&samples.iter().collect::<Vec<_>>(), self.settings.pad_id))?,
-            );
-        }
-        Ok(loss)
-    }
-
-    fn note(&mut self, validation: Validation) {
-        if self.state.first_validation.is_none() {
-            self.state.first_validation = Some(validation.clone());
-        }
-        if validation.best {
-            self.state.best_validation = Some(validation.clone());
-            self.state.stale_validations = 0;
-        } else if validation.step > 0 {
-            self.state.stale_validations += 1;
-            let patience = self.config.early_stopping_patience;
-            self.state.stopped_early = patience > 0 && self.state.stale_validations >= patience;
-        }
-        self.state.last_validation = Some(validation);
-    }
-
     fn save(&self, observer: &mut dyn Observer) -> Result<()> {
         let adapter = self.engine.params.as_tensors()?;
         let saved = Checkpoint::save(self.out, self.settings.files, adapter, &self.optimizer, &self.state);
@@ -452,6 +423,11 @@ impl<'a> Trainer<'a> {
 
 const fn is_due(step: usize, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every)
+}
+
+/// Rows of like length side by side: less padding, and the result does not depend on how they are cut.
+fn sort(packs: &mut [Pack]) {
+    packs.sort_by_key(|pack| (pack.tokens(), pack.place));
 }
 
 fn collate(packs: &[Pack], pad_id: u32) -> Batch {

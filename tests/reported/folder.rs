@@ -39,7 +39,7 @@ fn the_tokenizer_lies_beside_the_adapter() {
     let template = read(&case.path("out/chat_template.jinja"));
     let config: Value = serde_json::from_str(&read(&case.path("out/tokenizer_config.json"))).unwrap();
     assert!(template.contains("### Response") && config["chat_template"] == template);
-    // It is no reason for a note to servers that the base's own template lies there.
+    // It is not a reason for a note to servers that the base's own template lies there.
     train(&case, &[]);
     let lint = case.command(&["lint", "out", "--for", "vllm", "--json"]).output().unwrap();
     assert!(
@@ -123,14 +123,17 @@ fn the_card_can_be_published() {
 #[test]
 fn the_card_has_both_numbers() {
     let case = Case::new("10-rope-theta-twice");
-    let summary = train(&case, &["training.learning_rate=1", "training.load_best_model_at_end=false"]);
+    let summary = train(
+        &case,
+        &["training.learning_rate=1", "training.load_best_model_at_end=false", "data.sample_in_card=true"],
+    );
     let card = read(&case.path("out/README.md"));
     assert!(card.contains("| cross-entropy (nats per token, lower is better) | 6.5130 |"), "{card}");
     assert!(card.contains("| next-token accuracy |") && card.contains("With the adapter:"), "{card}");
     assert!(card.contains(&summary["verdict"].as_str().unwrap()[1..]), "{card}");
 }
 
-/// Another model is told by the fingerprint, in one sentence.
+/// Another model is recognised by the fingerprint, in one sentence.
 #[test]
 fn another_base_is_told_in_one_sentence() {
     let case = Case::new("10-rope-theta-twice");

@@ -5,6 +5,7 @@
 mod bases;
 mod environment;
 mod folder;
+mod going_on;
 mod rows;
 mod runs;
 mod signals;

@@ -65,7 +65,7 @@ fn nulls_of_a_table_are_taken_out_at_every_depth_and_those_of_lists_stay() {
     assert_eq!(rows("calls-of-datasets.jsonl"), expected);
 }
 
-/// What an author wrote as JSON in a text is no table's doing.
+/// What an author wrote as JSON in a text is not a table's doing.
 #[test]
 fn a_null_in_arguments_as_text_is_kept() {
     let row = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"type": "function",

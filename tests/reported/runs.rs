@@ -3,10 +3,11 @@
 use super::Case;
 use crate::support::workplace::{Running, Workplace, embedded_base, refusal};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::process::Output;
 
 /// The events of a kind in a run's JSON.
-fn events(output: &Output, kind: &str) -> Vec<Value> {
+pub(super) fn events(output: &Output, kind: &str) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter(|line| line["event"] == kind).collect()
@@ -53,7 +54,7 @@ fn a_run_that_ruins_the_model_says_so_and_fails() {
     assert_eq!(events(&output, "summary")[0]["fails"], false);
 }
 
-/// A run that goes through a bad stretch and recovers, and one that learns, are no failures; neither is a base that guesses itself.
+/// A run that goes through a bad stretch and recovers, and one that learns, are not failures; neither is a base that guesses itself.
 #[test]
 fn a_run_that_is_sound_at_its_end_is_no_failure() {
     let case = Case::new("09-diverged-looks-fine");
@@ -69,7 +70,7 @@ fn a_run_that_is_sound_at_its_end_is_no_failure() {
     }
 }
 
-/// An adapter that is ruined already is found from the first step on: its own first step is no yardstick.
+/// An adapter that is ruined already is found from the first step on: its own first step is not a yardstick.
 #[test]
 fn a_run_that_begins_with_a_ruined_adapter_says_so() {
     let case = Case::new("09-diverged-looks-fine");
@@ -78,6 +79,68 @@ fn a_run_that_begins_with_a_ruined_adapter_says_so() {
     let output = diverging(&case, &settings);
     refusal(&output).says(1, &["training ruined the model"]);
     assert!(events(&output, "health")[0]["step"].as_u64().unwrap() <= 3);
+}
+
+/// What was measured before training is the adapter that a run began with, and nothing says that it is the base alone.
+#[test]
+fn a_run_that_begins_with_an_adapter_is_compared_with_that() {
+    let place = Workplace::new();
+    let card = |out: &str| std::fs::read_to_string(place.path(out).join("README.md")).unwrap();
+    let verdict = |output: &Output| events(output, "summary")[0]["verdict"].to_string();
+    let output = place.train(&["training.learning_rate=1e-3"]);
+    assert!(verdict(&output).contains("the base alone"), "{}", verdict(&output));
+    assert!(card("out").contains("| | the base alone | with the adapter |"), "{}", card("out"));
+    let more = ["lora.init_from=out", "output_dir=more", "training.learning_rate=1e-3", "data.sample_in_card=true"];
+    let output = place.train(&more);
+    let (verdict, card) = (verdict(&output), card("more"));
+    assert!(verdict.contains("the adapter it began with") && !verdict.contains("base alone"), "{verdict}");
+    assert!(card.contains("| | the adapter it began with | with the adapter |"), "{card}");
+    // The sample's text is the base's own.
+    assert_eq!(card.matches("base alone").count(), 1, "{card}");
+    assert!(card.contains("The base alone:"), "{card}");
+    let first = &events(&output, "validation")[0];
+    let trained = place.metrics("out").into_iter().rfind(|line| line["type"] == "validation").unwrap();
+    assert_eq!((&first["step"], &first["cross_entropy"]), (&0.into(), &trained["cross_entropy"]));
+}
+
+/// A step may have a handful of tokens: by themselves they tell nothing.
+#[test]
+fn the_final_comparison_is_on_enough_rows() {
+    let place = Workplace::new();
+    let few = ["training.micro_batch_size=1", "training.gradient_accumulation_steps=1", "training.max_steps=3"];
+    let output = place.train(&few);
+    let step = &events(&output, "step")[2];
+    assert!(step["supervised_tokens"].as_u64().unwrap() < 64, "{step}");
+    let health = &events(&output, "summary")[0]["health"];
+    let tokens = health["supervised_tokens"].as_u64().unwrap();
+    assert!((256..400).contains(&tokens), "{health}");
+    // No more than there are.
+    place.write("train.jsonl", "{\"prompt\": \"one\", \"completion\": \" two\"}\n");
+    let output = place.train(&[&few[..], &["--overwrite", "data.validation=null"]].concat());
+    let health = &events(&output, "summary")[0]["health"];
+    assert!((1..64).contains(&health["supervised_tokens"].as_u64().unwrap()), "{health}");
+}
+
+/// A card goes to others, with the folder: no row of the data is in it, unless the recipe says so.
+#[test]
+fn a_card_has_no_row_of_the_data_unless_it_is_asked_for() {
+    let place = Workplace::new();
+    let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    place.write("train.jsonl", rows + "{\"instruction\": \"Define.\", \"input\": \"x\", \"output\": \"\"}\n");
+    let card = |settings: &[&str]| {
+        let output = place.train(settings);
+        let sample = events(&output, "summary")[0]["sample"].clone();
+        let prompt = sample["prompt"].as_str().unwrap().trim().to_owned();
+        let last = prompt.lines().rfind(|line| !line.trim().is_empty()).unwrap().to_owned();
+        (std::fs::read_to_string(place.path("out/README.md")).unwrap(), last, sample["reference"].to_string())
+    };
+    let (text, prompt, reference) = card(&[]);
+    assert!(!text.contains("## Sample") && text.contains("your prompt"), "{text}");
+    assert!(!text.contains(&prompt) && !text.contains(reference.trim_matches('"')), "{text}");
+    assert!(text.contains(", 1 with nothing to learn |"), "{text}");
+    // It may change when a run goes on, even after its end.
+    let (text, prompt, _) = card(&["--resume", "data.sample_in_card=true"]);
+    assert!(text.contains("## Sample") && text.contains(&prompt), "{text}");
 }
 
 /// A key of `metrics.jsonl` means the same in each line; the first line says what ran.
@@ -114,6 +177,9 @@ fn metrics_have_one_meaning_each_and_a_header() {
         "{warnings:?}"
     );
     assert_eq!(events(&output, "run")[0]["recipe_sha256"], header["recipe_sha256"]);
+    // Of the file beside it: with the schedule and all else.
+    let recipe = std::fs::read(place.path("out/recipe.yaml")).unwrap();
+    assert_eq!(header["recipe_sha256"], format!("{:x}", Sha256::digest(recipe)));
     assert!(events(&output, "step")[0]["seconds_left"].as_f64().unwrap() > 0.0);
 }
 
@@ -144,43 +210,6 @@ fn the_number_that_decides_can_be_chosen() {
         assert_eq!(summary["best_step"], best.unwrap()["step"], "{objective:?} {metric}");
         assert_eq!(summary["adapter_step"], summary["best_step"]);
     }
-}
-
-/// A run may become longer, and save or measure otherwise, where that changes no step that is done: the same bytes as if it had been
-/// so from the beginning.
-#[test]
-fn a_run_is_made_longer_where_that_changes_nothing_that_was() {
-    let place = Workplace::new();
-    let schedule =
-        ["training.lr_scheduler=constant", "training.warmup_steps=2", "training.load_best_model_at_end=false"];
-    let with = |more: &[&'static str]| [&schedule[..], more].concat();
-    place.train(&with(&["training.max_steps=8", "output_dir=whole"]));
-    place.train(&with(&["training.max_steps=4", "output_dir=longer", "training.eval_steps=3"]));
-    let more = ["training.max_steps=8", "output_dir=longer", "training.save_total_limit=5", "--resume"];
-    let output = place.train(&with(&more));
-    let notes: Vec<String> = events(&output, "note").iter().map(|note| note["text"].to_string()).collect();
-    for change in ["training.max_steps: 8 (was 4)", "training.eval_steps: 2 (was 3)", "training.save_total_limit: 5"] {
-        assert!(notes.iter().any(|note| note.contains(change)), "{change}: {notes:?}");
-    }
-    assert!(place.adapter("whole") == place.adapter("longer"));
-    // A finished run says so, and takes no step.
-    let output = place.train(&with(&more));
-    let summary = &events(&output, "summary")[0];
-    assert_eq!((&summary["was_finished"], &summary["steps"]), (&true.into(), &8.into()));
-    assert!(events(&output, "step").is_empty());
-    assert!(place.adapter("whole") == place.adapter("longer"));
-}
-
-#[test]
-fn a_run_whose_past_would_be_another_does_not_go_on() {
-    let place = Workplace::new();
-    place.train(&["training.max_steps=4"]);
-    // A cosine over more steps has other rates from the second step on.
-    let refused = place.failure(&["training.max_steps=8", "--resume"]);
-    refused.says(2, &["another learning rate", "lr_scheduler: constant", "lora.init_from"]);
-    place.failure(&["training.max_steps=2", "--resume"]).says(2, &["step 4", "ends after 2"]);
-    place.failure(&["training.learning_rate=0.02"]).says(2, &["training.learning_rate: 0.02 (was 0.01)"]);
-    place.failure(&["lora.r=8", "--resume"]).says(2, &["lora.r: 8 (was 4)"]);
 }
 
 /// What was trained until Ctrl-C is of use: its checkpoint is an adapter.

@@ -90,7 +90,7 @@ fn a_run_that_is_suspended_goes_on() {
     assert_eq!(run.end().0, Some(0));
 }
 
-/// `equipoise train … --json | head -1`: that nobody reads any more is no reason to end a run.
+/// `equipoise train … --json | head -1`: that nobody reads any more is not a reason to end a run.
 #[test]
 fn a_reader_that_leaves_ends_no_run() {
     let case = Case::new("01-nohup");

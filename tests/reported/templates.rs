@@ -163,7 +163,7 @@ fn rows_with_tools_have_the_template_tool_use() {
     let expected = [shown(with_tools, 116), shown(without, 23)];
     assert_eq!(case.shown("recipe.yaml", &[]), expected);
 
-    // The same as files, which go before `tokenizer_config.json`, and each template by its name for all rows.
+    // The same as files, which take precedence over `tokenizer_config.json`, and each template by its name for all rows.
     files_of_templates(&case);
     assert_eq!(case.shown("recipe.yaml", &[]), expected);
     assert_eq!(case.shown("recipe.yaml", &["data.chat_template=tool_use"]), expected, "without tools it is the same");

@@ -56,9 +56,10 @@ pub(super) fn results(facts: &CardFacts<'_>) -> String {
     if let Some(validation) = &facts.validation {
         let on = facts.rows.as_ref().filter(|rows| rows.validation > 0);
         let on = on.map(|rows| format!("On {} that it was not trained on:\n\n", counted(rows.validation, "row")));
+        let began_with = Some(facts.began_with).filter(|words| !words.is_empty()).unwrap_or("the base alone");
         let _ = write!(
             text,
-            "\n## Results\n\n{}| | base alone | with the adapter |\n| --- | --- | --- |\n\
+            "\n## Results\n\n{}| | {began_with} | with the adapter |\n| --- | --- | --- |\n\
              | cross-entropy (nats per token, lower is better) | {:.4} | {:.4} |\n",
             on.unwrap_or_default(),
             validation.cross_entropy.0,
@@ -82,7 +83,7 @@ pub(super) fn results(facts: &CardFacts<'_>) -> String {
                      it is comparable between objectives.\n";
         }
     }
-    if let Some(CardSample { prompt, reference, before, after, .. }) = facts.sample {
+    if let Some(CardSample { prompt, reference, before, after }) = facts.sample {
         text += "\n## Sample\n\nOne row, not chosen for its answer. Texts may be cut.\n";
         for (label, part) in [
             ("Prompt", prompt),

@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(messages[2].content, "x\ny");
         let parts = json!([{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]);
         assert_eq!(json!(messages[2].extra), json!({"tool_call_id": "1", "name": "look", "content": parts}));
-        assert!(messages[3].extra.is_empty(), "an empty list of calls is no call");
+        assert!(messages[3].extra.is_empty(), "an empty list of calls is not a call");
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl<'a> Row<'a> {
     /// The text of a field; empty where it is missing or `null`.
     ///
     /// # Errors
-    /// When it is no text.
+    /// When it is not text.
     pub fn optional_text(&self, field: &'static str) -> Result<&'a str, RowError> {
         self.given(field).map_or(Ok(""), |_| self.text(field))
     }

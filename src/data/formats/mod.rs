@@ -33,7 +33,7 @@ pub trait Format: Sync {
     /// The name in recipes, as [`FormatName`] writes it.
     fn name(&self) -> &'static str;
 
-    /// The fields by which the format is told: of each of these lists a row must have one.
+    /// The fields by which the format is recognised: of each of these lists a row must have one.
     fn required(&self) -> &'static [&'static [&'static str]];
 
     /// What else it reads, where a row has it.
@@ -75,7 +75,7 @@ macro_rules! registry {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum FormatName {
-            /// `template` where the recipe has one, else told by the fields of the first row.
+            /// `template` where the recipe has one, else recognised by the fields of the first row.
             #[default]
             Auto,
             $($(#[$attribute])* $variant,)*

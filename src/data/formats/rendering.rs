@@ -142,7 +142,7 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// Prints a value as Python does; but what is null is no text, and would be learnt as the word `None`.
+/// Prints a value as Python does; but what is null is not text, and would be learnt as the word `None`.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
     if value.is_none() {
         let message = "a value that it prints is null; where one may be missing, write `{{ name or '' }}`";
@@ -152,7 +152,7 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minij
 }
 
 /// A row's fields as a template's variables: under the row's names, under those of the recipe's `fields`, and all of them
-/// in `row`, for names that are no words. `more` comes last and hides what has the same name.
+/// in `row`, for names that are not words. `more` comes last and hides what has the same name.
 pub fn variables(row: Row<'_>, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     let own: Vec<(String, Value)> =
         row.object().iter().map(|(name, json)| (name.clone(), functions::from_json(json))).collect();

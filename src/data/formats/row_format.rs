@@ -1,4 +1,4 @@
-//! Which format the rows of a source have: named by the recipe, or told by the first row.
+//! Which format the rows of a source have: named by the recipe, or recognised by the first row.
 
 use super::fields::{PANDAS_HELP, list, names, shown};
 use super::rendering::Templates;
@@ -71,7 +71,7 @@ impl RowFormat {
         self
     }
 
-    /// Whether the column of a table is read. What the others hold is of no account: it may be no text, damaged, or of any
+    /// Whether the column of a table is read. What the others hold does not matter: it may not be text, damaged, or of any
     /// type.
     pub fn needs(&self, column: &str) -> bool {
         let known = |field: &str| known(self.format).any(|known| known == field) && !self.fields.contains_key(field);
@@ -238,7 +238,7 @@ fn known(format: &dyn Format) -> impl Iterator<Item = &'static str> + use<> {
     format.required().iter().copied().flatten().chain(format.optional()).copied()
 }
 
-/// The fields by which a format is told, as far as a row has them.
+/// The fields by which a format is recognised, as far as a row has them.
 fn present<'a>(format: &dyn Format, row: Row<'a>) -> impl Iterator<Item = &'static str> + use<'a> {
     format.required().iter().copied().flatten().copied().filter(move |field| row.get(field).is_some())
 }

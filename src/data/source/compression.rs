@@ -1,4 +1,4 @@
-//! The bytes of a data file, unpacked: gzip and Zstandard, told by their first bytes. It knows nothing of rows.
+//! The bytes of a data file, unpacked: gzip and Zstandard, recognised by their first bytes. It knows nothing of rows.
 
 use super::expand::missing;
 use super::{foreign, foreign_encoding};
@@ -17,7 +17,7 @@ const MAX_RATIO: u64 = 250;
 const MAX_WINDOW_LOG: u32 = 27;
 /// Bytes read at a time.
 const BUFFER: usize = 1 << 20;
-/// Bytes by which a kind is told.
+/// Bytes by which a kind is recognised.
 pub(super) const START: usize = 4096;
 
 /// How a file is packed.

@@ -1,4 +1,4 @@
-//! What stands between the fields of a table, where nobody says it: told by the first records, or by the line `sep=;` that
+//! What stands between the fields of a table, where nobody says it: found in the first records, or by the line `sep=;` that
 //! Excel reads.
 
 /// How many records are looked at.

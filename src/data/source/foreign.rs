@@ -1,4 +1,4 @@
-//! Files that are no data file here, by what they are: from spreadsheets, other programs and other languages, each with the
+//! Files that are not data files here, by what they are: from spreadsheets, other programs and other languages, each with the
 //! way to one that is read.
 
 use crate::error::Error;
@@ -28,7 +28,7 @@ const DOCUMENT: &str =
 const PAGE: &str =
     "the download gave a page and not the file: open the address in a browser, and take the link to the file itself";
 
-/// What names and contents tell. The first that fits is taken, so what is told by its bytes stands first.
+/// What names and contents tell. The first that fits is taken, so what its bytes show stands first.
 const KINDS: &[(&[&str], Foreign)] = &[
     (&["xlsx", "xlsm", "xlsb", "xls"], Foreign { name: "an Excel workbook", help: SHEET }),
     (&["ods", "fods"], Foreign { name: "an OpenDocument spreadsheet", help: SHEET }),

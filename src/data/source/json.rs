@@ -19,7 +19,7 @@ impl JsonText {
     /// The object.
     ///
     /// # Errors
-    /// When the text is no UTF-8, holds a NUL, or is no JSON object: names the line and the column.
+    /// When the text is not UTF-8, holds a NUL, or is not a JSON object: names the line and the column.
     pub fn parse(&self, path: &Path) -> Result<Map<String, Value>> {
         let text = text(&self.bytes)
             .map_err(|(at, message)| self.place.error(path, &self.bytes, at, 1, message).with_help(ENCODING_HELP))?;

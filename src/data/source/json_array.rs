@@ -1,7 +1,7 @@
 //! A JSON array, element by element: the array itself is never held, only the row at hand. And objects over several lines, one
 //! after the other.
 //!
-//! Where elements begin and end is told by brackets and quotes alone; whether one is valid is its own affair.
+//! Where elements begin and end, brackets and quotes alone decide; whether one is valid is its own affair.
 
 use super::MAX_ROW;
 use super::compression::Input;
@@ -62,7 +62,7 @@ impl JsonArray {
     /// The next element; `None` at the end.
     ///
     /// # Errors
-    /// When the file can be read no further, or when it is no array from here on.
+    /// When the file can be read no further, or when it is not an array from here on.
     pub fn next_row(&mut self) -> Result<Option<RawRow>> {
         loop {
             let Some(byte) = self.skip_space()? else {
@@ -81,7 +81,7 @@ impl JsonArray {
                     return Err(self.error("the next row is expected here, as an object in braces"));
                 }
                 (State::Start, b'[') => self.over(byte, State::First),
-                // A comma behind the last row is no harm.
+                // A comma behind the last row does no harm.
                 (State::First | State::Between | State::Next, b']') => self.over(byte, State::End),
                 (State::Start, _) => return Err(self.error("a JSON array starts with `[`")),
                 (State::Between, _) => {
@@ -106,7 +106,7 @@ impl JsonArray {
         state
     }
 
-    /// The next byte that is no white space, not yet taken; `None` at the end.
+    /// The next byte that is not white space, not yet taken; `None` at the end.
     fn skip_space(&mut self) -> Result<Option<u8>> {
         loop {
             let buffer = match self.input.reader.fill_buf() {

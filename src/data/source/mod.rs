@@ -43,7 +43,7 @@ pub const MAX_ROW: usize = 64 << 20;
 pub struct RowReader {
     rows: Rows,
     kind: String,
-    /// Bytes taken from the disk; Parquet is told by its rows instead.
+    /// Bytes taken from the disk; for Parquet its rows count instead.
     consumed: Arc<AtomicU64>,
     length: u64,
     done: bool,
@@ -54,7 +54,7 @@ pub struct RowReader {
 pub struct TableSettings<'a> {
     /// The names of its columns, where it has no header. None: its first record is the header.
     pub columns: &'a [String],
-    /// What stands between its fields; told by the file's name and its first records where nothing is said.
+    /// What stands between its fields; found from the file's name and its first records where nothing is said.
     pub delimiter: Option<u8>,
 }
 
@@ -66,8 +66,8 @@ enum Rows {
 }
 
 impl RowReader {
-    /// Opens a file. Its kind is told by its name and, where the name leaves it open, by its first bytes; whether it is
-    /// compressed is told by its first bytes alone.
+    /// Opens a file. Its kind is found from its name and, where the name leaves it open, from its first bytes; whether it is
+    /// compressed, from its first bytes alone.
     ///
     /// # Errors
     /// When there is no such file (names that are near are given), when it is a folder, a pipe or a device, when it may not
@@ -137,7 +137,7 @@ impl RowReader {
         }
     }
 
-    /// Reads no other columns from here on; what they hold is then of no account. Of rows that name their fields one by one
+    /// Reads no other columns from here on; what they hold does not matter then. Of rows that name their fields one by one
     /// all are read.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ impl RowReader {
     /// # Errors
     /// When the file as a whole is broken from here on: a compressed file or a Parquet file that was cut or damaged, an
     /// array that is not closed, a quote that is not, or a system that fails to read. What is wrong with one row alone is
-    /// told by [`RawRow::parse`], and the rows behind it can still be read.
+    /// reported by [`RawRow::parse`], and the rows behind it can still be read.
     pub fn next_row(&mut self) -> Result<Option<RawRow>> {
         if self.done {
             return Ok(None);

@@ -1,7 +1,7 @@
 //! CSV and TSV, record by record in bounded memory. The first record names the fields, whose values are text always.
 //!
 //! Fields may be quoted with `"`, in TSV as well, as pandas and spreadsheets write it. Fields that nobody needs are not looked
-//! at: they may be no text, have no name or one that stands twice, or be missing at the end of a row.
+//! at: they may not be text, have no name or one that stands twice, or be missing at the end of a row.
 
 use super::MAX_ROW;
 use super::compression::{Input, START};
@@ -61,7 +61,7 @@ impl Table {
     /// Reads the header, unless the columns are given. `usual` is the delimiter of the file's name; `named` the recipe's.
     ///
     /// # Errors
-    /// When the header is no text.
+    /// When the header is not text.
     pub fn new(path: &Path, mut input: Input, usual: u8, named: Option<u8>, columns: &[String]) -> Result<Self> {
         let declared = delimiter::declared(&input.start);
         let rest = &input.start[declared.map_or(0, |(_, length)| length)..];

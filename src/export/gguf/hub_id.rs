@@ -3,7 +3,7 @@
 use candle_core::quantized::gguf_file::Value;
 use std::path::Path;
 
-/// The keys that name the model that a file was made from; none when `base` is no id of the Hub.
+/// The keys that name the model that a file was made from; none when `base` is not an id of the Hub.
 pub(super) fn base_model(base: &str) -> Vec<(String, Value)> {
     let Some((organization, name)) = split(base) else { return Vec::new() };
     let key = |key: &str| format!("general.base_model.{key}");

@@ -290,7 +290,7 @@ mod tests {
         .to_vec()
     }
 
-    /// Tensors whose bytes are no multiple of any alignment.
+    /// Tensors whose bytes are not a multiple of any alignment.
     fn odd_sized() -> Vec<TensorInfo> {
         vec![
             info("a", &[3, 5], GgmlDType::F32),

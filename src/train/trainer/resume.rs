@@ -1,8 +1,9 @@
 //! How a run goes on: from its last checkpoint, where what was done stays as it was.
 
-use super::{Checkpoint, Trainer, checkpoint_folder, total_rows};
+use super::{Checkpoint, METRICS, Trainer, checkpoint_folder, total_rows};
 use crate::error::{Error, Result};
-use crate::train::Schedule;
+use crate::train::record::validations;
+use crate::train::{Schedule, TrainingConfig};
 use std::path::Path;
 
 impl Trainer<'_> {
@@ -35,10 +36,50 @@ impl Trainer<'_> {
         self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
         self.state = checkpoint.state;
         self.state.schedule = Some(self.schedule);
-        // The recipe may have another patience by now.
+        // The recipe may judge by another number by now, and have another patience.
+        self.judge_again(&folder)?;
         let patience = self.config.early_stopping_patience;
         self.state.stopped_early = patience > 0 && self.state.stale_validations >= patience;
         self.prune();
+        Ok(())
+    }
+
+    /// Under another `metric_for_best_model` than before, finds the best of the recorded validations by that one.
+    fn judge_again(&mut self, folder: &Path) -> Result<()> {
+        let metric = self.settings.metric;
+        let before = self.state.metric.replace(metric);
+        let Some(before) = before.filter(|&before| before != metric) else { return Ok(()) };
+        let Some(last) = &self.state.last_validation else { return Ok(()) };
+        let key = "training.metric_for_best_model";
+        let recorded = validations(&self.out.join(METRICS), self.state.step)?;
+        let best_before = self.state.best_validation.as_ref();
+        if best_before.into_iter().chain([last]).any(|of| of.step > 0 && recorded.iter().all(|it| it.step != of.step)) {
+            let message =
+                format!("{METRICS} lacks validations of this run: which is best by {} is not known", metric.name());
+            return Err(Error::file(folder, message)
+                .with_help(format!("put `{key}` back: it was {}; or begin again with `--overwrite`", before.key())));
+        }
+        (self.state.best_validation, self.state.stale_validations) = (None, 0);
+        for mut validation in recorded {
+            let best = self.state.best_validation.as_ref();
+            validation.best = best.is_none_or(|best| validation.is_better(best, metric));
+            if validation.best {
+                (self.state.best_validation, self.state.stale_validations) = (Some(validation), 0);
+            } else {
+                self.state.stale_validations += 1;
+            }
+        }
+        let step = self.state.best_validation.as_ref().map_or(self.state.step, |best| best.step);
+        if self.config.load_best_model_at_end && !checkpoint_folder(self.out, step).is_dir() {
+            let message = format!(
+                "by {} the validation after step {step} is the best so far, and the checkpoint of that step was not kept",
+                metric.name()
+            );
+            return Err(Error::file(folder, message).with_help(format!(
+                "put `{key}` back: it was {}; or set `training.load_best_model_at_end: false`, which ends with the last adapter",
+                before.key()
+            )));
+        }
         Ok(())
     }
 
@@ -76,13 +117,31 @@ impl Trainer<'_> {
                 ),
             )
             .with_help(format!(
-                "{} of {} steps are done. Put back the keys of the schedule (`learning_rate`, `lr_scheduler`, `warmup_*`, \
-                 `max_steps`, `epochs`); a run with `lr_scheduler: constant` can be made longer. To train on under another \
-                 schedule, begin a run with `lora.init_from: {}`",
+                "{} of {} steps are done. {}. To train on under another schedule, begin a run with `lora.init_from: {}`",
                 step,
                 saved.total_steps(),
+                self.same_rates(saved, step),
                 folder.display()
             ))),
         }
+    }
+
+    /// What gives the steps that are done the rates that they had.
+    fn same_rates(&self, saved: Schedule, step: usize) -> String {
+        let warmup = saved.warmup_steps();
+        let config = TrainingConfig { warmup_steps: Some(warmup), ..self.config.clone() };
+        let now = Schedule::new(&config, self.total_steps);
+        if (1..=step).all(|step| saved.rate(step) == now.rate(step)) {
+            let why = match self.config.warmup_steps {
+                None => {
+                    "`warmup_ratio` is a share of all steps, and a run of another length has a longer or shorter warmup"
+                }
+                Some(_) => "The warmup was another one",
+            };
+            return format!("{why}: `training.warmup_steps={warmup}` keeps it as it was");
+        }
+        "Put back the keys of the schedule (`learning_rate`, `lr_scheduler`, `warmup_*`, `max_steps`, `epochs`); only a run with \
+         `lr_scheduler: constant` can be made longer"
+            .to_owned()
     }
 }

@@ -1,10 +1,11 @@
 //! What is done when a run goes wrong: steps without a finite gradient are skipped, and a model that gets worse is measured
 //! beside the base alone.
 
-use super::{Checkpoint, Pack, Trainer, checkpoint_folder, collate};
+use super::{Checkpoint, Pack, Trainer, checkpoint_folder, collate, sort};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::train::backward::Loss;
+use crate::train::health::{ENOUGH_TOKENS, FEW_TOKENS};
 use crate::train::record::{Line, Record};
 use crate::train::{Event, Observer};
 use crate::train::{Health, Verdict};
@@ -30,11 +31,32 @@ impl Trainer<'_> {
         if !self.state.watch.is_due(step, numbers, first) {
             return Ok(());
         }
-        let health = self.compare(packs, observer)?;
+        let more = if learnt(packs) < FEW_TOKENS { self.rows_to_compare(FEW_TOKENS)? } else { Vec::new() };
+        let health = self.compare(if more.is_empty() { packs } else { &more }, observer)?;
         self.report(health, record, observer)
     }
 
-    /// What the adapter that a run ends with does to its rows: those of the last step, and those of the validation.
+    /// The rows of the last step, and as many more as it takes for so many learnt tokens: those of the steps before, the last
+    /// first, then those that would come next; no more than an epoch has.
+    fn rows_to_compare(&mut self, tokens: usize) -> Result<Vec<Pack>> {
+        let mut packs = self.packs(self.state.step)?;
+        let first = packs.first().map_or(0, |pack| pack.place as usize);
+        let behind = first + packs.len();
+        let others = self.plan.packs_per_epoch().saturating_sub(packs.len());
+        let mut found = learnt(&packs);
+        for place in (0..first).rev().chain(behind..).take(others) {
+            if found >= tokens {
+                break;
+            }
+            let pack = self.pack(place)?;
+            found += pack.learnt();
+            packs.push(pack);
+        }
+        sort(&mut packs);
+        Ok(packs)
+    }
+
+    /// What the adapter that a run ends with does to its rows: those of the last steps, and those of the validation.
     pub(super) fn final_health(
         &mut self,
         adapter_step: usize,
@@ -44,15 +66,11 @@ impl Trainer<'_> {
         if adapter_step == 0 {
             return Ok(None);
         }
-        let packs = self.packs(self.state.step)?;
+        let packs = self.rows_to_compare(ENOUGH_TOKENS)?;
         let of_rows = self.compare(&packs, observer)?;
         let known = [&self.state.best_validation, &self.state.last_validation];
         let validation = known.into_iter().flatten().find(|validation| validation.step == adapter_step);
-        let of_validation = self.state.first_validation.as_ref().zip(validation).map(|(before, after)| {
-            let numbers = |of: &super::Validation| (of.cross_entropy, of.token_accuracy);
-            let vocabulary = self.engine.lm.dimensions.vocabulary;
-            Health::of(adapter_step, numbers(after), numbers(before), after.supervised_tokens, vocabulary)
-        });
+        let of_validation = validation.and_then(|validation| self.beside_the_first(validation, adapter_step));
         let worst = of_validation.filter(|of| of.verdict > of_rows.verdict).unwrap_or(of_rows);
         let health = Health { step: adapter_step, ..worst };
         // A sound adapter of an earlier step does not mean that training has recovered.
@@ -135,7 +153,7 @@ impl Trainer<'_> {
     }
 
     /// The last checkpoint whose adapter gives a finite loss on a row. An update may have ruined the parameters though its own
-    /// gradient was finite, so that being saved is no proof. Leaves the parameters changed.
+    /// gradient was finite, so that being saved is not a proof. Leaves the parameters changed.
     fn last_good_checkpoint(&self) -> Option<PathBuf> {
         let row = Batch::collate(&[&self.dataset.train.get(0).ok()?], self.settings.pad_id);
         Checkpoint::steps(self.out).into_iter().rev().map(|step| checkpoint_folder(self.out, step)).find(|folder| {
@@ -143,4 +161,8 @@ impl Trainer<'_> {
             assigned.and_then(|()| self.engine.evaluate(&row)).is_ok_and(|loss| loss.cross_entropy.is_finite())
         })
     }
+}
+
+fn learnt(packs: &[Pack]) -> usize {
+    packs.iter().map(Pack::learnt).sum()
 }

@@ -59,7 +59,7 @@ impl ParquetFile {
     /// Reads and checks what the file says about itself.
     ///
     /// # Errors
-    /// When it is no Parquet file, or cut, or damaged, or has no columns.
+    /// When it is not a Parquet file, or cut, or damaged, or has no columns.
     pub fn open(path: &Path, file: File) -> Result<Self> {
         claims::check(path, &file)?;
         let file = tried(path, || SerializedFileReader::new(file))?;

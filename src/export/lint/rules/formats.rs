@@ -1,4 +1,4 @@
-//! Adapters that are no PEFT folder: GGUF files and mlx-lm's folders.
+//! Adapters that are not PEFT folders: GGUF files and mlx-lm's folders.
 
 use super::super::Server::{LlamaCpp, MistralRs, Mlx, Ollama, Peft, Sglang, Tgi, Vllm};
 use super::super::facts::{AdapterFacts, Layout};
