@@ -404,7 +404,8 @@ impl Encoder {
         }
     }
 
-    fn template_for(&self, tools: &[serde_json::Value]) -> Result<&ChatTemplate> {
+    /// The template of conversations with these tools.
+    pub(super) fn template_for(&self, tools: &[serde_json::Value]) -> Result<&ChatTemplate> {
         match &self.tool_template {
             Some(template) if !tools.is_empty() => Ok(template),
             _ => self.need_template(),
