@@ -85,6 +85,9 @@ pub(super) fn add_calls(message: &mut Message, mut next: Message) -> Option<Mess
         (None, Some(key)) => message.extra.extend(next.extra.shift_remove_entry(key)),
         (_, None) => {}
     }
+    if thoughts(message).is_some() {
+        next.extra.retain(|key, _| !REASONING.contains(&key.as_str()));
+    }
     let more = next.extra.shift_remove("tool_calls");
     if let (Some(Value::Array(calls)), Some(Value::Array(more))) = (message.extra.get_mut("tool_calls"), more) {
         calls.extend(more);
