@@ -522,6 +522,9 @@ STATEMENTS = [
     "{% for i in range(1 + 2) %}{{ i * 2 }}{{ ',' if not loop.last }}{% endfor %}{{ (messages + messages)[1:] | length }} {{ messages + [{'role': 'x'}] == messages }} {{ namespace({'a': 1}, b=2).b }}",
     "{{ not_there|int }}",
     "{{ none|int }} {{ true|int }} {{ [1]|int }} {{ 3.9|int }} {{ -3.9|int }}",
+    "{{- '<' + messages[0].role + '>' -}} {{- 2 * 3 -}} x {%- if 1 + 1 == 2 -%} y {%- endif -%} {{- -2 + 3 -}} {{-2 + 3-}} {{ -2 + 3 }} {%- set z =-1 + 2 -%} {{ z }} {%- set w = 'a' + 'b' -%} {{- w -}} {% set q -%} a {%- endset %}{{ q }}",
+    "{{- messages[0].role in ['user', messages[0].content] -}} {%- for m in messages + messages -%} {{ m.role }} {%- endfor -%} {{ (1, messages[0].role) -}} |",
+    "{%- macro f(a, b=-1 + 2) -%} {{ a + b }} {%- endmacro -%} {{ f(1) }} {{- f(-1, b=-2 * 3) -}}",
 ]
 
 

@@ -38,7 +38,7 @@ const KEYWORDS: [&str; 19] = [
 
 /// The inside of a `set` tag; what is set is measured.
 pub fn set_tag(inner: &[Token<'_>]) -> String {
-    let Some(equals) = outside(inner).find(|&i| inner[i].is("=")) else { return formatted(inner) };
+    let Some(equals) = outside(inner).find(|&i| inner[i].is("=")) else { return tag(inner) };
     // The mark of white space at the tag's end is no part of it.
     let filled = inner.iter().rposition(|token| !token.is_blank() && !token.is("-") && !token.is("+"));
     let end = filled.map_or(inner.len(), |last| last + 1).max(equals + 1);
@@ -49,13 +49,21 @@ pub fn set_tag(inner: &[Token<'_>]) -> String {
     let makes = |token: &Token<'_>| matches!(token, Token::Other("(" | "|" | "+" | "*" | ":" | "," | "{" | "~"));
     let is_path = !value.iter().any(makes) && !value.iter().find(|token| !token.is_blank()).is_some_and(|t| t.is("["));
     if is_constant || (is_path && !is_attribute) {
-        return formatted(inner);
+        return tag(inner);
     }
     let filter = if is_attribute { OF_NAMESPACE } else { MEASURED };
     format!("{}= ({}) | {filter}{}", joined(target), formatted(value).trim(), joined(&inner[end..]))
 }
 
-/// The inside of a tag.
+/// The inside of a tag, with its marks of white space.
+pub fn tag(inner: &[Token<'_>]) -> String {
+    let is_mark = |token: &&Token<'_>| token.is("-") || token.is("+");
+    let begin = usize::from(inner.first().filter(is_mark).is_some());
+    let end = inner.len() - usize::from(inner[begin..].last().filter(is_mark).is_some());
+    format!("{}{}{}", joined(&inner[..begin]), formatted(&inner[begin..end]), joined(&inner[end..]))
+}
+
+/// An expression, or several.
 pub fn formatted(inner: &[Token<'_>]) -> String {
     formatted_at(inner, 0)
 }

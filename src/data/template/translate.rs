@@ -7,7 +7,7 @@
 //! - A macro that reads `varargs` gets arguments that collect them; a default that reads another argument is set behind the
 //!   macro's tag, where minijinja knows the other.
 
-use super::expressions::{closing, formatted, set_tag};
+use super::expressions::{closing, formatted, set_tag, tag};
 use super::functions::MAX_SOURCE;
 use std::collections::BTreeSet;
 
@@ -80,7 +80,7 @@ pub fn translate(source: &str) -> (String, bool) {
                     Some("endgeneration") => out.push_str(&joined(inner).replace("endgeneration", "endfilter")),
                     Some("set") => out.push_str(&set_tag(inner)),
                     Some("macro") => out.push_str(&macro_tag(inner, varargs.contains(&i))),
-                    _ => out.push_str(&formatted(inner)),
+                    _ => out.push_str(&tag(inner)),
                 }
                 out.push_str(close);
             }
@@ -229,7 +229,7 @@ fn macros_with_varargs(parts: &[Part<'_>]) -> Vec<usize> {
 /// The inside of a macro's tag, and maybe further tags behind it: one that makes a tuple of further arguments, and one for each
 /// default that reads another argument.
 fn macro_tag(inner: &[Token<'_>], reads_varargs: bool) -> String {
-    let whole = || formatted(inner);
+    let whole = || tag(inner);
     let Some(open) = inner.iter().position(|token| token.is("(")) else { return whole() };
     let Some(close) = closing(inner, open).map(|behind| behind - 1) else { return whole() };
     let arguments = arguments(&inner[open + 1..close]);
