@@ -1,6 +1,6 @@
 //! Expressions of a template in minijinja's dialect: `%` behind a text as a filter, and what may get large measured.
 
-use super::translate::{Token, joined};
+use super::translate::{Token, joined, word};
 use std::ops::Range;
 
 /// What `%` behind a text becomes.
@@ -48,11 +48,13 @@ pub fn set_tag(inner: &[Token<'_>]) -> String {
     // A part of a value that is there: no call, no filter, no slice, no literal.
     let makes = |token: &Token<'_>| matches!(token, Token::Other("(" | "|" | "+" | "*" | ":" | "," | "{" | "~"));
     let is_path = !value.iter().any(makes) && !value.iter().find(|token| !token.is_blank()).is_some_and(|t| t.is("["));
-    if is_constant || (is_path && !is_attribute) {
-        return tag(inner);
-    }
-    let filter = if is_attribute { OF_NAMESPACE } else { MEASURED };
-    format!("{}= ({}) | {filter}{}", joined(target), formatted(value).trim(), joined(&inner[end..]))
+    let value = formatted(value);
+    let value = match (is_constant || (is_path && !is_attribute), is_attribute) {
+        (true, _) => value,
+        (false, true) => format!(" ({}) | {OF_NAMESPACE}", value.trim()),
+        (false, false) => format!(" ({}) | {MEASURED}", value.trim()),
+    };
+    format!("{}={value}{}", joined(target), joined(&inner[end..]))
 }
 
 /// The inside of a tag, with its marks of white space.
@@ -60,7 +62,10 @@ pub fn tag(inner: &[Token<'_>]) -> String {
     let is_mark = |token: &&Token<'_>| token.is("-") || token.is("+");
     let begin = usize::from(inner.first().filter(is_mark).is_some());
     let end = inner.len() - usize::from(inner[begin..].last().filter(is_mark).is_some());
-    format!("{}{}{}", joined(&inner[..begin]), formatted(&inner[begin..end]), joined(&inner[end..]))
+    // The names of a loop may stand in brackets, and are no value.
+    let is_loop = word(inner) == Some("for");
+    let names = outside(inner).find(|&i| is_loop && inner[i].is("in")).unwrap_or(begin).min(end);
+    format!("{}{}{}", joined(&inner[..names]), formatted(&inner[names..end]), joined(&inner[end..]))
 }
 
 /// An expression, or several.
@@ -155,9 +160,14 @@ fn ends_sum(token: Token<'_>) -> bool {
     }
 }
 
-/// Whether `-` or `+` behind this is a sign.
+/// Whether `-` or `+` behind this is a sign: nothing stands there that it could be taken from.
 fn is_unary(before: Option<Token<'_>>) -> bool {
-    before.is_some_and(|token| matches!(token, Token::Other("*" | "/" | "%" | "+" | "-" | "~")))
+    match before {
+        None => true,
+        Some(Token::Text(_)) => false,
+        Some(Token::Name(name)) => KEYWORDS.contains(&name),
+        Some(Token::Other(source)) => !source.starts_with(|c: char| c.is_ascii_digit() || ")]}".contains(c)),
+    }
 }
 
 /// Brackets with what is in them; those of a list, a map or a tuple, whose parts have names, are measured.

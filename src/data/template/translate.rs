@@ -196,7 +196,7 @@ fn end_of_text(source: &str) -> Option<usize> {
 }
 
 /// The word that a block begins with.
-fn word<'s>(inner: &[Token<'s>]) -> Option<&'s str> {
+pub(super) fn word<'s>(inner: &[Token<'s>]) -> Option<&'s str> {
     let mut tokens = inner.iter().filter(|token| !token.is_blank() && !token.is("-") && !token.is("+"));
     match tokens.next() {
         Some(Token::Name(word)) => Some(word),
