@@ -210,7 +210,10 @@ fn a_merged_model_has_the_template_of_its_training_alone() {
         let output = case.command(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    let template = "data.chat_template=zephyr";
+    let own = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+               {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    case.write("own.jinja", own);
+    let template = "data.chat_template=own.jinja";
     run(&["train", "recipe.yaml", "--set", "training.max_steps=1", "--set", "output_dir=adapter", "--set", template]);
     run(&["export", "adapter", "--to", "merged", "--no-verify", "--out", "out"]);
     let read = |path: &str| std::fs::read_to_string(case.path(path)).unwrap();
