@@ -59,9 +59,9 @@ pub fn set_tag(inner: &[Token<'_>]) -> String {
 
 /// The inside of a tag, with its marks of white space.
 pub fn tag(inner: &[Token<'_>]) -> String {
-    let is_mark = |token: &&Token<'_>| token.is("-") || token.is("+");
-    let begin = usize::from(inner.first().filter(is_mark).is_some());
-    let end = inner.len() - usize::from(inner[begin..].last().filter(is_mark).is_some());
+    let is_mark = |token: &Token<'_>| token.is("-") || token.is("+");
+    let begin = usize::from(inner.first().is_some_and(is_mark));
+    let end = inner.len() - usize::from(inner[begin..].last().is_some_and(is_mark));
     // The names of a loop may stand in brackets, and are no value.
     let is_loop = word(inner) == Some("for");
     let names = outside(inner).find(|&i| is_loop && inner[i].is("in")).unwrap_or(begin).min(end);
@@ -132,7 +132,7 @@ fn formatted_at(inner: &[Token<'_>], depth: usize) -> String {
             }
             Token::Other("*") => {
                 product.grows |= !product.is_empty(&out);
-                out.push_str("*");
+                out.push('*');
             }
             _ => out.push_str(token.source()),
         }
