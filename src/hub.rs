@@ -78,6 +78,14 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Refuses an address on the Hub that leads elsewhere.
+///
+/// # Errors
+/// When it has parts such as `..`.
+pub fn check_address(text: &str) -> Result<()> {
+    address::check(text, variable("HF_ENDPOINT").as_deref())
+}
+
 /// A base's name as recipes have it: of an address on the Hub its id (`org/name`, or `org/name@revision`), and the file that the
 /// address names. Other names stay as they are, but for a slash at the end of an id.
 pub fn model_id(text: &str) -> (String, Option<String>) {
@@ -205,6 +213,7 @@ fn fetch_from(
     // A recipe's paths are expanded when it is read; the command line's by the shell, but for `--base=~/x`.
     let expanded = crate::fs::expand(&config.model, &variable);
     let (model, file) = model_id(if Path::new(&config.model).exists() { &config.model } else { &expanded });
+    check_address(&expanded)?;
     let config = BaseConfig { model, file: config.file.clone().or(file) };
     let path = Path::new(&config.model);
     if path.exists() {

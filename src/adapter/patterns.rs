@@ -1,7 +1,7 @@
 //! Which modules PEFT's settings name: regular expressions as Python's `re` reads them, lists of endings, and layers.
 
 use crate::error::{Error, Result};
-use onig::{MatchParam, Regex, RegexOptions, SearchOptions, Syntax};
+use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -37,6 +37,14 @@ impl Pattern {
         Self { said: module.to_owned(), name: Some(module.to_owned()), regex: None }
     }
 
+    /// `re.match(r".*?\.PATTERN\.(?P<idx>\d+)\.", module)`, by which `layers_pattern` finds a module's layer.
+    ///
+    /// # Errors
+    /// When it is not a regular expression.
+    pub fn of_layer(pattern: &str, path: &Path) -> Result<Self> {
+        Self::new("layers_pattern", pattern, &format!("(?:|.*?\\.){pattern}\\.(?P<idx>\\d+)\\."), path)
+    }
+
     fn new(setting: &str, key: &str, expression: &str, path: &Path) -> Result<Self> {
         let said = format!("`{setting}`: `{key}`");
         let regex = Regex::with_options(&format!("\\A{expression}"), RegexOptions::REGEX_OPTION_NONE, Syntax::python());
@@ -54,12 +62,41 @@ impl Pattern {
     /// # Errors
     /// When the expression takes too many tries.
     pub fn matches(&self, module: &str) -> Result<bool> {
-        let Some(regex) = &self.regex else { return Ok(self.name.as_deref() == Some(module)) };
+        match &self.regex {
+            Some(regex) => Ok(self.search(regex, module, None)?),
+            None => Ok(self.name.as_deref() == Some(module)),
+        }
+    }
+
+    /// What the last group of the expression that matches holds.
+    ///
+    /// # Errors
+    /// As [`Pattern::matches`].
+    fn last_group<'m>(&self, module: &'m str) -> Result<Option<&'m str>> {
+        let Some(regex) = &self.regex else { return Ok(None) };
+        let mut region = Region::new();
+        if !self.search(regex, module, Some(&mut region))? {
+            return Ok(None);
+        }
+        let group = (0..region.len()).rev().find_map(|at| region.pos(at));
+        Ok(group.and_then(|(from, to)| module.get(from..to)))
+    }
+
+    /// onig's simpler functions panic where an expression takes too many tries.
+    fn search(&self, regex: &Regex, module: &str, region: Option<&mut Region>) -> Result<bool> {
         regex
-            .search_with_param(module, 0, module.len(), SearchOptions::SEARCH_OPTION_NONE, None, MatchParam::default())
+            .search_with_param(
+                module,
+                0,
+                module.len(),
+                SearchOptions::SEARCH_OPTION_NONE,
+                region,
+                MatchParam::default(),
+            )
             .map(|place| place.is_some())
             .map_err(|error| {
-                Error::invalid(format!("{} cannot be tried on {module}: {}", self.said, error.description()))
+                let message = format!("{} cannot be tried on {module}: {}", self.said, error.description());
+                Error::invalid(message).with_help("write it so that it has fewer ways to fit, or as a list of names")
             })
     }
 }
@@ -71,7 +108,7 @@ pub(super) struct TargetRule {
     target: Option<Names>,
     exclude: Option<Names>,
     layers: Vec<u64>,
-    layer_patterns: Vec<Regex>,
+    layer_patterns: Vec<Pattern>,
 }
 
 #[derive(Debug)]
@@ -135,16 +172,14 @@ impl TargetRule {
             }
             Some(value) => return Err(wrong("layers_pattern", "a regular expression, or a list", value)),
         };
-        let regex = |pattern: &str| {
-            let text = format!("\\A(?:|.*?\\.){pattern}\\.(?P<idx>\\d+)\\.");
-            Regex::with_options(&text, RegexOptions::REGEX_OPTION_NONE, Syntax::python())
-                .map_err(|error| Error::file(path, format!("`layers_pattern`: `{pattern}`: {}", error.description())))
-        };
         Ok(Self {
             target: Names::read(map, "target_modules", path)?,
             exclude: Names::read(map, "exclude_modules", path)?,
             layers,
-            layer_patterns: patterns.into_iter().map(regex).collect::<Result<_>>()?,
+            layer_patterns: patterns
+                .into_iter()
+                .map(|pattern| Pattern::of_layer(pattern, path))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -162,16 +197,23 @@ impl TargetRule {
         // A module that stands in the list by its whole name needs no layer.
         let by_name = matches!(target, Names::Endings(names) if names.iter().any(|name| name == module));
         let layered = matches!(target, Names::Endings(_)) && !by_name && !self.layers.is_empty();
-        Ok(target.name(module)? && (!layered || self.layer(module).is_some_and(|layer| self.layers.contains(&layer))))
+        if !target.name(module)? {
+            return Ok(false);
+        }
+        Ok(!layered || self.layer(module)?.is_some_and(|layer| self.layers.contains(&layer)))
     }
 
     /// The number of the module's layer: the first one behind two names, or behind what `layers_pattern` says.
-    fn layer(&self, module: &str) -> Option<u64> {
+    fn layer(&self, module: &str) -> Result<Option<u64>> {
         if self.layer_patterns.is_empty() {
-            return module.split('.').skip(2).find_map(|part| part.parse().ok());
+            return Ok(module.split('.').skip(2).find_map(|part| part.parse().ok()));
         }
-        let of = |regex: &Regex| regex.captures(module)?.iter().flatten().last()?.parse().ok();
-        self.layer_patterns.iter().find_map(of)
+        for pattern in &self.layer_patterns {
+            if let Some(layer) = pattern.last_group(module)?.and_then(|group| group.parse().ok()) {
+                return Ok(Some(layer));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -234,5 +276,23 @@ mod tests {
         ] {
             assert_eq!(includes(&config, module), expected, "{config} on {module}");
         }
+    }
+
+    /// Each of these takes more tries than are made: a file of somebody else's must not end the process.
+    #[test]
+    fn an_expression_that_takes_too_long_is_named() {
+        let module = format!("model.{}xb.0.q_proj", "a".repeat(60));
+        let hostile = "(?:a|a)*b";
+        for config in [
+            json!({ "target_modules": format!("model\\.{hostile}.*") }),
+            json!({ "exclude_modules": format!("model\\.{hostile}.*") }),
+            json!({ "target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": hostile }),
+        ] {
+            let rule = TargetRule::read(config.as_object().unwrap(), Path::new("c.json")).unwrap();
+            let error = rule.includes(&module).unwrap_err().to_string();
+            assert!(error.contains(hostile) && error.contains(&module), "{error}");
+        }
+        let error = TargetRule::read(json!({ "layers_pattern": "h(" }).as_object().unwrap(), Path::new("c.json"));
+        assert!(error.unwrap_err().to_string().contains("`layers_pattern`: `h(`"));
     }
 }

@@ -12,6 +12,7 @@ mod example;
 pub mod formats;
 mod forms;
 mod plan;
+mod quiet;
 mod report;
 mod rows;
 pub mod source;

@@ -3,7 +3,7 @@
 use super::config::{DataConfig, SourceConfig};
 use super::plan::Plan;
 use super::rows::{RowRef, Rows};
-use super::store::{Entry, TokenStore};
+use super::store::{Account, Entry, TokenStore};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -162,34 +162,7 @@ impl DataReport {
         let mut lengths = BTreeMap::<u32, usize>::new();
         for ((store, files), (source, split)) in stores.iter().zip(files).zip(named) {
             let account = store.account();
-            report.rows += account.rows;
-            report.dropped += account.dropped;
-            report.truncated += account.truncated;
-            report.skipped += account.skipped;
-            report.eos_unsupervised_rows += account.eos_unsupervised;
-            report.conversations += account.conversations;
-            report.tools_left_out += account.tools_left_out;
-            report.asked_otherwise += account.asked_otherwise;
-            report.asked_with = report.asked_with.or_else(|| account.asked_with.clone());
-            report.thoughts_left_out += account.thoughts_left_out;
-            report.unlearnt += account.unlearnt;
-            report.empty_answers += account.empty_answers;
-            for (field, rows) in &account.unread {
-                *report.unread.entry(field.clone()).or_default() += rows;
-            }
-            let named = |(file, what): &(u32, String)| {
-                format!(
-                    "{}{what}",
-                    files.get(*file as usize).map(|path| path.display().to_string()).unwrap_or_default()
-                )
-            };
-            for (all, own) in [
-                (&mut report.skipped_examples, &account.skipped_examples),
-                (&mut report.unlearnt_examples, &account.unlearnt_examples),
-            ] {
-                let room = EXAMPLES.saturating_sub(all.len());
-                all.extend(own.iter().take(room).map(named));
-            }
+            report.add(account, files);
             for &(length, rows) in &account.lengths {
                 *lengths.entry(length).or_default() += rows as usize;
             }
@@ -204,6 +177,36 @@ impl DataReport {
         };
         report.compare(train, validation, &place);
         report
+    }
+
+    /// Adds what was counted while a source was read.
+    fn add(&mut self, account: &Account, files: &[PathBuf]) {
+        self.rows += account.rows;
+        self.dropped += account.dropped;
+        self.truncated += account.truncated;
+        self.skipped += account.skipped;
+        self.eos_unsupervised_rows += account.eos_unsupervised;
+        self.conversations += account.conversations;
+        self.tools_left_out += account.tools_left_out;
+        self.asked_otherwise += account.asked_otherwise;
+        self.asked_with = self.asked_with.take().or_else(|| account.asked_with.clone());
+        self.thoughts_left_out += account.thoughts_left_out;
+        self.unlearnt += account.unlearnt;
+        self.empty_answers += account.empty_answers;
+        for (field, rows) in &account.unread {
+            *self.unread.entry(field.clone()).or_default() += rows;
+        }
+        let named = |(file, what): &(u32, String)| {
+            let file = files.get(*file as usize).map(|path| path.display().to_string());
+            format!("{}{what}", file.unwrap_or_default())
+        };
+        for (all, own) in [
+            (&mut self.skipped_examples, &account.skipped_examples),
+            (&mut self.unlearnt_examples, &account.unlearnt_examples),
+        ] {
+            let room = EXAMPLES.saturating_sub(all.len());
+            all.extend(own.iter().take(room).map(named));
+        }
     }
 
     /// Finds rows that are there twice.

@@ -6,14 +6,21 @@
 //! and thoughts under each of the names that templates read.
 //! Not as there: a loop over `none`, comparing values of different types, and JSON of what `map` or `select` give, do not fail;
 //! filters for web pages, `kwargs` of a macro and `%` behind a variable do (`tests/jinja.rs` has the list); `escape` and `safe` leave
-//! other text as it is.
+//! other text as it is. And what only a hostile template has: values of more than 127 bits, 4 Mi items or 200 lists in one another,
+//! and a namespace inside of another value.
 
 mod clock;
 mod environment;
+mod expressions;
 mod filters;
+mod format;
 pub(super) mod functions;
+#[cfg(test)]
+mod hostile_tests;
 pub(super) mod json;
+mod measure;
 pub mod named;
+mod numbers;
 mod percent;
 pub(super) mod python;
 mod text;
@@ -25,6 +32,7 @@ use crate::error::{Error, Result};
 use environment::{MARKS, NAME, environment};
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::Map;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -41,6 +49,10 @@ pub struct ChatTemplate {
     /// What templates read besides the conversation: the texts of special tokens.
     variables: Vec<(String, Value)>,
     identity: String,
+    /// The names that its expressions read: see [`ChatTemplate::reads`].
+    names: BTreeSet<String>,
+    /// Whether it prints a turn whole; found when it is first asked for.
+    prints_turns: OnceLock<bool>,
     /// What it takes of each role; found when it is first asked for.
     takes: OnceLock<[Takes; Role::ALL.len()]>,
 }
@@ -96,6 +108,7 @@ impl ChatTemplate {
     /// As [`ChatTemplate::new`].
     pub fn at(source: &str, bos: Option<&str>, eos: Option<&str>, now: u64) -> Result<Self> {
         let (translated, has_generation) = translate::translate(source);
+        let names = translate::names(source);
         let environment = |marks| {
             let made = environment(translated.clone(), now, marks);
             made.map_err(|error| Error::invalid(format!("the chat template is not valid: {error}")))
@@ -105,8 +118,9 @@ impl ChatTemplate {
         let environment = environment(false)?;
         let tokens = [("bos_token", bos), ("eos_token", eos)];
         let variables = tokens.into_iter().filter_map(|(name, text)| Some((name.to_string(), text?.into()))).collect();
-        Ok(Self { environment, marking, variables: Vec::new(), identity, takes: OnceLock::new() }
-            .with_variables(&variables))
+        let (variables_of, takes, prints_turns) = (Vec::new(), OnceLock::new(), OnceLock::new());
+        let template = Self { environment, marking, variables: variables_of, identity, names, prints_turns, takes };
+        Ok(template.with_variables(&variables))
     }
 
     /// The same template with more variables, in place of those of the same names: the texts of other special tokens, by their
@@ -122,6 +136,18 @@ impl ChatTemplate {
     /// What it takes of each role, as `probe` finds it.
     pub(super) fn takes(&self, probe: fn(&Self) -> [Takes; Role::ALL.len()]) -> &[Takes; Role::ALL.len()] {
         self.takes.get_or_init(|| probe(self))
+    }
+
+    /// Whether it reads this field of a turn: by its name, `turn.field` or `turn['field']`, or since it prints turns whole.
+    pub(super) fn reads(&self, field: &str) -> bool {
+        self.names.contains(field) || *self.prints_turns.get_or_init(|| self.prints_turns())
+    }
+
+    /// Whether it writes a field of a turn that no template can know of.
+    fn prints_turns(&self) -> bool {
+        const UNHEARD: &str = "field-unheard-of";
+        let turns = [Message::user("x"), Message::assistant("x")].map(|turn| turn.with(UNHEARD, UNHEARD.into()));
+        self.render(&turns, &[], false).is_ok_and(|text| text.contains(UNHEARD))
     }
 
     /// All that decides what it renders.

@@ -5,10 +5,11 @@
 use super::config::TrainOnTurns;
 use super::example::{Example, Message, Role};
 use super::forms;
+use super::quiet::quietly;
 use super::stream::TextStream;
 use super::template::ChatTemplate;
 use super::turns::Rendering;
-use super::words::{Tokens, WordTokenizer, failed};
+use super::words::{Tokens, WordTokenizer, encoded, failed, panicked};
 use crate::error::{Error, Result};
 use serde_json::Map;
 use sha2::{Digest, Sha256};
@@ -132,7 +133,7 @@ impl Encoder {
             ends.remove(&unknown);
         }
         ends.extend(eos.as_ref().map(|(_, id)| *id));
-        let probe = tokenizer.encode("x", false).map_err(|error| failed(&*error))?;
+        let probe = encoded(&tokenizer, "x")?;
         let prepends_space = probe.get_tokens().first().is_some_and(|token| token.starts_with(['▁', 'Ġ', ' ']));
         let turns = TrainOnTurns::All;
         let tokenizer = WordTokenizer::new(tokenizer);
@@ -368,7 +369,8 @@ impl Encoder {
         // The tokenizer's own skipping misses special tokens that its normalizer changes.
         let kept: Vec<u32> =
             ids.iter().copied().filter(|id| !(skip_special_tokens && self.special.contains(id))).collect();
-        self.tokenizer().decode(&kept, false).map_err(|error| failed(&*error))
+        let text = quietly(|| self.tokenizer().decode(&kept, false)).ok_or_else(panicked)?;
+        text.map_err(|error| failed(&*error))
     }
 
     /// Text of tokens that come one by one.
@@ -404,7 +406,8 @@ impl Encoder {
         }
     }
 
-    fn template_for(&self, tools: &[serde_json::Value]) -> Result<&ChatTemplate> {
+    /// The template of conversations with these tools.
+    pub(super) fn template_for(&self, tools: &[serde_json::Value]) -> Result<&ChatTemplate> {
         match &self.tool_template {
             Some(template) if !tools.is_empty() => Ok(template),
             _ => self.need_template(),

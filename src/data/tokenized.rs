@@ -179,11 +179,11 @@ impl Run<'_, '_> {
         Ok(())
     }
 
-    fn read_chunk(&mut self, number: usize, path: &Path, chunk: &[RawRow]) -> Result<()> {
-        self.account.rows += chunk.len();
+    /// Finds the format, where it is not known yet, by the first of these rows that has one. The rows from there on.
+    fn find_format<'c>(&mut self, number: usize, path: &Path, chunk: &'c [RawRow]) -> Result<&'c [RawRow]> {
         let mut rest = chunk;
         while self.format.is_none() {
-            let Some((first, others)) = rest.split_first() else { return Ok(()) };
+            let Some((first, others)) = rest.split_first() else { break };
             let format = first
                 .parse(path)
                 .map_err(with_skip_help)
@@ -198,7 +198,13 @@ impl Run<'_, '_> {
                 Err(error) => return Err(error),
             }
         }
-        let format = self.format.as_ref().expect("found above");
+        Ok(rest)
+    }
+
+    fn read_chunk(&mut self, number: usize, path: &Path, chunk: &[RawRow]) -> Result<()> {
+        self.account.rows += chunk.len();
+        let rest = self.find_format(number, path, chunk)?;
+        let Some(format) = self.format.as_ref() else { return Ok(()) };
         let (source, token_bytes) = (self.source, self.writer.token_bytes());
         // All outcomes, then the first error: the same one, however the threads run.
         let outcomes: Vec<Result<Outcome, Fault>> =
@@ -218,27 +224,33 @@ impl Run<'_, '_> {
                 Err(Fault::Bad(error)) => return Err(with_skip_help(error)),
                 Err(Fault::TooLong(error)) => return Err(error),
             };
-            *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
-            self.account.tools_left_out += usize::from(outcome.notes.tools_left_out);
-            self.account.thoughts_left_out += usize::from(outcome.notes.thoughts_left_out);
-            if let Some(opening) = outcome.notes.asked_otherwise {
-                self.account.asked_otherwise += 1;
-                self.account.asked_with.get_or_insert(opening);
+            self.keep(number, row, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a row that was read, and writes its tokens.
+    fn keep(&mut self, number: usize, row: &RawRow, outcome: Outcome) -> Result<()> {
+        *self.lengths.entry(u32::try_from(outcome.length).unwrap_or(u32::MAX)).or_default() += 1;
+        self.account.tools_left_out += usize::from(outcome.notes.tools_left_out);
+        self.account.thoughts_left_out += usize::from(outcome.notes.thoughts_left_out);
+        if let Some(opening) = outcome.notes.asked_otherwise {
+            self.account.asked_otherwise += 1;
+            self.account.asked_with.get_or_insert(opening);
+        }
+        self.account.conversations += usize::from(outcome.conversation);
+        self.account.empty_answers += outcome.empty_answers;
+        for field in outcome.unread {
+            if self.account.unread.len() < UNREAD || self.account.unread.contains_key(&field) {
+                *self.account.unread.entry(field).or_default() += 1;
             }
-            self.account.conversations += usize::from(outcome.conversation);
-            self.account.empty_answers += outcome.empty_answers;
-            for field in outcome.unread {
-                if self.account.unread.len() < UNREAD || self.account.unread.contains_key(&field) {
-                    *self.account.unread.entry(field).or_default() += 1;
-                }
-            }
-            match outcome.row {
-                None => self.account.dropped += 1,
-                Some(encoded) => {
-                    self.account.truncated += usize::from(outcome.truncated);
-                    self.account.eos_unsupervised += usize::from(!outcome.ends_supervised);
-                    self.writer.push(&encoded, number, row.number())?;
-                }
+        }
+        match outcome.row {
+            None => self.account.dropped += 1,
+            Some(encoded) => {
+                self.account.truncated += usize::from(outcome.truncated);
+                self.account.eos_unsupervised += usize::from(!outcome.ends_supervised);
+                self.writer.push(&encoded, number, row.number())?;
             }
         }
         Ok(())
@@ -377,9 +389,11 @@ fn read_row(
     };
     let length = sequence.len();
     if sequence.supervised() == 0 {
-        let error = Error::invalid("the row teaches nothing: no token of it is learnt")
-            .with_help("the answer may hold only what the tokenizer leaves out; fix the row, or remove it");
-        return Err(row.place(path, error).into());
+        let error = Error::invalid("no token of the row is learnt").with_help(
+            "the answers that are to be learnt are empty, or hold only what template or tokenizer leave out; fix the row, or \
+             remove it",
+        );
+        return Err(Fault::Unlearnt(row.place(path, error)));
     }
     let ends_supervised = encoder.ends_supervised(&sequence);
     let (mut truncated, mut dropped) = (false, false);
@@ -406,10 +420,13 @@ fn empty_answers(example: &Example) -> usize {
 
 /// Fields of turns that the chat template does not read either, but for those that say nothing of the conversation.
 fn unread(encoder: &Encoder, example: &Example) -> BTreeSet<String> {
-    let (Example::Chat { messages, .. }, Some(template)) = (example, encoder.template()) else {
-        return BTreeSet::new();
-    };
+    let Example::Chat { messages, tools, .. } = example else { return BTreeSet::new() };
+    let Ok(template) = encoder.template_for(tools) else { return BTreeSet::new() };
     let fields = messages.iter().flat_map(|message| message.extra.keys());
     let odd = fields.filter(|field| !READ.contains(&field.as_str()) && !BOOKKEEPING.contains(&field.as_str()));
-    odd.filter(|field| !template.identity().contains(field.as_str())).cloned().collect()
+    odd.filter(|field| !template.reads(field)).cloned().collect()
 }
+
+#[cfg(test)]
+#[path = "tokenized_tests.rs"]
+mod tests;

@@ -4,12 +4,13 @@
 //! known (`of_words`) cut in any case, so the tokens of the pieces are the tokens of the whole; and since most pieces are
 //! words that were there before, most need no tokenizer. Other tokenizers get the text whole.
 
+use super::quiet::quietly;
 use crate::error::{Error, Result};
 use crate::weights::WORD_PATTERNS;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use tokenizers::{ModelWrapper, Tokenizer};
+use tokenizers::{Encoding, ModelWrapper, Tokenizer};
 
 /// The longest piece that is remembered, in bytes.
 const MAX_PIECE: usize = 40;
@@ -116,11 +117,27 @@ impl WordTokenizer {
     }
 
     fn append(&self, text: &str, begin: usize, tokens: &mut Tokens) -> Result<()> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|error| failed(&*error))?;
+        let encoding = encoded(&self.tokenizer, text)?;
         tokens.ids.extend_from_slice(encoding.get_ids());
         tokens.offsets.extend(encoding.get_offsets().iter().map(|&(from, to)| (begin + from, begin + to)));
         Ok(())
     }
+}
+
+/// A text as a tokenizer has it, without special tokens added. Its regular expressions are a file's, and `onig` panics where one
+/// takes too many tries.
+///
+/// # Errors
+/// When the tokenizer fails.
+pub fn encoded(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
+    let encoding = quietly(|| tokenizer.encode(text, false)).ok_or_else(panicked)?;
+    encoding.map_err(|error| failed(&*error))
+}
+
+/// The error of a tokenizer that panics.
+pub fn panicked() -> Error {
+    Error::invalid("the tokenizer fails: one of its regular expressions takes too many tries on this text")
+        .with_help("check the patterns in the base's tokenizer.json (`pre_tokenizer`, `normalizer`, `decoder`)")
 }
 
 /// What a tokenizer's failure means to a user.
@@ -274,6 +291,17 @@ mod tests {
                 prop_assert_eq!(tokenizer.encode(&text).unwrap(), expected, "remembered");
             }
         }
+    }
+
+    /// A pattern of somebody else's tokenizer must not end the process.
+    #[test]
+    fn a_pattern_that_takes_too_long_is_an_error() {
+        let mut bare = tokenizer();
+        let json = serde_json::json!({"type": "Split", "pattern": {"Regex": "(?:a|a)*b"}, "behavior": "Isolated", "invert": false});
+        let split: tokenizers::PreTokenizerWrapper = serde_json::from_value(json).unwrap();
+        bare.with_pre_tokenizer(Some(split));
+        let error = WordTokenizer::new(bare).encode(&format!("{}xb", "a".repeat(60))).unwrap_err();
+        assert!(error.to_string().contains("takes too many tries"), "{error}");
     }
 
     #[test]

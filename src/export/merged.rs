@@ -1,7 +1,9 @@
 //! A whole model as a Hugging Face folder: weights in shards, configuration, tokenizer and chat template.
 
+use super::tokenizer_files::{CONFIG, TEMPLATE};
 use super::{FloatType, Job, MergedWeights, Output, tokenizer_files};
 use crate::error::{Error, Result};
+use crate::fs::file_inside;
 use crate::nn::rope_frequencies;
 use crate::weights::{Base, CHAT_TEMPLATES_FOLDER, TensorInfo, safetensors_header};
 use candle_core::quantized::GgmlDType;
@@ -13,14 +15,14 @@ const SHARD: usize = 5_000_000_000;
 /// What a tokenizer and a model card's licence come in. The weights and `config.json` are written anew.
 const COMPANIONS: &[&str] = &[
     "tokenizer.json",
-    "tokenizer_config.json",
+    CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
     "generation_config.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",
@@ -50,17 +52,21 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     }
     write_shards(&weights, &tensors, out)?;
     out.small("config.json", &pretty(&Value::Object(config)))?;
-    if job.base.is_gguf() {
-        write_tokenizer(job, out)
-    } else {
-        for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || **name != "chat_template.jinja") {
-            out.copy_if_there(job.base.path(), name)?;
-        }
-        match job.chat_template {
-            Some(template) => out.small("chat_template.jinja", template.as_bytes()),
-            None => write_templates(job.base, out),
-        }
+    if job.base.is_gguf() { write_tokenizer(job, out) } else { copy_companions(job, out) }
+}
+
+/// The files of a folder that go along, with the template that the adapter was trained on in the place of the base's.
+fn copy_companions(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
+    let folder = job.base.path();
+    for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || ![CONFIG, TEMPLATE].contains(name)) {
+        out.copy_if_there(folder, name)?;
     }
+    let Some(template) = job.chat_template else { return write_templates(job.base, out) };
+    if let Some(path) = file_inside(folder, CONFIG)? {
+        let config = std::fs::read(&path).map_err(Error::io("read", path))?;
+        out.small(CONFIG, &tokenizer_files::without_template(config))?;
+    }
+    out.small(TEMPLATE, template.as_bytes())
 }
 
 /// The base's chat templates with names, as files. Where a folder has them in `tokenizer_config.json`, that goes along: a file
@@ -69,16 +75,10 @@ fn write_templates(base: &Base, out: &mut Output<'_>) -> Result<()> {
     if !base.is_gguf() && !base.path().join(CHAT_TEMPLATES_FOLDER).is_dir() {
         return Ok(());
     }
-    for (name, template) in base.chat_templates().named().filter(|(name, _)| is_file_name(name)) {
-        out.small(&format!("{CHAT_TEMPLATES_FOLDER}/{name}.jinja"), template.as_bytes())?;
+    for (name, template) in tokenizer_files::named_templates(base) {
+        out.small(&name, &template)?;
     }
     Ok(())
-}
-
-/// Whether a template's name may be that of a file: it comes from the base's own files.
-fn is_file_name(name: &str) -> bool {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    !name.is_empty() && !name.starts_with('.') && name.chars().all(is_plain)
 }
 
 /// The type of the base's largest tensor, where that is f32 or f16; else bf16.
@@ -225,7 +225,7 @@ fn write_tokenizer(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     generation.insert("eos_token_id".into(), ends);
     out.small("generation_config.json", &pretty(&Value::Object(generation)))?;
     if let Some(template) = job.chat_template() {
-        out.small("chat_template.jinja", template.as_bytes())?;
+        out.small(TEMPLATE, template.as_bytes())?;
     }
     if job.chat_template.is_none() { write_templates(job.base, out) } else { Ok(()) }
 }

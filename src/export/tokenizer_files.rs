@@ -3,14 +3,12 @@
 
 use super::merged::pretty;
 use crate::error::{Error, Result};
-use crate::weights::Base;
+use crate::weights::{Base, CHAT_TEMPLATES_FOLDER};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-const CONFIG: &str = "tokenizer_config.json";
-const TEMPLATE: &str = "chat_template.jinja";
-/// The folder of further templates by name.
-const TEMPLATES: &str = "additional_chat_templates";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
 const OF_FOLDER: &[&str] = &["tokenizer.json", "special_tokens_map.json", "added_tokens.json"];
 /// All names that such files have, but those in the folder of further templates.
 pub const TOKENIZER_FILES: &[&str] =
@@ -27,7 +25,22 @@ pub fn tokenizer_files(base: &Base, template: Option<&str>) -> Result<Vec<(Strin
     if let Some(template) = template.or(own) {
         files.push((TEMPLATE.into(), template.as_bytes().to_vec()));
     }
+    if base.is_gguf() && template.is_none() {
+        files.extend(named_templates(base));
+    }
     Ok(files)
+}
+
+/// The base's chat templates with names, as the files that transformers reads.
+pub(super) fn named_templates(base: &Base) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let named = base.chat_templates().named().filter(|(name, _)| is_file_name(name));
+    named.map(|(name, template)| (format!("{CHAT_TEMPLATES_FOLDER}/{name}.jinja"), template.as_bytes().to_vec()))
+}
+
+/// Whether a template's name may be that of a file: it comes from the base's own files.
+fn is_file_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    !name.is_empty() && name.len() <= 100 && !name.starts_with('.') && name.chars().all(is_plain)
 }
 
 fn of_folder(folder: &Path, template: Option<&str>) -> Result<Vec<(String, Vec<u8>)>> {
@@ -46,11 +59,11 @@ fn of_folder(folder: &Path, template: Option<&str>) -> Result<Vec<(String, Vec<u
         return Ok(files);
     }
     files.extend(read(TEMPLATE)?.map(|bytes| (TEMPLATE.to_owned(), bytes)));
-    let further = std::fs::read_dir(folder.join(TEMPLATES)).into_iter().flatten().flatten();
+    let further = std::fs::read_dir(folder.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten();
     let mut names: Vec<String> = further.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     for name in names.iter().filter(|name| Path::new(name).extension().is_some_and(|end| end == "jinja")) {
-        let name = format!("{TEMPLATES}/{name}");
+        let name = format!("{CHAT_TEMPLATES_FOLDER}/{name}");
         files.extend(read(&name)?.map(|bytes| (name, bytes)));
     }
     Ok(files)
@@ -62,6 +75,18 @@ fn with_template(bytes: Vec<u8>, template: Option<&str>) -> Vec<u8> {
     match serde_json::from_slice::<Map<String, Value>>(&bytes) {
         Ok(mut config) if config.contains_key("chat_template") => {
             config.insert("chat_template".into(), json!(template));
+            pretty(&Value::Object(config))
+        }
+        _ => bytes,
+    }
+}
+
+/// A tokenizer's configuration without a chat template, for a folder that has one in a file: programs differ in which of the two
+/// they read.
+pub(super) fn without_template(bytes: Vec<u8>) -> Vec<u8> {
+    match serde_json::from_slice::<Map<String, Value>>(&bytes) {
+        Ok(mut config) if config.contains_key("chat_template") => {
+            config.shift_remove("chat_template");
             pretty(&Value::Object(config))
         }
         _ => bytes,

@@ -1,6 +1,7 @@
 //! Names of repositories as people copy them: addresses of a page or a file on the Hub, `hf://`, a slash at the end.
 
 use super::Kind;
+use crate::error::{Error, Result};
 
 /// A repository as an address names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,22 @@ pub(super) fn read(kind: Kind, text: &str, endpoint: Option<&str>) -> Option<Add
     };
     let revision = revision.filter(|revision| revision != "main").map(|revision| format!("@{revision}"));
     Some(Address { id: id + &revision.unwrap_or_default(), file })
+}
+
+/// Refuses an address whose path goes up: it would name a folder of this machine, or another repository than it seems to.
+///
+/// # Errors
+/// Names the part.
+pub(super) fn check(text: &str, endpoint: Option<&str>) -> Result<()> {
+    let Some(rest) = strip_hub(text.trim(), endpoint) else { return Ok(()) };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let is_up = |part: &&str| {
+        let part = part.to_lowercase().replace("%2e", ".");
+        part == "." || part == ".." || part.starts_with("..@")
+    };
+    let Some(up) = rest.split(['/', '\\']).find(is_up) else { return Ok(()) };
+    Err(Error::invalid(format!("`{text}` is no address of a repository: it has the part `{up}`"))
+        .with_help("write the address as the Hub's page has it, or the id alone: `org/name`"))
 }
 
 /// What follows the Hub's name.
@@ -97,6 +114,24 @@ mod tests {
             "huggingface.co/datasets/org/name/tree/main/data",
         ] {
             assert_eq!(dataset(text), id("org/name"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_goes_up_is_refused() {
+        for text in [
+            "https://huggingface.co/../etc",
+            "hf://org/..",
+            "hf://org/..@v1",
+            "hf://org/name/../../x.gguf",
+            "https://huggingface.co/org/%2E%2e/name",
+            "https://huggingface.co/org/name/resolve/main/./x.gguf",
+        ] {
+            let error = check(text, None).unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("has the part"), "{error}");
+        }
+        for text in ["../models/x", "https://huggingface.co/org/name..v2", "https://huggingface.co/org/name?a=../b"] {
+            check(text, None).unwrap();
         }
     }
 }

@@ -54,6 +54,7 @@ pub(super) fn fetch_dataset_from(
     progress: &mut dyn FnMut(FetchProgress),
     place: &Place,
 ) -> Result<Vec<PathBuf>> {
+    super::check_address(dataset.id)?;
     let id = super::dataset_id(dataset.id);
     let Some(reference) = parse_id(Kind::Dataset, &id) else {
         return Err(Error::invalid(format!("hub: `{}` is not the name of a dataset on the Hub", dataset.id))

@@ -4,6 +4,7 @@ use super::cache::Cache;
 use super::remote::{Remote, is_transient};
 use super::{FetchProgress, Reference};
 use crate::error::{Error, Result};
+use crate::weights::CHAT_TEMPLATES_FOLDER;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,6 @@ const SIDE_FILES: &[&str] = &[
     "added_tokens.json",
     "chat_template.jinja",
 ];
-/// The folder of further chat templates, by name.
-const TEMPLATES: &str = "additional_chat_templates/";
 
 /// Fetches a model's files, or one GGUF file, and returns the snapshot's folder, or that file.
 pub(super) fn fetch(
@@ -108,8 +107,10 @@ fn choose(reference: &Reference, file: Option<&str>, files: &[String]) -> Result
         return Err(error(message, "take a repository that has them; pickle files (.bin) are not read".into()));
     };
     let side = SIDE_FILES.iter().filter(|name| has(name)).map(|name| (*name).to_string());
-    let is_template =
-        |name: &&String| name.starts_with(TEMPLATES) && Path::new(name).extension().is_some_and(|end| end == "jinja");
+    let is_template = |name: &&String| {
+        let file = name.strip_prefix(CHAT_TEMPLATES_FOLDER).and_then(|rest| rest.strip_prefix('/'));
+        file.is_some_and(|file| Path::new(file).extension().is_some_and(|end| end == "jinja"))
+    };
     let templates = files.iter().filter(is_template).cloned();
     Ok(side.chain(templates).chain([weights.to_string()]).collect())
 }

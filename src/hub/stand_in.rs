@@ -243,16 +243,7 @@ fn api(state: &mut State, method: &str, path: &str, query: &str, body: &[u8], ba
         return respond(200, "", &state.who);
     }
     if path == "/api/repos/create" {
-        let body = json_body();
-        let repo = format!("{}/{}", body["organization"].as_str().unwrap(), body["name"].as_str().unwrap());
-        if state.repositories.contains_key(&repo) {
-            return respond(409, "", &json!({"error": "You already created this model repo"}));
-        }
-        let private = body["private"].as_bool().unwrap();
-        let attributes = BTreeMap::from([(".gitattributes".to_owned(), (b"*.safetensors filter=lfs".to_vec(), false))]);
-        let branches = BTreeMap::from([("main".to_owned(), attributes)]);
-        state.repositories.insert(repo.clone(), Repository { private, branches, ..Repository::default() });
-        return respond(200, "", &json!({"url": format!("{base}/{repo}")}));
+        return create(state, &json_body(), base);
     }
     if let Some(repo) = path.trim_start_matches('/').strip_suffix(".git/info/lfs/objects/batch") {
         assert!(state.repositories.contains_key(repo));
@@ -281,36 +272,48 @@ fn api(state: &mut State, method: &str, path: &str, query: &str, body: &[u8], ba
             "",
             &json!({"id": repo, "_id": "x", "private": repository.private, "sha": repository.head(), "siblings": []}),
         ),
-        ("POST", "paths-info") => {
-            let entry = |path: &Value| {
-                let path = path.as_str()?;
-                let (bytes, large) = files.get(path)?;
-                let blob = git_blob(bytes);
-                Some(if *large {
-                    json!({"type": "file", "path": path, "oid": blob, "size": bytes.len(), "lfs": {"oid": sha256(bytes), "size": bytes.len()}})
-                } else {
-                    json!({"type": "file", "path": path, "oid": blob, "size": bytes.len()})
-                })
-            };
-            let body = json_body();
-            let entries: Vec<Value> = body["paths"].as_array().unwrap().iter().filter_map(entry).collect();
-            respond(200, "", &json!(entries))
-        }
-        ("POST", "preupload") => {
-            let body = json_body();
-            let mode = |file: &Value| {
-                let path = file["path"].as_str().unwrap();
-                let large = path.ends_with(".safetensors");
-                let mode = if large { "lfs" } else { "regular" };
-                json!({"path": path, "uploadMode": mode, "shouldIgnore": state.ignored.contains(&path)})
-            };
-            let list: Vec<Value> = body["files"].as_array().unwrap().iter().map(mode).collect();
-            state.preuploads.push(json!({"query": query, "files": body["files"]}));
-            respond(200, "", &json!({ "files": list }))
-        }
+        ("POST", "paths-info") => paths_info(files, &json_body()),
+        ("POST", "preupload") => preupload(&mut state.preuploads, &state.ignored, query, &json_body()),
         ("POST", "commit") => commit(state, &repo, &branch, query, body, base),
         _ => respond(405, "", &json!({"error": format!("no {method} {path}")})),
     }
+}
+
+fn create(state: &mut State, body: &Value, base: &str) -> Vec<u8> {
+    let repo = format!("{}/{}", body["organization"].as_str().unwrap(), body["name"].as_str().unwrap());
+    if state.repositories.contains_key(&repo) {
+        return respond(409, "", &json!({"error": "You already created this model repo"}));
+    }
+    let private = body["private"].as_bool().unwrap();
+    let attributes = BTreeMap::from([(".gitattributes".to_owned(), (b"*.safetensors filter=lfs".to_vec(), false))]);
+    let branches = BTreeMap::from([("main".to_owned(), attributes)]);
+    state.repositories.insert(repo.clone(), Repository { private, branches, ..Repository::default() });
+    respond(200, "", &json!({"url": format!("{base}/{repo}")}))
+}
+
+fn paths_info(files: &BTreeMap<String, (Vec<u8>, bool)>, body: &Value) -> Vec<u8> {
+    let entry = |path: &Value| {
+        let path = path.as_str()?;
+        let (bytes, large) = files.get(path)?;
+        let mut entry = json!({"type": "file", "path": path, "oid": git_blob(bytes), "size": bytes.len()});
+        if *large {
+            entry["lfs"] = json!({"oid": sha256(bytes), "size": bytes.len()});
+        }
+        Some(entry)
+    };
+    let entries: Vec<Value> = body["paths"].as_array().unwrap().iter().filter_map(entry).collect();
+    respond(200, "", &json!(entries))
+}
+
+fn preupload(seen: &mut Vec<Value>, ignored: &[&str], query: &str, body: &Value) -> Vec<u8> {
+    let mode = |file: &Value| {
+        let path = file["path"].as_str().unwrap();
+        let mode = if path.ends_with(".safetensors") { "lfs" } else { "regular" };
+        json!({"path": path, "uploadMode": mode, "shouldIgnore": ignored.contains(&path)})
+    };
+    let list: Vec<Value> = body["files"].as_array().unwrap().iter().map(mode).collect();
+    seen.push(json!({"query": query, "files": body["files"]}));
+    respond(200, "", &json!({ "files": list }))
 }
 
 fn batch(state: &mut State, body: &Value, base: &str) -> Vec<u8> {

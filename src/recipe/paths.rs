@@ -25,7 +25,10 @@ pub(super) fn settle(root: &mut Value) -> Result<()> {
         for source in all {
             each(source, &[], &mut |text| path(text, named))?;
             each(source, &["path"], &mut |text| path(text, named))?;
-            each(source, &["hub"], &mut |text| Ok(hub::dataset_id(text)))?;
+            each(source, &["hub"], &mut |text| {
+                hub::check_address(text).map_err(|error| at(&format!("{named}.hub"), &error))?;
+                Ok(hub::dataset_id(text))
+            })?;
         }
     }
     base(root)
@@ -35,6 +38,7 @@ pub(super) fn settle(root: &mut Value) -> Result<()> {
 fn base(root: &mut Value) -> Result<()> {
     let Some(section) = root.get_mut("base") else { return Ok(()) };
     let Some(model) = section.get("model").and_then(Value::as_str) else { return Ok(()) };
+    hub::check_address(model).map_err(|error| at("base.model", &error))?;
     let (id, file) = hub::model_id(&path(model, "base.model")?);
     if let (Some(file), Value::Mapping(map)) = (file, &mut *section) {
         map.entry("file".into()).or_insert_with(|| file.into());
@@ -55,6 +59,11 @@ fn each(root: &mut Value, keys: &[&str], change: &mut dyn FnMut(&str) -> Result<
         *text = change(text)?;
     }
     Ok(())
+}
+
+/// An error at a key of the recipe.
+fn at(key: &str, error: &Error) -> Error {
+    Error::invalid(format!("{key}: {error}")).with_help(error.help().unwrap_or_default())
 }
 
 fn path(text: &str, key: &str) -> Result<String> {
@@ -91,5 +100,11 @@ mod tests {
             error.to_string().contains("x.yaml:1:") && error.to_string().contains("NOT_SET_HERE is not set"),
             "{error}"
         );
+        for (place, id) in
+            [("org/name/resolve/v1/x.gguf", "org/name/resolve/../x.gguf"), ("datasets/org/rows", "datasets/org/..")]
+        {
+            let error = Recipe::parse(&text.replace(place, id), Path::new("x.yaml"), &[]).unwrap_err().to_string();
+            assert!(error.contains("has the part `..`") && error.contains("x.yaml:"), "{error}");
+        }
     }
 }

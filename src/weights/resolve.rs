@@ -40,32 +40,19 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
         return Vec::new();
     };
     let mut notes = Vec::new();
-    let mut differs = |what: &str, left: &Value, counts: &Value, place: &str| {
-        notes.push(format!(
-            "config.json says {what} {left}, and {counts} {place}: the latter counts, as in transformers"
-        ));
-    };
     let theta = known(&chosen, "rope_theta").or_else(|| known(config, "rope_theta")).cloned().unwrap_or(json!(1e4));
     if let Some(top) = known(config, "rope_theta").filter(|top| top.as_f64() != theta.as_f64()) {
-        differs("rope_theta", top, &theta, &format!("in {key}"));
+        notes.push(differs("rope_theta", top, &theta, &format!("in {key}")));
     }
     if let (Some(old), Some(new)) = (known(&chosen, "type"), known(&chosen, "rope_type"))
         && old != new
     {
-        differs(&format!("{key}.type"), old, new, "as rope_type");
+        notes.push(differs(&format!("{key}.type"), old, new, "as rope_type"));
     }
     let kind = known(&chosen, "rope_type").or_else(|| known(&chosen, "type")).cloned().unwrap_or(json!("default"));
     let completed = kind == "llama3" && (known(&chosen, LENGTH).is_none() || known(config, LENGTH).is_some());
     if completed {
-        let (top, inner) = (known(config, LENGTH), known(&chosen, LENGTH));
-        if let (Some(top), Some(inner)) = (top, inner)
-            && top != inner
-        {
-            differs(&format!("{key}.{LENGTH}"), inner, top, "at the top");
-        }
-        if let Some(length) = top.or(inner).or_else(|| known(config, "max_position_embeddings")).cloned() {
-            chosen.insert(LENGTH.into(), length);
-        }
+        notes.extend(original_length(config, &mut chosen, key));
     }
     chosen.insert("rope_theta".into(), theta.clone());
     chosen.remove("type");
@@ -76,12 +63,36 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
         }
         other.remove("type");
         if other != chosen {
-            differs("rope_parameters", &Value::Object(other), &Value::Object(chosen.clone()), "as rope_scaling");
+            let (other, chosen) = (Value::Object(other), Value::Object(chosen.clone()));
+            notes.push(differs("rope_parameters", &other, &chosen, "as rope_scaling"));
         }
     }
-    if notes.is_empty() && !completed {
-        return notes;
+    if !notes.is_empty() || completed {
+        settle(config, chosen, theta, &kind);
     }
+    notes
+}
+
+/// A note of two values, the latter of which counts.
+fn differs(what: &str, left: &Value, counts: &Value, place: &str) -> String {
+    format!("config.json says {what} {left}, and {counts} {place}: the latter counts, as in transformers")
+}
+
+/// Completes `chosen` by the length of the original context; a note where there are two.
+fn original_length(config: &Map<String, Value>, chosen: &mut Map<String, Value>, key: &str) -> Option<String> {
+    let (top, inner) = (known(config, LENGTH), known(chosen, LENGTH));
+    let note = match (top, inner) {
+        (Some(top), Some(inner)) if top != inner => Some(differs(&format!("{key}.{LENGTH}"), inner, top, "at the top")),
+        _ => None,
+    };
+    if let Some(length) = top.or(inner).or_else(|| known(config, "max_position_embeddings")).cloned() {
+        chosen.insert(LENGTH.into(), length);
+    }
+    note
+}
+
+/// Writes what counts under each of its names.
+fn settle(config: &mut Map<String, Value>, chosen: Map<String, Value>, theta: Value, kind: &Value) {
     config.insert("rope_theta".into(), theta);
     config.remove("rope_scaling");
     if kind != "default" {
@@ -89,7 +100,6 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
     }
     config.insert("rope_parameters".into(), Value::Object(chosen));
     config.remove(LENGTH);
-    notes
 }
 
 /// transformers ties nothing where the file holds both embeddings and head, and they differ.

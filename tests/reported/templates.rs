@@ -191,6 +191,37 @@ fn exports_carry_the_templates_with_names() {
     let expected = case.shown("recipe.yaml", &[]);
     assert_eq!(case.shown("recipe.yaml", &[&setting]), expected);
     assert_eq!(case.shown("recipe.yaml", &["base.model=out/merged"]), expected);
+
+    // They stand beside an adapter of the GGUF base too, as files that transformers reads.
+    run(&["train", "recipe.yaml", "--set", "training.max_steps=1", "--set", "output_dir=second", "--set", &setting]);
+    for name in
+        ["chat_template.jinja", "additional_chat_templates/tool_use.jinja", "additional_chat_templates/rag.jinja"]
+    {
+        let read = |path: &str| std::fs::read_to_string(case.path(path)).unwrap();
+        assert_eq!(read(&format!("second/{name}")), read(&format!("base/{name}")), "{name}");
+    }
+}
+
+/// A merged model has one chat template: that of its training. Programs differ in which file they look into first.
+#[test]
+fn a_merged_model_has_the_template_of_its_training_alone() {
+    let case = Case::new("05-template-tool_use");
+    let run = |arguments: &[&str]| {
+        let output = case.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let own = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+               {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    case.write("own.jinja", own);
+    let template = "data.chat_template=own.jinja";
+    run(&["train", "recipe.yaml", "--set", "training.max_steps=1", "--set", "output_dir=adapter", "--set", template]);
+    run(&["export", "adapter", "--to", "merged", "--no-verify", "--out", "out"]);
+    let read = |path: &str| std::fs::read_to_string(case.path(path)).unwrap();
+    assert_eq!(read("out/chat_template.jinja"), read("adapter/chat_template.jinja"));
+    let config = |path: &str| serde_json::from_str::<Value>(&read(path)).unwrap();
+    let (mut base, merged) = (config("base/tokenizer_config.json"), config("out/tokenizer_config.json"));
+    assert!(base.as_object_mut().unwrap().remove("chat_template").is_some());
+    assert_eq!(merged, base);
 }
 
 #[test]

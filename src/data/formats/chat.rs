@@ -192,4 +192,29 @@ mod tests {
             "function_call": {"name": "f", "arguments": {"x": 1}}}"#;
         assert_eq!(calls(single), expected);
     }
+
+    /// Of calls that follow one another each may have thoughts of its own; none is lost.
+    #[test]
+    fn calls_that_are_joined_keep_their_thoughts() {
+        let call = |more: &str| {
+            format!(r#"{{"role": "tool_call", "content": "{{\"name\": \"f\", \"arguments\": {{}}}}"{more}}}"#)
+        };
+        for (first, second, thoughts) in [
+            (r#", "reasoning_content": "one""#, r#", "reasoning_content": "two""#, Some("one\n\ntwo")),
+            (r#", "thinking": "one""#, r#", "reasoning_content": "two""#, Some("one\n\ntwo")),
+            (r#", "reasoning_content": "one""#, "", Some("one")),
+            ("", r#", "reasoning_content": "two""#, Some("two")),
+            (r#", "reasoning": "one""#, r#", "reasoning": "one""#, Some("one")),
+            ("", "", None),
+        ] {
+            let user = r#"{"role": "user", "content": "q"}"#;
+            let row = format!(r#"{{"messages": [{user}, {}, {}]}}"#, call(first), call(second));
+            let messages = messages(&row);
+            assert_eq!(messages.len(), 2, "{row}");
+            assert_eq!(messages[1].extra["tool_calls"].as_array().unwrap().len(), 2);
+            let keys = ["reasoning_content", "thinking", "reasoning"];
+            let found: Vec<_> = keys.iter().filter_map(|key| messages[1].extra.get(*key)?.as_str()).collect();
+            assert_eq!(found, thoughts.into_iter().collect::<Vec<_>>(), "{row}");
+        }
+    }
 }

@@ -77,7 +77,10 @@ pub fn turns(row: Row<'_>, field: &'static str) -> Result<Vec<Message>, RowError
         }
         match messages.last_mut() {
             // Calls that follow one another are one turn's: no template has an assistant that answers itself.
-            Some(last) if calls && called && last.train == message.train => turn::add_calls(last, message),
+            Some(last) if calls && called && last.train == message.train => {
+                let apart = turn::add_calls(last, message);
+                messages.extend(apart);
+            }
             _ => messages.push(message),
         }
         called = calls;

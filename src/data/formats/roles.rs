@@ -102,7 +102,9 @@ impl Roles {
         match twice {
             Some((role, name)) => {
                 let help = "a name stands for one role; take it out of the others".to_string();
-                Err(((*role).clone(), format!("`{}` stands for another role too", shown(name)), help))
+                let other = all.iter().find(|(other, same)| same == name && other != role);
+                let other = other.map_or("another role", |(other, _)| other.as_str());
+                Err(((*role).clone(), format!("`{}` stands for `{other}` too", shown(name)), help))
             }
             None => Ok(()),
         }
@@ -202,7 +204,7 @@ mod tests {
         for (text, message, help) in [
             ("{bing: assistant}", "is not a role", "`roles: {assistant: [bing]}`"),
             ("{narrator: [x]}", "is not a role", "`roles: {assistant: [narrator]}`"),
-            ("{user: [a], tool: [a]}", "stands for another role too", "one role"),
+            ("{user: [a], tool: [a]}", "`a` stands for `user` too", "one role"),
             ("{user: []}", "has an empty name", "[NAME]"),
         ] {
             let (_, said, to_do) = roles(text).check().unwrap_err();

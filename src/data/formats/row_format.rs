@@ -152,8 +152,32 @@ fn prepare(
         if column.is_empty() {
             return Err(mistake("is empty".to_string(), "write the name that the rows have for it".to_string()));
         }
+        if let Some(other) = twin(format, fields, field, column) {
+            let message = format!("is `{}`, and so is `{other}`: a row has one value for the two", shown(column));
+            return Err(mistake(message, "give each its own name, or take one of the two out".to_string()));
+        }
     }
     Ok((format, templates))
+}
+
+/// Another field that is read from the same place: of a row, or of its turns. A format that is all template reads none by itself.
+fn twin<'f>(
+    format: Option<&'static dyn Format>,
+    fields: &'f BTreeMap<String, String>,
+    field: &str,
+    column: &str,
+) -> Option<&'f String> {
+    if format.is_some_and(|format| format.template() == TemplateUse::Required) {
+        return None;
+    }
+    let of_turns = |field: &str| match format {
+        Some(format) => format.turn_fields().contains(&field),
+        None => FORMATS.iter().any(|format| format.turn_fields().contains(&field)),
+    };
+    let is_twin = |(other, same): &(&String, &String)| {
+        *other != field && same.as_str() == column && of_turns(other) == of_turns(field)
+    };
+    fields.iter().find(is_twin).map(|(other, _)| other)
 }
 
 fn compile(template: &RowTemplate) -> Result<Templates, Mistake> {

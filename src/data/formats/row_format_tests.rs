@@ -296,3 +296,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn two_fields_are_not_read_from_one_place() {
+    let check = |name, pairs: &[(&str, &str)], template: Option<&RowTemplate>| {
+        RowFormat::check("data", name, &mapping(pairs), template).map_err(|error| error.to_string())
+    };
+    for (name, pairs) in [
+        (FormatName::QuestionAnswer, [("answer", "A"), ("question", "A")]),
+        (FormatName::Auto, [("output", "x"), ("instruction", "x")]),
+        (FormatName::Chat, [("content", "text"), ("role", "text")]),
+    ] {
+        let error = check(name, &pairs, None).unwrap_err();
+        for (field, column) in pairs {
+            assert!(error.contains(field) && error.contains(column), "{error}");
+        }
+    }
+    // A row's own field and one of its turns; names of a template's own.
+    check(FormatName::Chat, &[("messages", "value"), ("content", "value")], None).unwrap();
+    check(FormatName::Auto, &[("a", "x"), ("b", "x")], Some(&chat_template())).unwrap();
+}

@@ -3,6 +3,7 @@
 use super::fields;
 use super::{Row, RowError, learning, nulls, tools};
 use crate::data::example::{Message, Role};
+use crate::data::template::REASONING;
 use serde_json::{Map, Value};
 
 /// Fields of a turn that the recipe's `data.fields` may name: speaker and text under two names each, then others.
@@ -68,12 +69,34 @@ pub(super) fn read(row: Row<'_>, turn: &Value, (speaker, text): Names) -> Result
     Ok((message, who.calls))
 }
 
-/// Adds the calls of a turn to those of the one before.
-pub(super) fn add_calls(message: &mut Message, mut next: Message) {
+/// Adds the calls of a turn to those of the one before, and its thoughts to that one's. What cannot be joined comes back, and is
+/// a turn of its own.
+pub(super) fn add_calls(message: &mut Message, mut next: Message) -> Option<Message> {
+    let thoughts = |message: &Message| REASONING.into_iter().find(|key| message.extra.contains_key(*key));
+    match (thoughts(message), thoughts(&next)) {
+        (Some(own), Some(key)) => match (message.extra.get_mut(own), next.extra.get(key)) {
+            (Some(Value::String(own)), Some(Value::String(more))) if own != more => {
+                *own += "\n\n";
+                *own += more;
+            }
+            (Some(own), Some(more)) if own == more => {}
+            _ => return Some(next),
+        },
+        (None, Some(key)) => message.extra.extend(next.extra.shift_remove_entry(key)),
+        (_, None) => {}
+    }
+    if thoughts(message).is_some() {
+        next.extra.retain(|key, _| !REASONING.contains(&key.as_str()));
+    }
     let more = next.extra.shift_remove("tool_calls");
     if let (Some(Value::Array(calls)), Some(Value::Array(more))) = (message.extra.get_mut("tool_calls"), more) {
         calls.extend(more);
     }
+    // Of other fields, those that the first turn does not have.
+    for (key, value) in next.extra {
+        message.extra.entry(key).or_insert(value);
+    }
+    None
 }
 
 /// The error of a turn without a speaker.

@@ -32,16 +32,12 @@ const BESIDE: &[&str] = &[
 ];
 
 /// The files that a recipe's `path` means: a file, a folder (the data files directly in it; where their names speak of
-/// splits, those of the first of `wanted`), or a pattern with `*`, `?`, `[…]` or `**`; sorted. `~` and `$HOME` at its
-/// beginning are the user's folder. A path that is there is never taken for a pattern. Also what was left out of a folder,
-/// for people.
+/// splits, those of the first of `wanted`), or a pattern with `*`, `?`, `[…]` or `**`; sorted. A path that is there is never
+/// taken for a pattern. Also what was left out of a folder, for people. `~` and variables are the recipe's to expand.
 ///
 /// # Errors
 /// When nothing is there, or nothing fits: says what is there instead.
 pub fn expand(pattern: &str, wanted: &[&str]) -> Result<(Vec<PathBuf>, Option<String>)> {
-    let path = Path::new(pattern);
-    let home = if path.exists() { None } else { at_home(pattern, std::env::var_os("HOME").map(PathBuf::from)) };
-    let pattern = home.as_deref().unwrap_or(pattern);
     let path = Path::new(pattern);
     if path.is_dir() {
         let Taken { files, note } = splits::choose(data_files(path)?, wanted);
@@ -54,14 +50,6 @@ pub fn expand(pattern: &str, wanted: &[&str]) -> Result<(Vec<PathBuf>, Option<St
         return Err(missing(path));
     }
     Ok((matching(pattern)?, None))
-}
-
-/// The path with the user's folder written out, where it begins with `~`, `$HOME` or `${HOME}`.
-fn at_home(pattern: &str, home: Option<PathBuf>) -> Option<String> {
-    let rest = ["~", "$HOME", "${HOME}"].iter().find_map(|start| pattern.strip_prefix(start))?;
-    let home = home.filter(|home| !home.as_os_str().is_empty())?;
-    let rest = rest.strip_prefix('/').or_else(|| rest.is_empty().then_some(""))?;
-    Some(home.join(rest).to_string_lossy().trim_end_matches('/').to_owned())
 }
 
 /// The files that fit a pattern.
@@ -171,11 +159,6 @@ pub(super) fn missing(path: &Path) -> Error {
         let help = format!("several files are a list, in brackets: [{}]", parts.join(", "));
         return Error::file(path, "there is no such file; it reads as one name").with_help(help);
     }
-    if let Some(variable) = text.split('/').find(|part| part.starts_with('$')) {
-        let help =
-            format!("write the path out: of variables only `$HOME` is read, at the beginning, and not `{variable}`");
-        return Error::file(path, "there is no such file").with_help(help);
-    }
     Error::file(path, "there is no such file").with_help(format!("{}{hub}", around(path)))
 }
 
@@ -283,23 +266,6 @@ mod tests {
         assert!(expanded(&repository, "d").unwrap_err().help().unwrap().contains("d/data` holds data files"));
         let sheet = folder(&["d/Scores.xlsx"]);
         assert!(expanded(&sheet, "d").unwrap_err().to_string().contains("Excel"));
-    }
-
-    #[test]
-    fn the_users_folder_is_written_out() {
-        let home = || Some(PathBuf::from("/home/x"));
-        for (path, whole) in [
-            ("~/data/rows.jsonl", Some("/home/x/data/rows.jsonl")),
-            ("$HOME/*.jsonl", Some("/home/x/*.jsonl")),
-            ("${HOME}", Some("/home/x")),
-            ("~anna/rows.jsonl", None),
-            ("rows~.jsonl", None),
-        ] {
-            assert_eq!(at_home(path, home()).as_deref(), whole);
-        }
-        assert_eq!(at_home("~/x", None), None);
-        let error = expand("$DATA/rows.jsonl", &["train"]).unwrap_err();
-        assert!(error.help().unwrap().contains("`$DATA`"), "{error:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! An environment as transformers sets up Jinja2: `ImmutableSandboxedEnvironment` with `trim_blocks`, `lstrip_blocks`, loop
 //! controls, `raise_exception`, `strftime_now`, and `tojson` without HTML escapes.
 
-use super::{clock, filters, functions, json, percent, python, translate};
+use super::{clock, expressions, filters, functions, json, measure, percent, python, translate};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, UndefinedBehavior, Value};
 use minijinja_contrib::globals;
@@ -31,7 +31,9 @@ pub fn environment(translated: String, now: u64, marks: bool) -> Result<Environm
     filters::add(&mut environment);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", functions::string);
-    environment.add_filter(translate::PERCENT, percent::percent);
+    environment.add_filter(expressions::PERCENT, percent::percent);
+    environment.add_filter(expressions::MEASURED, measure::measured);
+    environment.add_filter(expressions::OF_NAMESPACE, measure::of_namespace);
     environment.add_filter(translate::GENERATION, move |text: String| {
         let [open, close] = MARKS;
         if marks { format!("{open}{text}{close}") } else { text }
@@ -42,6 +44,7 @@ pub fn environment(translated: String, now: u64, marks: bool) -> Result<Environm
     environment.add_function("raise_exception", functions::raise_exception);
     environment.add_function("strftime_now", move |format: &str| clock::strftime(format, now));
     environment.add_function("dict", functions::dict);
+    environment.add_function("namespace", measure::namespace);
     environment.add_function("joiner", |separator: Option<Value>| {
         globals::joiner(Some(separator.unwrap_or_else(|| Value::from(", "))))
     });

@@ -1,8 +1,9 @@
 //! Filters of Jinja2 that minijinja lacks, or has in another way.
 
-use super::{percent, python, text};
+use super::functions::{MAX_TEXT, push};
+use super::{numbers, percent, python, text};
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 /// Puts the filters into an environment.
 pub fn add(environment: &mut Environment<'_>) {
@@ -22,8 +23,9 @@ pub fn add(environment: &mut Environment<'_>) {
     environment.add_filter("dictsort", dictsort);
     environment.add_filter("join", join);
     environment.add_filter("list", list);
-    environment.add_filter("int", int);
-    environment.add_filter("float", float);
+    environment.add_filter("int", numbers::int);
+    environment.add_filter("float", numbers::float);
+    environment.add_filter("replace", replace);
     environment.add_filter("indent", indent);
     environment.add_filter("pprint", |_: &Value| Err::<Value, _>(wrong("the filter `pprint` is not supported")));
     environment.add_filter("attr", |value: &Value, name: &str| match value.kind() {
@@ -33,25 +35,25 @@ pub fn add(environment: &mut Environment<'_>) {
     });
 }
 
-fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
 /// Arguments by place or name.
-struct Arguments {
+pub struct Arguments {
     given: Vec<Value>,
-    named: Kwargs,
+    pub named: Kwargs,
 }
 
 impl Arguments {
-    fn new(given: Rest<Value>, named: Kwargs, most: usize) -> Result<Self, Error> {
+    pub fn new(given: Rest<Value>, named: Kwargs, most: usize) -> Result<Self, Error> {
         if given.len() > most {
             return Err(Error::from(ErrorKind::TooManyArguments));
         }
         Ok(Self { given: given.0, named })
     }
 
-    fn get(&self, at: usize, name: &str) -> Result<Option<Value>, Error> {
+    pub fn get(&self, at: usize, name: &str) -> Result<Option<Value>, Error> {
         match self.given.get(at) {
             Some(value) => Ok(Some(value.clone())),
             None => self.named.get::<Option<Value>>(name),
@@ -62,10 +64,10 @@ impl Arguments {
         Ok(self.get(at, name)?.map_or(default, |value| value.is_true()))
     }
 
-    fn number(&self, at: usize, name: &str, default: usize) -> Result<usize, Error> {
+    pub fn number(&self, at: usize, name: &str, default: usize) -> Result<usize, Error> {
         let Some(value) = self.get(at, name)? else { return Ok(default) };
         let number = usize::try_from(value).map_err(|_| wrong(format!("`{name}` must be a whole number")))?;
-        if number > super::functions::MAX_TEXT { Err(wrong(format!("`{name}` is too large"))) } else { Ok(number) }
+        if number > MAX_TEXT { Err(wrong(format!("`{name}` is too large"))) } else { Ok(number) }
     }
 }
 
@@ -86,12 +88,28 @@ fn default(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Er
     Ok(if value.is_undefined() || (if_false && !value.is_true()) { other } else { value.clone() })
 }
 
-fn center(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+fn center(state: &State, value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let arguments = Arguments::new(given, named, 1)?;
     let width = arguments.number(0, "width", 80)?;
     arguments.named.assert_all_used()?;
     let text = python::text(value)?;
-    text::method(&text, "center", &[Value::from(width)]).map(|result| result.unwrap_or_else(|| Value::from(text)))
+    text::method(state, &text, "center", &[Value::from(width)])
+        .map(|result| result.unwrap_or_else(|| Value::from(text)))
+}
+
+fn replace(state: &State, value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let arguments = Arguments::new(given, named, 3)?;
+    let text_of = |at, name| arguments.get(at, name)?.map_or_else(|| Err(missing(name)), |value| python::text(&value));
+    let (old, new) = (text_of(0, "old")?, text_of(1, "new")?);
+    let count = arguments.get(2, "count")?.filter(|count| !count.is_none()).unwrap_or_else(|| Value::from(-1));
+    arguments.named.assert_all_used()?;
+    let text = python::text(value)?;
+    let replaced = text::method(state, &text, "replace", &[Value::from(old), Value::from(new), count])?;
+    Ok(replaced.unwrap_or_else(|| Value::from(text)))
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(ErrorKind::MissingArgument, format!("`{name}` is missing"))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands over arguments by value")]
@@ -220,7 +238,7 @@ fn dictsort(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, E
     Ok(pairs.into_iter().map(|(key, value)| python::pair(key, value)).collect())
 }
 
-fn join(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+fn join(state: &State, value: &Value, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     let arguments = Arguments::new(given, named, 2)?;
     let separator = arguments.get(0, "d")?.map_or_else(|| Ok(String::new()), |separator| python::text(&separator))?;
     let attribute = arguments.get(1, "attribute")?;
@@ -230,17 +248,15 @@ fn join(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<String, Erro
     }
     let mut out = String::new();
     for (i, item) in value.try_iter()?.enumerate() {
+        state.consume_fuel(1)?;
         if i > 0 {
-            out.push_str(&separator);
+            push(&mut out, &separator, "join")?;
         }
         let item = match &attribute {
             Some(attribute) => member(item, attribute)?,
             None => item,
         };
-        out.push_str(&python::text(&item)?);
-        if out.len() > super::functions::MAX_TEXT {
-            return Err(Error::new(ErrorKind::OutOfFuel, "`join` makes too long a text"));
-        }
+        push(&mut out, &python::text(&item)?, "join")?;
     }
     Ok(out)
 }
@@ -254,7 +270,7 @@ fn member(value: Value, path: &Value) -> Result<Value, Error> {
     })
 }
 
-fn list(value: &Value) -> Result<Value, Error> {
+fn list(state: &State, value: &Value) -> Result<Value, Error> {
     if value.is_undefined() {
         return Ok(Value::from(Vec::<Value>::new()));
     }
@@ -262,56 +278,10 @@ fn list(value: &Value) -> Result<Value, Error> {
         return Err(wrong("None is not iterable"));
     }
     if let Some(text) = value.as_str() {
-        return Ok(text.chars().map(|character| Value::from(character.to_string())).collect());
+        return python::collected(state, text.chars().map(|c| Value::from(c.encode_utf8(&mut [0; 4]) as &str)))
+            .map(Value::from);
     }
-    let items: Vec<Value> = value.try_iter()?.collect();
-    Ok(Value::from(items))
-}
-
-fn int(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
-    let arguments = Arguments::new(given, named, 2)?;
-    let default = arguments.get(0, "default")?.unwrap_or_else(|| Value::from(0));
-    let base = arguments.number(1, "base", 10)?;
-    arguments.named.assert_all_used()?;
-    let base = u32::try_from(base).ok().filter(|base| (2..=36).contains(base)).ok_or_else(|| wrong("int: `base`"))?;
-    Ok(match value.kind() {
-        ValueKind::Bool => Value::from(i64::from(value.is_true())),
-        ValueKind::Number if value.is_integer() => value.clone(),
-        ValueKind::Number => match f64::try_from(value.clone()) {
-            Ok(float) if float.is_finite() => Value::from(float.trunc() as i128),
-            _ => default,
-        },
-        ValueKind::String => {
-            let text = value.as_str().unwrap_or_default().trim().replace('_', "");
-            let (sign, digits) = text.strip_prefix('-').map_or((1, text.as_str()), |digits| (-1, digits));
-            let lower = digits.trim_start_matches('+').to_lowercase();
-            let prefix = match base {
-                16 => "0x",
-                8 => "0o",
-                2 => "0b",
-                _ => "",
-            };
-            let whole = i128::from_str_radix(lower.strip_prefix(prefix).unwrap_or(&lower), base).ok();
-            match (whole, text.parse::<f64>()) {
-                (Some(whole), _) => Value::from(sign * whole),
-                (None, Ok(float)) if float.is_finite() => Value::from(float.trunc() as i128),
-                _ => default,
-            }
-        }
-        _ => default,
-    })
-}
-
-fn float(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
-    let arguments = Arguments::new(given, named, 1)?;
-    let default = arguments.get(0, "default")?.unwrap_or_else(|| Value::from(0.0));
-    arguments.named.assert_all_used()?;
-    Ok(match value.kind() {
-        ValueKind::Bool => Value::from(f64::from(u8::from(value.is_true()))),
-        ValueKind::Number => f64::try_from(value.clone()).map_or(default, Value::from),
-        ValueKind::String => value.as_str().unwrap_or_default().trim().parse::<f64>().map_or(default, Value::from),
-        _ => default,
-    })
+    python::collected(state, value.try_iter()?).map(Value::from)
 }
 
 fn indent(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
@@ -330,12 +300,9 @@ fn indent(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<String, Er
             out.push('\n');
         }
         if (i > 0 || first) && (blank || !line.is_empty() || (i == 0 && first)) {
-            out.push_str(&by);
+            push(&mut out, &by, "indent")?;
         }
-        out.push_str(line);
-        if out.len() > super::functions::MAX_TEXT {
-            return Err(Error::new(ErrorKind::OutOfFuel, "`indent` makes too long a text"));
-        }
+        push(&mut out, line, "indent")?;
     }
     Ok(out)
 }

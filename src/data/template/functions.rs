@@ -1,6 +1,6 @@
 //! What transformers gives to chat templates besides Jinja2 itself.
 
-use super::{json, python};
+use super::{json, measure, python};
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 
@@ -29,8 +29,11 @@ pub fn from_json(json: &serde_json::Value) -> Value {
 /// The most bytes of a text that a template makes.
 pub const MAX_TEXT: usize = 64 << 20;
 
+/// The widest field of a format, and the most digits behind its point.
+pub const MAX_WIDTH: usize = 4096;
+
 /// The longest template; published ones have some thousand bytes.
-const MAX_SOURCE: usize = 128 << 10;
+pub const MAX_SOURCE: usize = 128 << 10;
 /// Room for a parser that calls itself for each operator of the longest template. What is not used takes no memory.
 const STACK: usize = 256 << 20;
 
@@ -82,6 +85,23 @@ pub fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), E
     out.write_str(&python::text(value)?).map_err(Error::from)
 }
 
+/// The error of what would make too long a text.
+pub fn too_long(name: &str) -> Error {
+    Error::new(ErrorKind::OutOfFuel, format!("`{name}` makes a text of more than {} MiB", MAX_TEXT >> 20))
+}
+
+/// Adds to a text, unless it gets longer than [`MAX_TEXT`].
+///
+/// # Errors
+/// When it would.
+pub fn push(out: &mut String, more: &str, name: &str) -> Result<(), Error> {
+    if out.len().saturating_add(more.len()) > MAX_TEXT {
+        return Err(too_long(name));
+    }
+    out.push_str(more);
+    Ok(())
+}
+
 /// A value as `json.dumps(value, ensure_ascii=False)` writes it; nothing of what is no JSON.
 pub fn json(value: &Value) -> String {
     json::dump(value).unwrap_or_default()
@@ -99,30 +119,28 @@ pub fn string(value: &Value) -> Result<Value, Error> {
 
 /// `dict(pairs or mapping, **more)`.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands over arguments by value")]
-pub fn dict(first: Option<Value>, more: Kwargs) -> Result<Value, Error> {
+pub fn dict(state: &State, first: Option<Value>, more: Kwargs) -> Result<Value, Error> {
     let wrong = || Error::new(ErrorKind::InvalidOperation, "dict() takes a mapping, or pairs");
+    // Of two pairs with one key the later one counts, in the earlier one's place.
     let mut pairs: Vec<(Value, Value)> = Vec::new();
-    let mut insert = |key: Value, value: Value| match pairs.iter_mut().find(|(known, _)| *known == key) {
-        Some((_, old)) => *old = value,
-        None => pairs.push((key, value)),
-    };
+    let mut insert = |key: Value, value: Value| python::count(state, pairs.len()).map(|()| pairs.push((key, value)));
     if let Some(first) = first {
         let is_mapping = first.kind() == ValueKind::Map;
         for entry in first.try_iter().map_err(|_| wrong())? {
             if is_mapping {
                 let value = first.get_item(&entry)?;
-                insert(entry, value);
+                insert(entry, value)?;
                 continue;
             }
             let pair: Vec<Value> = entry.try_iter().map_err(|_| wrong())?.collect();
             let [key, value] = <[Value; 2]>::try_from(pair).map_err(|_| wrong())?;
-            insert(key, value);
+            insert(key, value)?;
         }
     }
     for name in more.args() {
-        insert(Value::from(name), more.get::<Value>(name)?);
+        insert(Value::from(name), more.get::<Value>(name)?)?;
     }
-    Ok(Value::from_pairs(pairs))
+    measure::measured(state, Value::from_pairs(pairs))
 }
 
 /// What a translated macro has behind its own arguments.

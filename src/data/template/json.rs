@@ -1,5 +1,6 @@
 //! JSON as Python's `json.dumps` writes it.
 
+use super::functions::{MAX_TEXT, push, too_long};
 use super::python::number;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
@@ -83,31 +84,32 @@ impl Json {
                 _ => number(value),
             }),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<_> = value.try_iter()?.collect();
-                self.items('[', ']', items.len(), depth, |json, i| json.value(&items[i], depth + 1))?;
+                self.items('[', ']', value.try_iter()?, depth, |json, item| json.value(&item, depth + 1))?;
             }
             ValueKind::Map => {
-                let mut keys: Vec<_> = value.try_iter()?.collect();
+                let entry = |json: &mut Self, key: Value| {
+                    json.key(&key)?;
+                    push(&mut json.out, &json.colon, "tojson")?;
+                    json.value(&value.get_item(&key)?, depth + 1)
+                };
                 if self.sort {
+                    let mut keys: Vec<Value> = value.try_iter()?.collect();
                     keys.sort_by_key(ToString::to_string);
+                    self.items('{', '}', keys.into_iter(), depth, entry)?;
+                } else {
+                    self.items('{', '}', value.try_iter()?, depth, entry)?;
                 }
-                self.items('{', '}', keys.len(), depth, |json, i| {
-                    json.key(&keys[i])?;
-                    let colon = json.colon.clone();
-                    json.out.push_str(&colon);
-                    json.value(&value.get_item(&keys[i])?, depth + 1)
-                })?;
             }
-            ValueKind::String => self.text(value.as_str().unwrap_or_default()),
+            ValueKind::String => self.text(value.as_str().unwrap_or_default())?,
             _ => return Err(wrong("it is no JSON")),
         }
-        Ok(())
+        if self.out.len() > MAX_TEXT { Err(too_long("tojson")) } else { Ok(()) }
     }
 
     /// A key: a text, or what Python makes one of.
     fn key(&mut self, key: &Value) -> Result<(), Error> {
         match key.kind() {
-            ValueKind::String => self.text(key.as_str().unwrap_or_default()),
+            ValueKind::String => self.text(key.as_str().unwrap_or_default())?,
             ValueKind::None | ValueKind::Bool | ValueKind::Number => {
                 self.out.push('"');
                 self.value(key, 0)?;
@@ -122,36 +124,42 @@ impl Json {
         &mut self,
         open: char,
         close: char,
-        count: usize,
+        items: impl Iterator<Item = Value>,
         depth: usize,
-        mut item: impl FnMut(&mut Self, usize) -> Result<(), Error>,
+        mut write: impl FnMut(&mut Self, Value) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.out.push(open);
-        for i in 0..count {
-            if i > 0 {
-                let comma = self.comma.clone();
-                self.out.push_str(&comma);
+        let mut is_empty = true;
+        for item in items {
+            if !is_empty {
+                push(&mut self.out, &self.comma, "tojson")?;
             }
-            self.new_line(depth + 1);
-            item(self, i)?;
+            is_empty = false;
+            self.new_line(depth + 1)?;
+            write(self, item)?;
         }
-        if count > 0 {
-            self.new_line(depth);
+        if !is_empty {
+            self.new_line(depth)?;
         }
         self.out.push(close);
         Ok(())
     }
 
-    fn new_line(&mut self, depth: usize) {
-        if let Some(indent) = &self.indent {
-            self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(indent.as_str(), depth));
-        }
+    fn new_line(&mut self, depth: usize) -> Result<(), Error> {
+        let Some(indent) = &self.indent else { return Ok(()) };
+        self.out.push('\n');
+        (0..depth).try_for_each(|_| push(&mut self.out, indent, "tojson"))
     }
 
-    fn text(&mut self, text: &str) {
+    fn text(&mut self, text: &str) -> Result<(), Error> {
+        if self.out.len().saturating_add(text.len()) > MAX_TEXT {
+            return Err(too_long("tojson"));
+        }
         self.out.push('"');
         for character in text.chars() {
+            if self.out.len() > MAX_TEXT {
+                return Err(too_long("tojson"));
+            }
             match character {
                 '"' => self.out.push_str("\\\""),
                 '\\' => self.out.push_str("\\\\"),
@@ -169,5 +177,6 @@ impl Json {
             }
         }
         self.out.push('"');
+        Ok(())
     }
 }

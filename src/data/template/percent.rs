@@ -1,12 +1,9 @@
 //! Python's `%` between a text and values.
 
-use super::functions::MAX_TEXT;
+use super::functions::{MAX_WIDTH, push};
 use super::python;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
-
-/// The widest field, and the most digits behind the point.
-const MAX_WIDTH: usize = 4096;
 
 /// One `%…` of a format.
 #[derive(Default)]
@@ -54,26 +51,23 @@ fn format(format: &str, right: &Value) -> Result<String, Error> {
     let mut given = Given { mapping: is_mapping.then_some(right), values: values.into_iter() };
     let (mut out, mut rest, mut named) = (String::new(), format, false);
     while let Some(at) = rest.find('%') {
-        out.push_str(&rest[..at]);
+        push(&mut out, &rest[..at], "%")?;
         rest = &rest[at + 1..];
         let directive = Directive::read(&mut rest, &mut given)?;
         let letter = rest.chars().next().ok_or_else(|| wrong("incomplete format"))?;
         rest = &rest[letter.len_utf8()..];
         named |= directive.key.is_some();
         if letter == '%' {
-            out.push('%');
+            push(&mut out, "%", "%")?;
         } else {
             let value = given.next(directive.key)?;
-            out.push_str(&directive.write(letter, &value)?);
-        }
-        if out.len() > MAX_TEXT {
-            return Err(Error::new(ErrorKind::OutOfFuel, "`%` makes too long a text"));
+            push(&mut out, &directive.write(letter, &value)?, "%")?;
         }
     }
     if given.values.next().is_some() && !named && !is_mapping {
         return Err(wrong("not all arguments converted during string formatting"));
     }
-    out.push_str(rest);
+    push(&mut out, rest, "%")?;
     Ok(out)
 }
 
@@ -167,7 +161,7 @@ fn number(rest: &mut &str, given: &mut Given<'_>) -> Result<Option<usize>, Error
         Some(usize::try_from(value).map_err(|_| wrong("* wants a whole number"))?)
     } else {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let number = rest[..digits].parse().ok();
+        let number = (digits > 0).then(|| rest[..digits].parse().unwrap_or(usize::MAX));
         *rest = &rest[digits..];
         number
     };

@@ -10,6 +10,9 @@ use std::fmt::Write as _;
 /// The deepest nesting that is printed.
 const MAX_DEPTH: usize = 100;
 
+/// The most items of a list that a method or a filter makes.
+const MAX_ITEMS: usize = 4 << 20;
+
 /// Methods that change a value: transformers' sandbox refuses them.
 const CHANGING: &[&str] =
     &["append", "clear", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault", "sort", "update"];
@@ -17,7 +20,7 @@ const CHANGING: &[&str] =
 /// A method of Python's `str`, `list`, `tuple` or `dict`.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
-        return match text::method(text, name, arguments)? {
+        return match text::method(state, text, name, arguments)? {
             Some(result) => Ok(result),
             None => pycompat::unknown_method_callback(state, value, name, arguments),
         };
@@ -27,8 +30,9 @@ pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value])
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
     match (value.kind(), name, arguments) {
-        (ValueKind::Seq, "index", [what, bounds @ ..]) => {
-            let items: Vec<Value> = value.try_iter()?.collect();
+        // What repeating, joining and slicing lists makes is an iterable here.
+        (ValueKind::Seq | ValueKind::Iterable, "index", [what, bounds @ ..]) => {
+            let items: Vec<Value> = collected(state, value.try_iter()?)?;
             let (from, to) = text::bounds(bounds, items.len())?;
             let found = (from..to.max(from)).find(|&i| items[i] == *what);
             found.map(Value::from).ok_or_else(|| {
@@ -36,7 +40,11 @@ pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value])
                 Error::new(ErrorKind::InvalidOperation, message)
             })
         }
-        (ValueKind::Seq | ValueKind::Map, "copy", []) => Ok(value.clone()),
+        (ValueKind::Seq | ValueKind::Iterable, "count", [what]) => {
+            let items = collected(state, value.try_iter()?)?;
+            Ok(Value::from(items.iter().filter(|item| *item == what).count()))
+        }
+        (ValueKind::Seq | ValueKind::Iterable | ValueKind::Map, "copy", []) => Ok(value.clone()),
         _ => pycompat::unknown_method_callback(state, value, name, arguments),
     }
 }
@@ -59,51 +67,93 @@ pub fn text(value: &Value) -> Result<String, Error> {
 /// As [`text`].
 pub fn repr(value: &Value) -> Result<String, Error> {
     let mut out = String::new();
-    write_repr(&mut out, value, 0)?;
+    Repr { out: &mut out, ascii: false }.value(value, 0)?;
     Ok(out)
 }
 
-fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH || out.len() > MAX_TEXT {
-        return Err(Error::new(ErrorKind::OutOfFuel, "a value is too long, or nested too deeply, to be printed"));
+/// A value as `ascii` makes it.
+///
+/// # Errors
+/// As [`text`].
+pub fn ascii(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    Repr { out: &mut out, ascii: true }.value(value, 0)?;
+    Ok(out)
+}
+
+/// Items in a list of their own, each of which costs fuel before there is room for it.
+///
+/// # Errors
+/// When the fuel is at its end, or there are too many.
+pub fn collected<T>(state: &State, items: impl Iterator<Item = T>) -> Result<Vec<T>, Error> {
+    let mut list = Vec::new();
+    for item in items {
+        count(state, list.len())?;
+        list.push(item);
     }
-    match value.kind() {
-        ValueKind::None => out.push_str("None"),
-        ValueKind::Undefined => out.push_str("Undefined"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
-        ValueKind::Number => out.push_str(&number(value)),
-        ValueKind::String => text::write_quoted(out, value.as_str().unwrap_or_default()),
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            let is_tuple = value.is_tuple();
-            out.push(if is_tuple { '(' } else { '[' });
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
-                }
-                write_repr(out, item, depth + 1)?;
-            }
-            if is_tuple && items.len() == 1 {
-                out.push(',');
-            }
-            out.push(if is_tuple { ')' } else { ']' });
-        }
-        // A namespace is no mapping in Python; nobody prints one.
-        ValueKind::Map => {
-            out.push('{');
-            for (i, key) in value.try_iter()?.enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
-                }
-                write_repr(out, &key, depth + 1)?;
-                out.push_str(": ");
-                write_repr(out, &value.get_item(&key)?, depth + 1)?;
-            }
-            out.push('}');
-        }
-        _ => write!(out, "{value}").map_err(Error::from)?,
+    Ok(list)
+}
+
+/// Counts one more item of a list that has so many.
+///
+/// # Errors
+/// As [`collected`].
+pub fn count(state: &State, length: usize) -> Result<(), Error> {
+    if length >= MAX_ITEMS {
+        return Err(Error::new(ErrorKind::OutOfFuel, format!("a list would have more than {MAX_ITEMS} items")));
     }
-    Ok(())
+    state.consume_fuel(1)
+}
+
+struct Repr<'o> {
+    out: &'o mut String,
+    ascii: bool,
+}
+
+impl Repr<'_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH || self.out.len() > MAX_TEXT {
+            return Err(Error::new(ErrorKind::OutOfFuel, "a value is too long, or nested too deeply, to be printed"));
+        }
+        match value.kind() {
+            ValueKind::None => self.out.push_str("None"),
+            ValueKind::Undefined => self.out.push_str("Undefined"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "True" } else { "False" }),
+            ValueKind::Number => self.out.push_str(&number(value)),
+            ValueKind::String => text::write_quoted(self.out, value.as_str().unwrap_or_default(), self.ascii)?,
+            ValueKind::Seq | ValueKind::Iterable => {
+                let is_tuple = value.is_tuple();
+                self.out.push(if is_tuple { '(' } else { '[' });
+                let mut count = 0;
+                for item in value.try_iter()? {
+                    if count > 0 {
+                        self.out.push_str(", ");
+                    }
+                    self.value(&item, depth + 1)?;
+                    count += 1;
+                }
+                if is_tuple && count == 1 {
+                    self.out.push(',');
+                }
+                self.out.push(if is_tuple { ')' } else { ']' });
+            }
+            // A namespace is no mapping in Python; nobody prints one.
+            ValueKind::Map => {
+                self.out.push('{');
+                for (i, key) in value.try_iter()?.enumerate() {
+                    if i > 0 {
+                        self.out.push_str(", ");
+                    }
+                    self.value(&key, depth + 1)?;
+                    self.out.push_str(": ");
+                    self.value(&value.get_item(&key)?, depth + 1)?;
+                }
+                self.out.push('}');
+            }
+            _ => write!(self.out, "{value}").map_err(Error::from)?,
+        }
+        Ok(())
+    }
 }
 
 /// A number as Python writes it.

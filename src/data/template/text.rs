@@ -1,21 +1,24 @@
 //! The methods of Python's `str`, where minijinja's lack something.
 
-use super::functions::MAX_TEXT;
+use super::format::{self, Given};
+use super::functions::{MAX_TEXT, push, too_long};
 use super::python;
 use minijinja::value::Tuple;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 use std::fmt::Write as _;
 
 /// A method of `str`; `None` for one that is left to minijinja. Those that can make much of little are measured first: fuel
 /// counts what is done, not how long it gets.
-pub fn method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {
-    let (given, named) = python::split_named(arguments);
-    let named = |key: &str| named.as_ref().and_then(|named| named.get::<Value>(key).ok());
+pub fn method(state: &State, text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {
+    let (given, kwargs) = python::split_named(arguments);
+    let named = |key: &str| kwargs.as_ref().and_then(|named| named.get::<Value>(key).ok());
     let first = given.first().and_then(Value::as_str);
     let filled = |left: bool, right: bool| fill(text, given, left, right);
     Ok(Some(match (name, given.len()) {
         ("replace", 2 | 3) => replace(text, given, named("count").as_ref())?,
-        ("join", 1) => join(text, &given[0])?,
+        ("join", 1) => join(state, text, &given[0])?,
+        ("format", _) => Value::from(format::format(text, &mut Given::arguments(given, kwargs.as_ref()))?),
+        ("format_map", 1) => Value::from(format::format(text, &mut Given::mapping(&given[0]))?),
         ("strip", 0 | 1) => Value::from(strip(text, given, true, true)?),
         ("lstrip", 0 | 1) => Value::from(strip(text, given, true, false)?),
         ("rstrip", 0 | 1) => Value::from(strip(text, given, false, true)?),
@@ -28,11 +31,11 @@ pub fn method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Valu
         ("split" | "rsplit", 0..=2) => {
             let separator = given.first().cloned().or_else(|| named("sep"));
             let most = given.get(1).cloned().or_else(|| named("maxsplit"));
-            split(text, separator, most, name == "rsplit")?
+            split(state, text, separator, most, name == "rsplit")?
         }
         ("splitlines", 0 | 1) => {
             let keep = given.first().cloned().or_else(|| named("keepends")).is_some_and(|keep| keep.is_true());
-            lines(text, keep).map(Value::from).collect()
+            python::collected(state, lines(text, keep).map(Value::from))?.into()
         }
         ("partition" | "rpartition", 1) => partition(text, some(first)?, name == "rpartition")?,
         ("find" | "rfind" | "index" | "rindex" | "count", 1..=3) => search(text, name, some(first)?, &given[1..])?,
@@ -88,14 +91,10 @@ fn wrong(what: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.to_string())
 }
 
-fn too_long(name: &str, length: usize) -> Error {
-    Error::new(ErrorKind::OutOfFuel, format!("`{name}` would make a text of {length} bytes"))
-}
-
 fn width(value: &Value) -> Result<usize, Error> {
     let width = i64::try_from(value.clone()).map_err(|_| wrong("a width must be a whole number"))?;
     let width = usize::try_from(width).unwrap_or(0);
-    if width > MAX_TEXT { Err(too_long("a width", width)) } else { Ok(width) }
+    if width > MAX_TEXT { Err(too_long("a width")) } else { Ok(width) }
 }
 
 fn strip<'t>(text: &'t str, given: &[Value], left: bool, right: bool) -> Result<&'t str, Error> {
@@ -117,27 +116,30 @@ fn replace(text: &str, given: &[Value], named: Option<&Value>) -> Result<Value, 
     let times = text.matches(old).count().min(usize::try_from(most).unwrap_or(usize::MAX));
     let length = text.len().saturating_add(times.saturating_mul(new.len()));
     if length > MAX_TEXT {
-        return Err(too_long("replace", length));
+        return Err(too_long("replace"));
     }
     Ok(Value::from(text.replacen(old, new, times)))
 }
 
-fn join(separator: &str, parts: &Value) -> Result<Value, Error> {
+fn join(state: &State, separator: &str, parts: &Value) -> Result<Value, Error> {
     let mut out = String::new();
     for (i, part) in parts.try_iter()?.enumerate() {
+        state.consume_fuel(1)?;
         if i > 0 {
-            out.push_str(separator);
+            push(&mut out, separator, "join")?;
         }
-        let part = part.as_str().map(String::from).ok_or_else(|| wrong("join: every part must be a text"))?;
-        out.push_str(&part);
-        if out.len() > MAX_TEXT {
-            return Err(too_long("join", out.len()));
-        }
+        push(&mut out, part.as_str().ok_or_else(|| wrong("join: every part must be a text"))?, "join")?;
     }
     Ok(Value::from(out))
 }
 
-fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_right: bool) -> Result<Value, Error> {
+fn split(
+    state: &State,
+    text: &str,
+    separator: Option<Value>,
+    most: Option<Value>,
+    from_right: bool,
+) -> Result<Value, Error> {
     let most = match most {
         Some(most) => i64::try_from(most).map_err(|_| wrong("split: `maxsplit` must be a whole number"))?,
         None => -1,
@@ -150,9 +152,13 @@ fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_right: 
             if separator.is_empty() {
                 return Err(wrong("split: the separator is empty"));
             }
-            if from_right { text.rsplitn(limit, separator).collect() } else { text.splitn(limit, separator).collect() }
+            if from_right {
+                python::collected(state, text.rsplitn(limit, separator))?
+            } else {
+                python::collected(state, text.splitn(limit, separator))?
+            }
         }
-        None => words(text, most, from_right),
+        None => words(state, text, most, from_right)?,
     };
     if from_right {
         parts.reverse();
@@ -161,12 +167,13 @@ fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_right: 
 }
 
 /// The words of a text, the last of them with all that is left; from the right in reverse.
-fn words(text: &str, most: usize, from_right: bool) -> Vec<&str> {
+fn words<'t>(state: &State, text: &'t str, most: usize, from_right: bool) -> Result<Vec<&'t str>, Error> {
     let (mut parts, mut rest) = (Vec::new(), text);
     loop {
+        python::count(state, parts.len())?;
         rest = if from_right { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
         if rest.is_empty() {
-            return parts;
+            return Ok(parts);
         }
         let end = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
         let Some(at) = end.filter(|_| parts.len() < most) else {
@@ -176,7 +183,7 @@ fn words(text: &str, most: usize, from_right: bool) -> Vec<&str> {
                 let last = parts.len() - 1;
                 parts[last] = rest;
             }
-            return parts;
+            return Ok(parts);
         };
         if from_right {
             let begin = at + rest[at..].chars().next().map_or(1, char::len_utf8);
@@ -298,6 +305,9 @@ fn fill(text: &str, given: &[Value], left: bool, right: bool) -> Result<Value, E
         (true, false) => missing,
         _ => 0,
     };
+    if text.len().saturating_add(missing.saturating_mul(with.len_utf8())) > MAX_TEXT {
+        return Err(too_long("a width"));
+    }
     let fill = |count: usize| std::iter::repeat_n(with, count);
     Ok(Value::from(fill(before).chain(text.chars()).chain(fill(missing - before)).collect::<String>()))
 }
@@ -309,6 +319,9 @@ fn expand_tabs(text: &str, size: Option<&Value>) -> Result<String, Error> {
         match character {
             '\t' => {
                 let spaces = if size == 0 { 0 } else { size - column % size };
+                if out.len() + spaces > MAX_TEXT {
+                    return Err(too_long("expandtabs"));
+                }
                 out.extend(std::iter::repeat_n(' ', spaces));
                 column += spaces;
             }
@@ -320,9 +333,6 @@ fn expand_tabs(text: &str, size: Option<&Value>) -> Result<String, Error> {
                 out.push(character);
                 column += 1;
             }
-        }
-        if out.len() > MAX_TEXT {
-            return Err(too_long("expandtabs", out.len()));
         }
     }
     Ok(out)
@@ -354,9 +364,14 @@ pub fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
-/// Whether a character is a digit, of ASCII or of some other scripts: Arabic, Devanagari, Bengali, full width.
+/// The value of a digit, of ASCII or of some other scripts: Arabic, Devanagari, Bengali, full width.
+pub fn decimal(character: char) -> Option<u32> {
+    let zeros = [0x30, 0x660, 0x6f0, 0x966, 0x9e6, 0xff10];
+    zeros.into_iter().find_map(|zero| (character as u32).checked_sub(zero).filter(|digit| *digit < 10))
+}
+
 fn is_decimal(character: char) -> bool {
-    [0x30, 0x660, 0x6f0, 0x966, 0x9e6, 0xff10].iter().any(|&zero| (zero..zero + 10).contains(&(character as u32)))
+    decimal(character).is_some()
 }
 
 /// Whether `repr` leaves a character as it is: no control, no format character, no space but the plain one.
@@ -367,18 +382,27 @@ fn is_printable(character: char) -> bool {
     character == ' ' || !(character.is_control() || character.is_whitespace() || is_format)
 }
 
-/// A text as `repr` writes it.
-pub fn write_quoted(out: &mut String, text: &str) {
+/// A text as `repr` writes it; in ASCII alone where that is wanted.
+///
+/// # Errors
+/// When what is written gets too long.
+pub fn write_quoted(out: &mut String, text: &str, ascii: bool) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    if out.len().saturating_add(text.len()) > MAX_TEXT {
+        return Err(too_long("str"));
+    }
     out.push(quote);
     for character in text.chars() {
+        if out.len() > MAX_TEXT {
+            return Err(too_long("str"));
+        }
         let _ = match character {
             '\\' => write!(out, "\\\\"),
             '\n' => write!(out, "\\n"),
             '\r' => write!(out, "\\r"),
             '\t' => write!(out, "\\t"),
             _ if character == quote => write!(out, "\\{quote}"),
-            _ if is_printable(character) => write!(out, "{character}"),
+            _ if is_printable(character) && (character.is_ascii() || !ascii) => write!(out, "{character}"),
             _ => match character as u32 {
                 code @ 0..=0xff => write!(out, "\\x{code:02x}"),
                 code @ 0x100..=0xffff => write!(out, "\\u{code:04x}"),
@@ -387,4 +411,5 @@ pub fn write_quoted(out: &mut String, text: &str) {
         };
     }
     out.push(quote);
+    Ok(())
 }

@@ -3,15 +3,16 @@
 //! - `{% generation %}` blocks become filter blocks, so that white space around them is treated as around any other block.
 //! - A backslash at a line's end inside a tag continues a string, in Jinja2 as in Python. Every end of a line becomes `\n`.
 //! - `'…' % values` becomes a filter: minijinja's `%` knows numbers only.
+//! - What lists, maps, `+`, `*` and `set` make is [measured](super::measure).
 //! - A macro that reads `varargs` gets arguments that collect them; a default that reads another argument is set behind the
 //!   macro's tag, where minijinja knows the other.
 
-use std::ops::Range;
+use super::expressions::{closing, formatted, set_tag, tag};
+use super::functions::MAX_SOURCE;
+use std::collections::BTreeSet;
 
 /// What a `{% generation %}` block becomes.
 pub const GENERATION: &str = "generation_block";
-/// What `%` behind a text becomes.
-pub const PERCENT: &str = "percent_format";
 /// What collects a macro's further arguments.
 pub const VARARGS: &str = "macro_varargs";
 
@@ -32,30 +33,34 @@ enum Part<'s> {
 
 /// A piece of a tag.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Token<'s> {
+pub(super) enum Token<'s> {
     Text(&'s str),
     Name(&'s str),
     Other(&'s str),
 }
 
 impl<'s> Token<'s> {
-    const fn source(self) -> &'s str {
+    pub const fn source(self) -> &'s str {
         match self {
             Self::Text(source) | Self::Name(source) | Self::Other(source) => source,
         }
     }
 
-    fn is_blank(self) -> bool {
+    pub fn is_blank(self) -> bool {
         self.source().trim().is_empty()
     }
 
-    fn is(self, source: &str) -> bool {
+    pub fn is(self, source: &str) -> bool {
         self.source() == source && !matches!(self, Self::Text(_))
     }
 }
 
 /// The template, and whether it has `{% generation %}` blocks.
 pub fn translate(source: &str) -> (String, bool) {
+    if source.len() > MAX_SOURCE {
+        // It is refused for that.
+        return (source.to_owned(), false);
+    }
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut parts = split(&source);
     let varargs = macros_with_varargs(&parts);
@@ -73,14 +78,33 @@ pub fn translate(source: &str) -> (String, bool) {
                         out.push_str(&joined(inner).replace("generation", &format!("filter {GENERATION}")));
                     }
                     Some("endgeneration") => out.push_str(&joined(inner).replace("endgeneration", "endfilter")),
+                    Some("set") => out.push_str(&set_tag(inner)),
                     Some("macro") => out.push_str(&macro_tag(inner, varargs.contains(&i))),
-                    _ => out.push_str(&formatted(inner)),
+                    _ => out.push_str(&tag(inner)),
                 }
                 out.push_str(close);
             }
         }
     }
     (out, has_generation)
+}
+
+/// The names that a template's expressions take something by: those behind a dot, and texts. Comments and text outside of tags
+/// hold none.
+pub fn names(source: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for part in split(source) {
+        let Part::Tag { inner, .. } = part else { continue };
+        let tokens: Vec<Token<'_>> = inner.into_iter().filter(|token| !token.is_blank()).collect();
+        for (i, token) in tokens.iter().enumerate() {
+            match token {
+                Token::Name(name) if i > 0 && tokens[i - 1].is(".") => _ = names.insert((*name).to_owned()),
+                Token::Text(text) => _ = names.insert(text[1..text.len() - 1].to_owned()),
+                _ => {}
+            }
+        }
+    }
+    names
 }
 
 /// The parts of a template. What comes behind a tag that is not closed stays as it is.
@@ -172,7 +196,7 @@ fn end_of_text(source: &str) -> Option<usize> {
 }
 
 /// The word that a block begins with.
-fn word<'s>(inner: &[Token<'s>]) -> Option<&'s str> {
+pub(super) fn word<'s>(inner: &[Token<'s>]) -> Option<&'s str> {
     let mut tokens = inner.iter().filter(|token| !token.is_blank() && !token.is("-") && !token.is("+"));
     match tokens.next() {
         Some(Token::Name(word)) => Some(word),
@@ -180,7 +204,7 @@ fn word<'s>(inner: &[Token<'s>]) -> Option<&'s str> {
     }
 }
 
-fn joined(inner: &[Token<'_>]) -> String {
+pub(super) fn joined(inner: &[Token<'_>]) -> String {
     inner.iter().map(|token| token.source()).collect()
 }
 
@@ -205,7 +229,7 @@ fn macros_with_varargs(parts: &[Part<'_>]) -> Vec<usize> {
 /// The inside of a macro's tag, and maybe further tags behind it: one that makes a tuple of further arguments, and one for each
 /// default that reads another argument.
 fn macro_tag(inner: &[Token<'_>], reads_varargs: bool) -> String {
-    let whole = || formatted(inner);
+    let whole = || tag(inner);
     let Some(open) = inner.iter().position(|token| token.is("(")) else { return whole() };
     let Some(close) = closing(inner, open).map(|behind| behind - 1) else { return whole() };
     let arguments = arguments(&inner[open + 1..close]);
@@ -253,75 +277,6 @@ fn arguments<'t, 's>(inner: &'t [Token<'s>]) -> Vec<&'t [Token<'s>]> {
     found.push(&inner[begin..]);
     found.retain(|argument| argument.iter().any(|token| !token.is_blank()));
     found
-}
-
-/// The inside of a tag, with `%` behind a text as a filter.
-fn formatted(inner: &[Token<'_>]) -> String {
-    let mut out = String::new();
-    let mut at = 0;
-    while at < inner.len() {
-        let token = inner[at];
-        match token {
-            Token::Text(text) => out.push_str(&text.replace("\\\n", "")),
-            _ => out.push_str(token.source()),
-        }
-        at += 1;
-        if !matches!(token, Token::Text(_)) {
-            continue;
-        }
-        let operator = next(inner, at).filter(|&i| inner[i].is("%"));
-        if let Some(operand) = operator.and_then(|operator| operand(inner, operator + 1)) {
-            out.extend([" | ", PERCENT, "(", &formatted(&inner[operand.clone()]), ")"]);
-            at = operand.end;
-        }
-    }
-    out
-}
-
-/// The next token that is not white space.
-fn next(inner: &[Token<'_>], from: usize) -> Option<usize> {
-    (from..inner.len()).find(|&i| !inner[i].is_blank())
-}
-
-/// The operand that begins at a token: a name, a literal or brackets, what is called and taken of it, and its filters.
-fn operand(inner: &[Token<'_>], from: usize) -> Option<Range<usize>> {
-    let first = next(inner, from)?;
-    let mut end = primary(inner, first)?;
-    while let Some(at) = next(inner, end) {
-        end = match inner[at].source() {
-            "(" | "[" if !matches!(inner[at], Token::Text(_)) => closing(inner, at)?,
-            "." | "|" => next(inner, at + 1)? + 1,
-            _ => break,
-        };
-    }
-    Some(first..end)
-}
-
-fn primary(inner: &[Token<'_>], at: usize) -> Option<usize> {
-    match inner[at] {
-        Token::Other("(" | "[" | "{") => closing(inner, at),
-        Token::Other("-" | "+") => primary(inner, next(inner, at + 1)?),
-        Token::Other(source) if !source.starts_with(|c: char| c.is_ascii_digit()) => None,
-        _ => Some(at + 1),
-    }
-}
-
-/// Behind the bracket that closes the one at a token.
-fn closing(inner: &[Token<'_>], at: usize) -> Option<usize> {
-    let mut depth = 0usize;
-    for (i, token) in inner.iter().enumerate().skip(at) {
-        match token {
-            Token::Other("(" | "[" | "{") => depth += 1,
-            Token::Other(")" | "]" | "}") => {
-                depth -= 1;
-                if depth == 0 {
-                    return Some(i + 1);
-                }
-            }
-            _ => {}
-        }
-    }
-    None
 }
 
 #[cfg(test)]

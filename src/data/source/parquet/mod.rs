@@ -3,15 +3,15 @@
 //!
 //! The reader itself is the `parquet` crate's, which believes what a file claims and panics where that is false. So a file's
 //! claims are checked before (`claims`), its pages while they are read (`pages`), and what still panics becomes an error
-//! (`quiet`).
+//! ([`quiet`](crate::data::quiet)).
 
 mod claims;
 mod pages;
 mod projection;
-mod quiet;
 
 use super::MAX_ROW;
 use super::row::{Content, RawRow};
+use crate::data::quiet::quietly;
 use crate::error::{Error, Result};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
@@ -20,7 +20,6 @@ use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::{ColumnPath, SchemaDescPtr};
 use pages::CheckedGroup;
 use projection::Projection;
-use quiet::quietly;
 use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Panics of the `parquet` crate, caught without a word on the screen.
+//! Panics of other crates on what is in a file (`parquet`, and `onig` in `tokenizers`), caught without a word on the screen.
 //!
 //! A panic hook belongs to the process, so the one that is set here once hands on every panic but those of a thread that is
 //! inside of [`quietly`].
@@ -12,7 +12,7 @@ thread_local! {
 }
 
 /// Runs `read`; `None` when it panics. What `read` changes must not be used after that.
-pub(super) fn quietly<T>(read: impl FnOnce() -> T) -> Option<T> {
+pub fn quietly<T>(read: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = panic::take_hook();
