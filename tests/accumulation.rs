@@ -193,12 +193,12 @@ fn further_steps_take_no_new_buffers() {
 /// tasks of several hold at once is chance.
 #[test]
 fn a_rehearsal_takes_what_the_steps_take() {
-    let tiny = Tiny { hidden: 256, intermediate: 768, heads: 4, kv_heads: 2, layers: 3, vocabulary: 9000 };
+    let tiny = Tiny { hidden: 128, intermediate: 384, heads: 4, kv_heads: 2, layers: 3, vocabulary: 9000 };
     let dropping = LoraConfig { lora_dropout: 0.3, ..lora(6, &ALL_LINEAR) };
     let cases = [
-        (lora(8, &ALL_LINEAR), batch(&rows(&[256; 8], tiny.vocabulary))),
+        (lora(8, &ALL_LINEAR), batch(&rows(&[256; 3], tiny.vocabulary))),
         (dropping, batch(&rows(&[70, 131, 12], tiny.vocabulary))),
-        (lora(5, &["q_proj", "down_proj"]), pack(&rows(&[300, 31, 512, 7], tiny.vocabulary))),
+        (lora(5, &["q_proj", "down_proj"]), pack(&rows(&[150, 31, 512, 7], tiny.vocabulary))),
         (lora(16, &["v_proj"]), batch(&rows(&[3], tiny.vocabulary))),
     ];
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -212,7 +212,7 @@ fn a_rehearsal_takes_what_the_steps_take() {
             for kept_layers in [3, 1, 0] {
                 let pool = Pool::default();
                 let settings =
-                    |model| Engine { compute, kept_layers, capacity: 2048, ..engine(model, &*objective, &pool) };
+                    |model| Engine { compute, kept_layers, capacity: 800, ..engine(model, &*objective, &pool) };
                 let held = one_thread.install(|| {
                     let ledger = Ledger::default();
                     let (engine, drops) = (settings(&model), config.lora_dropout > 0.0);

@@ -51,10 +51,10 @@ fn memory_text(report: &CheckReport) -> String {
     let memory = &report.memory;
     let mut parts = String::new();
     for (name, size) in [
-        ("program and tokenizer", memory.program),
+        ("program, tokenizer, small pieces", memory.program),
         ("weights", memory.weights),
         ("adapter and optimizer", memory.adapter_and_optimizer),
-        ("activations, head and loss", memory.activations + memory.head),
+        ("activations, gradients, head", memory.activations + memory.head),
         ("cuBLAS", memory.workspace),
     ] {
         if size > 0 {

@@ -161,7 +161,8 @@ fn ending_text(summary: &Summary) -> (&'static str, String) {
 fn validation_rows(table: &mut Table, summary: &Summary) {
     let known = [&summary.best_validation, &summary.last_validation, &summary.first_validation];
     let Some(after) = known.into_iter().flatten().find(|validation| validation.step == summary.adapter_step) else {
-        if summary.last_validation.is_none() {
+        // A run that was interrupted may have had no time for its first.
+        if summary.last_validation.is_none() && !summary.interrupted {
             table.row("validation", "none; `data.validation` names rows for it");
             if let Some(health) = summary.health.filter(|health| health.verdict != Verdict::Healthy) {
                 table.row("training rows", health.numbers());

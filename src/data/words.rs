@@ -136,7 +136,7 @@ pub fn encoded(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
 
 /// The error of a tokenizer that panics.
 pub fn panicked() -> Error {
-    Error::invalid("the tokenizer fails: one of its regular expressions takes too many tries on this text")
+    Error::invalid("the tokenizer fails on this text: most likely one of its regular expressions takes too many tries")
         .with_help("check the patterns in the base's tokenizer.json (`pre_tokenizer`, `normalizer`, `decoder`)")
 }
 

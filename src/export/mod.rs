@@ -222,7 +222,7 @@ pub fn look(folder: &Path, overwrite: bool) -> Result<()> {
         return Err(Error::file(folder, "holds an earlier export")
             .with_help("`--overwrite` replaces it; `--out FOLDER` keeps it and writes elsewhere"));
     }
-    // What is not the export's is not removed without being asked for.
+    // Files that are not the export's are removed only if the user asks for it.
     let manifest = Manifest::read(folder)?;
     for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -54,7 +54,7 @@ pub(super) fn check(text: &str, endpoint: Option<&str>) -> Result<()> {
         part == "." || part == ".." || part.starts_with("..@")
     };
     let Some(up) = rest.split(['/', '\\']).find(is_up) else { return Ok(()) };
-    Err(Error::invalid(format!("`{text}` is no address of a repository: it has the part `{up}`"))
+    Err(Error::invalid(format!("`{text}` is not the address of a repository: it has the part `{up}`"))
         .with_help("write the address as the Hub's page has it, or the id alone: `org/name`"))
 }
 

@@ -9,13 +9,38 @@ pub use ledger::{Held, Ledger, Lent};
 
 use super::element::Element;
 use half::bf16;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What is free, by its numbers.
+#[derive(Debug)]
+struct Free<T>(BTreeMap<usize, Vec<T>>);
+
+impl<T> Default for Free<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T> Free<T> {
+    fn put(&mut self, numbers: usize, it: T) {
+        self.0.entry(numbers).or_default().push(it);
+    }
+
+    /// What is taken where `wanted` numbers would be allocated. A buffer much larger than wanted would be missed by those who
+    /// need it, and be held for nothing; a smaller one would do for a small batch, but then what a pool comes to hold would
+    /// depend on the order of the batches.
+    fn take(&mut self, wanted: usize) -> Option<T> {
+        let fitting = self.0.range_mut(wanted..=wanted + wanted / 4);
+        fitting.filter_map(|(_, free)| free.pop()).next()
+    }
+}
+
 /// Free vectors of one type.
 #[derive(Debug)]
-pub struct Shelf<E>(Mutex<Vec<Vec<E>>>);
+pub struct Shelf<E>(Mutex<Free<Vec<E>>>);
 
 impl<E> Default for Shelf<E> {
     fn default() -> Self {
@@ -24,7 +49,7 @@ impl<E> Default for Shelf<E> {
 }
 
 impl<E> Shelf<E> {
-    fn with<R>(&self, f: impl FnOnce(&mut Vec<Vec<E>>) -> R) -> R {
+    fn with<R>(&self, f: impl FnOnce(&mut Free<Vec<E>>) -> R) -> R {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -36,17 +61,6 @@ pub struct Shelves {
     pub(super) bf16: Shelf<bf16>,
     allocations: AtomicU64,
     bytes: AtomicU64,
-}
-
-/// Of free buffers of these lengths, the place of the one that is taken where `wanted` numbers would be allocated. A buffer
-/// much larger than wanted would be missed by those who need it, and be held for nothing; a smaller one would do for a small
-/// batch, but then what a pool comes to hold would depend on the order of the batches.
-fn best_of(free: impl Iterator<Item = usize>, wanted: usize) -> Option<usize> {
-    let fits = wanted..=wanted + wanted / 4;
-    free.enumerate()
-        .filter(|(_, length)| fits.contains(length))
-        .min_by_key(|(_, length)| *length)
-        .map(|(place, _)| place)
 }
 
 /// The rows that a buffer for `rows` rows gets: `capacity`, which is the same for all batches of a run; without it, or beyond
@@ -64,8 +78,7 @@ impl Pool {
     /// then share their buffers, and room that nobody touches takes no memory. Its content is not defined: what the last user left.
     pub fn take<E: Element>(&self, rows: usize, columns: usize, capacity_rows: usize) -> Buffer<E> {
         let (len, wanted) = (rows * columns, rows.max(capacity_rows) * columns);
-        let found = E::shelf(&self.0)
-            .with(|free| best_of(free.iter().map(Vec::len), wanted).map(|best| free.swap_remove(best)));
+        let found = E::shelf(&self.0).with(|free| free.take(wanted));
         let data = found.unwrap_or_else(|| {
             self.0.allocations.fetch_add(1, Ordering::Relaxed);
             self.0.bytes.fetch_add((wanted * size_of::<E>()) as u64, Ordering::Relaxed);
@@ -76,8 +89,8 @@ impl Pool {
 
     /// Gives the memory of all free buffers back to the system.
     pub fn clear(&self) {
-        f32::shelf(&self.0).with(|free| *free = Vec::new());
-        bf16::shelf(&self.0).with(|free| *free = Vec::new());
+        f32::shelf(&self.0).with(|free| *free = Free::default());
+        bf16::shelf(&self.0).with(|free| *free = Free::default());
     }
 
     /// How many buffers were ever allocated, and their bytes: both stand still once the largest batch has passed.
@@ -117,7 +130,7 @@ impl<E: Element> DerefMut for Buffer<E> {
 impl<E: Element> Drop for Buffer<E> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
-        E::shelf(&self.pool.0).with(|free| free.push(data));
+        E::shelf(&self.pool.0).with(|free| free.put(data.len(), data));
     }
 }
 

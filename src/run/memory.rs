@@ -39,6 +39,11 @@ impl Prepared {
         self.device.gpu().and_then(|gpu| gpu.free_bytes().ok())
     }
 
+    /// Bytes of the CPU's memory that are free, and what is held already of what a run needs.
+    fn cpu_room(&self) -> Option<u64> {
+        available_memory().map(|free| free + self.program_bytes)
+    }
+
     /// Those, and what is held already of what a run needs.
     fn gpu_room(&self) -> Option<u64> {
         let workspace = self.device.gpu().map_or(0, |gpu| gpu.memory().workspace as u64);
@@ -78,7 +83,7 @@ impl Prepared {
             GradientCheckpointing::None => layers,
             GradientCheckpointing::Layer | GradientCheckpointing::Offload => 0,
             GradientCheckpointing::Auto => {
-                let free = if self.device.is_cpu() { available_memory() } else { self.gpu_room() };
+                let free = if self.device.is_cpu() { self.cpu_room() } else { self.gpu_room() };
                 let free = || free.map_or(u64::MAX, |free| free / 5 * 4);
                 let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes.saturating_mul(1 << 20));
                 MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
@@ -96,6 +101,15 @@ impl Prepared {
 
     /// What a run will hold on the CPU: its micro-batches are rehearsed on the model without weights.
     fn cpu_memory(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
+        if let Some(known) = self.estimates.borrow().get(&kept_layers) {
+            return *known;
+        }
+        let estimate = self.rehearsed(recipe, kept_layers);
+        self.estimates.borrow_mut().insert(kept_layers, estimate);
+        estimate
+    }
+
+    fn rehearsed(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
         let (objective, pool, ledger) = (objectives::build(&recipe.objective), Pool::default(), Ledger::default());
         let engine = Engine {
             lm: &self.rehearsal.lm,
@@ -128,9 +142,7 @@ impl Prepared {
                 memory.total >> 20
             ));
         }
-        if let Some(available) =
-            available_memory().filter(|&available| self.device.is_cpu() && memory.total > available)
-        {
+        if let Some(available) = self.cpu_room().filter(|&available| self.device.is_cpu() && memory.total > available) {
             warnings.push(format!(
                 "the run may need {} MB, and {} MB are free: set `training.gradient_checkpointing: layer`, or a smaller \
                  `training.micro_batch_size` or `data.max_seq_len`",

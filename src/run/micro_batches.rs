@@ -18,9 +18,12 @@ pub(super) struct MicroBatches {
 /// Tokens, supervised tokens and the longest row; as classes, to the next power of two: within one, buffers are shared.
 type Sizes = (usize, usize, usize);
 
-/// Of each class the micro-batch with the most tokens: how many, and the sizes of the rows in its packs.
+/// Tokens and supervised tokens of each row of each pack.
+type Packs = Vec<Vec<(usize, usize)>>;
+
+/// Of each class the micro-batch with the most tokens, and that with the most supervised ones: how many, and the packs.
 #[derive(Default)]
-struct Largest(BTreeMap<Sizes, (usize, Vec<Vec<(usize, usize)>>)>);
+struct Largest(BTreeMap<Sizes, [(usize, Packs); 2]>);
 
 impl Largest {
     fn add<'a>(&mut self, packs: impl Iterator<Item = Vec<&'a Entry>>) {
@@ -32,13 +35,19 @@ impl Largest {
         let longest = rows.map(|(tokens, _)| *tokens).max().unwrap_or(0);
         let class = [tokens, supervised, longest].map(usize::next_power_of_two);
         let largest = self.0.entry(class.into()).or_default();
-        if tokens > largest.0 {
-            *largest = (tokens, packs);
+        for (largest, size) in largest.iter_mut().zip([tokens, supervised]) {
+            if size > largest.0 {
+                *largest = (size, packs.clone());
+            }
         }
     }
 
     fn into_batches(self) -> Vec<Batch> {
-        self.0.into_values().map(|(_, packs)| batch(&packs)).collect()
+        let distinct = |[(_, tokens), (_, supervised)]: [(usize, Packs); 2]| {
+            let second = (supervised != tokens && !supervised.is_empty()).then_some(supervised);
+            [Some(tokens), second].into_iter().flatten()
+        };
+        self.0.into_values().flat_map(distinct).map(|packs| batch(&packs)).collect()
     }
 }
 
@@ -57,9 +66,12 @@ impl MicroBatches {
         });
         let mut trained = largest.into_batches();
         if !all {
-            // No row of the run is longer, and no more of them come at once.
-            let tokens = plan.most_tokens(at_once).div_ceil(at_once);
-            trained.push(batch(&vec![vec![(tokens, tokens.saturating_sub(1))]; at_once]));
+            // No row of the run is longer than the first, and no more tokens come at once.
+            let (longest, all) = (plan.most_tokens(1), plan.most_tokens(at_once));
+            let others = (all - longest).div_ceil(at_once.saturating_sub(1).max(1));
+            let rows = std::iter::once(longest).chain(std::iter::repeat_n(others, at_once - 1));
+            let pack = |tokens: usize| vec![(tokens, tokens.saturating_sub(1))];
+            trained.push(batch(&rows.filter(|&tokens| tokens > 0).map(pack).collect::<Packs>()));
         }
         let validation = validation(&dataset.validation, at_once);
         let most_tokens = trained.iter().chain(&validation).map(Batch::tokens).max().unwrap_or(0);

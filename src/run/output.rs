@@ -7,6 +7,7 @@ use crate::export::TOKENIZER_FILES;
 use crate::fs;
 use crate::recipe::{KeyKind, Recipe};
 use crate::train::{Checkpoint, FitSummary, LrScheduler, checkpoint_folder, checkpoints_folder, read_state};
+use crate::weights::CHAT_TEMPLATES_FOLDER;
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -219,7 +220,9 @@ pub(super) fn check_disk(
 fn is_finished(recipe: &Recipe, steps: usize) -> Result<bool> {
     let Some(&last) = Checkpoint::steps(&recipe.output_dir).last() else { return Ok(false) };
     let state = read_state(&checkpoint_folder(&recipe.output_dir, last))?;
-    Ok((state.step >= steps || state.stopped_early) && !state.validation_is_to_come)
+    let patience = recipe.training.early_stopping_patience;
+    let is_stopped = patience > 0 && state.stale_validations >= patience;
+    Ok((state.step >= steps || is_stopped) && !state.validation_is_to_come)
 }
 
 /// Writes an adapter into the folder. One that is there already, with the same numbers, is left as it is: a finished run can be
@@ -255,7 +258,7 @@ fn is_written(bundle: &AdapterBundle, [config, tensors]: &[PathBuf; 2]) -> bool 
 pub(super) fn longer(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
     let training = &recipe.training;
     let rows = fit.state.step * training.micro_batch_size * training.gradient_accumulation_steps;
-    if training.lr_scheduler != LrScheduler::Constant || fit.state.rows != rows {
+    if training.lr_scheduler != LrScheduler::Constant || fit.state.rows != rows || fit.state.stopped_early {
         return None;
     }
     let warmup = match fit.state.schedule {
@@ -283,7 +286,9 @@ fn written(path: &Path) -> Vec<PathBuf> {
     let checkpoints = Checkpoint::steps(path).into_iter().map(|step| checkpoint_folder(path, step));
     let own = [ADAPTER, ADAPTER_CONFIG, METRICS, "README.md", RECIPE];
     let files = own.iter().chain(TOKENIZER_FILES).map(|name| path.join(name));
-    checkpoints.chain(files).filter(|path| path.exists()).collect()
+    let named = std::fs::read_dir(path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten().map(|it| it.path());
+    let named = named.filter(|path| path.extension().is_some_and(|end| end == "jinja"));
+    checkpoints.chain(files).filter(|path| path.exists()).chain(named).collect()
 }
 
 /// Removes what a run has written.
@@ -292,5 +297,7 @@ fn clear(path: &Path) -> Result<()> {
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         removed.map_err(Error::io("remove", &path))?;
     }
+    // Where it is empty now.
+    let _ = std::fs::remove_dir(path.join(CHAT_TEMPLATES_FOLDER));
     Ok(())
 }

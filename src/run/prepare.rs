@@ -12,8 +12,9 @@ use crate::models::{self, Dimensions, Model};
 use crate::ops::simd::Level;
 use crate::ops::{self, Compute};
 use crate::recipe::Recipe;
-use crate::train::{AdapterFiles, Event, Identity, Observer};
+use crate::train::{AdapterFiles, Event, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -32,6 +33,8 @@ pub(super) struct Prepared {
     pub(super) rehearsal: Model,
     /// What the process holds before the weights are there.
     pub(super) program_bytes: u64,
+    /// Estimates of the CPU's memory that were made, by how many layers are kept: each is a rehearsal.
+    pub(super) estimates: RefCell<BTreeMap<usize, MemoryEstimate>>,
     pub device: Device,
     pub compute: Compute,
     /// Of how many layers the activations are kept.
@@ -208,6 +211,7 @@ impl Prepared {
         let mut prepared = Self {
             micro_batches: MicroBatches::of(&plan, &dataset, &recipe.training),
             program_bytes: program_bytes(),
+            estimates: RefCell::default(),
             max_seq_len: data.max_seq_len(),
             base,
             encoder,

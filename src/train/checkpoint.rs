@@ -10,6 +10,7 @@ use candle_core::{DType, Tensor};
 use safetensors::{SafeTensorError, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The part of a checkpoint that is not tensors.
@@ -189,10 +190,13 @@ fn damaged(path: &Path, why: &str) -> Error {
 /// `path` is where the file will stand, for messages.
 fn write_moments(optimizer: &AdamW, temporary: &Path, path: &Path) -> Result<()> {
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    // The crate's own file is for its owner alone.
+    let created = File::create(temporary).and_then(|file| file.metadata()).map_err(Error::io("create", path))?;
     serialize_to_file(optimizer.moments()?, metadata, temporary).map_err(|error| match error {
         SafeTensorError::IoError(error) => Error::io("write", path)(error),
         error => Error::file(path, error.to_string()),
-    })
+    })?;
+    std::fs::set_permissions(temporary, created.permissions()).map_err(Error::io("write", path))
 }
 
 fn saved_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {

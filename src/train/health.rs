@@ -76,8 +76,8 @@ impl Health {
         let is_lost = rise > FAR && token_accuracy <= base_token_accuracy / 2.0;
         let is_worse = rise > FAR || rise > WORSE && token_accuracy <= base_token_accuracy;
         let is_guessing = cross_entropy > guess && base_cross_entropy < guess && rise > WORSE;
-        let is_none = rise.is_nan() || !cross_entropy.is_finite();
-        let verdict = if is_none || (is_lost || is_guessing) && supervised_tokens >= FEW_TOKENS {
+        let is_not_finite = rise.is_nan() || !cross_entropy.is_finite();
+        let verdict = if is_not_finite || (is_lost || is_guessing) && supervised_tokens >= FEW_TOKENS {
             Verdict::Ruined
         } else if is_worse || is_lost || is_guessing {
             Verdict::Worse

@@ -8,7 +8,8 @@ use serde::Serialize;
 /// Bytes by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryEstimate {
-    /// On the CPU, what the process holds besides: the program, the tokenizer, the rows' index.
+    /// On the CPU, what the process holds besides: the program, the tokenizer, the rows' index, and an allowance for what is
+    /// taken in small pieces.
     pub program: u64,
     /// The frozen weights.
     pub weights: u64,
@@ -88,7 +89,10 @@ impl MemoryEstimate {
 
     /// The most tokens of a micro-batch that fit within `limit` bytes, up to `most`; `estimate` takes their number.
     pub fn tokens_within(most: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
-        let (mut fits, mut over) = (0, most + 1);
+        if estimate(most).total <= limit {
+            return most;
+        }
+        let (mut fits, mut over) = (0, most);
         while over - fits > 1 {
             let middle = fits + (over - fits) / 2;
             if estimate(middle).total <= limit { fits = middle } else { over = middle }

@@ -2,7 +2,7 @@
 //!
 //! A key has one meaning in all of them: `cross_entropy` is plain, and comparable between objectives; `objective_loss` is the
 //! objective's own. Older metrics files name them both `loss`, in lines of different types; those are still read. A number that
-//! is not finite is `null`, as JSON has it, and is read as one that is none.
+//! is not finite is `null`, as JSON has it, and is read back as NaN.
 
 use super::MetricForBest;
 use crate::objectives::ObjectiveMetrics;

@@ -73,9 +73,6 @@ fn a_run_that_goes_on_counts_its_own_steps() {
     let output = command.output().unwrap();
     let summary = &events(&output, "summary")[0];
     assert_eq!((&summary["steps"], &summary["resumed_after"]), (&6.into(), &4.into()));
-    // Time left counts the validation that is to come, before any was measured here.
-    let left = events(&output, "step")[0]["seconds_left"].as_f64().unwrap();
-    assert!(left > 0.0);
     let args = ["train", "trial.yaml", "--resume", "--set", "training.max_steps=7"];
     let sets: Vec<&str> = schedule.iter().flat_map(|set| ["--set", set]).collect();
     let output = place.command(&[&args[..], &sets].concat()).output().unwrap();

@@ -166,6 +166,16 @@ fn metrics_have_one_meaning_each_and_a_header() {
             assert!((0.0..=1.0).contains(&line["token_accuracy"].as_f64().unwrap()));
         }
     }
+    // What was estimated before covers what was taken, on a system that tells.
+    let summary = &events(&output, "summary")[0];
+    if let Some(peak) = summary["peak_memory"].as_u64() {
+        let estimated = summary["estimated_memory"].as_u64().unwrap();
+        assert!(peak <= estimated && estimated < 2 * peak, "{estimated} bytes were estimated, {peak} taken");
+    }
+    // A checkpoint's files are for the same people.
+    let folder = place.path("out/checkpoints/step-000002");
+    let mode = |name: &str| std::fs::metadata(folder.join(name)).unwrap().permissions();
+    assert_eq!(mode("optimizer.safetensors"), mode("adapter_model.safetensors"));
     // The untrained adapter is the base, and what is best is counted from training on.
     assert_eq!(
         (&lines[1]["type"], &lines[1]["step"], &lines[1]["best"]),

@@ -205,6 +205,8 @@ mod tests {
             (r#", "reasoning_content": "one""#, "", Some("one")),
             ("", r#", "reasoning_content": "two""#, Some("two")),
             (r#", "reasoning": "one""#, r#", "reasoning": "one""#, Some("one")),
+            (r#", "reasoning_content": """#, r#", "reasoning_content": "two""#, Some("two")),
+            (r#", "reasoning_content": "one""#, r#", "reasoning_content": " ""#, Some("one")),
             ("", "", None),
         ] {
             let user = r#"{"role": "user", "content": "q"}"#;

@@ -72,7 +72,9 @@ pub(super) fn read(row: Row<'_>, turn: &Value, (speaker, text): Names) -> Result
 /// Adds the calls of a turn to those of the one before, and its thoughts to that one's. What cannot be joined comes back, and is
 /// a turn of its own.
 pub(super) fn add_calls(message: &mut Message, mut next: Message) -> Option<Message> {
-    let thoughts = |message: &Message| REASONING.into_iter().find(|key| message.extra.contains_key(*key));
+    // Tables have an empty text where a turn has none.
+    let is_said = |value: &Value| value.as_str().is_none_or(|text| !text.trim().is_empty());
+    let thoughts = |message: &Message| REASONING.into_iter().find(|key| message.extra.get(*key).is_some_and(is_said));
     match (thoughts(message), thoughts(&next)) {
         (Some(own), Some(key)) => match (message.extra.get_mut(own), next.extra.get(key)) {
             (Some(Value::String(own)), Some(Value::String(more))) if own != more => {

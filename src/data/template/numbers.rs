@@ -5,7 +5,7 @@ use super::text::{decimal, is_space};
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-/// `int(value, default=0, base=10)`: what is no whole number is read as a float, and else is the default.
+/// `int(value, default=0, base=10)`: what is not a whole number is read as a float, and else is the default.
 pub fn int(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let arguments = Arguments::new(given, named, 2)?;
     let default = arguments.get(0, "default")?.unwrap_or_else(|| Value::from(0));

@@ -182,7 +182,7 @@ impl Group<'_> {
     /// `[m, columns]` to `[columns, m]`, `m` padded with zeros to whole groups.
     fn transposed<E: Element>(&self, x: &[E], columns: usize, m: usize) -> Buffer<E> {
         let depth = m.next_multiple_of(E::GROUP);
-        let mut out = self.pool.take::<E>(depth, columns, self.capacity + 1);
+        let mut out = self.pool.take::<E>(depth, columns, (self.capacity + 1).next_multiple_of(E::GROUP));
         transpose(x, columns, (m, columns), &mut out, depth);
         for out in out.chunks_exact_mut(depth) {
             out[m..].fill(E::default());

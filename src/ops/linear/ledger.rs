@@ -18,8 +18,8 @@ pub struct ModuleSizes {
     pub dropout: bool,
 }
 
-/// The sizes of a [`Group`](super::Group): its methods lend from `ledger` what the group's of the same names take, in the
-/// same order, for `m` tokens.
+/// The sizes of a [`Group`](super::Group). Each method lends from `ledger`, for `m` tokens, what the method of that name in
+/// [`Group`](super::Group) takes, in the same order.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupSizes<'a> {
     /// Inputs of the modules.
@@ -152,7 +152,7 @@ impl GroupSizes<'_> {
     }
 
     fn transposed<E: Element>(&self, columns: usize, m: usize) -> Lent {
-        self.ledger.take::<E>(m.next_multiple_of(E::GROUP), columns, self.capacity + 1)
+        self.ledger.take::<E>(m.next_multiple_of(E::GROUP), columns, (self.capacity + 1).next_multiple_of(E::GROUP))
     }
 }
 

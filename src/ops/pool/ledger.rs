@@ -1,6 +1,6 @@
 //! What a pool would hold: buffers by their lengths alone.
 
-use super::best_of;
+use super::Free;
 use crate::ops::element::Element;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ pub struct Ledger(Rc<RefCell<Account>>);
 #[derive(Debug, Default)]
 struct Account {
     /// Those that are free: of `bf16`, and of `f32`.
-    free: [Vec<Piece>; 2],
+    free: [Free<Piece>; 2],
     held: Held,
 }
 
@@ -42,16 +42,11 @@ impl Ledger {
         let (len, wanted) = (rows * columns, rows.max(capacity_rows) * columns);
         let (shelf, size) = (shelf::<E>(), size_of::<E>() as u64);
         let Account { free, held } = &mut *self.0.borrow_mut();
-        let free = &mut free[shelf];
-        let best = best_of(free.iter().map(|piece| piece.length), wanted);
-        let piece = best.map_or_else(
-            || {
-                held.buffers += 1;
-                held.allocated += wanted as u64 * size;
-                Piece { length: wanted, touched: 0 }
-            },
-            |best| free.swap_remove(best),
-        );
+        let piece = free[shelf].take(wanted).unwrap_or_else(|| {
+            held.buffers += 1;
+            held.allocated += wanted as u64 * size;
+            Piece { length: wanted, touched: 0 }
+        });
         held.touched += len.saturating_sub(piece.touched) as u64 * size;
         let piece = Piece { touched: piece.touched.max(len), ..piece };
         Lent { piece, len, shelf, ledger: self.clone() }
@@ -95,7 +90,7 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.ledger.0.borrow_mut().free[self.shelf].push(self.piece);
+        self.ledger.0.borrow_mut().free[self.shelf].put(self.piece.length, self.piece);
     }
 }
 

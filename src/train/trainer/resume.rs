@@ -51,7 +51,9 @@ impl Trainer<'_> {
         let Some(before) = before.filter(|&before| before != metric) else { return Ok(()) };
         let Some(last) = &self.state.last_validation else { return Ok(()) };
         let key = "training.metric_for_best_model";
-        let recorded = validations(&self.out.join(METRICS), self.state.step)?;
+        // One that is still to come may have been written by a process that was killed: it is measured again.
+        let last_step = self.state.step - usize::from(self.state.validation_is_to_come && self.state.step > 0);
+        let recorded = validations(&self.out.join(METRICS), last_step)?;
         let best_before = self.state.best_validation.as_ref();
         if best_before.into_iter().chain([last]).any(|of| of.step > 0 && recorded.iter().all(|it| it.step != of.step)) {
             let message =

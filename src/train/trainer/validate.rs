@@ -106,7 +106,7 @@ impl Trainer<'_> {
         }
         if validation.best {
             self.state.best_validation = Some(validation.clone());
-            self.state.stale_validations = 0;
+            (self.state.stale_validations, self.state.stopped_early) = (0, false);
         } else if validation.step > 0 {
             self.state.stale_validations += 1;
             let patience = self.config.early_stopping_patience;

@@ -67,6 +67,10 @@ impl Trainer<'_> {
             return Ok(None);
         }
         let packs = self.rows_to_compare(ENOUGH_TOKENS)?;
+        // The adapter is saved: who wants the run to end need not wait for the comparison.
+        if observer.stop_requested() {
+            return Ok(None);
+        }
         let of_rows = self.compare(&packs, observer)?;
         let known = [&self.state.best_validation, &self.state.last_validation];
         let validation = known.into_iter().flatten().find(|validation| validation.step == adapter_step);
@@ -104,7 +108,7 @@ impl Trainer<'_> {
     fn measure(&mut self, packs: &[Pack], adapter: bool, observer: &mut dyn Observer) -> Result<Loss> {
         loop {
             let mut loss = Loss::default();
-            let measured = packs.chunks(self.micro_batch_size).try_for_each(|packs| {
+            let measured = micro_batches(packs, self.micro_batch_size, self.engine.capacity).try_for_each(|packs| {
                 let batch = collate(packs, self.settings.pad_id);
                 let of = if adapter { self.engine.evaluate(&batch) } else { self.engine.evaluate_base(&batch) };
                 of.map(|of| loss.join(of))
@@ -161,6 +165,22 @@ impl Trainer<'_> {
             assigned.and_then(|()| self.engine.evaluate(&row)).is_ok_and(|loss| loss.cross_entropy.is_finite())
         })
     }
+}
+
+/// Packs of several steps, `most` at a time, and no more tokens than a step's micro-batch has: buffers have room for those.
+fn micro_batches(packs: &[Pack], most: usize, capacity: usize) -> impl Iterator<Item = &[Pack]> {
+    let mut rest = packs;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = rest.iter().take(most).take_while(|pack| {
+            tokens += pack.tokens();
+            tokens <= capacity
+        });
+        let count = fits.count().max(1).min(rest.len());
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        (!now.is_empty()).then_some(now)
+    })
 }
 
 fn learnt(packs: &[Pack]) -> usize {
