@@ -127,7 +127,8 @@ impl Plan {
             for micro_batch in step.chunks(at_once) {
                 f(&mut micro_batch.iter().map(|(_, place)| &rows[place.clone()]));
             }
-            (rows.clear(), step.clear());
+            rows.clear();
+            step.clear();
         };
         for number in 0..looked_at.div_ceil(n.max(1)) {
             let epoch = self.epoch(number as u64);

@@ -33,8 +33,8 @@ impl<T> Free<T> {
     /// need it, and be held for nothing; a smaller one would do for a small batch, but then what a pool comes to hold would
     /// depend on the order of the batches.
     fn take(&mut self, wanted: usize) -> Option<T> {
-        let fitting = self.0.range_mut(wanted..=wanted + wanted / 4);
-        fitting.filter_map(|(_, free)| free.pop()).next()
+        let mut fitting = self.0.range_mut(wanted..=wanted + wanted / 4);
+        fitting.find_map(|(_, free)| free.pop())
     }
 }
 
