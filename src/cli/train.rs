@@ -201,6 +201,13 @@ fn next_rows(table: &mut Table, summary: &Summary, resume: &str) {
         table.row("or use it", format!("as it is: {generate}"));
         return;
     }
+    if summary.health.is_some_and(|health| health.verdict == Verdict::Ruined) {
+        table.row(
+            "next",
+            "train again with a lower `training.learning_rate` and `--overwrite`, or take an earlier checkpoint",
+        );
+        return;
+    }
     table.row("next", generate);
     if summary.was_finished {
         let new = format!("a new run with `lora.init_from: {}`", summary.output_dir.display());
