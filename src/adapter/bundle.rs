@@ -3,7 +3,7 @@
 use super::config::AdapterConfig;
 use super::format::AdapterFormat;
 use super::peft::{BASE_SHA256, CONFIG, TENSORS};
-use super::tensors::write_adapter;
+use super::tensors::{read_tensors, write_adapter};
 use super::{gguf, mlx, peft};
 use crate::error::{Error, Result};
 use crate::fs;
@@ -53,6 +53,21 @@ impl AdapterBundle {
         text.push('\n');
         fs::write_atomic(&config, text.as_bytes())?;
         Ok(vec![config, tensors])
+    }
+
+    /// Whether the folder's two files hold this adapter already, with the same numbers in `f32`.
+    pub fn stands_in(&self, folder: &Path) -> bool {
+        let json = std::fs::read(folder.join(CONFIG)).ok();
+        let json = json.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+        if json != Some(self.config.to_json(&self.modules())) {
+            return false;
+        }
+        let Ok(there) = read_tensors(&folder.join(TENSORS)) else { return false };
+        let numbers = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).ok();
+        let same = |(name, tensor): (&String, &Tensor)| {
+            there.get(name).is_some_and(|it| it.dims() == tensor.dims() && numbers(it) == numbers(tensor))
+        };
+        there.len() == self.tensors.len() && self.tensors.iter().all(same)
     }
 
     /// Reads an adapter: PEFT's folder (ours or another's), mlx-lm's, or llama.cpp's GGUF file. It is checked against the

@@ -24,5 +24,6 @@ pub use card::{
 };
 pub use config::AdapterConfig;
 pub use format::{AdapterFormat, AdapterSummary};
+pub use peft::{CONFIG as ADAPTER_CONFIG, TENSORS as ADAPTER_TENSORS};
 pub use serving::vllm_rank;
 pub use tensors::read_tensors;

@@ -9,8 +9,10 @@ use crate::nn::LoraConfig;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-pub(super) const CONFIG: &str = "adapter_config.json";
-pub(super) const TENSORS: &str = "adapter_model.safetensors";
+/// The file of an adapter's configuration.
+pub const CONFIG: &str = "adapter_config.json";
+/// The file of its tensors.
+pub const TENSORS: &str = "adapter_model.safetensors";
 /// Where the file of tensors keeps the base's fingerprint, among its metadata.
 pub(super) const BASE_SHA256: &str = "base_sha256";
 

@@ -14,8 +14,8 @@ const OF_FOLDER: &[&str] = &["tokenizer.json", "special_tokens_map.json", "added
 pub const TOKENIZER_FILES: &[&str] =
     &["tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", TEMPLATE];
 
-/// The files by which `AutoTokenizer.from_pretrained` loads a base's tokenizer, with their names. `template` takes precedence over the
-/// base's chat template, and before those that it has by name.
+/// The files by which `AutoTokenizer.from_pretrained` loads a base's tokenizer, with their names. `template` takes precedence over
+/// the base's chat template, and over those that it has by name.
 ///
 /// # Errors
 /// When a file cannot be read, or a GGUF file's tokenizer cannot be built.

@@ -2,7 +2,7 @@
 
 use super::linear::{Linear, LoraAdapter};
 use super::lora_config::{LoraConfig, is_end_of};
-use super::params::{AdapterParams, peft_name};
+use super::params::{AdapterParams, peft_names};
 use super::quantization::{QuantizationConfig, QuantizationType, fallback_of};
 use crate::device::Device;
 use crate::error::{Error, Result, ShapeMismatch};
@@ -214,7 +214,7 @@ impl<'a> Builder<'a> {
         let a: Vec<f32> = (0..lora.r * inputs).map(|_| (rng.uniform().mul_add(2.0, -1.0) * bound) as f32).collect();
         let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), &Place::Cpu)?)?;
         let b = Var::zeros((outputs, lora.r), DType::F32, &Place::Cpu)?;
-        let names = ["lora_A", "lora_B"].map(|part| peft_name(path, part));
+        let names = peft_names(path);
         let mut state = self.state.borrow_mut();
         state.params.insert(names[0].clone(), a.clone());
         state.params.insert(names[1].clone(), b.clone());

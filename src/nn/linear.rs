@@ -2,7 +2,7 @@
 
 use super::context::ForwardContext;
 use super::gradients::Gradients;
-use super::params::peft_name;
+use super::params::peft_names;
 use crate::ops::element::Element;
 use crate::ops::{
     Buffer, Dropout, FrozenVector, FrozenWeight, Group, Module, SavedInput, Update, UpdateGradient, numbers,
@@ -34,8 +34,7 @@ impl LoraAdapter {
     /// Never on the CPU.
     pub(super) fn hollow(r: usize, (scale, dropout): (f64, f64), path: &str) -> Result<Self> {
         let empty = |shape: (usize, usize)| Var::zeros(shape, DType::F32, &Device::Cpu);
-        let names = ["lora_A", "lora_B"].map(|part| peft_name(path, part));
-        Ok(Self { a: empty((r, 0))?, b: empty((0, r))?, scale, dropout, key: name_key(path), names })
+        Ok(Self { a: empty((r, 0))?, b: empty((0, r))?, scale, dropout, key: name_key(path), names: peft_names(path) })
     }
 
     /// `r`

@@ -25,6 +25,11 @@ pub fn peft_name(module: &str, part: &str) -> String {
     format!("base_model.model.{module}.{part}.weight")
 }
 
+/// PEFT's names of a module's `A` and `B`.
+pub(super) fn peft_names(module: &str) -> [String; 2] {
+    ["lora_A", "lora_B"].map(|part| peft_name(module, part))
+}
+
 impl AdapterParams {
     /// Adds a variable.
     pub fn insert(&mut self, name: String, variable: Var) {

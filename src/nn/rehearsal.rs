@@ -1,6 +1,7 @@
 //! A backend that computes nothing: it lends what the CPU's takes, so that the memory of a step is known before it is taken.
 //!
-//! A layer's story is told once, for all backends; here it is told to a [`Ledger`]. The layers may be hollow.
+//! The code of a layer and of a step is the same for all backends; here a [`Ledger`] records what it takes. The layers may be
+//! hollow.
 
 use super::backend::{Backend, Head, Norm, Prediction};
 use super::linear::Linear;

@@ -97,15 +97,15 @@ pub fn lend_linear_cross_entropy<E: Element>(
     let _exponentials = ledger.take::<E>(n.min(chunk), vocabulary.next_multiple_of(LANES), chunk);
     // All chunks but the last are alike, and so are all panels.
     for n in [n.min(chunk), n % chunk] {
-        let panel_rows = forward_panel_rows(d);
-        let packed = ledger.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
-        lend_pack_transposed(panel_rows.min(vocabulary), ledger);
-        ledger.at_once(n.div_ceil(TASK_ROWS), || ledger.take::<f32>(TASK_ROWS, panel_rows, TASK_ROWS));
+        let rows = forward_panel_rows(d);
+        let packed = ledger.take::<E>(1, Shape::new::<E>(d, rows).numbers(), 1);
+        lend_pack_transposed(rows.min(vocabulary), ledger);
+        ledger.at_once(n.div_ceil(TASK_ROWS), || ledger.take::<f32>(TASK_ROWS, rows, TASK_ROWS));
         drop(packed);
         if with_gradient {
-            let (panel_rows, block) = (backward_panel_rows(d), Shape::new::<E>(DEPTH_BLOCK, d));
-            let _packed = ledger.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
-            lend_pack_rows((panel_rows.min(vocabulary), d), ledger);
+            let (rows, block) = (panel_rows(d, DEPTH_BLOCK), Shape::new::<E>(DEPTH_BLOCK, d));
+            let _packed = ledger.take::<E>(rows / DEPTH_BLOCK, block.numbers(), 1);
+            lend_pack_rows((rows.min(vocabulary), d), ledger);
         }
     }
     gradient
@@ -114,11 +114,6 @@ pub fn lend_linear_cross_entropy<E: Element>(
 /// Rows of the head that the forward pass packs at a time.
 fn forward_panel_rows(d: usize) -> usize {
     (FORWARD_PANEL / d / TILE_COLUMNS).max(1) * TILE_COLUMNS
-}
-
-/// Rows of the head that the backward pass packs at a time.
-fn backward_panel_rows(d: usize) -> usize {
-    panel_rows(d, DEPTH_BLOCK)
 }
 
 /// What is known of a token's logits so far.
@@ -219,7 +214,7 @@ fn backward<E: Element>(
     let (n, d, vocabulary) = (rows.len(), head.columns(), head.rows());
     let stride = exponentials.len() / n;
     let block = Shape::new::<E>(DEPTH_BLOCK, d);
-    let panel_rows = backward_panel_rows(d);
+    let panel_rows = panel_rows(d, DEPTH_BLOCK);
     let mut packed = pool.take::<E>(panel_rows / DEPTH_BLOCK, block.numbers(), 1);
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);

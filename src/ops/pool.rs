@@ -87,12 +87,6 @@ impl Pool {
         Buffer { data, len, pool: self.clone() }
     }
 
-    /// Gives the memory of all free buffers back to the system.
-    pub fn clear(&self) {
-        f32::shelf(&self.0).with(|free| *free = Free::default());
-        bf16::shelf(&self.0).with(|free| *free = Free::default());
-    }
-
     /// How many buffers were ever allocated, and their bytes: both stand still once the largest batch has passed.
     pub fn allocated(&self) -> (u64, u64) {
         (self.0.allocations.load(Ordering::Relaxed), self.0.bytes.load(Ordering::Relaxed))

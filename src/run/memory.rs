@@ -62,14 +62,14 @@ impl Prepared {
         let gpu = self.device.gpu()?;
         Some(GpuBudget {
             weights: self.gpu_weights_bytes(),
-            adapter: (self.adapter_parameters, recipe.lora.r),
+            adapter: (self.rehearsal.report.adapter_parameters, recipe.lora.r),
             memory: gpu.facts().ok()?.free + gpu.memory().reserved as u64,
         })
     }
 
     /// Bytes of the weights that go to a GPU: all but the embeddings.
-    const fn gpu_weights_bytes(&self) -> u64 {
-        self.weights_bytes - self.embedding_bytes
+    fn gpu_weights_bytes(&self) -> u64 {
+        self.rehearsal.report.bytes - embedding_bytes(&self.rehearsal)
     }
 
     pub(super) fn memory(&self, recipe: &Recipe) -> MemoryEstimate {
@@ -77,7 +77,7 @@ impl Prepared {
     }
 
     pub(super) fn layers_to_keep(&self, recipe: &Recipe) -> usize {
-        let layers = self.dimensions.layers;
+        let layers = self.layers();
         let training = &recipe.training;
         match training.gradient_checkpointing {
             GradientCheckpointing::None => layers,
@@ -86,16 +86,17 @@ impl Prepared {
                 let free = if self.device.is_cpu() { self.cpu_room() } else { self.gpu_room() };
                 let free = || free.map_or(u64::MAX, |free| free / 5 * 4);
                 let limit = training.max_memory_mb.map_or_else(free, |megabytes| megabytes.saturating_mul(1 << 20));
-                MemoryEstimate::layers_within(layers, limit, |kept| self.memory_with(recipe, kept))
+                MemoryEstimate::most_within(layers, limit, |kept| self.memory_with(recipe, kept))
             }
         }
     }
 
     fn memory_with(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
         let Device::Gpu(gpu) = &self.device else { return self.cpu_memory(recipe, kept_layers) };
-        let (adapter, kept) = ((self.adapter_parameters, recipe.lora.r), (kept_layers, offloads(recipe)));
+        let (adapter, kept) =
+            ((self.rehearsal.report.adapter_parameters, recipe.lora.r), (kept_layers, offloads(recipe)));
         let (weights, tokens) = (self.gpu_weights_bytes(), self.micro_batches.most_tokens);
-        MemoryEstimate::on_gpu(weights, adapter, &self.dimensions, tokens, kept, self.compute)
+        MemoryEstimate::on_gpu(weights, adapter, self.dimensions(), tokens, kept, self.compute)
             .with_workspace(gpu.memory().workspace as u64)
     }
 
@@ -111,24 +112,15 @@ impl Prepared {
 
     fn rehearsed(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
         let (objective, pool, ledger) = (objectives::build(&recipe.objective), Pool::default(), Ledger::default());
-        let engine = Engine {
-            lm: &self.rehearsal.lm,
-            params: &self.rehearsal.params,
-            objective: &*objective,
-            kept_layers,
-            offload: false,
-            compute: self.compute,
-            device: &self.device,
-            pool: &pool,
-            capacity: self.micro_batches.most_tokens,
-        };
+        let engine = Engine { kept_layers, ..self.engine(recipe, &self.rehearsal, &*objective, &pool) };
         let MicroBatches { trained, validation, .. } = &self.micro_batches;
         if let Err(error) = engine.rehearse(trained, recipe.lora.lora_dropout > 0.0, validation, &ledger) {
             tracing::warn!(%error, "internal: the steps could not be rehearsed; the estimate of memory lacks their buffers");
         }
         let Held { buffers, allocated, touched } = ledger.held();
         tracing::debug!(buffers, allocated, touched, "the buffers that steps will take");
-        MemoryEstimate::on_cpu(self.program_bytes, self.weights_bytes, self.adapter_parameters, touched)
+        let report = &self.rehearsal.report;
+        MemoryEstimate::on_cpu(self.program_bytes, report.bytes, report.adapter_parameters, touched)
     }
 
     /// What may not fit.
@@ -178,7 +170,7 @@ pub(super) fn offloads(recipe: &Recipe) -> bool {
 }
 
 /// Bytes of the embeddings, where they are not the head's as well.
-pub(super) fn embedding_bytes(rehearsal: &Model) -> u64 {
+fn embedding_bytes(rehearsal: &Model) -> u64 {
     let held = &rehearsal.report.held;
     let head = held.contains_key("lm_head.weight");
     match held.get("model.embed_tokens.weight").filter(|_| head) {

@@ -34,9 +34,10 @@ use crate::models::Model;
 use crate::objectives;
 use crate::ops::Pool;
 use crate::recipe::Recipe;
-use crate::train::backward::Engine;
 use crate::train::metrics::Validation;
-use crate::train::{Event, FitSummary, Observer, Schedule, Settings, Trainer, Verdict, checkpoint_folder, total_steps};
+use crate::train::{
+    Event, FitSummary, METRICS, Observer, Schedule, Settings, Trainer, Verdict, checkpoint_folder, total_steps,
+};
 use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
@@ -103,17 +104,7 @@ fn take_steps(
 ) -> Result<FitSummary> {
     let objective = objectives::build(&recipe.objective);
     let pool = Pool::default();
-    let engine = Engine {
-        lm: &model.lm,
-        params: &model.params,
-        objective: &*objective,
-        kept_layers: prepared.kept_layers,
-        offload: memory::offloads(recipe),
-        compute: prepared.compute,
-        device: &prepared.device,
-        pool: &pool,
-        capacity: prepared.micro_batches.most_tokens,
-    };
+    let engine = prepared.engine(recipe, model, &*objective, &pool);
     let mut files = prepared.adapter_files(recipe)?;
     files.others.push(("recipe.yaml".into(), recipe.to_yaml()?.into_bytes()));
     let settings = Settings {
@@ -163,7 +154,7 @@ fn end(
     files.extend(card::write_tokenizer(prepared, out, observer)?);
     let sample = prepared.sample(&model.lm, observer);
     files.push(card::write_card(recipe, prepared, fit, sample.as_ref(), out)?);
-    files.extend(["recipe.yaml", "metrics.jsonl"].map(|name| out.path().join(name)));
+    files.extend(["recipe.yaml", METRICS].map(|name| out.path().join(name)));
     let uploaded = if uploads && !is_ruined(fit) { upload::after_training(recipe, observer) } else { None };
     Ok(Ending { files, sample, uploaded })
 }

@@ -1,12 +1,12 @@
 //! The output folder: whose it is, and that only one run writes there.
 
 use super::RunOptions;
-use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterBundle, AdapterConfig};
 use crate::error::{Error, Result};
 use crate::export::TOKENIZER_FILES;
 use crate::fs;
 use crate::recipe::{KeyKind, Recipe};
-use crate::train::{Checkpoint, FitSummary, LrScheduler, checkpoint_folder, checkpoints_folder, read_state};
+use crate::train::{Checkpoint, FitSummary, LrScheduler, METRICS, checkpoint_folder, checkpoints_folder, read_state};
 use crate::weights::CHAT_TEMPLATES_FOLDER;
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -17,9 +17,6 @@ const RECIPE: &str = "recipe.yaml";
 const LOCK: &str = ".lock";
 /// Bytes of an adapter's small files: card, recipe, metrics, tokenizer.
 const OTHER_FILES: u64 = 64 << 10;
-const METRICS: &str = "metrics.jsonl";
-const ADAPTER: &str = "adapter_model.safetensors";
-const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// An output folder that this process holds.
 pub(super) struct OutputFolder {
@@ -165,7 +162,7 @@ fn find(recipe: &Recipe, options: &RunOptions) -> Result<Found> {
              another `output_dir`, or begin again with `--overwrite`",
         ));
     }
-    let begun = Checkpoint::steps(path).is_empty() && !path.join(ADAPTER).exists();
+    let begun = Checkpoint::steps(path).is_empty() && !path.join(ADAPTER_TENSORS).exists();
     Ok(if begun { Found::Beginning } else { Found::Run })
 }
 
@@ -186,7 +183,7 @@ pub(super) fn check_disk(
     // Beside the adapter, the optimizer's two moments.
     let mut checkpoint = adapter + 8 * adapter_parameters as u64;
     if options.resume && is_finished(recipe, steps)? {
-        if out.join(ADAPTER).is_file() {
+        if out.join(ADAPTER_TENSORS).is_file() {
             return Ok(None);
         }
         checkpoint = 0;
@@ -235,23 +232,11 @@ pub(super) fn write_adapter(
     tensors: BTreeMap<String, Tensor>,
     out: &OutputFolder,
 ) -> Result<Vec<PathBuf>> {
-    let paths = [ADAPTER_CONFIG, ADAPTER].map(|name| out.path.join(name));
     let bundle = AdapterBundle { config, tensors };
-    if is_written(&bundle, &paths) { Ok(paths.into()) } else { bundle.save(&out.path, DType::F32) }
-}
-
-/// Whether configuration and tensors of an adapter stand in their two files.
-fn is_written(bundle: &AdapterBundle, [config, tensors]: &[PathBuf; 2]) -> bool {
-    let json = std::fs::read(config).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-    if json != Some(bundle.config.to_json(&bundle.modules())) {
-        return false;
+    if bundle.stands_in(&out.path) {
+        return Ok([ADAPTER_CONFIG, ADAPTER_TENSORS].map(|name| out.path.join(name)).into());
     }
-    let Ok(there) = read_tensors(tensors) else { return false };
-    let numbers = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).ok();
-    let same = |(name, tensor): (&String, &Tensor)| {
-        there.get(name).is_some_and(|it| it.dims() == tensor.dims() && numbers(it) == numbers(tensor))
-    };
-    there.len() == bundle.tensors.len() && bundle.tensors.iter().all(same)
+    bundle.save(&out.path, DType::F32)
 }
 
 /// The settings by which a run that has ended can be made longer: steps that are done must keep their learning rates and rows.
@@ -284,7 +269,7 @@ pub(super) fn changes(recipe: &Recipe, options: &RunOptions) -> Vec<String> {
 /// What a run has written, as far as it is there, and nothing else.
 fn written(path: &Path) -> Vec<PathBuf> {
     let checkpoints = Checkpoint::steps(path).into_iter().map(|step| checkpoint_folder(path, step));
-    let own = [ADAPTER, ADAPTER_CONFIG, METRICS, "README.md", RECIPE];
+    let own = [ADAPTER_TENSORS, ADAPTER_CONFIG, METRICS, "README.md", RECIPE];
     let files = own.iter().chain(TOKENIZER_FILES).map(|name| path.join(name));
     let named = std::fs::read_dir(path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten().map(|it| it.path());
     let named = named.filter(|path| path.extension().is_some_and(|end| end == "jinja"));

@@ -1,6 +1,6 @@
 //! Everything before the first step: device, base, tokens, plan.
 
-use super::memory::{embedding_bytes, program_bytes};
+use super::memory::{offloads, program_bytes};
 use super::micro_batches::MicroBatches;
 use super::{CHAT_TEMPLATE, RunOptions};
 use crate::adapter::{AdapterBundle, AdapterConfig};
@@ -9,13 +9,15 @@ use crate::device::{Device, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, Dimensions, Model};
+use crate::objectives::Objective;
 use crate::ops::simd::Level;
-use crate::ops::{self, Compute};
+use crate::ops::{self, Compute, Pool};
 use crate::recipe::Recipe;
+use crate::train::backward::Engine;
 use crate::train::{AdapterFiles, Event, Identity, MemoryEstimate, Observer};
 use crate::weights::Base;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What a run needs, found to fit together.
@@ -29,7 +31,7 @@ pub(super) struct Prepared {
     pub max_seq_len: usize,
     pub plan: Plan,
     pub micro_batches: MicroBatches,
-    /// The model without its weights.
+    /// The model without its weights: its sizes, and what building it has found out.
     pub(super) rehearsal: Model,
     /// What the process holds before the weights are there.
     pub(super) program_bytes: u64,
@@ -39,15 +41,6 @@ pub(super) struct Prepared {
     pub compute: Compute,
     /// Of how many layers the activations are kept.
     pub kept_layers: usize,
-    pub(super) dimensions: Dimensions,
-    pub(super) weights_bytes: u64,
-    /// Of those, what stays on the CPU when one computes on a GPU.
-    pub(super) embedding_bytes: u64,
-    pub(super) adapter_parameters: usize,
-    /// The modules that get an adapter, by the last part of their names.
-    pub(super) target_modules: BTreeSet<String>,
-    /// How many matrices are held in each type.
-    types: BTreeMap<String, usize>,
 }
 
 /// Opens the device, with its kernels ready.
@@ -199,10 +192,9 @@ impl Prepared {
         let base = open_base(&recipe.base, options.offline, observer)?;
         let lora = Some(&recipe.lora);
         let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;
-        let dimensions = rehearsal.lm.dimensions;
         if let Some(gpu) = device.gpu() {
             let compute = recipe.compute.resolve(&device);
-            ops::cuda::prepare_attention(gpu, dimensions.head_dim, compute)?;
+            ops::cuda::prepare_attention(gpu, rehearsal.lm.dimensions.head_dim, compute)?;
         }
         let data = fitted(&recipe.data, &base, observer)?;
         let chat_template = named_template(&recipe.data, &base)?;
@@ -221,12 +213,6 @@ impl Prepared {
             compute: recipe.compute.resolve(&device),
             kept_layers: 0,
             device,
-            dimensions,
-            weights_bytes: rehearsal.report.bytes,
-            embedding_bytes: embedding_bytes(&rehearsal),
-            adapter_parameters: rehearsal.report.adapter_parameters,
-            target_modules: rehearsal.report.target_modules.clone(),
-            types: rehearsal.report.types.clone(),
             rehearsal,
         };
         prepared.check_vocabulary()?;
@@ -238,14 +224,14 @@ impl Prepared {
     /// Tokens that the model has no embedding for would fail in the middle of a run.
     fn check_vocabulary(&self) -> Result<()> {
         let largest = self.dataset.largest_token() as usize;
-        if largest < self.dimensions.vocabulary {
+        if largest < self.dimensions().vocabulary {
             return Ok(());
         }
         Err(Error::file(
             self.base.path(),
             format!(
                 "the tokenizer gives the id {largest}, but the model has {} embeddings; their files do not belong together",
-                self.dimensions.vocabulary
+                self.dimensions().vocabulary
             ),
         ))
     }
@@ -308,18 +294,43 @@ impl Prepared {
     pub(super) fn pad_id(&self) -> u32 {
         let special = self.base.special_tokens();
         let known = special.pad.as_ref().or(special.eos.as_ref()).map_or(0, |(_, id)| *id);
-        if (known as usize) < self.dimensions.vocabulary { known } else { 0 }
+        if (known as usize) < self.dimensions().vocabulary { known } else { 0 }
     }
 
     /// The types that the base's matrices are held in, the commonest first.
     pub(super) fn held(&self) -> String {
-        let mut types: Vec<(&String, &usize)> = self.types.iter().collect();
+        let mut types: Vec<(&String, &usize)> = self.rehearsal.report.types.iter().collect();
         types.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         types.into_iter().map(|(name, _)| name.to_ascii_lowercase()).collect::<Vec<_>>().join(", ")
     }
 
+    /// What computes the run's steps with this model, or with the one without weights what is asked about them.
+    pub(super) fn engine<'a>(
+        &'a self,
+        recipe: &Recipe,
+        model: &'a Model,
+        objective: &'a dyn Objective,
+        pool: &'a Pool,
+    ) -> Engine<'a> {
+        Engine {
+            lm: &model.lm,
+            params: &model.params,
+            objective,
+            kept_layers: self.kept_layers,
+            offload: offloads(recipe),
+            compute: self.compute,
+            device: &self.device,
+            pool,
+            capacity: self.micro_batches.most_tokens,
+        }
+    }
+
+    pub(super) const fn dimensions(&self) -> &Dimensions {
+        &self.rehearsal.lm.dimensions
+    }
+
     pub(super) const fn layers(&self) -> usize {
-        self.dimensions.layers
+        self.dimensions().layers
     }
 
     pub(super) fn device_name(&self) -> String {

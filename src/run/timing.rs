@@ -1,7 +1,6 @@
 //! How long a run will take: measured on a few of its rows, before it begins.
 
 use super::Prepared;
-use super::memory::offloads;
 use crate::data::{Batch, Sequence};
 use crate::error::Result;
 use crate::models::Model;
@@ -59,17 +58,7 @@ impl Prepared {
     /// Times passes over some rows, with gradients and without, and reckons up the steps and validations of the run.
     pub(super) fn time(&self, recipe: &Recipe, model: &Model, steps: usize) -> Result<Option<TimeEstimate>> {
         let (objective, pool) = (objectives::build(&recipe.objective), Pool::default());
-        let engine = Engine {
-            lm: &model.lm,
-            params: &model.params,
-            objective: &*objective,
-            kept_layers: self.kept_layers,
-            offload: offloads(recipe),
-            compute: self.compute,
-            device: &self.device,
-            pool: &pool,
-            capacity: 0,
-        };
+        let engine = Engine { capacity: 0, ..self.engine(recipe, model, &*objective, &pool) };
         let packs = self.plan.packs_per_epoch().max(1);
         let rows_at_once = recipe.training.micro_batch_size as f64;
         let tokens = self.dataset.report.tokens as f64 / packs as f64 * rows_at_once;

@@ -17,17 +17,17 @@ impl Prepared {
         warnings.extend(data_warnings(&self.dataset.report));
         warnings.extend(template_warning(&self.encoder, &recipe.data));
         warnings.extend(self.validation_warnings(recipe));
-        let width = self.dimensions.hidden;
+        let width = self.dimensions().hidden;
         if recipe.lora.r > width {
             let r = recipe.lora.r;
             warnings.push(format!("lora.r is {r}, and the base is {width} wide: a rank over the width adds nothing"));
         }
         warnings.extend(self.memory_warnings(recipe));
-        warnings.extend(export_warnings(recipe, &self.base, &self.target_modules));
+        warnings.extend(export_warnings(recipe, &self.base, &self.rehearsal.report.target_modules));
         warnings
     }
 
-    /// What validation will not tell.
+    /// What the validation rows are too few to show.
     fn validation_warnings(&self, recipe: &Recipe) -> Option<String> {
         if self.dataset.validation.is_empty() {
             let stopping = match recipe.training.early_stopping_patience {

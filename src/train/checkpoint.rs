@@ -3,7 +3,7 @@
 use super::health::Watch;
 use super::metrics::Validation;
 use super::{AdamW, MetricForBest, Schedule};
-use crate::adapter::{AdapterBundle, AdapterConfig, read_tensors};
+use crate::adapter::{ADAPTER_TENSORS, AdapterBundle, AdapterConfig, read_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
 use candle_core::{DType, Tensor};
@@ -98,7 +98,6 @@ pub struct Checkpoint {
     pub state: TrainerState,
 }
 
-const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "trainer_state.json";
 
@@ -145,7 +144,7 @@ impl Checkpoint {
     /// When a file is missing or damaged.
     pub fn load(folder: &Path) -> Result<Self> {
         Ok(Self {
-            adapter: saved_tensors(&folder.join(ADAPTER))?,
+            adapter: saved_tensors(&folder.join(ADAPTER_TENSORS))?,
             optimizer: saved_tensors(&folder.join(OPTIMIZER))?,
             state: read_state(folder)?,
         })

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_goes_on_reckons_with_validations_before_its_first() {
+    fn a_run_that_goes_on_counts_validations_before_its_first() {
         let mut clock = Clock::new(100.0, 0.0, 900.0);
         clock.step(1.0, 100);
         assert_eq!(clock.left(0, 2), Some(2.0 * 3.0), "900 tokens of 10 ms, at a third");

@@ -79,7 +79,7 @@ impl Trainer<'_> {
         let fits = self.gpu.map(|budget| {
             // Fewer than what was refused, whatever is estimated.
             let most = tokens.unwrap_or(self.engine.capacity).saturating_sub(1);
-            MemoryEstimate::tokens_within(most, budget.memory, |tokens| self.engine.gpu_estimate(&budget, tokens))
+            MemoryEstimate::most_within(most, budget.memory, |tokens| self.engine.gpu_estimate(&budget, tokens))
         });
         let fits =
             fits.filter(|&fits| fits > 1).map_or(String::new(), |fits| format!("; about {fits} tokens would fit"));

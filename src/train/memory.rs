@@ -87,8 +87,9 @@ impl MemoryEstimate {
         Self { workspace, total: self.total - self.workspace + workspace, ..self }
     }
 
-    /// The most tokens of a micro-batch that fit within `limit` bytes, up to `most`; `estimate` takes their number.
-    pub fn tokens_within(most: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
+    /// The most that fits within `limit` bytes, up to `most`: tokens of a micro-batch, or layers whose activations are kept.
+    /// `estimate` takes their number, and grows with it.
+    pub fn most_within(most: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
         if estimate(most).total <= limit {
             return most;
         }
@@ -98,10 +99,5 @@ impl MemoryEstimate {
             if estimate(middle).total <= limit { fits = middle } else { over = middle }
         }
         fits
-    }
-
-    /// The most layers whose activations can be kept within `limit` bytes; `estimate` takes their number.
-    pub fn layers_within(layers: usize, limit: u64, estimate: impl Fn(usize) -> Self) -> usize {
-        Self::tokens_within(layers, limit, estimate)
     }
 }

@@ -27,4 +27,4 @@ pub use gpu_memory::GpuBudget;
 pub use health::{Health, Verdict};
 pub use memory::MemoryEstimate;
 pub use schedule::Schedule;
-pub use trainer::{FitSummary, Settings, Trainer, total_steps};
+pub use trainer::{FitSummary, METRICS, Settings, Trainer, total_steps};

@@ -156,7 +156,7 @@ fn ends_sum(token: Token<'_>) -> bool {
     match token {
         Token::Name(name) => KEYWORDS.contains(&name),
         Token::Other(source) => [",", "=", ":", "<", ">", "!", "\\"].contains(&source),
-        Token::Text(_) => false,
+        Token::Text(_) | Token::Member(_) => false,
     }
 }
 
@@ -164,7 +164,7 @@ fn ends_sum(token: Token<'_>) -> bool {
 fn is_unary(before: Option<Token<'_>>) -> bool {
     match before {
         None => true,
-        Some(Token::Text(_)) => false,
+        Some(Token::Text(_) | Token::Member(_)) => false,
         Some(Token::Name(name)) => KEYWORDS.contains(&name),
         Some(Token::Other(source)) => !source.starts_with(|c: char| c.is_ascii_digit() || ")]}".contains(c)),
     }
@@ -180,7 +180,7 @@ fn brackets(whole: &[Token<'_>], before: Option<Token<'_>>, depth: usize) -> Str
             Some(Token::Name(name)) => {
                 KEYWORDS.contains(&name) && !["for", "set", "call", "macro", "with"].contains(&name)
             }
-            Some(Token::Text(_)) => false,
+            Some(Token::Text(_) | Token::Member(_)) => false,
             Some(Token::Other(source)) => ![")", "]", "}"].contains(&source),
             None => true,
         };

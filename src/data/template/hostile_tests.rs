@@ -109,6 +109,16 @@ fn what_is_measured_means_the_same() {
     }
 }
 
+/// A name behind a dot is not a word of the language: what follows are a call's arguments, not a tuple.
+#[test]
+fn members_are_called_what_they_like() {
+    for source in ["{{ x.filter(a, b) }}", "{{ x . from(a, [1]) }}", "{{ x.not (a, b) }}"] {
+        assert_eq!(super::translate::translate(source).0, source);
+    }
+    let (sum, _) = super::translate::translate("{{ x.is + y }}");
+    assert!(sum.contains("measured_value"), "{sum}");
+}
+
 #[test]
 fn a_template_reads_the_fields_that_its_expressions_name() {
     let source = "{# message.comment #}weight {% for m in messages %}{{ m.role }}{{ m['mood'] }}{% if 'tone' in m %}{{ m.get('pace') }}{% endif %}{% endfor %}";

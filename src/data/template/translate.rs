@@ -36,13 +36,15 @@ enum Part<'s> {
 pub(super) enum Token<'s> {
     Text(&'s str),
     Name(&'s str),
+    /// A name behind a dot: never one of the language's words.
+    Member(&'s str),
     Other(&'s str),
 }
 
 impl<'s> Token<'s> {
     pub const fn source(self) -> &'s str {
         match self {
-            Self::Text(source) | Self::Name(source) | Self::Other(source) => source,
+            Self::Text(source) | Self::Name(source) | Self::Member(source) | Self::Other(source) => source,
         }
     }
 
@@ -95,10 +97,9 @@ pub fn names(source: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for part in split(source) {
         let Part::Tag { inner, .. } = part else { continue };
-        let tokens: Vec<Token<'_>> = inner.into_iter().filter(|token| !token.is_blank()).collect();
-        for (i, token) in tokens.iter().enumerate() {
+        for token in inner {
             match token {
-                Token::Name(name) if i > 0 && tokens[i - 1].is(".") => _ = names.insert((*name).to_owned()),
+                Token::Member(name) => _ = names.insert(name.to_owned()),
                 Token::Text(text) => _ = names.insert(text[1..text.len() - 1].to_owned()),
                 _ => {}
             }
@@ -160,7 +161,10 @@ fn tokens<'s>(source: &'s str, mut at: usize, is_block: bool) -> Option<(Vec<Tok
         let (length, token): (usize, fn(&'s str) -> Token<'s>) = match first {
             '\'' | '"' => (end_of_text(rest)?, Token::Text),
             _ if first.is_alphabetic() || first == '_' => {
-                (rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len()), Token::Name)
+                let is_member =
+                    tokens.iter().rfind(|token: &&Token<'_>| !token.is_blank()).is_some_and(|it| it.is("."));
+                let token = if is_member { Token::Member } else { Token::Name };
+                (rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len()), token)
             }
             _ if first.is_whitespace() => (rest.find(|c: char| !c.is_whitespace()).unwrap_or(rest.len()), Token::Other),
             _ if first.is_ascii_digit() => {

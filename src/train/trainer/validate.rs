@@ -1,4 +1,4 @@
-//! Validations: what is measured, which is the best, and when the run stops for want of a better one.
+//! Validations: what is measured, which is the best, and early stopping.
 
 use super::{Measured, Trainer};
 use crate::data::{Batch, Rows};

@@ -66,11 +66,9 @@ impl Trainer<'_> {
         if adapter_step == 0 {
             return Ok(None);
         }
-        let packs = self.rows_to_compare(ENOUGH_TOKENS)?;
-        // The adapter is saved: who wants the run to end need not wait for the comparison.
-        if observer.stop_requested() {
-            return Ok(None);
-        }
+        // The adapter is saved: a run that is asked to stop is judged by the rows of its last step, which takes no longer than it.
+        let enough = if observer.stop_requested() { 0 } else { ENOUGH_TOKENS };
+        let packs = self.rows_to_compare(enough)?;
         let of_rows = self.compare(&packs, observer)?;
         let known = [&self.state.best_validation, &self.state.last_validation];
         let validation = known.into_iter().flatten().find(|validation| validation.step == adapter_step);

@@ -142,7 +142,7 @@ impl Trial<'_> {
             KeptLayers::Number(number) => number.min(layers),
             KeptLayers::Auto => {
                 let limit = self.arguments.max_memory_mb.map_or(self.budget.memory / 5 * 4, |mb| mb << 20);
-                MemoryEstimate::layers_within(layers, limit, |kept| self.estimate(kept))
+                MemoryEstimate::most_within(layers, limit, |kept| self.estimate(kept))
             }
         };
     }
