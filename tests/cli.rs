@@ -121,6 +121,10 @@ fn usage_errors_exit_with_2_and_help_with_0() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
     }
+    let output = run(folder.path(), &["train", "x.yaml", "--json", "--max-steps", "1"]);
+    let event: serde_json::Value = serde_json::from_str(text(&output.stdout).trim()).unwrap();
+    assert_eq!((output.status.code(), event["event"].as_str()), (Some(2), Some("error")));
+    assert!(event["message"].as_str().unwrap().contains("--max-steps"), "{event}");
     for arguments in [["--help"].as_slice(), &["train", "--help"], &["--version"]] {
         assert_eq!(run(folder.path(), arguments).status.code(), Some(0));
     }

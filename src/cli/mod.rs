@@ -17,7 +17,7 @@ mod upload;
 mod verify;
 
 use crate::device::{DeviceConfig, explain};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::num::NonZeroUsize;
@@ -103,6 +103,9 @@ pub fn main() -> u8 {
         Err(error) => {
             // Help that nobody reads to the end is not a failure.
             let _ = error.print();
+            if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+                let _ = output::Stdout::new().json("error", &report::as_json(&mistaken(&error))).finish();
+            }
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
@@ -129,6 +132,14 @@ pub fn main() -> u8 {
         output::say(report::render(&error, &report::Look::of_stderr()).trim_end_matches('\n'));
         error.exit_code()
     })
+}
+
+/// A mistake in the arguments as an error: its first line, and the others as what to do.
+fn mistaken(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let (first, more) = text.split_once('\n').unwrap_or((&text, ""));
+    let more: Vec<_> = more.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    Error::invalid(first.trim_start_matches("error: ")).with_help(more.join("; "))
 }
 
 fn log_to_stderr(verbose: u8) {

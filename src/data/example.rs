@@ -30,6 +30,8 @@ pub enum Example {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
+    /// The row's own name for who speaks, where it is another: a template may know it.
+    pub called: Option<String>,
     /// What is said. May be empty where `extra` holds calls of tools.
     pub content: String,
     /// What else the chat template may ask for: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on, as the
@@ -83,7 +85,7 @@ impl Role {
 impl Message {
     /// A turn.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), extra: Map::new(), train: None }
+        Self { role, called: None, content: content.into(), extra: Map::new(), train: None }
     }
 
     /// Whether it is an assistant's turn that says, calls and thinks nothing.

@@ -1,7 +1,9 @@
 //! A conversation in the form that its chat template takes.
 //!
-//! The row as it is goes first, as transformers renders it. Data and templates differ in two places:
+//! The row as it is goes first, as transformers renders it. Data and templates differ in three places:
 //!
+//! - **Names of roles.** A turn goes under the name that the row has for its role (`developer`, `observation`) where the template
+//!   asks for that name and then writes what the turn says, and otherwise under the role's own.
 //! - **Arguments of a call** are an object, or the JSON text of one (`OpenAI`'s form). Text stays text where the template
 //!   writes it as it stands (`+ arguments`, `{{ arguments }}`, a branch `is string`). Where it fails on text, walks over an
 //!   object, or writes text as JSON once more (`arguments | tojson`), the template gets the object. An object becomes text
@@ -47,6 +49,34 @@ enum Content {
 /// # Errors
 /// Of the row as it is, when the template refuses every form; when `arguments` is not JSON, and the template takes objects.
 pub(super) fn fitting<'m>(
+    template: &ChatTemplate,
+    messages: &'m [Message],
+    scope: &Scope,
+) -> Result<(Cow<'m, [Message]>, String)> {
+    let plain = fitting_forms(template, messages, scope);
+    let knows = |message: &&Message| message.called.as_ref().is_some_and(|name| template.quotes(name));
+    let known: Vec<&Message> = messages.iter().filter(knows).collect();
+    if known.is_empty() {
+        return plain;
+    }
+    let named = |message: &Message| match &message.called {
+        Some(name) if knows(&message) => message.clone().with("role", name.as_str().into()),
+        _ => message.clone(),
+    };
+    let named: Vec<Message> = messages.iter().map(named).collect();
+    let Ok((named, text)) = fitting_forms(template, &named, scope) else { return plain };
+    // A template may quote a name that it writes, and leave out a turn of that name.
+    let says = |text: &str, message: &Message| match message.content.trim() {
+        "" => 0,
+        content => text.matches(content).count(),
+    };
+    let otherwise = plain.as_ref().map_or("", |(_, text)| text.as_str());
+    let says_all = known.iter().all(|message| says(&text, message) >= says(otherwise, message));
+    if says_all { Ok((Cow::Owned(named.into_owned()), text)) } else { plain }
+}
+
+/// [`fitting`], under the names that the roles have.
+fn fitting_forms<'m>(
     template: &ChatTemplate,
     messages: &'m [Message],
     scope: &Scope,
@@ -261,4 +291,28 @@ fn changed(message: &Message, content: Content, form: Arguments, printed: &str) 
         }
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(source: &str, called: &str, role: Role) -> String {
+        let template = ChatTemplate::at(source, None, None, 0).unwrap();
+        let message = Message { called: Some(called.to_string()), ..Message::new(role, "qzx") };
+        let messages = [message, Message::assistant("a")];
+        fitting(&template, &messages, &Scope::new(&[], &serde_json::Map::new())).unwrap().1
+    }
+
+    #[test]
+    fn a_turn_goes_under_the_name_that_the_template_asks_for() {
+        let asks = "{% for m in messages %}{% if m.role in ['system', 'developer'] %}<{{ m.role }}>{% endif %}{{ m.content }}{% endfor %}";
+        assert_eq!(rendered(asks, "developer", Role::System), "<developer>qzxa");
+        let asks_not = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+        assert_eq!(rendered(asks_not, "developer", Role::System), "<system>qzx<assistant>a");
+        // It writes the name, and knows no turn of it.
+        let writes =
+            "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'model' }}{{ m.content }}{% endif %}{% endfor %}";
+        assert_eq!(rendered(writes, "model", Role::Assistant), "modelqzxmodela");
+    }
 }

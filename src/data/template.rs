@@ -143,6 +143,11 @@ impl ChatTemplate {
         self.names.contains(field) || *self.prints_turns.get_or_init(|| self.prints_turns())
     }
 
+    /// Whether it has this text in quotes, as it must where it asks for a role.
+    pub(super) fn quotes(&self, text: &str) -> bool {
+        self.names.contains(text)
+    }
+
     /// Whether it writes a field of a turn that no template can know of.
     fn prints_turns(&self) -> bool {
         const UNHEARD: &str = "field-unheard-of";

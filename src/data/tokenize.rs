@@ -81,6 +81,8 @@ pub struct Encoder {
     template: Option<ChatTemplate>,
     /// The template for conversations with tools, where the base has one of its own for them (`tool_use`).
     tool_template: Option<ChatTemplate>,
+    /// The names of the base's templates, where none is the default.
+    named_templates: Vec<String>,
     eos: Option<(String, u32)>,
     bos: Option<(String, u32)>,
     add_bos: bool,
@@ -137,8 +139,27 @@ impl Encoder {
         let prepends_space = probe.get_tokens().first().is_some_and(|token| token.starts_with(['▁', 'Ġ', ' ']));
         let turns = TrainOnTurns::All;
         let tokenizer = WordTokenizer::new(tokenizer);
-        let tool_template = None;
-        Ok(Self { tokenizer, template, tool_template, eos, bos, add_bos, special, ends, prepends_space, turns })
+        let (tool_template, named_templates) = (None, Vec::new());
+        Ok(Self {
+            tokenizer,
+            template,
+            tool_template,
+            named_templates,
+            eos,
+            bos,
+            add_bos,
+            special,
+            ends,
+            prepends_space,
+            turns,
+        })
+    }
+
+    /// The same encoder, which names these templates of the base where a conversation has none.
+    #[must_use]
+    pub fn with_named_templates(mut self, names: Vec<String>) -> Self {
+        self.named_templates = names;
+        self
     }
 
     /// The same encoder, with a template of its own for conversations with tools.
@@ -416,6 +437,13 @@ impl Encoder {
 
     fn need_template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
+            if let [first, ..] = &self.named_templates[..] {
+                let names: Vec<_> = self.named_templates.iter().map(|name| format!("`{name}`")).collect();
+                let message =
+                    format!("the base has chat templates by name ({}), and none is the default", names.join(", "));
+                return Error::invalid(message)
+                    .with_help(format!("name the one that is meant, `data.chat_template: {first}`"));
+            }
             Error::invalid("the base has no chat template, and rows of this format are conversations").with_help(
                 "name one, `data.chat_template: chatml`, take an instruction-tuned base, or give rows of `prompt` and \
                      `completion` (format `completion`)",

@@ -42,7 +42,8 @@ pub(super) fn read(kind: Kind, text: &str, endpoint: Option<&str>) -> Option<Add
     Some(Address { id: id + &revision.unwrap_or_default(), file })
 }
 
-/// Refuses an address whose path goes up: it would name a folder of this machine, or another repository than it seems to.
+/// Refuses an address whose path goes up: it would name a folder of this machine, or another repository than it seems to. And
+/// one of a folder of a repository, or of a dataset's file, for the repository is taken whole.
 ///
 /// # Errors
 /// Names the part.
@@ -53,9 +54,41 @@ pub(super) fn check(text: &str, endpoint: Option<&str>) -> Result<()> {
         let part = part.to_lowercase().replace("%2e", ".");
         part == "." || part == ".." || part.starts_with("..@")
     };
-    let Some(up) = rest.split(['/', '\\']).find(is_up) else { return Ok(()) };
+    let Some(up) = rest.split(['/', '\\']).find(is_up) else { return check_whole(text, rest) };
     Err(Error::invalid(format!("`{text}` is not the address of a repository: it has the part `{up}`"))
         .with_help("write the address as the Hub's page has it, or the id alone: `org/name`"))
+}
+
+/// Refuses an address that names less than a repository, but for a model's file. `rest` follows the Hub's name.
+fn check_whole(text: &str, rest: &str) -> Result<()> {
+    let parts: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
+    let (is_dataset, parts) = match &parts[..] {
+        ["datasets", parts @ ..] => (true, parts),
+        ["models", parts @ ..] | parts => (false, parts),
+    };
+    let Some((id, more)) = parts.split_at_checked(2) else { return Ok(()) };
+    let id = id.join("/");
+    let part = match more {
+        // Where most datasets have all of their files.
+        ["tree", _, "data"] if is_dataset => return Ok(()),
+        ["tree", _, folder @ ..] if !folder.is_empty() => format!("the folder `{}`", folder.join("/")),
+        ["blob" | "resolve" | "raw", _, file @ ..] if is_dataset && !file.is_empty() => {
+            format!("the file `{}`", file.join("/"))
+        }
+        ["viewer", "default", "train"] | ["viewer", "default"] | ["viewer"] => return Ok(()),
+        ["viewer", subset] if is_dataset => format!("the subset `{subset}`"),
+        ["viewer", subset, split, ..] if is_dataset => format!("the subset `{subset}` and the split `{split}`"),
+        file if is_dataset && text.starts_with("hf://") && !file.is_empty() => format!("the file `{}`", file.join("/")),
+        _ => return Ok(()),
+    };
+    let help = if is_dataset {
+        format!(
+            "say which rows by keys of their own: `{{hub: {id}, subset: …, split: …}}`; or download the files, and name them"
+        )
+    } else {
+        format!("a base is a whole repository, `{id}`; a folder in it can be downloaded, and named as a path")
+    };
+    Err(Error::invalid(format!("`{text}` names {part} of the repository, and not all of it")).with_help(help))
 }
 
 /// What follows the Hub's name.
@@ -114,6 +147,29 @@ mod tests {
             "huggingface.co/datasets/org/name/tree/main/data",
         ] {
             assert_eq!(dataset(text), id("org/name"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_part_is_refused() {
+        for (text, part) in [
+            ("https://huggingface.co/org/name/tree/main/sub", "the folder `sub`"),
+            ("https://huggingface.co/datasets/org/name/tree/main/fr", "the folder `fr`"),
+            ("https://huggingface.co/datasets/org/name/blob/main/fr/x.jsonl", "the file `fr/x.jsonl`"),
+            ("https://huggingface.co/datasets/org/name/viewer/fr/train", "the subset `fr` and the split `train`"),
+            ("hf://datasets/org/name/x.jsonl", "the file `x.jsonl`"),
+        ] {
+            let error = check(text, None).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        for text in [
+            "https://huggingface.co/org/name/tree/v1",
+            "https://huggingface.co/org/name/blob/main/x.gguf",
+            "https://huggingface.co/org/name/discussions/3",
+            "https://huggingface.co/datasets/org/name/viewer/default/train",
+            "https://huggingface.co/datasets/org/name/tree/main/data",
+        ] {
+            check(text, None).unwrap();
         }
     }
 

@@ -336,6 +336,8 @@ fn number_help(source: &Source<'_>, path: &str, key: &str, kind: Kind, value: &V
         return help;
     }
     let cleaned = text.trim().replace('_', "");
+    let has_zeros = cleaned.len() > 1 && cleaned.bytes().all(|byte| byte.is_ascii_digit());
+    let cleaned = if has_zeros { format!("{}", cleaned.parse::<u64>().unwrap_or_default()) } else { cleaned };
     let is_quoted = source.typed(path).is_some_and(|typed| typed.starts_with(['"', '\'']));
     if let Some(share) = cleaned.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok()) {
         return format!("write `{key}: {}`", share / 100.0);

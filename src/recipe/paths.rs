@@ -23,8 +23,12 @@ pub(super) fn settle(root: &mut Value) -> Result<()> {
             one => vec![one],
         };
         for source in all {
-            each(source, &[], &mut |text| path(text, named))?;
-            each(source, &["path"], &mut |text| path(text, named))?;
+            for keys in [&[][..], &["path"]] {
+                each(source, keys, &mut |text| {
+                    check_no_address(text).map_err(|error| at(named, &error))?;
+                    path(text, named)
+                })?;
+            }
             each(source, &["hub"], &mut |text| {
                 hub::check_address(text).map_err(|error| at(&format!("{named}.hub"), &error))?;
                 Ok(hub::dataset_id(text))
@@ -32,6 +36,21 @@ pub(super) fn settle(root: &mut Value) -> Result<()> {
         }
     }
     base(root)
+}
+
+/// Refuses an address in place of a data file.
+fn check_no_address(text: &str) -> Result<()> {
+    if !text.contains("://") || Path::new(text).exists() {
+        return Ok(());
+    }
+    let id = hub::dataset_id(text);
+    Err(if id == text {
+        Error::invalid("files are not fetched from addresses")
+            .with_help("download it, and name the file; a dataset on the Hub is written `{hub: org/name}`")
+    } else {
+        Error::invalid("this is an address, and no file")
+            .with_help(format!("a dataset on the Hub is written `{{hub: {id}}}`"))
+    })
 }
 
 /// `base.model`, with the file that an address may name.
@@ -100,6 +119,15 @@ mod tests {
             error.to_string().contains("x.yaml:1:") && error.to_string().contains("NOT_SET_HERE is not set"),
             "{error}"
         );
+        for (address, advice) in [
+            ("https://huggingface.co/datasets/org/rows", "`{hub: org/rows}`"),
+            ("https://example.org/rows.jsonl", "download it"),
+        ] {
+            let text = text.replace("$HOME/a.jsonl", address);
+            let error = Recipe::parse(&text, Path::new("x.yaml"), &[]).unwrap_err();
+            assert!(error.to_string().contains("data.train: "), "{error}");
+            assert!(error.help().unwrap().contains(advice), "{error:?}");
+        }
         for (place, id) in
             [("org/name/resolve/v1/x.gguf", "org/name/resolve/../x.gguf"), ("datasets/org/rows", "datasets/org/..")]
         {

@@ -148,6 +148,7 @@ fn wrong_values_are_told_with_what_fits() {
         ("training:\n  warmup_ratio: 3%\n", "write `warmup_ratio: 0.03`", "3%"),
         ("training:\n  seed: 1_000\n", "write `seed: 1000`", "1_000"),
         ("training:\n  max_steps: 1e3\n", "write `max_steps: 1000`", "1e3"),
+        ("training:\n  max_steps: 010\n", "write `max_steps: 10`", "010"),
         ("training:\n  max_steps: -1\n", "expected a whole number, at least 0, got the number -1", "-1"),
         ("training:\n  learning_rate:\n", "or delete the line to have the default, 0.0002", "learning_rate"),
         ("lora:\n  use_rslora: yes\n", "write `use_rslora: true`", "yes"),

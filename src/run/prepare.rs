@@ -84,8 +84,9 @@ pub(super) fn encoder(base: &Base, template: Option<&str>, now: u64) -> Result<E
     // As in transformers: the template `tool_use` is for conversations with tools, unless another is named.
     let with_tools = compile(base.chat_templates().tool_use().filter(|_| template.is_none()))?;
     let template = compile(template.or(base.chat_template()))?;
+    let names = base.chat_templates().named().map(|(name, _)| name.to_owned()).collect();
     let encoder = Encoder::new(base.tokenizer()?, template, special.eos.clone(), special.bos.clone(), special.add_bos)?;
-    Ok(encoder.with_tool_template(with_tools))
+    Ok(encoder.with_tool_template(with_tools).with_named_templates(names))
 }
 
 /// As [`encoder`], as a recipe's data wants it.

@@ -5,8 +5,9 @@ use crate::data::example::Example;
 
 /// `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, as `OpenAI` has it.
 ///
+/// - The list may be JSON text, as tables have it.
 /// - Roles, in any case: `system` (or `developer`), `user`, `assistant`, `tool` (or `function`), `tool_call`, and the other
-///   names of [`Roles`](super::Roles), with those that `data.roles` adds.
+///   names of [`Roles`](super::Roles), with those that `data.roles` adds. A name that the chat template asks for stays.
 /// - `content` is text, or a list of parts of the type `text`; a chat template that takes no list gets the texts, a line each.
 /// - `tools` in the row, `tool_calls`, `tool_call_id` and `name` in a turn are for the chat template: see
 ///   [`conversation`](super::conversation). So is any other field of a turn, `reasoning_content` for one, as it stands.
@@ -169,6 +170,23 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.message.contains(message), "{error:?}");
         }
+    }
+
+    #[test]
+    fn turns_may_be_json_text_as_tables_have_them() {
+        let turns = r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
+        let as_text = json!({ "messages": turns }).to_string();
+        assert_eq!(messages(&as_text), messages(&format!(r#"{{"messages": {turns}}}"#)));
+        let python = json!({"messages": "[{'role': 'user', 'content': 'q'}]"}).to_string();
+        assert!(read(&python).unwrap_err().help.unwrap().contains("json.dumps"));
+    }
+
+    #[test]
+    fn parts_of_other_interfaces_are_texts_and_thoughts_have_a_place() {
+        let turn = |part: &str| format!(r#"{{"messages": [{{"role": "assistant", "content": [{part}]}}]}}"#);
+        assert_eq!(messages(&turn(r#"{"type": "output_text", "text": "a"}"#))[0].content, "a");
+        let error = read(&turn(r#"{"type": "thinking", "thinking": "hm"}"#)).unwrap_err();
+        assert!(error.help.unwrap().contains("reasoning_content"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// `{"prompt": …, "completion": …}`, joined as they are; the prompt may be empty.
 ///
-/// Where one of the two is a list of turns (TRL's conversational form), the row is a conversation through the chat template,
+/// Where one of the two is a list of turns (TRL's conversational form), or the JSON text of one, the row is a conversation through the chat template,
 /// and the assistant's turns in `completion` are learnt, those in `prompt` not. A text beside a list is a turn: of the user
 /// in `prompt`, of the assistant in `completion`. Turns, `tools` and `system` are as in [`Chat`](super::chat::Chat).
 pub struct Completion;
@@ -29,8 +29,7 @@ impl Format for Completion {
     }
 
     fn read(&self, row: Row<'_>) -> Result<Example, RowError> {
-        let is_list = |field| row.get(field).is_some_and(Value::is_array);
-        if is_list("prompt") || is_list("completion") {
+        if ["prompt", "completion"].into_iter().any(|field| row.get(field).is_some_and(are_turns)) {
             return read_turns(row);
         }
         let prompt = row.text("prompt")?.to_string();
@@ -39,9 +38,23 @@ impl Format for Completion {
     }
 }
 
+/// Whether these are turns: a list, or the JSON text of one, whose entries say who speaks.
+fn are_turns(value: &Value) -> bool {
+    let speaks = |turn: &Value| ["role", "from"].iter().any(|key| turn.get(key).is_some_and(Value::is_string));
+    match value {
+        Value::Array(_) => true,
+        Value::String(text) if text.trim_start().starts_with('[') => match serde_json::from_str(text) {
+            Ok(Value::Array(turns)) => !turns.is_empty() && turns.iter().all(speaks),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 fn read_turns(row: Row<'_>) -> Result<Example, RowError> {
     let mut messages = match row.get("prompt") {
         Some(Value::String(text)) if text.trim().is_empty() => Vec::new(),
+        Some(turns) if are_turns(turns) => conversation::turns(row, "prompt")?,
         Some(Value::String(text)) => vec![Message::user(text)],
         _ => conversation::turns(row, "prompt")?,
     };
@@ -50,7 +63,7 @@ fn read_turns(row: Row<'_>) -> Result<Example, RowError> {
             message.train = Some(false);
         }
     }
-    if let Some(Value::String(_)) = row.get("completion") {
+    if let Some(Value::String(_)) = row.get("completion").filter(|value| !are_turns(value)) {
         messages.push(Message::assistant(row.answer("completion")?));
     } else {
         let turns = conversation::turns(row, "completion")?;
@@ -117,6 +130,10 @@ mod tests {
             learnt(&format!(r#"{{"prompt": "q", "completion": {answer}}}"#)),
             all(&[("q", None), ("a", None), ("s", None), ("b", None)])
         );
+        let texts = serde_json::json!({"prompt": list, "completion": answer}).to_string();
+        assert_eq!(learnt(&texts), learnt(&format!(r#"{{"prompt": {list}, "completion": {answer}}}"#)));
+        let plain = r#"{"prompt": "[1, 2]", "completion": "[{\"gene\": \"TP53\"}]"}"#;
+        assert!(matches!(read(plain), Ok(Example::Completion { .. })), "JSON that is no conversation is text");
         let none = read(&format!(r#"{{"prompt": {list}, "completion": [{{"role": "user", "content": "x"}}]}}"#));
         let none = none.unwrap_err();
         assert!(!none.teaches_nothing && none.message.starts_with("`completion`"), "{none:?}");

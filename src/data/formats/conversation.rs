@@ -57,9 +57,11 @@ fn template_kwargs(row: Row<'_>) -> Result<Map<String, Value>, RowError> {
 
 /// The turns in `field`. An answer that is empty is not learnt, unless it says that it is: it would teach to say nothing.
 pub fn turns(row: Row<'_>, field: &'static str) -> Result<Vec<Message>, RowError> {
-    let turns = match row.get(field) {
-        Some(Value::Array(turns)) => turns,
-        Some(other) => return Err(row.wrong_type(field, "a list of turns", other)),
+    let (turns, _) = match row.get(field) {
+        Some(Value::Array(_)) => tools::list(row, field)?,
+        // Tables have no lists: the JSON text of one.
+        Some(Value::String(text)) if text.trim_start().starts_with('[') => tools::list(row, field)?,
+        Some(other) => return Err(row.wrong_type(field, "a list of turns, or the JSON text of one", other)),
         None => return Err(row.missing(field)),
     };
     if turns.len() > MAX_TURNS {

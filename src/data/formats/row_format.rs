@@ -267,14 +267,29 @@ fn present<'a>(format: &dyn Format, row: Row<'a>) -> impl Iterator<Item = &'stat
     format.required().iter().copied().flatten().copied().filter(move |field| row.get(field).is_some())
 }
 
+/// The format that a row has the fields of. A field that is null counts where nothing fits without it: tables that were put
+/// together have all columns of each.
 fn detect(row: Row<'_>) -> Result<&'static dyn Format, RowError> {
+    let mut given = row.object().clone();
+    given.retain(|_, value| !value.is_null());
+    let given = Row::with(&given, row.columns(), row.templates(), row.roles());
+    let fitting = fitting(given);
+    if fitting.is_empty() { meant(&self::fitting(row), row) } else { meant(&fitting, given) }
+}
+
+/// The formats whose fields a row has.
+fn fitting(row: Row<'_>) -> Vec<&'static dyn Format> {
     let fits = |format: &&&'static dyn Format| {
         let mut required = format.required().iter();
         format.template() != TemplateUse::Required
             && row.columns().keys().all(|field| has_field(**format, field))
             && required.all(|names| names.iter().any(|field| row.get(field).is_some()))
     };
-    let fitting: Vec<&'static dyn Format> = FORMATS.iter().filter(fits).copied().collect();
+    FORMATS.iter().filter(fits).copied().collect()
+}
+
+/// Of these formats, the one that is meant.
+fn meant(fitting: &[&'static dyn Format], row: Row<'_>) -> Result<&'static dyn Format, RowError> {
     // A format that asks for more of the row's fields is meant rather than one that asks for some of these.
     let covers = |more: &dyn Format, less: &dyn Format| {
         let covered = present(less, row).all(|field| present(more, row).any(|other| other == field));

@@ -76,7 +76,10 @@ mod tests {
 
     #[test]
     fn the_first_turn_says_which_names_a_row_has() {
-        let plain = read(r#"{"conversations": [{"from": "user", "value": "q"}, {"from": "bot", "value": "a"}]}"#);
+        let plain = read(r#"{"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}"#);
+        let both = r#"{"conversations": [{"from": "user", "value": "q", "role": null, "content": null},
+            {"from": "assistant", "value": "a", "role": null, "content": null}]}"#;
+        assert_eq!(plain, read(both), "as a table has them that holds turns of both kinds");
         let open =
             read(r#"{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#);
         assert_eq!(plain.unwrap(), open.unwrap());

@@ -109,7 +109,7 @@ fn wrap(mut outer: Map<String, Value>, function: Map<String, Value>) -> Value {
 }
 
 /// A list, maybe as JSON text, and whether it is text; empty where there is none.
-fn list<'a>(row: Row<'a>, key: &'static str) -> Result<(Cow<'a, [Value]>, bool), RowError> {
+pub(super) fn list<'a>(row: Row<'a>, key: &'static str) -> Result<(Cow<'a, [Value]>, bool), RowError> {
     let expected = "a list, or the JSON text of one";
     match row.given(key) {
         None => Ok((Cow::Owned(Vec::new()), false)),

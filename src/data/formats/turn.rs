@@ -19,7 +19,9 @@ pub(super) type Names = (&'static str, &'static str);
 /// The names that the recipe's `fields` speak of, else those that the first turn has; they hold for all turns of the row.
 pub(super) fn names(row: Row<'_>, first: Option<&Value>) -> Names {
     let named = |field: &str| row.columns().contains_key(field);
-    let has = |key| first.and_then(Value::as_object).is_some_and(|turn| turn.contains_key(key));
+    let turn = first.and_then(Value::as_object);
+    // A table of turns of both kinds has all four, null where a turn is of the other.
+    let has = |key| turn.and_then(|turn| turn.get(key)).is_some_and(|value| !value.is_null());
     let from = has("from") && !has("role");
     let speaker = if named("role") || !named("from") && !from { "role" } else { "from" };
     let value = if named("role") || named("from") { has("value") && !has("content") } else { from };
@@ -58,6 +60,8 @@ pub(super) fn read(row: Row<'_>, turn: &Value, (speaker, text): Names) -> Result
     }
     if who.keeps_name {
         message.extra.insert("role".to_string(), Value::from(name));
+    } else if name != who.role.as_str() && !who.calls {
+        message.called = Some(name.to_string());
     }
     if !calls.is_empty() {
         if who.calls || turn.given(text).is_none() {
@@ -125,10 +129,16 @@ fn join(parts: &[Value]) -> Result<String, RowError> {
         };
         let part = Row::new(object);
         let read = || match part.text("type")? {
-            "text" => part.text("text"),
-            other => Err(part
-                .error("type", format!("is `{}`, and only `text` is supported", fields::shown(other)))
-                .with_help("models of images and sound are not trained; remove the row")),
+            // The last two are those of OpenAI's Responses.
+            "text" | "input_text" | "output_text" => part.text("text"),
+            other => {
+                let help = match other {
+                    "thinking" | "reasoning" => "thoughts stand beside `content`: `\"reasoning_content\": \"…\"`",
+                    _ => "models of images and sound are not trained; remove the row",
+                };
+                let message = format!("is `{}`, and only `text` is supported", fields::shown(other));
+                Err(part.error("type", message).with_help(help))
+            }
         };
         joined.push(read().map_err(|error| error.inside(index))?);
     }

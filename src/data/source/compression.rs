@@ -119,6 +119,11 @@ fn told_by(path: &Path, magic: &[u8]) -> Result<Compression> {
     if let Some(foreign) = foreign::of_bytes(magic).filter(|_| !super::kind::is_plain_text(path)) {
         return Err(foreign.error(path));
     }
+    // Of a workbook whose first bytes do not tell it, the name does.
+    let zipped = foreign::of_name(path).filter(|_| magic.starts_with(b"PK\x03\x04"));
+    if let Some(foreign) = zipped {
+        return Err(foreign.error(path));
+    }
     let foreign = match magic {
         [0x1F, 0x8B, ..] => return Ok(Compression::Gzip),
         // A frame, or one to be skipped, with which some packers start.

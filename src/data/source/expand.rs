@@ -122,10 +122,18 @@ fn without_data(folder: &Path) -> Error {
     if let Some((path, foreign)) = foreign.filter(|(path, _)| !is_beside(path) && !is_note(path)) {
         return foreign.error(path);
     }
-    let deeper = inside.iter().filter(|path| path.is_dir()).find(|path| data_files(path).is_ok());
-    let help = match deeper {
-        Some(deeper) => format!("`{}` holds data files: name that folder", deeper.display()),
-        None => format!("{}; data files are named {NAMES}", holds(folder)),
+    let deeper: Vec<_> = inside.iter().filter(|path| path.is_dir() && data_files(path).is_ok()).collect();
+    let shown = |path: &PathBuf| format!("`{}`", path.display());
+    let help = match deeper[..] {
+        [] => format!("{}; data files are named {NAMES}", holds(folder)),
+        [one] => format!("{} holds data files: name that folder", shown(one)),
+        _ => {
+            let all: Vec<_> = deeper.iter().take(SHOWN).map(|path| shown(path)).collect();
+            format!(
+                "these folders in it hold data files: {}; name the one to train on, or a list of them",
+                all.join(", ")
+            )
+        }
     };
     Error::file(folder, "there is no data file in this folder").with_help(help)
 }
@@ -264,6 +272,9 @@ mod tests {
         );
         let repository = folder(&["d/README.md", "d/data/train.jsonl"]);
         assert!(expanded(&repository, "d").unwrap_err().help().unwrap().contains("d/data` holds data files"));
+        let splits = folder(&["d/test/a.jsonl", "d/train/a.jsonl"]);
+        let help = expanded(&splits, "d").unwrap_err().help().unwrap().to_owned();
+        assert!(help.contains("d/test`") && help.contains("d/train`; name the one to train on"), "{help}");
         let sheet = folder(&["d/Scores.xlsx"]);
         assert!(expanded(&sheet, "d").unwrap_err().to_string().contains("Excel"));
     }

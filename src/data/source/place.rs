@@ -101,7 +101,8 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, (usize, String)> {
 }
 
 /// What to do about text in another encoding.
-pub(super) const ENCODING_HELP: &str = "data files are UTF-8; `iconv -f latin1 -t utf-8` converts other text";
+pub(super) const ENCODING_HELP: &str = "data files are UTF-8; `iconv -f cp1252 -t utf-8 FILE` converts text of Windows or \
+                                       Latin-1, and `iconv -f utf-16le -t utf-8 FILE` text with NUL bytes";
 
 /// How often a byte stands in others.
 #[expect(clippy::naive_bytecount, reason = "the compiler makes vectors of it; a crate for this is not worth its name")]
