@@ -81,7 +81,7 @@ pub struct Encoder {
     template: Option<ChatTemplate>,
     /// The template for conversations with tools, where the base has one of its own for them (`tool_use`).
     tool_template: Option<ChatTemplate>,
-    /// The names of the base's templates, where none is the default.
+    /// The names of the base's chat templates besides the default one.
     named_templates: Vec<String>,
     eos: Option<(String, u32)>,
     bos: Option<(String, u32)>,
@@ -155,7 +155,7 @@ impl Encoder {
         })
     }
 
-    /// The same encoder, which names these templates of the base where a conversation has none.
+    /// The same encoder, which knows the names of the base's chat templates, for the error where none is the default.
     #[must_use]
     pub fn with_named_templates(mut self, names: Vec<String>) -> Self {
         self.named_templates = names;
@@ -440,7 +440,7 @@ impl Encoder {
             if let [first, ..] = &self.named_templates[..] {
                 let names: Vec<_> = self.named_templates.iter().map(|name| format!("`{name}`")).collect();
                 let message =
-                    format!("the base has chat templates by name ({}), and none is the default", names.join(", "));
+                    format!("the base has named chat templates ({}), and none is the default", names.join(", "));
                 return Error::invalid(message)
                     .with_help(format!("name the one that is meant, `data.chat_template: {first}`"));
             }

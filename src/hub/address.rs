@@ -83,12 +83,13 @@ fn check_whole(text: &str, rest: &str) -> Result<()> {
     };
     let help = if is_dataset {
         format!(
-            "say which rows by keys of their own: `{{hub: {id}, subset: …, split: …}}`; or download the files, and name them"
+            "choose the rows by keys: `{{hub: {id}, subset: …, split: …}}`; or download the files, and give their path"
         )
     } else {
-        format!("a base is a whole repository, `{id}`; a folder in it can be downloaded, and named as a path")
+        format!("write the repository, `{id}`; or download the folder, and give its path")
     };
-    Err(Error::invalid(format!("`{text}` names {part} of the repository, and not all of it")).with_help(help))
+    Err(Error::invalid(format!("`{text}` is the address of {part}, and only whole repositories are read"))
+        .with_help(help))
 }
 
 /// What follows the Hub's name.

@@ -336,14 +336,15 @@ fn number_help(source: &Source<'_>, path: &str, key: &str, kind: Kind, value: &V
         return help;
     }
     let cleaned = text.trim().replace('_', "");
-    let has_zeros = cleaned.len() > 1 && cleaned.bytes().all(|byte| byte.is_ascii_digit());
-    let cleaned = if has_zeros { format!("{}", cleaned.parse::<u64>().unwrap_or_default()) } else { cleaned };
+    // YAML reads a number with leading zeros as text.
+    let without_zeros = cleaned.trim_start_matches('0');
+    let cleaned = if without_zeros.starts_with(|c: char| c.is_ascii_digit()) { without_zeros } else { &cleaned };
     let is_quoted = source.typed(path).is_some_and(|typed| typed.starts_with(['"', '\'']));
     if let Some(share) = cleaned.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok()) {
         return format!("write `{key}: {}`", share / 100.0);
     }
     match cleaned.parse::<f64>() {
-        Ok(number) if is_quoted && cleaned == *text && number.is_finite() => {
+        Ok(number) if is_quoted && cleaned == text && number.is_finite() => {
             format!("leave the quotes away: `{key}: {text}`")
         }
         Ok(number) if number.is_finite() => format!("write `{key}: {cleaned}`"),

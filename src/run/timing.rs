@@ -55,7 +55,7 @@ impl Line {
 }
 
 impl Prepared {
-    /// Times passes over some rows, with gradients and without, and reckons up the steps and validations of the run.
+    /// Times passes over some rows, with gradients and without, and estimates the time of the run from them.
     pub(super) fn time(&self, recipe: &Recipe, model: &Model, steps: usize) -> Result<Option<TimeEstimate>> {
         let (objective, pool) = (objectives::build(&recipe.objective), Pool::default());
         let engine = Engine { capacity: 0, ..self.engine(recipe, model, &*objective, &pool) };

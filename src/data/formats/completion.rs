@@ -6,9 +6,9 @@ use serde_json::Value;
 
 /// `{"prompt": …, "completion": …}`, joined as they are; the prompt may be empty.
 ///
-/// Where one of the two is a list of turns (TRL's conversational form), or the JSON text of one, the row is a conversation through the chat template,
-/// and the assistant's turns in `completion` are learnt, those in `prompt` not. A text beside a list is a turn: of the user
-/// in `prompt`, of the assistant in `completion`. Turns, `tools` and `system` are as in [`Chat`](super::chat::Chat).
+/// Where one of the two is a list of turns (TRL's conversational form), or the JSON text of one, the row is a conversation
+/// through the chat template, and the assistant's turns in `completion` are learnt, those in `prompt` not. A text beside a
+/// list is a turn: of the user in `prompt`, of the assistant in `completion`. Turns, `tools` and `system` are as in [`Chat`](super::chat::Chat).
 pub struct Completion;
 
 impl Format for Completion {

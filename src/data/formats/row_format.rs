@@ -267,14 +267,14 @@ fn present<'a>(format: &dyn Format, row: Row<'a>) -> impl Iterator<Item = &'stat
     format.required().iter().copied().flatten().copied().filter(move |field| row.get(field).is_some())
 }
 
-/// The format that a row has the fields of. A field that is null counts where nothing fits without it: tables that were put
-/// together have all columns of each.
+/// The format that a row has the fields of. A field that is null counts only where no format fits without it: joined
+/// tables have the columns of each.
 fn detect(row: Row<'_>) -> Result<&'static dyn Format, RowError> {
     let mut given = row.object().clone();
     given.retain(|_, value| !value.is_null());
     let given = Row::with(&given, row.columns(), row.templates(), row.roles());
-    let fitting = fitting(given);
-    if fitting.is_empty() { meant(&self::fitting(row), row) } else { meant(&fitting, given) }
+    let found = fitting(given);
+    if found.is_empty() { meant(&fitting(row), row) } else { meant(&found, given) }
 }
 
 /// The formats whose fields a row has.

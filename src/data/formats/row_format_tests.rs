@@ -35,7 +35,7 @@ fn the_fields_of_the_first_row_tell_the_format() {
         (json!({"instruction": "a", "output": "b"}), "alpaca", "`instruction` and `output`"),
         (json!({"id": 1, "messages": []}), "chat", "`messages`"),
         (json!({"conversations": [], "system": "s"}), "sharegpt", "`conversations`"),
-        // As tables are that were put together.
+        // As joined tables have them.
         (json!({"messages": [], "conversations": null, "text": null}), "chat", "`messages`"),
         (json!({"instruction": "a", "output": "b", "text": null}), "alpaca", "`instruction` and `output`"),
         (json!({"prompt": "a", "completion": null}), "completion", "`prompt` and `completion`"),

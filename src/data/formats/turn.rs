@@ -20,7 +20,7 @@ pub(super) type Names = (&'static str, &'static str);
 pub(super) fn names(row: Row<'_>, first: Option<&Value>) -> Names {
     let named = |field: &str| row.columns().contains_key(field);
     let turn = first.and_then(Value::as_object);
-    // A table of turns of both kinds has all four, null where a turn is of the other.
+    // A table with turns of both kinds has all four columns; those of the other kind are null.
     let has = |key| turn.and_then(|turn| turn.get(key)).is_some_and(|value| !value.is_null());
     let from = has("from") && !has("role");
     let speaker = if named("role") || !named("from") && !from { "role" } else { "from" };

@@ -119,7 +119,7 @@ fn told_by(path: &Path, magic: &[u8]) -> Result<Compression> {
     if let Some(foreign) = foreign::of_bytes(magic).filter(|_| !super::kind::is_plain_text(path)) {
         return Err(foreign.error(path));
     }
-    // Of a workbook whose first bytes do not tell it, the name does.
+    // The first bytes of a zipped workbook need not show what it is; its name does.
     let zipped = foreign::of_name(path).filter(|_| magic.starts_with(b"PK\x03\x04"));
     if let Some(foreign) = zipped {
         return Err(foreign.error(path));
