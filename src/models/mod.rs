@@ -78,8 +78,8 @@ pub struct Dimensions {
 
 impl Dimensions {
     /// The heads of a layer.
-    pub const fn attention(&self) -> AttentionShape {
-        AttentionShape { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    pub fn attention(&self) -> AttentionShape {
+        AttentionShape::new(self.heads, self.kv_heads, self.head_dim)
     }
 }
 

@@ -77,7 +77,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
     }
 
     fn rotate(&self, shape: AttentionShape, qkv: &mut Buffer<E>) -> Result<()> {
-        let AttentionShape { heads, kv_heads, head_dim } = shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         self.rope.rotate(qkv, shape.width(), (heads + kv_heads) * head_dim);
         Ok(())
     }
@@ -185,7 +185,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
 impl<E: Element> ForwardContext<'_, E> {
     /// Calls `f` with queries, keys and values; in generation, with those of all tokens so far.
     fn with_heads(&self, index: usize, shape: AttentionShape, qkv: &[E], f: impl FnOnce(&Attention<'_, E>)) {
-        let AttentionShape { heads, kv_heads, head_dim } = shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         let stride = shape.width();
         let (queries, width) = (heads * head_dim, kv_heads * head_dim);
         let (keys, values) = (&qkv[queries..], &qkv[queries + width..]);

@@ -23,8 +23,8 @@ const BLOCK_KEYS: usize = BLOCK_TILES * TILE_COLUMNS;
 /// Queries of a task.
 const BLOCK_QUERIES: usize = 64;
 
-/// The heads of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The heads of a layer, and what becomes of their scores.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Query heads.
     pub heads: usize,
@@ -32,9 +32,20 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Width of a head, even.
     pub head_dim: usize,
+    /// What products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// With `c`, a scaled score `s` becomes `c·tanh(s/c)`.
+    pub softcap: Option<f32>,
+    /// How many keys a query sees at most, its own included.
+    pub window: Option<usize>,
 }
 
 impl AttentionShape {
+    /// Heads whose scores are scaled by `1/√d`, and whose queries see all keys before them.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), softcap: None, window: None }
+    }
+
     /// Numbers of a token's queries, keys and values, side by side.
     pub const fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -198,7 +209,7 @@ pub fn lend_attention<E: Element>(shape: AttentionShape, sequences: &[Sequence],
 /// # Panics
 /// When shapes do not fit their slices: a bug of the caller.
 pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_sums: &mut [f32], pool: &Pool) {
-    let AttentionShape { heads, kv_heads, head_dim } = attention.shape;
+    let AttentionShape { heads, kv_heads, head_dim, .. } = attention.shape;
     let keys = Packs::transposed(attention, attention.k, pool);
     let values = Packs::rows(attention, attention.v, pool);
     let mut tasks = Vec::new();
@@ -267,11 +278,10 @@ impl<E: Element> QueryBlock<'_, E> {
     /// Up to 8 queries from `first` of the sequence: the outputs in `state`, and the log-sum-exps.
     fn run(&self, first: usize, rows: usize, state: &mut [Sums], scratch: &mut Scratch<E>) -> [f32; TILE_ROWS] {
         let level = Level::detect();
-        let AttentionShape { head_dim, .. } = self.attention.shape;
+        let AttentionShape { head_dim, scale, .. } = self.attention.shape;
         let sequence = &self.attention.sequences[self.sequence];
         let q = self.attention.q.at(sequence.queries.start + first, self.head, head_dim);
         let lhs = Lhs { data: q, stride: self.attention.q.stride };
-        let scale = 1.0 / (head_dim as f32).sqrt();
         let mut running = Running::default();
         let Scratch { scores, probabilities } = scratch;
         state.fill(ZERO);

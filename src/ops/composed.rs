@@ -56,7 +56,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Result<T
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: AttentionShape) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     let keys = k.dim(1)?;
-    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, scale, .. } = shape;
     let q = q.reshape((b, t, heads, head_dim))?.transpose(1, 2)?.contiguous()?;
     let spread = |x: &Tensor| -> Result<Tensor> {
         let x = x.reshape((b, keys, kv_heads, head_dim))?.transpose(1, 2)?.unsqueeze(2)?;
@@ -65,7 +65,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: Atten
             .reshape((b, heads, keys, head_dim))
     };
     let (k, v) = (spread(k)?, spread(v)?);
-    let scores = (q.matmul(&k.t()?)? * (1.0 / (head_dim as f64).sqrt()))?;
+    let scores = (q.matmul(&k.t()?)? * f64::from(scale))?;
     let probabilities = candle_nn::ops::softmax(&scores.broadcast_add(mask)?, D::Minus1)?;
     probabilities.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * head_dim))
 }

@@ -20,7 +20,8 @@ const TOKENS: usize = 1024;
 const HIDDEN: usize = 576;
 const INTERMEDIATE: usize = 1536;
 const RANK: usize = 8;
-const SHAPE: AttentionShape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64 };
+const SHAPE: AttentionShape =
+    AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, softcap: None, window: None };
 
 fn random<E: Element>(count: usize, seed: u64) -> Vec<E> {
     let mut rng = Rng::new(seed);
@@ -91,7 +92,7 @@ fn elementwise<E: Element>(c: &mut Criterion, kind: &str) {
 
 fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize) {
     let pool = Pool::default();
-    let AttentionShape { heads, kv_heads, head_dim } = SHAPE;
+    let AttentionShape { heads, kv_heads, head_dim, .. } = SHAPE;
     let stride = (heads + 2 * kv_heads) * head_dim;
     let qkv = random::<E>(TOKENS * stride, 1);
     let sequences: Vec<_> = (0..TOKENS / length)

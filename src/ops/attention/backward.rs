@@ -102,13 +102,12 @@ pub fn lend_attention_backward<E: Element>(
 /// From gradients by head (`[heads, m, d]` each; of keys and values one for each query head) to rows of tokens: those of heads
 /// that share keys are added, queries and keys scaled by `1/√d` and rotated back.
 fn gather<E: Element>(
-    AttentionShape { heads, kv_heads, head_dim }: AttentionShape,
+    AttentionShape { heads, kv_heads, head_dim, scale, .. }: AttentionShape,
     [dq, dk, dv]: [&[f32]; 3],
     rope: Option<&RopeTable>,
     dqkv: &mut [E],
 ) {
     let m = dq.len() / (heads * head_dim);
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let group = heads / kv_heads;
     let width = (heads + 2 * kv_heads) * head_dim;
     dqkv.par_chunks_mut(width).enumerate().with_min_len(16).for_each_init(
@@ -162,7 +161,7 @@ struct Block<E> {
 
 impl<E: Element> Task<'_, E> {
     fn run(&self, [dq, dk, dv]: [&mut [f32]; 3], pool: &Pool) {
-        let AttentionShape { heads, kv_heads, head_dim } = self.attention.shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.attention.shape;
         let sequence = &self.attention.sequences[self.index];
         let (t, start) = (sequence.queries.len(), sequence.queries.start);
         let kv_head = self.head / (heads / kv_heads);
@@ -222,11 +221,10 @@ impl<E: Element> Task<'_, E> {
     /// Probabilities and score gradients of queries, `within` the block from `first` on, and a tile of keys.
     fn scores(&self, kv_head: usize, tile: usize, (first, within): (usize, Range<usize>), block: &mut Block<E>) {
         let level = Level::detect();
-        let AttentionShape { heads, head_dim, .. } = self.attention.shape;
+        let AttentionShape { heads, head_dim, scale, .. } = self.attention.shape;
         let start = self.attention.sequences[self.index].queries.start;
         let keys = self.packs.keys.get(self.attention, self.index, kv_head);
         let values = self.packs.values.get(self.attention, self.index, kv_head);
-        let scale = 1.0 / (head_dim as f32).sqrt();
         let (mut raw, mut pulled) = (ZERO, ZERO);
         let mut p = [[E::default(); TILE_COLUMNS]; TILE_ROWS];
         for row in within.clone().step_by(TILE_ROWS) {

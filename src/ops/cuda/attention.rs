@@ -235,8 +235,7 @@ impl Cuda {
 
 /// What all kernels end with: heads, queries of a head of keys, and the factor of scores.
 fn last(shape: AttentionShape) -> Result<[Argument; 3]> {
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
-    Ok([size(shape.heads)?, size(shape.heads / shape.kv_heads)?, Argument::F32(scale)])
+    Ok([size(shape.heads)?, size(shape.heads / shape.kv_heads)?, Argument::F32(shape.scale)])
 }
 
 fn heads(heads: usize) -> Result<u32> {

@@ -21,12 +21,12 @@ impl Case {
         }
         let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
         let rope = rope.then(|| RopeTable::new(&positions, &frequencies, 1.0));
-        Self { shape: AttentionShape { heads, kv_heads, head_dim }, sequences, rope, tokens: start }
+        Self { shape: AttentionShape::new(heads, kv_heads, head_dim), sequences, rope, tokens: start }
     }
 
     /// Numbers of the query heads, of the key heads, and of a row.
     fn widths(&self) -> (usize, usize, usize) {
-        let AttentionShape { heads, kv_heads, head_dim } = self.shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         (heads * head_dim, kv_heads * head_dim, (heads + 2 * kv_heads) * head_dim)
     }
 

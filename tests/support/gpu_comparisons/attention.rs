@@ -8,7 +8,7 @@ use equipoise::ops::cuda::{Cuda, KeyValueMemory};
 use equipoise::ops::{AttentionShape, Pool, Sequence};
 
 pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
-    let shape = |heads, kv_heads, head_dim| AttentionShape { heads, kv_heads, head_dim };
+    let shape = AttentionShape::new;
     let cases: Vec<(AttentionShape, &[usize])> = judge.choose(
         vec![
             (shape(4, 2, 64), &[37, 1, 130]),
