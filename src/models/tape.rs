@@ -2,7 +2,7 @@
 
 use super::CausalLm;
 use crate::nn::{DecoderLayer, Linear};
-use crate::ops::{Dropout, composed};
+use crate::ops::{Activation, Dropout, composed};
 use candle_core::{Device, Result, Tensor};
 
 /// What a layer knows of a batch `[b, t]` besides its hidden states.
@@ -65,13 +65,13 @@ impl CausalLm {
             &self.layers[index];
         let x = composed::rms_norm(hidden, &input_norm.tensor()?, *epsilon)?;
         let [q, k, v] = qkv.each_ref().map(|linear| tape_linear(linear, &x, context));
-        let rotate = |x: &Tensor| composed::rope(x, &context.rope.0, &context.rope.1, shape.head_dim);
+        let rotate = |x: &Tensor| composed::rope(x, &context.rope.0, &context.rope.1, None, shape.head_dim);
         let attention = composed::attention(&rotate(&q?)?, &rotate(&k?)?, &v?, &context.mask, *shape)?;
         let hidden = (hidden + tape_linear(o, &attention, context)?)?;
 
         let x = composed::rms_norm(&hidden, &post_attention_norm.tensor()?, *epsilon)?;
         let [gate, up] = gate_up.each_ref().map(|linear| tape_linear(linear, &x, context));
-        hidden + tape_linear(down, &composed::swiglu(&gate?, &up?)?, context)?
+        hidden + tape_linear(down, &composed::gate(Activation::Silu, &gate?, &up?)?, context)?
     }
 
     /// The normalization before the head, in a graph.

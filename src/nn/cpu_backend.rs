@@ -7,8 +7,8 @@ use super::linear::{Linear, LinearGroup};
 use crate::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
 use crate::ops::element::{Element, convert_all};
 use crate::ops::{
-    AttentionShape, Buffer, FrozenWeight, Group, Module, SavedInput, linear_cross_entropy, rms_norm, rms_norm_backward,
-    swiglu, swiglu_backward,
+    Activation, AttentionShape, Buffer, FrozenWeight, Group, Module, SavedInput, gate, gate_backward,
+    linear_cross_entropy, rms_norm, rms_norm_backward,
 };
 use candle_core::Result;
 
@@ -77,8 +77,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
     }
 
     fn rotate(&self, shape: AttentionShape, qkv: &mut Buffer<E>) -> Result<()> {
-        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
-        self.rope.rotate(qkv, shape.width(), (heads + kv_heads) * head_dim);
+        self.rope.rotate(qkv, shape);
         Ok(())
     }
 
@@ -104,13 +103,13 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
 
     fn swiglu(&self, gate_up: &Buffer<E>, width: usize) -> Result<Buffer<E>> {
         let mut y = self.take(width);
-        swiglu(gate_up, width, &mut y);
+        gate(Activation::Silu, gate_up, width, &mut y);
         Ok(y)
     }
 
     fn swiglu_backward(&self, gate_up: Buffer<E>, width: usize, dy: &Buffer<f32>) -> Result<Buffer<E>> {
         let mut d_gate_up = self.take::<E>(2 * width);
-        swiglu_backward(&gate_up, width, dy, &mut d_gate_up);
+        gate_backward(Activation::Silu, &gate_up, width, dy, &mut d_gate_up);
         Ok(d_gate_up)
     }
 
@@ -129,7 +128,8 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         }
         let mut normalized = self.pool.take::<E>(n, d, self.capacity);
         rms_norm(&picked, head.norm.weight.numbers(), head.norm.epsilon, &mut normalized);
-        let pass = linear_cross_entropy(&normalized, head.weight, labels, with_gradient, (self.pool, self.capacity))?;
+        let pass =
+            linear_cross_entropy(&normalized, head.weight, labels, with_gradient, None, (self.pool, self.capacity))?;
         let (log_probabilities, top1) = (pass.log_probabilities, pass.top1);
         Ok(Prediction { log_probabilities, top1, picked, pulled: pass.gradient })
     }

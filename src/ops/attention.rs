@@ -13,6 +13,7 @@ use super::gemm::pack::{Shape, pack_all_rows, pack_all_transposed};
 use super::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, ZERO};
 use super::pool::{Buffer, Ledger, Lent, Pool, room};
 use super::simd::{Level, exp, sum_lanes, vectorized};
+use super::softcap::{Capped, Scaled, Score};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -36,7 +37,7 @@ pub struct AttentionShape {
     pub scale: f32,
     /// With `c`, a scaled score `s` becomes `c·tanh(s/c)`.
     pub softcap: Option<f32>,
-    /// How many keys a query sees at most, its own included.
+    /// How many keys a query sees at most, its own included; at least 1.
     pub window: Option<usize>,
 }
 
@@ -62,9 +63,10 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// How many keys query `i` (from 0) sees.
-    fn seen(&self, i: usize) -> usize {
-        self.keys.len() - self.queries.len() + i + 1
+    /// The keys that query `i` (from 0) sees.
+    fn seen(&self, i: usize, window: Option<usize>) -> Range<usize> {
+        let end = self.keys.len() - self.queries.len() + i + 1;
+        window.map_or(0, |window| end.saturating_sub(window))..end
     }
 }
 
@@ -203,13 +205,13 @@ pub fn lend_attention<E: Element>(shape: AttentionShape, sequences: &[Sequence],
     drop((keys, lend_packs::<E>(shape, (sequences, capacity), rows_size::<E>, ledger)));
 }
 
-/// `softmax(q·kᵀ/√d + causal mask)·v` for each head, to `out: [m, heads·d]`; each row's log-sum-exp of scaled scores goes to
-/// `log_sums: [m, heads]`.
+/// `softmax(cap(scale·q·kᵀ) + mask)·v` for each head, to `out: [m, heads·d]`; each row's log-sum-exp of scores goes to
+/// `log_sums: [m, heads]`. `cap(s)` is `c·tanh(s/c)`, or `s` without a cap; query `i` sees key `j` where `i - window < j ≤ i`.
 ///
 /// # Panics
 /// When shapes do not fit their slices: a bug of the caller.
 pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_sums: &mut [f32], pool: &Pool) {
-    let AttentionShape { heads, kv_heads, head_dim, .. } = attention.shape;
+    let AttentionShape { heads, kv_heads, head_dim, window, .. } = attention.shape;
     let keys = Packs::transposed(attention, attention.k, pool);
     let values = Packs::rows(attention, attention.v, pool);
     let mut tasks = Vec::new();
@@ -224,7 +226,7 @@ pub fn attention<E: Element>(attention: &Attention<'_, E>, out: &mut [E], log_su
         }
     }
     // The last queries see the most keys: those tasks go first.
-    tasks.sort_by_key(|(index, first, ..)| std::cmp::Reverse(attention.sequences[*index].seen(*first)));
+    tasks.sort_by_key(|(index, first, ..)| std::cmp::Reverse(attention.sequences[*index].seen(*first, window).len()));
     tasks.into_par_iter().with_max_len(1).for_each(|(index, first, out, log_sums)| {
         let mut state = vec![ZERO; head_dim.div_ceil(TILE_COLUMNS)];
         let mut scratch = Scratch::default();
@@ -278,15 +280,17 @@ impl<E: Element> QueryBlock<'_, E> {
     /// Up to 8 queries from `first` of the sequence: the outputs in `state`, and the log-sum-exps.
     fn run(&self, first: usize, rows: usize, state: &mut [Sums], scratch: &mut Scratch<E>) -> [f32; TILE_ROWS] {
         let level = Level::detect();
-        let AttentionShape { head_dim, scale, .. } = self.attention.shape;
+        let AttentionShape { head_dim, scale, softcap, window, .. } = self.attention.shape;
         let sequence = &self.attention.sequences[self.sequence];
         let q = self.attention.q.at(sequence.queries.start + first, self.head, head_dim);
         let lhs = Lhs { data: q, stride: self.attention.q.stride };
         let mut running = Running::default();
         let Scratch { scores, probabilities } = scratch;
         state.fill(ZERO);
-        let last = sequence.seen(first + rows - 1);
-        for start in (0..last).step_by(BLOCK_KEYS) {
+        let last = sequence.seen(first + rows - 1, window).end;
+        // Tiles left of the first query's window are seen by none. All see a key of the first block.
+        let start = sequence.seen(first, window).start / TILE_COLUMNS * TILE_COLUMNS;
+        for start in (start..last).step_by(BLOCK_KEYS) {
             let count = (last - start).min(BLOCK_KEYS);
             let tiles = count.div_ceil(TILE_COLUMNS);
             for (tile, sums) in scores.iter_mut().enumerate().take(tiles) {
@@ -294,11 +298,16 @@ impl<E: Element> QueryBlock<'_, E> {
                 let place = Place { row: 0, rows, tile: start / TILE_COLUMNS + tile };
                 E::accumulate(level, &[term], place, true, sums);
             }
-            let mut seen = [0; TILE_ROWS];
+            let mut seen = [(0, 0); TILE_ROWS];
             for (i, seen) in seen.iter_mut().enumerate().take(rows) {
-                *seen = sequence.seen(first + i).saturating_sub(start).min(count);
+                let keys = sequence.seen(first + i, window);
+                *seen = (within(keys.start, start, count), within(keys.end, start, count));
             }
-            running.block(&scores[..tiles], &seen[..rows], scale, state, probabilities);
+            let (scores, seen) = (&scores[..tiles], &seen[..rows]);
+            match softcap {
+                None => running.block(scores, seen, Scaled(scale), state, probabilities),
+                Some(cap) => running.block(scores, seen, Capped::new(scale, cap), state, probabilities),
+            }
             let (values, shape) = self.values;
             let depth = count.next_multiple_of(E::GROUP);
             for (tile, state) in state.iter_mut().enumerate() {
@@ -328,18 +337,18 @@ impl Default for Running {
 }
 
 impl Running {
-    /// Takes a block of raw scores, of which row `i` sees the first `seen[i]`: writes the probabilities relative to the
-    /// maximum so far, and scales down what was gathered under an earlier one.
-    fn block<E: Element>(
+    /// Takes a block of products, of which row `i` sees those from `seen[i].0` to before `seen[i].1`, maybe none: writes the
+    /// probabilities relative to the maximum so far, and scales down what was gathered under an earlier one.
+    fn block<E: Element, S: Score>(
         &mut self,
-        scores: &[Sums],
-        seen: &[usize],
-        scale: f32,
+        products: &[Sums],
+        seen: &[(u32, u32)],
+        score: S,
         state: &mut [Sums],
         probabilities: &mut [[E; BLOCK_KEYS]; TILE_ROWS],
     ) {
         for (i, (&seen, probabilities)) in seen.iter().zip(probabilities).enumerate() {
-            let (max, sum) = softmax_row(scores, i, seen, scale, self.max[i], probabilities);
+            let (max, sum) = softmax_row(products, i, seen, score, self.max[i], probabilities);
             if max > self.max[i] {
                 let factor = exp::<false>(self.max[i] - max);
                 self.sum[i] *= factor;
@@ -366,33 +375,40 @@ impl Running {
     }
 }
 
+/// Where key `at` lies in a block of `count` keys from `start` on; its ends, if it lies outside.
+fn within(at: usize, start: usize, count: usize) -> u32 {
+    at.saturating_sub(start).min(count) as u32
+}
+
 vectorized! {
-    /// Of row `i` of some tiles of scores: `out[j] = exp(scale·score[j] - max)` for the first `seen`, zero for the others of these
-    /// tiles; gives the maximum (at least `floor`) and the sum.
-    fn softmax_row<E: Element>(scores: &[Sums], i: usize, seen: usize, scale: f32, floor: f32, out: &mut [E; BLOCK_KEYS])
-        -> (f32, f32) {
+    /// Of row `i` of some tiles of products: `out[j] = exp(score(product[j]) - max)` for `seen.0 ≤ j < seen.1`, zero for the
+    /// others of these tiles; gives the maximum (at least `floor`) and the sum.
+    fn softmax_row<E: Element, S: Score>(products: &[Sums], i: usize, seen: (u32, u32), score: S, floor: f32,
+        out: &mut [E; BLOCK_KEYS]) -> (f32, f32) {
+        let count = seen.1 - seen.0;
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        for (tile, sums) in scores.iter().enumerate() {
+        for (tile, sums) in products.iter().enumerate() {
             let (row, _) = sums[i].as_chunks::<LANES>();
             for (v, row) in row.iter().enumerate() {
-                let first = tile * TILE_COLUMNS + v * LANES;
+                let first = ((tile * TILE_COLUMNS + v * LANES) as u32).wrapping_sub(seen.0);
                 for lane in 0..LANES {
-                    let x = if first + lane < seen { row[lane] } else { f32::NEG_INFINITY };
+                    let x = if first.wrapping_add(lane as u32) < count { row[lane] } else { f32::NEG_INFINITY };
                     lanes[lane] = if x > lanes[lane] { x } else { lanes[lane] };
                 }
             }
         }
-        let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a }) * scale;
+        let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let largest = if count > 0 { score.of::<FMA>(largest) } else { floor };
         let max = if largest > floor { largest } else { floor };
         let mut sums_of_lanes = [0f32; LANES];
         let (out, _) = out.as_chunks_mut::<LANES>();
-        for (tile, (sums, out)) in scores.iter().zip(out.chunks_exact_mut(TILE_COLUMNS / LANES)).enumerate() {
+        for (tile, (sums, out)) in products.iter().zip(out.chunks_exact_mut(TILE_COLUMNS / LANES)).enumerate() {
             let (row, _) = sums[i].as_chunks::<LANES>();
             for (v, (row, out)) in row.iter().zip(out).enumerate() {
-                let first = tile * TILE_COLUMNS + v * LANES;
+                let first = ((tile * TILE_COLUMNS + v * LANES) as u32).wrapping_sub(seen.0);
                 for lane in 0..LANES {
-                    let p = exp::<FMA>(row[lane] * scale - max);
-                    let p = if first + lane < seen { p } else { 0.0 };
+                    let p = exp::<FMA>(score.of::<FMA>(row[lane]) - max);
+                    let p = if first.wrapping_add(lane as u32) < count { p } else { 0.0 };
                     sums_of_lanes[lane] += p;
                     out[lane] = E::from_f32(p);
                 }

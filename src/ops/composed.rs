@@ -1,7 +1,7 @@
 //! The same operations out of candle's differentiable ones: what the kernels are tested against. Slower, and hungrier for
 //! memory. All `f32`.
 
-use super::{AttentionShape, FrozenWeight};
+use super::{Activation, AttentionShape, FrozenWeight};
 use candle_core::{D, Result, Tensor};
 
 /// `y = x · Wᵀ` for `x: [.., in]`, with the weight dequantized whole.
@@ -21,42 +21,65 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     x.broadcast_div(&(variance + epsilon)?.sqrt()?)?.broadcast_mul(weight)
 }
 
-/// `silu(gate) · up`
+/// Normalizes runs of as many numbers as the weight has, of the last dimension.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()? * up
+pub fn head_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    rms_norm(&x.reshape(((), weight.elem_count()))?, weight, epsilon)?.reshape(x.shape())
 }
 
-/// Rotates the halves of each head: `x: [b, t, h·d]`, `cos` and `sin`: `[b, t, d/2]`.
+/// `c·tanh(x/c)`, or `x` without a cap.
+///
+/// # Errors
+/// Never.
+pub fn softcap(x: Tensor, cap: Option<f32>) -> Result<Tensor> {
+    let Some(cap) = cap.map(f64::from) else { return Ok(x) };
+    (x / cap)?.tanh()? * cap
+}
+
+/// `act(gate) · up`
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Result<Tensor> {
+pub fn gate(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => gate.silu()? * up,
+        Activation::GeluTanh => gate.gelu()? * up,
+    }
+}
+
+/// Rotates the halves of the first `D` numbers of each head: `x: [b, t, h·d]`, `cos` and `sin`: `[b, t, D/2]`; then, for
+/// queries, all are multiplied by `factors: [b, t, 1]`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, factors: Option<&Tensor>, head_dim: usize) -> Result<Tensor> {
     let (b, t, width) = x.dims3()?;
-    let half = head_dim / 2;
+    let half = cos.dim(D::Minus1)?;
     let x = x.reshape((b, t, width / head_dim, head_dim))?;
     let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let rest = x.narrow(D::Minus1, 2 * half, head_dim - 2 * half)?;
     let (cos, sin) = (cos.reshape((b, t, 1, half))?, sin.reshape((b, t, 1, half))?);
-    let rotated = Tensor::cat(
-        &[
-            (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
-            (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
-        ],
-        D::Minus1,
-    )?;
-    rotated.reshape((b, t, width))
+    let mut parts = vec![
+        (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
+        (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
+    ];
+    if rest.elem_count() > 0 {
+        parts.push(rest);
+    }
+    let rotated = Tensor::cat(&parts, D::Minus1)?.reshape((b, t, width))?;
+    factors.map_or(Ok(rotated.clone()), |factors| rotated.broadcast_mul(factors))
 }
 
-/// Attention with `[b, 1, t, k]` additive mask; `q: [b, t, h·d]`, `k`, `v`: `[b, k, kv·d]`.
+/// Attention with `[b, 1, t, k]` additive mask, which has the window; `q: [b, t, h·d]`, `k`, `v`: `[b, k, kv·d]`.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: AttentionShape) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     let keys = k.dim(1)?;
-    let AttentionShape { heads, kv_heads, head_dim, scale, .. } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, scale, softcap: cap, .. } = shape;
     let q = q.reshape((b, t, heads, head_dim))?.transpose(1, 2)?.contiguous()?;
     let spread = |x: &Tensor| -> Result<Tensor> {
         let x = x.reshape((b, keys, kv_heads, head_dim))?.transpose(1, 2)?.unsqueeze(2)?;
@@ -65,20 +88,25 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: Atten
             .reshape((b, heads, keys, head_dim))
     };
     let (k, v) = (spread(k)?, spread(v)?);
-    let scores = (q.matmul(&k.t()?)? * f64::from(scale))?;
+    let scores = softcap((q.matmul(&k.t()?)? * f64::from(scale))?, cap)?;
     let probabilities = candle_nn::ops::softmax(&scores.broadcast_add(mask)?, D::Minus1)?;
     probabilities.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * head_dim))
 }
 
 /// The head: log-probabilities of the targets, whether each is above all others, and the gradient `[n, d]` of each token's
-/// cross-entropy, for `hidden: [n, d]`.
+/// cross-entropy, for `hidden: [n, d]` and logits under a cap.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn head(hidden: &Tensor, head: &FrozenWeight, targets: &[u32]) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
+pub fn head(
+    hidden: &Tensor,
+    head: &FrozenWeight,
+    targets: &[u32],
+    cap: Option<f32>,
+) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
     let (mut found, mut top1, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for (i, targets) in targets.chunks(HEAD_CHUNK).enumerate() {
-        let logits = linear(&hidden.narrow(0, i * HEAD_CHUNK, targets.len())?, head)?;
+        let logits = softcap(linear(&hidden.narrow(0, i * HEAD_CHUNK, targets.len())?, head)?, cap)?;
         let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
         let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
         let picked = log_probabilities.gather(&index, 1)?;
@@ -89,7 +117,10 @@ pub fn head(hidden: &Tensor, head: &FrozenWeight, targets: &[u32]) -> Result<(Ve
             top1.push(others.into_iter().all(|other| logits[target] > *other));
         }
         let minus_one = Tensor::ones_like(&picked)?.neg()?;
-        let pulled = log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?;
+        let mut pulled = log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?;
+        if let Some(cap) = cap.map(f64::from) {
+            pulled = (&pulled - (&pulled * (&logits / cap)?.sqr()?)?)?;
+        }
         gradients.push(pulled.matmul(&head.dequantize()?)?);
     }
     Ok((found, top1, Tensor::cat(&gradients, 0)?))

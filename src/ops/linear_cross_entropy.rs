@@ -12,6 +12,7 @@ use super::gemm::{LANES, Lhs, Place, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add, m
 use super::linear::{PANEL, panel_rows};
 use super::pool::{Buffer, Ledger, Lent, Pool, room};
 use super::simd::{Level, exp, sum_lanes, vectorized};
+use super::softcap::{Cap, NoCap, Slope, cap_all};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
@@ -48,6 +49,8 @@ pub fn chunk_tokens<E: Element>(vocabulary: usize) -> usize {
 /// `with_gradient` the gradient `(softmax - onehot)·W` of its negative. `capacity`: tokens that buffers have room for; with 0,
 /// those that are there.
 ///
+/// With a `softcap` of `c`, a logit `z` is `c·tanh(z/c)` before the softmax; its slope is `1 - tanh²`.
+///
 /// # Errors
 /// When shapes do not fit, or a target is not below the vocabulary's size.
 pub fn linear_cross_entropy<E: Element>(
@@ -55,6 +58,7 @@ pub fn linear_cross_entropy<E: Element>(
     head: &FrozenWeight,
     targets: &[u32],
     with_gradient: bool,
+    softcap: Option<f32>,
     (pool, capacity): (&Pool, usize),
 ) -> Result<HeadPass> {
     let (n, d, vocabulary) = (targets.len(), head.columns(), head.rows());
@@ -71,14 +75,14 @@ pub fn linear_cross_entropy<E: Element>(
     let mut exponentials = pool.take::<E>(n.min(chunk), stride, chunk);
     for (i, (hidden, targets)) in hidden.chunks(chunk * d).zip(targets.chunks(chunk)).enumerate() {
         let exponentials = &mut exponentials[..targets.len() * stride];
-        let rows = forward(hidden, head, targets, exponentials, pool)?;
+        let rows = forward(hidden, head, targets, (exponentials, softcap), pool)?;
         for row in &rows {
             pass.log_probabilities.push(f64::from(row.target_logit - row.reference) - row.sum.ln());
             pass.top1.push(row.target_logit > row.rival);
         }
         if let Some(gradient) = &mut gradient {
             let out = &mut gradient[i * chunk * d..][..targets.len() * d];
-            backward(exponentials, head, &rows, targets, out, pool)?;
+            backward((exponentials, softcap), head, &rows, targets, out, pool)?;
         }
     }
     pass.gradient = gradient;
@@ -128,12 +132,13 @@ struct Row {
     target_logit: f32,
 }
 
-/// The exponentials of a chunk, `[n, vocabulary padded]`, panel by panel of the vocabulary.
+/// The exponentials of a chunk, `[n, vocabulary padded]`, panel by panel of the vocabulary; under a cap each times the slope of
+/// its logit.
 fn forward<E: Element>(
     hidden: &[E],
     head: &FrozenWeight,
     targets: &[u32],
-    exponentials: &mut [E],
+    (exponentials, softcap): (&mut [E], Option<f32>),
     pool: &Pool,
 ) -> Result<Vec<Row>> {
     let (d, vocabulary) = (head.columns(), head.rows());
@@ -152,9 +157,9 @@ fn forward<E: Element>(
             let term = Term { lhs: Lhs { data: hidden, stride: d }, rhs: &packed, shape };
             panel_logits(term, rows.len(), &mut logits, panel_rows);
             for (i, (row, &target)) in rows.iter_mut().zip(targets).enumerate() {
-                let logits = &logits[i * panel_rows..][..range.len()];
+                let logits = &mut logits[i * panel_rows..][..range.len()];
                 let at = (target as usize).checked_sub(start).filter(|&at| at < logits.len());
-                row.take(logits, at, start, &mut exponentials[i * stride..][..stride]);
+                row.take(logits, at, softcap, start, &mut exponentials[i * stride..][..stride]);
             }
         });
     }
@@ -175,9 +180,19 @@ fn panel_logits<E: Element>(term: Term<'_, E>, rows: usize, logits: &mut [f32], 
 }
 
 impl Row {
-    /// Takes the logits of a panel, with the target `at` its place if it is among them; writes their exponentials to
+    /// Caps the logits of a panel and takes them, with the target `at` its place if it is among them; writes their exponentials to
     /// `out[start..]`.
-    fn take<E: Element>(&mut self, logits: &[f32], at: Option<usize>, start: usize, out: &mut [E]) {
+    fn take<E: Element>(
+        &mut self,
+        logits: &mut [f32],
+        at: Option<usize>,
+        softcap: Option<f32>,
+        start: usize,
+        out: &mut [E],
+    ) {
+        if let Some(cap) = softcap {
+            cap_all(logits, cap);
+        }
         let (rival, max) = if let Some(at) = at {
             self.target_logit = logits[at];
             let (before, after) = (largest(&logits[..at]), largest(&logits[at + 1..]));
@@ -196,15 +211,19 @@ impl Row {
             self.reference = max;
         }
         self.rival = if rival > self.rival { rival } else { self.rival };
-        self.sum += f64::from(exponentials(logits, self.reference, &mut out[start..start + logits.len()]));
+        let written = &mut out[start..start + logits.len()];
+        self.sum += f64::from(match softcap {
+            None => exponentials(logits, self.reference, NoCap, written),
+            Some(cap) => exponentials(logits, self.reference, Cap(cap), written),
+        });
         // The padding is read as depth; what an earlier batch left there could be anything.
         out[start + logits.len()..].iter_mut().take(LANES).for_each(|x| *x = E::default());
     }
 }
 
-/// `out = softmax·W - W[target]`.
+/// `out = (softmax∘slope)·W - slope[target]·W[target]`; the slopes are 1 without a cap, and under one are in the exponentials.
 fn backward<E: Element>(
-    exponentials: &[E],
+    (exponentials, softcap): (&[E], Option<f32>),
     head: &FrozenWeight,
     rows: &[Row],
     targets: &[u32],
@@ -239,7 +258,8 @@ fn backward<E: Element>(
             let target = target as usize;
             head.dequantize_rows(target..target + 1, weight)?;
             let factor = (1.0 / row.sum) as f32;
-            out.iter_mut().zip(&*weight).for_each(|(out, weight)| *out = *out * factor - weight);
+            let slope = softcap.map_or(1.0, |cap| Cap(cap).at(row.target_logit));
+            out.iter_mut().zip(&*weight).for_each(|(out, weight)| *out = *out * factor - weight * slope);
             Ok(())
         },
     )
@@ -267,22 +287,22 @@ vectorized! {
 }
 
 vectorized! {
-    /// `out = exp(logits - reference)`; gives the sum before rounding.
-    fn exponentials<E: Element>(logits: &[f32], reference: f32, out: &mut [E]) -> f32 {
+    /// `out = exp(logits - reference)∘slope`; gives the sum of the exponentials before rounding.
+    fn exponentials<E: Element, S: Slope>(logits: &[f32], reference: f32, slope: S, out: &mut [E]) -> f32 {
         let mut sums = [0f32; LANES];
         let ((chunks, tail), (out_chunks, out_tail)) = (logits.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
         for (chunk, out) in chunks.iter().zip(out_chunks) {
             for lane in 0..LANES {
                 let e = exp::<FMA>(chunk[lane] - reference);
                 sums[lane] += e;
-                out[lane] = E::from_f32(e);
+                out[lane] = E::from_f32(e * slope.at(chunk[lane]));
             }
         }
         let mut sum = sum_lanes(sums);
         for (x, out) in tail.iter().zip(out_tail) {
             let e = exp::<FMA>(*x - reference);
             sum += e;
-            *out = E::from_f32(e);
+            *out = E::from_f32(e * slope.at(*x));
         }
         sum
     }

@@ -11,6 +11,7 @@
 #![expect(clippy::inline_always, reason = "what is not inlined is compiled for the narrowest machine")]
 
 pub mod attention;
+mod branch;
 pub mod composed;
 mod compute;
 mod cpu;
@@ -20,14 +21,16 @@ mod dropout;
 pub mod element;
 mod frozen_vector;
 mod frozen_weight;
+mod gate;
 pub mod gemm;
+mod head_norm;
 mod linear;
 mod linear_cross_entropy;
 mod pool;
 mod rms_norm;
 mod rope;
 pub mod simd;
-mod swiglu;
+mod softcap;
 #[cfg(test)]
 mod tests;
 
@@ -35,18 +38,21 @@ use crate::device::Device;
 use candle_core::Result;
 
 pub use attention::{AttentionShape, Sequence};
+pub use branch::{add_normalized, add_scaled, branch_norm_backward, scaled};
 pub use compute::{Compute, ComputeConfig};
 pub use cpu::numbers;
 pub use dropout::Dropout;
 pub use element::Element;
 pub use frozen_vector::FrozenVector;
 pub use frozen_weight::FrozenWeight;
+pub use gate::{Activation, gate, gate_backward};
+pub use head_norm::{HeadNorms, normalize_heads, normalize_heads_backward};
 pub use linear::{Group, GroupSizes, Module, ModuleSizes, SavedInput, Update, UpdateGradient};
 pub use linear_cross_entropy::{HeadPass, lend_linear_cross_entropy, linear_cross_entropy};
 pub use pool::{Buffer, Held, Ledger, Lent, Pool};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::RopeTable;
-pub use swiglu::{swiglu, swiglu_backward};
+pub use softcap::softcap;
 
 /// Makes ready what operations need on this device, so that what does not fit shows before anything is loaded.
 ///

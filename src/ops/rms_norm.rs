@@ -9,8 +9,7 @@ use rayon::prelude::*;
 pub fn rms_norm<E: Element>(x: &[f32], weight: &[f32], epsilon: f64, y: &mut [E]) {
     let d = weight.len();
     y.par_chunks_mut(d).zip(x.par_chunks(d)).with_min_len(16).for_each(|(y, x)| {
-        let scale = inverse_root(x, epsilon);
-        normalize(x, weight, scale, y);
+        normalize(x, weight, epsilon, y);
     });
 }
 
@@ -18,46 +17,53 @@ pub fn rms_norm<E: Element>(x: &[f32], weight: &[f32], epsilon: f64, y: &mut [E]
 pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f64, dy: &[f32], dx: &mut [f32]) {
     let d = weight.len();
     dx.par_chunks_mut(d).zip(x.par_chunks(d)).zip(dy.par_chunks(d)).with_min_len(16).for_each(|((dx, x), dy)| {
-        let scale = inverse_root(x, epsilon);
-        let mean = sum_of_three(x, weight, dy) / d as f32;
-        pull(x, weight, dy, scale, scale * scale * scale * mean, dx);
+        pull(x, weight, epsilon, dy, dx);
     });
 }
 
-fn inverse_root(x: &[f32], epsilon: f64) -> f32 {
+/// `1/√(mean(x²) + ε)`
+#[inline(always)]
+pub(super) fn inverse_root<E: Element>(x: &[E], epsilon: f64) -> f32 {
     (1.0 / (f64::from(sum_of_squares(x)) / x.len() as f64 + epsilon).sqrt()) as f32
 }
 
-vectorized! {
-    fn sum_of_squares(x: &[f32]) -> f32 {
-        let mut lanes = [0f32; LANES];
-        let (chunks, tail) = x.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane += x * x;
-            }
+/// What the gradient of `x` is made of, `s` and `s³·mean(dy∘w∘x)`: it is `dy∘w` times the one less `x` times the other.
+#[inline(always)]
+pub(super) fn slopes<E: Element, D: Element>(x: &[E], weight: &[f32], epsilon: f64, dy: &[D]) -> (f32, f32) {
+    let scale = inverse_root(x, epsilon);
+    let mean = sum_of_three(x, weight, dy) / x.len() as f32;
+    (scale, scale * scale * scale * mean)
+}
+
+#[inline(always)]
+fn sum_of_squares<E: Element>(x: &[E]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x.to_f32() * x.to_f32();
         }
-        sum_lanes(lanes) + tail.iter().map(|x| x * x).sum::<f32>()
     }
+    sum_lanes(lanes) + tail.iter().map(|x| x.to_f32() * x.to_f32()).sum::<f32>()
+}
+
+#[inline(always)]
+fn sum_of_three<A: Element, C: Element>(a: &[A], b: &[f32], c: &[C]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((a, a_tail), (b, b_tail), (c, c_tail)) =
+        (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane].to_f32() * b[lane] * c[lane].to_f32();
+        }
+    }
+    let tail: f32 = a_tail.iter().zip(b_tail).zip(c_tail).map(|((a, b), c)| a.to_f32() * b * c.to_f32()).sum();
+    sum_lanes(lanes) + tail
 }
 
 vectorized! {
-    fn sum_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-        let mut lanes = [0f32; LANES];
-        let ((a, a_tail), (b, b_tail), (c, c_tail)) =
-            (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
-        for ((a, b), c) in a.iter().zip(b).zip(c) {
-            for lane in 0..LANES {
-                lanes[lane] += a[lane] * b[lane] * c[lane];
-            }
-        }
-        let tail: f32 = a_tail.iter().zip(b_tail).zip(c_tail).map(|((a, b), c)| a * b * c).sum();
-        sum_lanes(lanes) + tail
-    }
-}
-
-vectorized! {
-    fn normalize<E: Element>(x: &[f32], weight: &[f32], scale: f32, y: &mut [E]) {
+    fn normalize<E: Element>(x: &[f32], weight: &[f32], epsilon: f64, y: &mut [E]) {
+        let scale = inverse_root(x, epsilon);
         for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
             *y = E::from_f32(x * scale * weight);
         }
@@ -65,7 +71,8 @@ vectorized! {
 }
 
 vectorized! {
-    fn pull(x: &[f32], weight: &[f32], dy: &[f32], scale: f32, along: f32, dx: &mut [f32]) {
+    fn pull(x: &[f32], weight: &[f32], epsilon: f64, dy: &[f32], dx: &mut [f32]) {
+        let (scale, along) = slopes(x, weight, epsilon, dy);
         for (((dx, x), weight), dy) in dx.iter_mut().zip(x).zip(weight).zip(dy) {
             *dx += dy * weight * scale - x * along;
         }

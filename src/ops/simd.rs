@@ -97,29 +97,53 @@ pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 
 /// `eˣ`, within 2 units in the last place for `-87 ≤ x ≤ 88`; at most 2e-38 below, and at least 3.4e38 above, which is finite.
 /// Branch-free, so that loops of it are vectorized.
-///
-/// `x = n·ln 2 + f` with `|f| ≤ ln 2 / 2`; `e^f` by the polynomial of degree 6 of least relative error (3e-9) with
-/// `1 + f` at its start, whose exponent is raised by `n`.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Adding 1.5·2²³ rounds to the nearest integer, which then stands in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     // NaN passes: it is neither below nor above.
     let x = if x < -87.3 { -87.3 } else { x };
     let x = if x > 88.722_83 { 88.722_83 } else { x };
+    let (shifted, f) = reduce::<FMA>(x);
+    let p = multiply_add::<FMA>(slope_of_exp::<FMA>(f), f, 1.0);
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// `n` and `f` with `x = n·ln 2 + f` and `|f| ≤ ln 2 / 2`; `n` stands in the lowest bits of what stands for it.
+#[inline(always)]
+fn reduce<const FMA: bool>(x: f32) -> (f32, f32) {
     let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     // ln 2 in two parts, the first exact in few bits.
     let f = multiply_add::<FMA>(n, -0.693_359_4, x);
-    let f = multiply_add::<FMA>(n, 2.121_944_4e-4, f);
+    (shifted, multiply_add::<FMA>(n, 2.121_944_4e-4, f))
+}
+
+/// Adding 1.5·2²³ rounds to the nearest integer, which then stands in the lowest bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `(e^f - 1)/f` for `|f| ≤ ln 2 / 2`, of the polynomial `1 + f·(1 + ..)` of degree 6 that is `e^f` with the least relative
+/// error (3e-9).
+#[inline(always)]
+fn slope_of_exp<const FMA: bool>(f: f32) -> f32 {
     let p = 0.001_381_454;
     let p = multiply_add::<FMA>(p, f, 0.008_368_745);
     let p = multiply_add::<FMA>(p, f, 0.041_668_39);
     let p = multiply_add::<FMA>(p, f, 0.166_665_21);
     let p = multiply_add::<FMA>(p, f, 0.499_999_94);
-    let p = multiply_add::<FMA>(p, f, 1.0);
-    let p = multiply_add::<FMA>(p, f, 1.0);
-    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+    multiply_add::<FMA>(p, f, 1.0)
+}
+
+/// `tanh x` and `1 - |tanh x|`, each within 4 units in its last place (the latter at least 1e-30). Branch-free.
+///
+/// With `u = e^(2|x|) - 1`, they are `u/(u + 2)` and `2/(u + 2)`. `u` is made of `e^f - 1`, so that nothing cancels near 0:
+/// `2ⁿ·(e^f - 1) + (2ⁿ - 1)`.
+#[inline(always)]
+pub(crate) fn tanh_and_rest<const FMA: bool>(x: f32) -> (f32, f32) {
+    let twice = 2.0 * x.abs();
+    let twice = if twice > 70.0 { 70.0 } else { twice };
+    let (shifted, f) = reduce::<FMA>(twice);
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
+    let u = multiply_add::<FMA>(power, f * slope_of_exp::<FMA>(f), power - 1.0);
+    ((u / (u + 2.0)).copysign(x), 2.0 / (u + 2.0))
 }
 
 /// `1 / (1 + e⁻ˣ)`
@@ -159,5 +183,30 @@ mod tests {
         assert!((3.4e38..=f32::MAX).contains(&exp::<true>(f32::INFINITY)));
         assert!(exp::<true>(f32::NAN).is_nan());
         assert!(sigmoid::<true>(40.0) == 1.0 && sigmoid::<true>(-100.0) < 1e-37);
+    }
+
+    #[test]
+    fn tanh_is_close_over_its_range() {
+        let (mut worst, mut worst_rest) = (0f64, 0f64);
+        let near_zero = (0..3000).map(|i| 1e-30 * 1.03f32.powi(i)).take_while(|x| *x < 40.0);
+        for x in near_zero.chain((0..200_000).map(|i| i as f32 * 5e-5)) {
+            let expected = f64::from(x).tanh();
+            let rest = 2.0 / ((2.0 * f64::from(x)).exp() + 1.0);
+            for (sign, (got, got_rest)) in [
+                (1.0, tanh_and_rest::<true>(x)),
+                (1.0, tanh_and_rest::<false>(x)),
+                (-1.0, tanh_and_rest::<true>(-x)),
+                (-1.0, tanh_and_rest::<false>(-x)),
+            ] {
+                worst = worst.max((sign * f64::from(got) - expected).abs() / expected.max(1e-40));
+                worst_rest = worst_rest.max((f64::from(got_rest) - rest).abs() / rest.max(1e-29));
+            }
+        }
+        assert!(worst < 2.5e-7, "relative error {worst}");
+        assert!(worst_rest < 4e-7, "relative error {worst_rest} of the rest");
+        assert_eq!(tanh_and_rest::<true>(0.0), (0.0, 1.0));
+        assert_eq!(tanh_and_rest::<true>(f32::INFINITY).0, 1.0);
+        assert_eq!(tanh_and_rest::<false>(f32::NEG_INFINITY).0, -1.0);
+        assert!(tanh_and_rest::<true>(f32::NAN).0.is_nan());
     }
 }

@@ -2,6 +2,8 @@
 //! `bf16` against `f32`.
 
 mod attention;
+mod branch;
+mod gate;
 mod head;
 mod kernels;
 mod linear;

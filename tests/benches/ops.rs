@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use equipoise::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
 use equipoise::ops::{
-    AttentionShape, Element, FrozenWeight, Group, Module, Pool, RopeTable, SavedInput, Sequence, Update,
-    UpdateGradient, linear_cross_entropy, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
+    Activation, AttentionShape, Element, FrozenWeight, Group, Module, Pool, RopeTable, SavedInput, Sequence, Update,
+    UpdateGradient, gate, gate_backward, linear_cross_entropy, rms_norm, rms_norm_backward,
 };
 use equipoise::rng::Rng;
 use half::bf16;
@@ -76,9 +76,11 @@ fn linear<E: Element>(c: &mut Criterion, name: &str, inputs: usize, outputs: &[u
 fn elementwise<E: Element>(c: &mut Criterion, kind: &str) {
     let (gate_up, mut inner) = (random::<E>(TOKENS * 2 * INTERMEDIATE, 1), vec![E::default(); TOKENS * INTERMEDIATE]);
     let (d_inner, mut d_gate_up) = (random::<f32>(TOKENS * INTERMEDIATE, 2), gate_up.clone());
-    bench(c, &format!("{kind} swiglu forward"), inner.len(), || swiglu(&gate_up, INTERMEDIATE, &mut inner));
+    bench(c, &format!("{kind} swiglu forward"), inner.len(), || {
+        gate(Activation::Silu, &gate_up, INTERMEDIATE, &mut inner)
+    });
     bench(c, &format!("{kind} swiglu backward"), d_inner.len(), || {
-        swiglu_backward(&gate_up, INTERMEDIATE, &d_inner, &mut d_gate_up);
+        gate_backward(Activation::Silu, &gate_up, INTERMEDIATE, &d_inner, &mut d_gate_up);
     });
     let (x, norm, dy) =
         (random::<f32>(TOKENS * HIDDEN, 3), random::<f32>(HIDDEN, 4), random::<f32>(TOKENS * HIDDEN, 5));
@@ -87,7 +89,7 @@ fn elementwise<E: Element>(c: &mut Criterion, kind: &str) {
     bench(c, &format!("{kind} rms_norm backward"), x.len(), || rms_norm_backward(&x, &norm, 1e-5, &dy, &mut dx));
     let rope = RopeTable::new(&(0..TOKENS as u32).collect::<Vec<_>>(), &[0.01; 32], 1.0);
     let mut qkv = random::<E>(TOKENS * 960, 6);
-    bench(c, &format!("{kind} rope"), TOKENS * 768, || rope.rotate(&mut qkv, 960, 768));
+    bench(c, &format!("{kind} rope"), TOKENS * 768, || rope.rotate(&mut qkv, SHAPE));
 }
 
 fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize) {
@@ -121,7 +123,7 @@ fn head<E: Element>(c: &mut Criterion, kind: &str) {
     let hidden = random::<E>(TOKENS * HIDDEN, 1);
     let targets: Vec<u32> = (0..TOKENS as u32).collect();
     bench(c, &format!("{kind} linear_cross_entropy"), 4 * TOKENS * HIDDEN * vocabulary, || {
-        linear_cross_entropy(&hidden, &weight, &targets, true, (&pool, 0)).expect("on the CPU");
+        linear_cross_entropy(&hidden, &weight, &targets, true, None, (&pool, 0)).expect("on the CPU");
     });
 }
 

@@ -7,6 +7,7 @@ use crate::ops::gemm::{LANES, Lhs, Place, Sums, TILE_COLUMNS, TILE_ROWS, Term, Z
 use crate::ops::pool::{Ledger, Pool, room};
 use crate::ops::rope::RopeTable;
 use crate::ops::simd::{Level, exp, sum_lanes, vectorized};
+use crate::ops::softcap::{Capped, Scaled, Score};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,7 +29,8 @@ pub struct AttentionOutput<'a, E> {
 /// The gradients of queries, keys and values, side by side in `dqkv: [m, (heads + 2·kv_heads)·d]`. Queries and keys are
 /// rotated back if there is a table.
 ///
-/// With `P` the probabilities and `dP = dO·Vᵀ`: `dS = P∘(dP - rowsum(dO∘O))`, `dQ = dS·K/√d`, `dK = dSᵀ·Q/√d`, `dV = Pᵀ·dO`.
+/// With `P` the probabilities and `dP = dO·Vᵀ`: `dS = P∘(dP - rowsum(dO∘O))`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`,
+/// `dV = Pᵀ·dO`. Under a cap `dS` is multiplied by the slopes of the scores, `1 - (S/c)²`.
 ///
 /// # Panics
 /// When shapes do not fit their slices: a bug of the caller; or when queries and keys are not of the same rows.
@@ -100,16 +102,12 @@ pub fn lend_attention_backward<E: Element>(
 }
 
 /// From gradients by head (`[heads, m, d]` each; of keys and values one for each query head) to rows of tokens: those of heads
-/// that share keys are added, queries and keys scaled by `1/√d` and rotated back.
-fn gather<E: Element>(
-    AttentionShape { heads, kv_heads, head_dim, scale, .. }: AttentionShape,
-    [dq, dk, dv]: [&[f32]; 3],
-    rope: Option<&RopeTable>,
-    dqkv: &mut [E],
-) {
+/// that share keys are added, queries and keys multiplied by the scale and rotated back.
+fn gather<E: Element>(shape: AttentionShape, [dq, dk, dv]: [&[f32]; 3], rope: Option<&RopeTable>, dqkv: &mut [E]) {
+    let AttentionShape { heads, kv_heads, head_dim, scale, .. } = shape;
     let m = dq.len() / (heads * head_dim);
     let group = heads / kv_heads;
-    let width = (heads + 2 * kv_heads) * head_dim;
+    let width = shape.width();
     dqkv.par_chunks_mut(width).enumerate().with_min_len(16).for_each_init(
         || vec![0f32; width],
         |row, (token, out)| {
@@ -125,7 +123,7 @@ fn gather<E: Element>(
                 }
             }
             if let Some(rope) = rope {
-                rope.rotate_back(token, &mut row[..(heads + kv_heads) * head_dim]);
+                rope.rotate_back(token, row, shape);
             }
             convert(row, out);
         },
@@ -161,7 +159,7 @@ struct Block<E> {
 
 impl<E: Element> Task<'_, E> {
     fn run(&self, [dq, dk, dv]: [&mut [f32]; 3], pool: &Pool) {
-        let AttentionShape { heads, kv_heads, head_dim, .. } = self.attention.shape;
+        let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.attention.shape;
         let sequence = &self.attention.sequences[self.index];
         let (t, start) = (sequence.queries.len(), sequence.queries.start);
         let kv_head = self.head / (heads / kv_heads);
@@ -190,8 +188,11 @@ impl<E: Element> Task<'_, E> {
             let first_key = tile * TILE_COLUMNS;
             // Queries before the tile's first key see nothing of it.
             let first_block = first_key / BLOCK * BLOCK;
-            for first in (first_block..t).step_by(BLOCK) {
-                let count = (t - first).min(BLOCK);
+            let keys = (t - first_key).min(TILE_COLUMNS);
+            // Nor do those whose windows begin after its last key.
+            let end = window.map_or(t, |window| t.min((first_key + keys - 1).saturating_add(window)));
+            for first in (first_block..end).step_by(BLOCK) {
+                let count = (end - first).min(BLOCK);
                 // Rows above the diagonal, whole tiles of them, see nothing either.
                 let above = first_key.saturating_sub(first) / TILE_ROWS * TILE_ROWS;
                 let depth = count.next_multiple_of(TILE_ROWS) - above;
@@ -212,7 +213,6 @@ impl<E: Element> Task<'_, E> {
                     E::accumulate(level, &[term], place, first == first_block, sums);
                 }
             }
-            let keys = (t - first_key).min(TILE_COLUMNS);
             spread(&sums[..row_tiles], keys, head_dim, &mut dk[first_key * head_dim..]);
             spread(&sums[row_tiles..], keys, head_dim, &mut dv[first_key * head_dim..]);
         }
@@ -221,8 +221,9 @@ impl<E: Element> Task<'_, E> {
     /// Probabilities and score gradients of queries, `within` the block from `first` on, and a tile of keys.
     fn scores(&self, kv_head: usize, tile: usize, (first, within): (usize, Range<usize>), block: &mut Block<E>) {
         let level = Level::detect();
-        let AttentionShape { heads, head_dim, scale, .. } = self.attention.shape;
-        let start = self.attention.sequences[self.index].queries.start;
+        let AttentionShape { heads, head_dim, scale, softcap, window, .. } = self.attention.shape;
+        let sequence = &self.attention.sequences[self.index];
+        let (start, first_key) = (sequence.queries.start, tile * TILE_COLUMNS);
         let keys = self.packs.keys.get(self.attention, self.index, kv_head);
         let values = self.packs.values.get(self.attention, self.index, kv_head);
         let (mut raw, mut pulled) = (ZERO, ZERO);
@@ -243,12 +244,16 @@ impl<E: Element> Task<'_, E> {
                 ds[rows..].fill([E::default(); TILE_COLUMNS]);
             }
             for i in 0..rows {
-                let query = first + row + i;
                 let place = (token + i) * heads + self.head;
-                // Beyond the diagonal nothing is seen.
-                let seen = (query + 1).saturating_sub(tile * TILE_COLUMNS).min(TILE_COLUMNS);
-                let query = Query { scale, log_sum: self.output.log_sums[place], mean: self.means[place], seen };
-                score_row(query, &raw[i], &pulled[i], &mut p[i], &mut ds[i]);
+                // Beyond the diagonal nothing is seen, and nothing left of the window.
+                let keys = sequence.seen(first + row + i, window);
+                let seen = [keys.start, keys.end].map(|key| super::within(key, first_key, TILE_COLUMNS));
+                let query = Query { log_sum: self.output.log_sums[place], mean: self.means[place], seen };
+                let out = (&mut p[i], &mut ds[i]);
+                match softcap {
+                    None => score_row(query, Scaled(scale), &raw[i], &pulled[i], out),
+                    Some(cap) => score_row(query, Capped::new(scale, cap), &raw[i], &pulled[i], out),
+                }
             }
             let packed = row * TILE_COLUMNS..(row + TILE_ROWS) * TILE_COLUMNS;
             interleave(&p, &mut block.probabilities[packed.clone()]);
@@ -294,23 +299,27 @@ fn spread(sums: &[Sums], keys: usize, head_dim: usize, out: &mut [f32]) {
 /// What a row's probabilities are made of besides its scores.
 #[derive(Clone, Copy)]
 struct Query {
-    scale: f32,
     log_sum: f32,
     /// `rowsum(dO∘O)`
     mean: f32,
-    /// Keys of the tile that the query sees.
-    seen: usize,
+    /// The keys of the tile that the query sees: the first, and what follows the last.
+    seen: [u32; 2],
 }
 
 vectorized! {
-    /// `p = exp(scale·raw - log_sum)` for the keys that are seen and zero for the others, `ds = p·(pulled - mean)`.
-    fn score_row<E: Element>(query: Query, raw: &[f32; TILE_COLUMNS], pulled: &[f32; TILE_COLUMNS],
-        p: &mut [E; TILE_COLUMNS], ds: &mut [E; TILE_COLUMNS]) {
+    /// `p = exp(score - log_sum)` for the keys that are seen and zero for the others, `ds = p·(pulled - mean)·slope` for scores
+    /// and their slopes from products of queries and keys.
+    fn score_row<E: Element, S: Score>(query: Query, score: S, products: &[f32; TILE_COLUMNS],
+        pulled: &[f32; TILE_COLUMNS], out: (&mut [E; TILE_COLUMNS], &mut [E; TILE_COLUMNS])) {
+        let (p, ds) = out;
+        let [start, end] = query.seen;
         for j in 0..TILE_COLUMNS {
-            let probability = exp::<FMA>(raw[j] * query.scale - query.log_sum);
-            let probability = if j < query.seen { probability } else { 0.0 };
+            let is_seen = (j as u32).wrapping_sub(start) < end - start;
+            let (score, slope) = score.with_slope::<FMA>(products[j]);
+            let probability = exp::<FMA>(score - query.log_sum);
+            let probability = if is_seen { probability } else { 0.0 };
             p[j] = E::from_f32(probability);
-            ds[j] = E::from_f32(if j < query.seen { probability * (pulled[j] - query.mean) } else { 0.0 });
+            ds[j] = E::from_f32(if is_seen { probability * (pulled[j] - query.mean) * slope } else { 0.0 });
         }
     }
 }

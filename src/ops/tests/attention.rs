@@ -35,10 +35,9 @@ impl Case {
     }
 
     fn rotated<E: Element>(&self, input: &[f32]) -> Vec<E> {
-        let (queries, keys, stride) = self.widths();
         let mut qkv = rounded::<E>(input);
         if let Some(rope) = &self.rope {
-            rope.rotate(&mut qkv, stride, queries + keys);
+            rope.rotate(&mut qkv, self.shape);
         }
         qkv
     }
@@ -103,7 +102,7 @@ impl Operation for Case {
         let rotate = |x: Tensor| match &self.rope {
             Some(rope) => {
                 let (cos, sin) = rope.tensors(1, self.tokens, &Device::Cpu).unwrap();
-                composed::rope(&x, &cos, &sin, self.shape.head_dim).unwrap()
+                composed::rope(&x, &cos, &sin, None, self.shape.head_dim).unwrap()
             }
             None => x,
         };

@@ -7,6 +7,7 @@ use crate::ops::{Pool, composed, linear_cross_entropy};
 struct Head {
     weight: FrozenWeight,
     targets: Vec<u32>,
+    softcap: Option<f32>,
 }
 
 impl Head {
@@ -14,7 +15,7 @@ impl Head {
         let mut targets: Vec<u32> = (0..n).map(|i| (i * 7919 % vocabulary) as u32).collect();
         // The ends of the vocabulary, and one target twice.
         targets.splice(..4, [0, vocabulary as u32 - 1, 7, 7]);
-        Self { weight: weight(vocabulary, d, kind, 1), targets }
+        Self { weight: weight(vocabulary, d, kind, 1), targets, softcap: None }
     }
 
     fn pool(&self) -> Pool {
@@ -26,21 +27,23 @@ impl Head {
 impl Operation for Head {
     fn forward<E: Element>(&self, inputs: &[Vec<f32>]) -> Vec<f32> {
         let hidden = rounded::<E>(&inputs[0]);
-        let pass = linear_cross_entropy(&hidden, &self.weight, &self.targets, false, (&self.pool(), 0)).unwrap();
+        let pass =
+            linear_cross_entropy(&hidden, &self.weight, &self.targets, false, self.softcap, (&self.pool(), 0)).unwrap();
         assert!(pass.gradient.is_none());
         pass.log_probabilities.iter().map(|&x| -x as f32).collect()
     }
 
     fn backward<E: Element>(&self, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Vec<f32>> {
         let hidden = rounded::<E>(&inputs[0]);
-        let pass = linear_cross_entropy(&hidden, &self.weight, &self.targets, true, (&self.pool(), 0)).unwrap();
+        let pass =
+            linear_cross_entropy(&hidden, &self.weight, &self.targets, true, self.softcap, (&self.pool(), 0)).unwrap();
         let rows = pass.gradient.as_deref().unwrap().chunks_exact(self.weight.columns());
         vec![rows.zip(dy).flat_map(|(row, dy)| row.iter().map(move |x| x * dy)).collect()]
     }
 
     fn composed(&self, inputs: &[Tensor]) -> Tensor {
         let hidden = inputs[0].reshape(((), self.weight.columns())).unwrap();
-        let logits = composed::linear(&hidden, &self.weight).unwrap();
+        let logits = composed::softcap(composed::linear(&hidden, &self.weight).unwrap(), self.softcap).unwrap();
         let targets = Tensor::new(self.targets.as_slice(), &Device::Cpu).unwrap().unsqueeze(1).unwrap();
         candle_nn::ops::log_softmax(&logits, 1).unwrap().gather(&targets, 1).unwrap().neg().unwrap()
     }
@@ -70,8 +73,8 @@ fn the_head_agrees_with_its_composition_in_what_it_counts() {
     let logits = composed::linear(&tensor, &head.weight).unwrap();
     let mut targets = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
     targets.iter_mut().step_by(3).for_each(|target| *target = (*target + 1) % 5000);
-    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, (&head.pool(), 0)).unwrap();
-    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets).unwrap();
+    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, None, (&head.pool(), 0)).unwrap();
+    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets, None).unwrap();
     assert_eq!(pass.top1, top1);
     assert_eq!(top1.iter().filter(|&&top| top).count(), 80 - 27);
     for (a, b) in pass.log_probabilities.iter().zip(&log_probabilities) {
@@ -79,6 +82,49 @@ fn the_head_agrees_with_its_composition_in_what_it_counts() {
     }
     let expected = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     close("the head's gradient", &pass.gradient.unwrap(), &expected, COMPOSED);
+}
+
+#[test]
+fn a_capped_head_is_right_forward_and_backward() {
+    // Logits are about ±√d; caps far above, alike, and so low that all is saturated.
+    for (n, d, vocabulary, kind, cap) in [
+        (5, 32, 50, GgmlDType::F32, 30.0),
+        (13, 64, 97, GgmlDType::Q8_0, 2.0),
+        (70, 64, 5000, GgmlDType::Q4_0, 1.0),
+        (chunk_tokens::<f32>(120) + 9, 32, 120, GgmlDType::F32, 5.0),
+    ] {
+        let head = Head { softcap: Some(cap), ..Head::new(n, d, vocabulary, kind) };
+        check(&format!("head {n}×{d}×{vocabulary} under {cap}"), &head, &[random(n * d, 2)]);
+    }
+}
+
+#[test]
+fn a_capped_head_agrees_with_its_composition_in_what_it_counts() {
+    let head = Head { softcap: Some(3.0), ..Head::new(80, 64, 5000, GgmlDType::F32) };
+    let hidden = random(80 * 64, 2);
+    let tensor = Tensor::from_slice(&hidden, (80, 64), &Device::Cpu).unwrap();
+    let targets = composed::linear(&tensor, &head.weight).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();
+    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, head.softcap, (&head.pool(), 0)).unwrap();
+    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets, head.softcap).unwrap();
+    assert_eq!(pass.top1, top1);
+    assert!(top1.iter().all(|&top| top), "a cap keeps the order");
+    for (a, b) in pass.log_probabilities.iter().zip(&log_probabilities) {
+        assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+    }
+    let expected = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    close("the capped head's gradient", &pass.gradient.unwrap(), &expected, COMPOSED);
+}
+
+/// A logit far above the cap has no slope, its token a log-probability all the same.
+#[test]
+fn logits_far_above_a_cap_are_finite() {
+    let head = Head { softcap: Some(30.0), ..Head::new(9, 64, 5000, GgmlDType::F32) };
+    let hidden: Vec<f32> = random(9 * 64, 2).into_iter().map(|x| x * 1e4).collect();
+    let tensor = Tensor::from_slice(&hidden, 9 * 64, &Device::Cpu).unwrap();
+    let expected = head.composed(std::slice::from_ref(&tensor)).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    close("the loss of saturated logits", &head.forward::<f32>(std::slice::from_ref(&hidden)), &expected, COMPOSED);
+    assert!(head.backward::<f32>(&[hidden.clone()], &[1.0; 9])[0].iter().all(|x| x.is_finite()));
+    assert!(head.backward::<bf16>(&[hidden], &[1.0; 9])[0].iter().all(|x| x.is_finite()));
 }
 
 #[test]
@@ -94,10 +140,10 @@ fn a_tie_ranks_nothing_first() {
     let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
     let weight = FrozenWeight::new(Arc::new(QTensor::quantize(&tensor, GgmlDType::F32).unwrap())).unwrap();
     for (targets, expected) in [([1, 0, 77], [false, false]), ([4700, 4999, 77], [false, false])] {
-        let pass = linear_cross_entropy(&hidden, &weight, &targets, false, (&Pool::default(), 0)).unwrap();
+        let pass = linear_cross_entropy(&hidden, &weight, &targets, false, None, (&Pool::default(), 0)).unwrap();
         assert_eq!(pass.top1[..2], expected, "equal rows, and logits that are all 0");
         let rows = Tensor::from_slice(&hidden, (3, d), &Device::Cpu).unwrap();
-        assert_eq!(composed::head(&rows, &weight, &targets).unwrap().1, pass.top1);
+        assert_eq!(composed::head(&rows, &weight, &targets, None).unwrap().1, pass.top1);
     }
 }
 
@@ -111,13 +157,13 @@ fn logits_of_any_size_keep_the_loss_finite_and_right() {
             numbers.iter().enumerate().map(|(i, x)| x * if i < 4500 * d { first } else { second }).collect();
         let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
         let weight = FrozenWeight::new(Arc::new(QTensor::quantize(&tensor, GgmlDType::F32).unwrap())).unwrap();
-        let head = Head { weight, targets: vec![0, 4999, 7, 4600, 4499, 4500, 1, 2, 3] };
+        let head = Head { weight, targets: vec![0, 4999, 7, 4600, 4499, 4500, 1, 2, 3], softcap: None };
         let hidden = random(n * d, 2);
         let tensor = Tensor::from_slice(&hidden, n * d, &Device::Cpu).unwrap();
         let expected = head.composed(std::slice::from_ref(&tensor)).flatten_all().unwrap().to_vec1::<f32>().unwrap();
         close("the loss of large logits", &head.forward::<f32>(std::slice::from_ref(&hidden)), &expected, COMPOSED);
         let rows = tensor.reshape((n, d)).unwrap();
-        let (_, _, gradient) = composed::head(&rows, &head.weight, &head.targets).unwrap();
+        let (_, _, gradient) = composed::head(&rows, &head.weight, &head.targets, None).unwrap();
         let expected = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let got = head.backward::<f32>(std::slice::from_ref(&hidden), &[1.0; 9]);
         close("the gradient of large logits", &got[0], &expected, 1e-4);
@@ -131,8 +177,10 @@ fn a_target_outside_of_the_vocabulary_is_an_error() {
     let head = Head::new(5, 32, 50, GgmlDType::F32);
     let mut targets = head.targets.clone();
     targets[3] = 50;
-    let error =
-        linear_cross_entropy(&random(5 * 32, 2), &head.weight, &targets, true, (&Pool::default(), 0)).unwrap_err();
+    let error = linear_cross_entropy(&random(5 * 32, 2), &head.weight, &targets, true, None, (&Pool::default(), 0))
+        .unwrap_err();
     assert!(error.to_string().contains("50"), "{error}");
-    assert!(linear_cross_entropy(&random(4 * 32, 2), &head.weight, &targets, true, (&Pool::default(), 0)).is_err());
+    assert!(
+        linear_cross_entropy(&random(4 * 32, 2), &head.weight, &targets, true, None, (&Pool::default(), 0)).is_err()
+    );
 }

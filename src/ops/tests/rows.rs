@@ -1,7 +1,7 @@
-//! Operations on rows of numbers: normalization, the gate, rotary positions.
+//! Operations on rows of numbers: normalization, rotary positions.
 
 use super::*;
-use crate::ops::{RopeTable, composed, rms_norm, rms_norm_backward, swiglu, swiglu_backward};
+use crate::ops::{AttentionShape, RopeTable, composed, rms_norm, rms_norm_backward};
 
 struct RmsNorm {
     weight: Vec<f32>,
@@ -46,101 +46,105 @@ fn the_gradient_of_a_norm_is_added_to_what_is_there() {
     }
 }
 
-struct SwiGlu {
-    width: usize,
-}
-
-impl Operation for SwiGlu {
-    fn forward<E: Element>(&self, inputs: &[Vec<f32>]) -> Vec<f32> {
-        let mut y = soiled::<E>(inputs[0].len() / 2);
-        swiglu(&rounded::<E>(&inputs[0]), self.width, &mut y);
-        widened(&y)
-    }
-
-    fn backward<E: Element>(&self, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Vec<f32>> {
-        let mut d = soiled::<E>(inputs[0].len());
-        swiglu_backward(&rounded::<E>(&inputs[0]), self.width, dy, &mut d);
-        vec![widened(&d)]
-    }
-
-    fn composed(&self, inputs: &[Tensor]) -> Tensor {
-        let both = inputs[0].reshape(((), 2 * self.width)).unwrap();
-        let [gate, up] = [0, 1].map(|half| both.narrow(1, half * self.width, self.width).unwrap());
-        composed::swiglu(&gate, &up).unwrap()
-    }
-}
-
-#[test]
-fn swiglu_is_right_forward_and_backward() {
-    for (rows, width, scale) in [(7, 9, 1.0), (33, 96, 3.0), (2, 160, 6.0)] {
-        let inputs = random(rows * 2 * width, 6).into_iter().map(|x| x * scale).collect();
-        check(&format!("swiglu {rows}×{width}"), &SwiGlu { width }, &[inputs]);
-    }
-}
-
-#[test]
-fn swiglu_is_finite_where_the_gate_is_far_from_zero() {
-    let gate_up = [-200.0, -88.0, 0.0, 88.0, 200.0, 1.0, 1.0, 1.0, 1.0, 1.0];
-    let (mut y, mut d) = (soiled::<f32>(5), soiled::<f32>(10));
-    swiglu(&gate_up, 5, &mut y);
-    swiglu_backward(&gate_up, 5, &[1.0; 5], &mut d);
-    for (got, expected) in y.iter().zip([0.0, 0.0, 0.0, 88.0, 200.0]) {
-        assert!((got - expected).abs() < 1e-5, "{y:?}");
-    }
-    for (got, expected) in d.iter().zip([0.0, 0.0, 0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 88.0, 200.0]) {
-        assert!((got - expected).abs() < 1e-5, "{d:?}");
-    }
-}
-
-/// Heads of 8 in rows that hold three numbers more.
+/// Queries, keys and values of rows as a layer has them.
 struct Rope {
     table: RopeTable,
-    heads: usize,
+    shape: AttentionShape,
 }
 
-const BESIDE: usize = 3;
-
 impl Rope {
-    fn new(positions: &[u32], heads: usize) -> Self {
-        Self { table: RopeTable::new(positions, &[1.0, 0.3, 0.05, 0.01], 1.0), heads }
+    /// Heads of `head_dim`, of which the first `2·frequencies.len()` numbers are rotated.
+    fn new(positions: &[u32], frequencies: &[f32], (heads, kv_heads, head_dim): (usize, usize, usize)) -> Self {
+        let table = RopeTable::new(positions, frequencies, 1.25);
+        Self { table, shape: AttentionShape::new(heads, kv_heads, head_dim) }
     }
 
-    fn width(&self) -> usize {
-        8 * self.heads
+    /// With a factor for each token's queries.
+    fn scaled(self, tokens: usize) -> Self {
+        let factors = (0..tokens).map(|i| 1.0 + 0.3 * i as f32).collect();
+        Self { table: self.table.with_query_factors(factors), ..self }
     }
 }
 
 impl Operation for Rope {
     fn forward<E: Element>(&self, inputs: &[Vec<f32>]) -> Vec<f32> {
-        let stride = self.width() + BESIDE;
         let mut x = rounded::<E>(&inputs[0]);
-        self.table.rotate(&mut x, stride, self.width());
+        self.table.rotate(&mut x, self.shape);
         widened(&x)
     }
 
     fn backward<E: Element>(&self, _inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Vec<f32>> {
         let mut dx = dy.to_vec();
-        for (token, row) in dx.chunks_exact_mut(self.width() + BESIDE).enumerate() {
-            self.table.rotate_back(token, &mut row[..self.width()]);
+        for (token, row) in dx.chunks_exact_mut(self.shape.width()).enumerate() {
+            self.table.rotate_back(token, row, self.shape);
         }
         vec![dx]
     }
 
     fn composed(&self, inputs: &[Tensor]) -> Tensor {
-        let rows = inputs[0].reshape(((), self.width() + BESIDE)).unwrap();
-        let t = rows.dim(0).unwrap();
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let rows = inputs[0].reshape((1, (), self.shape.width())).unwrap();
+        let t = rows.dim(1).unwrap();
         let (cos, sin) = self.table.tensors(1, t, &Device::Cpu).unwrap();
-        let x = rows.narrow(1, 0, self.width()).unwrap().unsqueeze(0).unwrap();
-        let rotated = composed::rope(&x, &cos, &sin, 8).unwrap().squeeze(0).unwrap();
-        Tensor::cat(&[rotated, rows.narrow(1, self.width(), BESIDE).unwrap()], 1).unwrap()
+        let factors = self.table.query_factor_tensor(1, t, &Device::Cpu).unwrap();
+        let part = |start, count| rows.narrow(2, start * head_dim, count * head_dim).unwrap().contiguous().unwrap();
+        let q = composed::rope(&part(0, heads), &cos, &sin, factors.as_ref(), head_dim).unwrap();
+        let k = composed::rope(&part(heads, kv_heads), &cos, &sin, None, head_dim).unwrap();
+        Tensor::cat(&[q, k, part(heads + kv_heads, kv_heads)], 2).unwrap()
     }
 }
 
 #[test]
 fn rope_is_right_forward_and_backward() {
-    for (positions, heads) in [(&[0, 1, 2, 0, 1, 7][..], 3), (&[5; 40], 1), (&[1000, 1], 4)] {
-        let rope = Rope::new(positions, heads);
-        let x = random(positions.len() * (rope.width() + BESIDE), 8);
-        check(&format!("rope {positions:?}"), &rope, &[x]);
+    const FREQUENCIES: [f32; 5] = [1.0, 0.3, 0.05, 0.01, 0.0];
+    for positions in [&[0, 1, 2, 0, 1, 7][..], &[5; 40], &[1000, 1]] {
+        // Whole heads, a part of each, and heads of an odd rest.
+        for (half, heads) in [(4, (3, 1, 8)), (3, (2, 2, 8)), (1, (4, 2, 16)), (5, (1, 1, 37))] {
+            let new = || Rope::new(positions, &FREQUENCIES[..half], heads);
+            for (name, rope) in [("rope", new()), ("rope with factors", new().scaled(positions.len()))] {
+                let x = random(positions.len() * rope.shape.width(), 8);
+                check(&format!("{name}, {half} of {heads:?} at {positions:?}"), &rope, &[x]);
+            }
+        }
     }
+}
+
+/// The plain formula, head by head: whole heads have its bits, and so have the rotated numbers of a part.
+#[test]
+fn what_is_rotated_has_the_bits_of_the_formula() {
+    fn of<E: Element>() {
+        for half in [4, 3] {
+            let rope = Rope::new(&[0, 3, 50], &[1.0, 0.3, 0.05, 0.01][..half], (3, 2, 8));
+            let input = rounded::<E>(&random(3 * rope.shape.width(), 8));
+            let mut got = input.clone();
+            rope.table.rotate(&mut got, rope.shape);
+            let (cos, sin) = rope.table.numbers();
+            for (i, (got, input)) in got.chunks_exact(8).zip(input.chunks_exact(8)).enumerate() {
+                let (token, mut expected) = (i / 7, input.to_vec());
+                for j in (0..half).filter(|_| i % 7 < 5) {
+                    let (a, b) = (input[j].to_f32(), input[j + half].to_f32());
+                    let (cos, sin) = (cos[token * half + j], sin[token * half + j]);
+                    expected[j] = E::from_f32(a * cos - b * sin);
+                    expected[j + half] = E::from_f32(b * cos + a * sin);
+                }
+                assert_eq!(widened(got), widened(&expected));
+            }
+        }
+    }
+    of::<f32>();
+    of::<bf16>();
+}
+
+#[test]
+fn factors_of_one_change_no_bit() {
+    fn of<E: Element>() {
+        let plain = Rope::new(&[0, 3, 50], &[1.0, 0.3, 0.05], (3, 2, 10));
+        let input = rounded::<E>(&random(3 * plain.shape.width(), 8));
+        let (mut got, mut expected) = (input.clone(), input);
+        plain.table.rotate(&mut expected, plain.shape);
+        plain.table.with_query_factors(vec![1.0; 3]).rotate(&mut got, plain.shape);
+        assert_eq!(widened(&got), widened(&expected));
+    }
+    of::<f32>();
+    of::<bf16>();
 }

@@ -24,7 +24,7 @@ fn compared(judge: &mut Judge<'_>, dtype: GgmlDType, (tokens, width, vocabulary)
     let head = random_weight(vocabulary, width, dtype, 1)?;
     let (hidden, mut rng) = (random(tokens * width, 2, 3.0), Rng::new(3));
     let targets: Vec<u32> = (0..tokens).map(|_| rng.below(vocabulary as u64) as u32).collect();
-    let pass = linear_cross_entropy(&hidden, &head, &targets, true, (&Pool::default(), 0))?;
+    let pass = linear_cross_entropy(&hidden, &head, &targets, true, None, (&Pool::default(), 0))?;
     let numbers = |log_p: &[f64]| log_p.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     let gradient = pass.gradient.as_ref().map_or_else(Vec::new, |gradient| gradient.to_vec());
     let (expected, head) = ([numbers(&pass.log_probabilities), gradient], head.to_device(judge.device)?);

@@ -6,7 +6,10 @@ use candle_core::{Device as Place, Tensor};
 use equipoise::error::Result;
 use equipoise::ops::cuda::{RowDropout, TYPES};
 use equipoise::ops::dequantize::dequantize;
-use equipoise::ops::{Compute, Dropout, FrozenVector, RopeTable, rms_norm, rms_norm_backward, swiglu, swiglu_backward};
+use equipoise::ops::{
+    Activation, AttentionShape, Compute, Dropout, FrozenVector, RopeTable, gate, gate_backward, rms_norm,
+    rms_norm_backward,
+};
 use equipoise::rng::{key, mix};
 use half::bf16;
 
@@ -70,8 +73,8 @@ fn normalized(judge: &mut Judge<'_>, rows: usize, width: usize) -> Result<()> {
 fn gated(judge: &mut Judge<'_>, rows: usize, width: usize) -> Result<()> {
     let (gate_up, dy) = (random(2 * rows * width, 1, 4.0), random(rows * width, 2, 1.0));
     let (mut y, mut d_gate_up) = (vec![0f32; rows * width], vec![0f32; 2 * rows * width]);
-    swiglu(&gate_up, width, &mut y);
-    swiglu_backward(&gate_up, width, &dy, &mut d_gate_up);
+    gate(Activation::Silu, &gate_up, width, &mut y);
+    gate_backward(Activation::Silu, &gate_up, width, &dy, &mut d_gate_up);
     judge.each(["swiglu", "swiglu backward"], &format!("{rows}x{width}"), &[y, d_gate_up], |cuda| {
         let (gate_up, dy) = (cuda.upload(&gate_up, 2 * width)?, cuda.upload(&dy, width)?);
         let (y, d_gate_up) = (cuda.swiglu(&gate_up)?, cuda.swiglu_backward(gate_up, &dy)?);
@@ -87,9 +90,10 @@ fn rotated(judge: &mut Judge<'_>, tokens: usize, heads: usize, head_dim: usize) 
     let table = RopeTable::new(&positions, &frequencies, 1.0);
     let x = random(tokens * width, 1, 1.0);
     let (mut there, mut back) = (x.clone(), x.clone());
-    table.rotate(&mut there, width, heads * head_dim);
+    let shape = AttentionShape::new(heads - 1, 1, head_dim);
+    table.rotate(&mut there, shape);
     for (token, row) in back.chunks_exact_mut(width).enumerate() {
-        table.rotate_back(token, &mut row[..heads * head_dim]);
+        table.rotate_back(token, row, shape);
     }
     let of = format!("{tokens}x{heads}x{head_dim}");
     judge.each(["rope", "rope backward"], &of, &[there, back], |cuda| {
