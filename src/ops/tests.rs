@@ -44,6 +44,15 @@ fn check(name: &str, operation: &impl Operation, inputs: &[Vec<f32>]) {
     }
 }
 
+/// The comparisons but for that with slopes: for functions too bent for differences.
+fn check_bent(name: &str, operation: &impl Operation, inputs: &[Vec<f32>]) {
+    let y = operation.forward::<f32>(inputs);
+    let dy = random(y.len(), 99);
+    let gradients = operation.backward::<f32>(inputs, &dy);
+    against_candle(name, operation, inputs, (&y, &dy, &gradients));
+    against_bf16(name, operation, inputs, (&y, &dy, &gradients));
+}
+
 type Results<'a> = (&'a [f32], &'a [f32], &'a [Vec<f32>]);
 
 fn against_candle(name: &str, operation: &impl Operation, inputs: &[Vec<f32>], (y, dy, gradients): Results<'_>) {

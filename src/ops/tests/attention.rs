@@ -67,13 +67,20 @@ impl Case {
         (out, log_sums)
     }
 
+    /// With a cap, and a window.
+    fn under(mut self, softcap: Option<f32>, window: Option<usize>) -> Self {
+        (self.shape.softcap, self.shape.window) = (softcap, window);
+        self
+    }
+
     /// 0 where a query sees a key.
     fn mask(&self) -> Tensor {
         let t = self.tokens;
         let mut mask = vec![f32::NEG_INFINITY; t * t];
         for sequence in &self.sequences {
             for query in sequence.queries.clone() {
-                mask[query * t + sequence.keys.start..=query * t + query].fill(0.0);
+                let left = self.shape.window.map_or(0, |window| (query + 1).saturating_sub(window));
+                mask[query * t + sequence.keys.start.max(left)..=query * t + query].fill(0.0);
             }
         }
         Tensor::from_vec(mask, (1, 1, t, t), &Device::Cpu).unwrap()
@@ -182,4 +189,124 @@ fn a_sequence_does_not_see_its_neighbours() {
     }
     alone::<f32>();
     alone::<bf16>();
+}
+
+const SHAPES: [(usize, usize, usize); 3] = [(4, 2, 8), (3, 3, 10), (2, 1, 80)];
+
+/// Windows of one key, less than a tile, about a tile, about a block, and more than there is.
+const WINDOWS: [usize; 11] = [1, 2, 7, 8, 9, 47, 48, 49, 100, 290, 5000];
+
+#[test]
+fn a_window_is_right_forward_and_backward() {
+    let lengths: [&[usize]; 4] = [&[1], &[3, 1, 47, 48, 49], &[63, 64, 65], &[197, 8, 100, 1]];
+    for (i, window) in WINDOWS.into_iter().enumerate() {
+        for lengths in lengths {
+            let case = Case::new(SHAPES[i % 3], lengths, true).under(None, Some(window));
+            check(&format!("a window of {window} in {lengths:?}"), &case, &case.inputs(1.0));
+        }
+        // Several blocks of keys, and of queries.
+        let case = Case::new(SHAPES[i % 2], &[701], true).under(None, Some(window));
+        check_bent(&format!("a window of {window}"), &case, &case.inputs(2.0));
+    }
+}
+
+#[test]
+fn a_cap_is_right_forward_and_backward() {
+    for (i, cap) in [50.0, 10.0, 20.0].into_iter().enumerate() {
+        for (lengths, window) in [(&[6, 70][..], None), (&[203, 90], None), (&[203, 90], Some(31))] {
+            let mut case = Case::new(SHAPES[i], lengths, true).under(Some(cap), window);
+            case.shape.scale = 0.4;
+            check(&format!("a cap of {cap} in {lengths:?}, window {window:?}"), &case, &case.inputs(1.0));
+            let case = case.under(Some(cap / 30.0), window);
+            check_bent(&format!("a cap of {cap} / 30 in {lengths:?}, window {window:?}"), &case, &case.inputs(1.0));
+        }
+    }
+}
+
+/// Scores far above the cap, of which no slope is left, and scores so large that without one a row has one key.
+#[test]
+fn a_cap_is_right_where_scores_are_far_above_it() {
+    for (cap, window) in [(50.0, None), (20.0, None), (20.0, Some(60))] {
+        let mut case = Case::new((2, 1, 16), &[450, 30], true).under(Some(cap), window);
+        case.shape.scale = 1.0;
+        let inputs = case.inputs(6.0);
+        let y = case.forward::<f32>(&inputs);
+        let dy = random(y.len(), 99);
+        let gradients = case.backward::<f32>(&inputs, &dy);
+        against_candle(&format!("a cap of {cap}"), &case, &inputs, (&y, &dy, &gradients));
+        let rounded = case.backward::<bf16>(&inputs, &dy);
+        assert!(rounded[0].iter().chain(&case.forward::<bf16>(&inputs)).all(|x| x.is_finite()));
+    }
+}
+
+/// A window that holds the sequence, and a cap far above all scores, are none: the former to the bit.
+#[test]
+fn a_window_as_long_as_the_sequence_changes_no_bit() {
+    fn of<E: Element>() {
+        let plain = || Case::new((4, 2, 8), &[301, 40], true);
+        let inputs = plain().inputs(3.0);
+        let dy = random(341 * 4 * 8, 99);
+        let (y, d) = (plain().forward::<E>(&inputs), plain().backward::<E>(&inputs, &dy));
+        for window in [301, 302, usize::MAX] {
+            let case = plain().under(None, Some(window));
+            assert_eq!(case.forward::<E>(&inputs), y, "a window of {window}");
+            assert_eq!(case.backward::<E>(&inputs, &dy), d, "a window of {window}");
+        }
+        assert_ne!(plain().under(None, Some(300)).forward::<E>(&inputs), y);
+        let capped = plain().under(Some(1e5), None);
+        close("a cap of 1e5", &capped.forward::<E>(&inputs), &y, 1e-2);
+    }
+    of::<f32>();
+    of::<bf16>();
+}
+
+/// A query under a window has what it would have if the keys left of it were not there: whatever they are, NaN too.
+#[test]
+fn what_lies_left_of_a_window_is_not_read() {
+    fn of<E: Element>() {
+        for window in [1, 5, 48, 100] {
+            let case = Case::new((4, 2, 8), &[400], false).under(Some(30.0), Some(window));
+            let (queries, _, stride) = case.widths();
+            let (first, input) = (200, case.inputs(1.0).remove(0));
+            let mut qkv = rounded::<E>(&input);
+            let (expected, expected_sums) = case.run(&qkv);
+            // What stands in other tiles of the keys than those of the window of query 200.
+            let soiled = (first + 1 - window) / 48 * 48;
+            for row in qkv.chunks_exact_mut(stride).take(soiled) {
+                row[queries..].fill(E::from_f32(f32::NAN));
+            }
+            let (out, sums) = case.run(&qkv);
+            let all = |x: &[E]| widened(&x[first * queries..]);
+            assert_eq!(all(&out), all(&expected));
+            assert_eq!(sums[first * 4..], expected_sums[first * 4..]);
+        }
+    }
+    of::<f32>();
+    of::<bf16>();
+}
+
+/// Generation under a window and a cap: fewer queries than keys.
+#[test]
+fn the_last_queries_alone_give_what_all_give_under_a_window() {
+    fn of<E: Element>(limit: f64) {
+        for window in WINDOWS {
+            for (keys, queries) in [(1, 1), (5, 1), (200, 1), (200, 7), (193, 66), (900, 3)] {
+                let case = || Case::new((4, 2, 8), &[keys], true).under(Some(20.0), Some(window));
+                let whole = case();
+                let qkv = whole.rotated::<E>(&whole.inputs(1.0)[0]);
+                let (all, all_sums) = whole.run(&qkv);
+                let (width, _, stride) = whole.widths();
+                let first = keys - queries;
+                let sequences = vec![Sequence { queries: 0..queries, keys: 0..keys }];
+                let last = Case { sequences, tokens: queries, ..case() };
+                let (mut out, mut sums) = (soiled::<E>(queries * width), soiled::<f32>(queries * 4));
+                let of = Attention { q: Heads { data: &qkv[first * stride..], stride }, ..last.of(&qkv) };
+                attention(&of, &mut out, &mut sums, &last.pool());
+                close("the last queries", &widened(&out), &widened(&all[first * width..]), limit);
+                close("their log-sum-exps", &sums, &all_sums[first * 4..], limit);
+            }
+        }
+    }
+    of::<f32>(1e-6);
+    of::<bf16>(1e-2);
 }
