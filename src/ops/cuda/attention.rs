@@ -26,6 +26,9 @@ impl Sizes {
     }
 }
 
+/// More keys than any sequence has.
+const NO_WINDOW: u32 = 1 << 31;
+
 /// Threads of a block of `attention_delta`.
 const DELTA_THREADS: u32 = 128;
 
@@ -39,8 +42,8 @@ pub struct Tiles {
     key_blocks: u32,
     tokens: usize,
     key_rows: usize,
-    /// Pairs of a query and a key that it attends to, of one head.
-    pairs: u64,
+    /// Queries and keys of each sequence.
+    lengths: Vec<(usize, usize)>,
 }
 
 /// Keys and values of the tokens so far, by layer.
@@ -69,6 +72,19 @@ impl Tiles {
     pub const fn tokens(&self) -> usize {
         self.tokens
     }
+
+    /// Pairs of a query and a key that it attends to, of one head.
+    fn pairs(&self, window: Option<usize>) -> u64 {
+        self.lengths.iter().map(|&(queries, keys)| pairs((queries, keys), window) as u64).sum()
+    }
+}
+
+/// The pairs of one sequence. The last query sees all keys, the one before it one less; but none more than a window has.
+fn pairs((queries, keys): (usize, usize), window: Option<usize>) -> usize {
+    let window = window.unwrap_or(keys);
+    let before = keys - queries;
+    let growing = window.saturating_sub(before).min(queries);
+    growing * (2 * before + growing + 1) / 2 + (queries - growing) * window
 }
 
 impl Cuda {
@@ -79,7 +95,7 @@ impl Cuda {
     pub fn tiles(&self, sequences: &[Sequence], head_dim: usize) -> Result<Tiles> {
         let sizes = sizes(head_dim, self.compute)?;
         let (mut table, mut queries, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut tokens, mut key_rows, mut pairs) = (0, 0, 0);
+        let (mut tokens, mut key_rows, mut lengths) = (0, 0, Vec::with_capacity(sequences.len()));
         let number = |number: usize| u32::try_from(number).map_err(Error::wrap);
         for (i, sequence) in sequences.iter().enumerate() {
             let (q, k) = (&sequence.queries, &sequence.keys);
@@ -98,8 +114,7 @@ impl Cuda {
             }
             tokens = tokens.max(q.end);
             key_rows = key_rows.max(k.end);
-            // The last query sees all keys, the one before it one less.
-            pairs += (q.len() * (2 * k.len() - q.len() + 1) / 2) as u64;
+            lengths.push((q.len(), k.len()));
         }
         Ok(Tiles {
             query_blocks: number(queries.len() / 2)?,
@@ -109,7 +124,7 @@ impl Cuda {
             keys: self.gpu.upload_numbers(&keys)?,
             tokens,
             key_rows,
-            pairs,
+            lengths,
         })
     }
 
@@ -202,7 +217,7 @@ impl Cuda {
     }
 
     /// So many products over all pairs of a query and a key; so many activations, and `f32` sums of rows for each head.
-    const fn attention_work(
+    fn attention_work(
         &self,
         shape: AttentionShape,
         tiles: &Tiles,
@@ -210,7 +225,7 @@ impl Cuda {
         numbers: usize,
         rows: usize,
     ) -> Work {
-        let flop = products * 2 * tiles.pairs * (shape.heads * shape.head_dim) as u64;
+        let flop = products * 2 * tiles.pairs(shape.window) * (shape.heads * shape.head_dim) as u64;
         Work { bytes: (numbers * self.compute.bytes() + 4 * rows * shape.heads) as u64, flop }
     }
 
@@ -233,9 +248,23 @@ impl Cuda {
     }
 }
 
-/// What all kernels end with: heads, queries of a head of keys, and the factor of scores.
-fn last(shape: AttentionShape) -> Result<[Argument; 3]> {
-    Ok([size(shape.heads)?, size(shape.heads / shape.kv_heads)?, Argument::F32(shape.scale)])
+/// What all kernels end with: heads, query heads of a head of keys, and what becomes of scores: `Inputs` of
+/// `attention_common.cuh` has what `unit` and `power` are.
+fn last(shape: AttentionShape) -> Result<[Argument; 6]> {
+    let AttentionShape { heads, kv_heads, scale, softcap, window, .. } = shape;
+    if window == Some(0) || softcap.is_some_and(|cap| !(cap > 0.0 && cap.is_finite())) {
+        bail!("internal: attention with a window of {window:?} keys and a cap of {softcap:?}");
+    }
+    let power = softcap.map_or(0.0, |cap| (2.0 * std::f64::consts::LOG2_E * f64::from(scale) / f64::from(cap)) as f32);
+    let window = window.and_then(|window| u32::try_from(window).ok()).map_or(NO_WINDOW, |window| window.min(NO_WINDOW));
+    Ok([
+        size(heads)?,
+        size(heads / kv_heads)?,
+        Argument::F32(scale),
+        Argument::F32(softcap.unwrap_or(scale)),
+        Argument::F32(power),
+        Argument::U32(window),
+    ])
 }
 
 fn heads(heads: usize) -> Result<u32> {

@@ -1,11 +1,20 @@
 // The kernels of attention, behind attention_common, attention_f32 and attention_bf16.
 
+// Blocks that a multiprocessor of the H100 is to hold of the forward pass in the widest heads: its shared memory has room for
+// them, and registers must be kept free. 0: as the compiler likes.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#define FORWARD_BLOCKS(THREADS) (THREADS == BF16_THREADS && PADDED > 240 ? 3 : 0)
+#else
+#define FORWARD_BLOCKS(THREADS) 0
+#endif
+
 // Grid: (tiles of queries, heads). `out` [tokens, heads·HEAD_DIM]; `log_sums` [tokens, heads], natural.
 #define FORWARD(T, name, THREADS)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_##name(                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS(THREADS)) attention_##name(                  \
         const T *q, const T *k, const T *v, T *out, float *log_sums, const u32 *sequences, const u32 *tiles,          \
-        u32 q_stride, u32 kv_stride, u32 heads, u32 group, float scale) {                                             \
-        forward({q, k, v, sequences, tiles, q_stride, kv_stride, heads, group, scale}, out, log_sums);                \
+        u32 q_stride, u32 kv_stride, u32 heads, u32 group, float scale, float unit, float power, u32 window) {        \
+        Inputs<T> in = {q, k, v, sequences, tiles, q_stride, kv_stride, heads, group, scale, unit, power, window};    \
+        forward(in, out, log_sums);                                                                                   \
     }
 
 // Grid: (tokens), blocks of 128.
@@ -20,8 +29,8 @@
     extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_##name(                          \
         const T *q, const T *k, const T *v, const T *d_out, const float *log_sums, const float *delta, T *d_q,        \
         const u32 *sequences, const u32 *tiles, u32 q_stride, u32 kv_stride, u32 dq_stride, u32 heads, u32 group,     \
-        float scale) {                                                                                                \
-        Inputs<T> in = {q, k, v, sequences, tiles, q_stride, kv_stride, heads, group, scale};                         \
+        float scale, float unit, float power, u32 window) {                                                           \
+        Inputs<T> in = {q, k, v, sequences, tiles, q_stride, kv_stride, heads, group, scale, unit, power, window};    \
         backward_queries(in, {d_out, log_sums, delta}, d_q, dq_stride);                                               \
     }
 
@@ -30,8 +39,8 @@
     extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys_##name(                             \
         const T *q, const T *k, const T *v, const T *d_out, const float *log_sums, const float *delta, T *d_k,        \
         T *d_v, const u32 *sequences, const u32 *tiles, u32 q_stride, u32 kv_stride, u32 dkv_stride, u32 heads,       \
-        u32 group, float scale) {                                                                                     \
-        Inputs<T> in = {q, k, v, sequences, tiles, q_stride, kv_stride, heads, group, scale};                         \
+        u32 group, float scale, float unit, float power, u32 window) {                                                \
+        Inputs<T> in = {q, k, v, sequences, tiles, q_stride, kv_stride, heads, group, scale, unit, power, window};    \
         backward_keys(in, {d_out, log_sums, delta}, d_k, d_v, dkv_stride);                                            \
     }
 

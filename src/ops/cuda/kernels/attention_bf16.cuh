@@ -133,14 +133,20 @@ store_tile(u16 *rows, u32 stride, const Tile (&sums)[PADDED / 8], u32 first, u32
     }
 }
 
+// From products to the tangents of what a cap is made of.
+template <u32 TILES, u32 COLUMNS>
+__device__ __forceinline__ void cap(Tile (&scores)[TILES][COLUMNS / 8], float power) {
+    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) scores[m][n][i] = tangent_of_power(scores[m][n][i] * power);
+}
+
 // Where rows are queries and columns keys, from these on: no scores for keys that are not seen.
 template <u32 TILES, u32 COLUMNS>
 __device__ __forceinline__ void
 hide_keys(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 first_query, u32 first_key) {
-    if (first_key + COLUMNS <= sequence.seen(first_query)) return;
+    if (sequence.all_see(first_query, 16 * TILES, first_key, COLUMNS)) return;
     EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) {
         u32 query = first_query + 16 * m + row_of(i), key = first_key + 8 * n + column_of(i);
-        if (key >= sequence.seen(query)) scores[m][n][i] = MINUS_INFINITY;
+        if (sequence.hides(query, key)) scores[m][n][i] = MINUS_INFINITY;
     }
 }
 
@@ -148,10 +154,10 @@ hide_keys(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 firs
 template <u32 TILES, u32 COLUMNS>
 __device__ __forceinline__ void
 hide_rows(Tile (&scores)[TILES][COLUMNS / 8], const Sequence &sequence, u32 first_query, u32 first_key) {
-    if (first_key + 16 * TILES <= sequence.seen(first_query)) return;
+    if (sequence.all_see(first_query, COLUMNS, first_key, 16 * TILES)) return;
     EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) {
         u32 query = first_query + 8 * n + column_of(i), key = first_key + 16 * m + row_of(i);
-        if (key >= sequence.seen(query)) scores[m][n][i] = MINUS_INFINITY;
+        if (sequence.hides(query, key)) scores[m][n][i] = MINUS_INFINITY;
     }
 }
 
@@ -193,14 +199,15 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
     extern __shared__ uint4 dynamic_shared[];
     u16 *keys = (u16 *)dynamic_shared, *values = keys + FORWARD_KEYS * BF16_LINE;
     u16 *queries = KEPT ? values : values + FORWARD_KEYS * BF16_LINE;
-    Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
+    Sequence sequence = in.sequence();
     u32 first = in.tiles[2 * blockIdx.x + 1], head = blockIdx.y;
     Rows<u16> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
     Rows<u16> k(in.k, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
     Rows<u16> v(in.v, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
     fetch<FORWARD_ROWS, BF16_THREADS>(queries, q, first);
-    fetch<FORWARD_KEYS, BF16_THREADS>(keys, k, 0);
-    u32 end = sequence.seen_by_tile(first, FORWARD_ROWS), mine = threadIdx.x / 32 * 16 * FORWARD_TILES;
+    u32 begin = sequence.first_seen(first), end = sequence.seen_by_tile(first, FORWARD_ROWS);
+    fetch<FORWARD_KEYS, BF16_THREADS>(keys, k, begin);
+    u32 mine = threadIdx.x / 32 * 16 * FORWARD_TILES;
     first += mine;
     await_copies();
     __syncthreads();
@@ -209,21 +216,22 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
     Tile sums[FORWARD_TILES][PADDED / 8];
     clear(sums);
     Running running[FORWARD_TILES];
-    EACH(m, FORWARD_TILES) running[m] = {{MINUS_INFINITY, MINUS_INFINITY}, {0.0f, 0.0f}};
-    float factor = in.scale * LOG2_E;
-    for (u32 start = 0; start < end; start += FORWARD_KEYS) {
+    EACH(m, FORWARD_TILES) running[m] = {{LEAST, LEAST}, {0.0f, 0.0f}};
+    float factor = in.unit * LOG2_E;
+    for (u32 start = begin; start < end; start += FORWARD_KEYS) {
         // These keys have come, and no warp needs the last values.
         await_copies();
         __syncthreads();
         fetch<FORWARD_KEYS, BF16_THREADS>(values, v, start);
         Tile scores[FORWARD_TILES][FORWARD_KEYS / 8];
-        bool sees = start < sequence.seen(first + 16 * FORWARD_TILES - 1);
+        bool sees = sequence.some_see(first, 16 * FORWARD_TILES, start, FORWARD_KEYS);
         if (sees) dot_rows<FORWARD_TILES, FORWARD_KEYS>(scores, left, keys);
         // The values have come, and no warp needs the keys.
         await_copies();
         __syncthreads();
         if (start + FORWARD_KEYS < end) fetch<FORWARD_KEYS, BF16_THREADS>(keys, k, start + FORWARD_KEYS);
         if (!sees) continue;
+        if (in.capped()) cap<FORWARD_TILES, FORWARD_KEYS>(scores, in.power);
         hide_keys<FORWARD_TILES, FORWARD_KEYS>(scores, sequence, first, start);
         EACH(m, FORWARD_TILES) running[m].soften(scores[m], sums[m], factor);
         add_rows<FORWARD_TILES, FORWARD_KEYS>(sums, scores, values);
@@ -235,7 +243,7 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
         if (query >= sequence.query_count) continue;
         store_row(rows + (u64)query * in.heads * HEAD_DIM, sums[m], half, 1.0f / sum);
         u64 place = (u64)(sequence.query_start + query) * in.heads + head;
-        if (lane() % 4 == 0) log_sums[place] = in.scale * running[m].largest[half] + logf(sum);
+        if (lane() % 4 == 0) log_sums[place] = in.unit * running[m].largest[half] + logf(sum);
     }
 }
 
@@ -272,7 +280,7 @@ constexpr u32 QUERIES_STEP = STREAMED < 32 ? STREAMED : 32;
 __device__ __forceinline__ void
 backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32 dq_stride) {
     typedef Memory<QUERY_ROWS> Memory;
-    Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
+    Sequence sequence = in.sequence();
     u32 first = in.tiles[2 * blockIdx.x + 1], head = blockIdx.y;
     Rows<u16> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
     Rows<u16> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head);
@@ -280,7 +288,7 @@ backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32
     Rows<u16> v(in.v, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
     LeftRows<KEPT, QUERY_TILES> queries, gradients;
     own(queries, gradients, q, d_out, first);
-    u32 end = sequence.seen_by_tile(first, QUERY_ROWS);
+    u32 begin = sequence.first_seen(first), end = sequence.seen_by_tile(first, QUERY_ROWS);
     first += threadIdx.x / 32 * 16 * QUERY_TILES;
     Query rows[QUERY_TILES][2];
     EACH(m, QUERY_TILES) EACH(half, 2) rows[m][half] = Query(in, pulled, sequence, first + 16 * m + row_of(2 * half), head);
@@ -291,23 +299,30 @@ backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32
         fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), k, start);
         fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), v, start);
     };
-    fetch_tile(0);
-    for (u32 start = 0; start < end; start += STREAMED) {
+    fetch_tile(begin);
+    for (u32 start = begin; start < end; start += STREAMED) {
         // This tile has come, and no warp needs the one before.
         await_copies();
         __syncthreads();
         if (start + STREAMED < end) fetch_tile(start + STREAMED);
         for (u32 step = 0; step < STREAMED; step += QUERIES_STEP) {
             u32 key = start + step;
-            if (key >= sequence.seen(first + 16 * QUERY_TILES - 1)) break;
+            if (!sequence.some_see(first, 16 * QUERY_TILES, key, QUERIES_STEP)) continue;
             const u16 *keys = Memory::streamed(start / STREAMED, 0) + step * BF16_LINE;
             const u16 *values = Memory::streamed(start / STREAMED, 1) + step * BF16_LINE;
             Tile scores[QUERY_TILES][QUERIES_STEP / 8], d_scores[QUERY_TILES][QUERIES_STEP / 8];
             dot_rows<QUERY_TILES, QUERIES_STEP>(scores, queries, keys);
             dot_rows<QUERY_TILES, QUERIES_STEP>(d_scores, gradients, values);
+            if (in.capped()) cap<QUERY_TILES, QUERIES_STEP>(scores, in.power);
             hide_keys<QUERY_TILES, QUERIES_STEP>(scores, sequence, first, key);
-            EACH(m, QUERY_TILES) EACH(n, QUERIES_STEP / 8) EACH(i, 4) {
-                rows[m][i / 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E);
+            if (in.capped()) {
+                EACH(m, QUERY_TILES) EACH(n, QUERIES_STEP / 8) EACH(i, 4) {
+                    rows[m][i / 2].pull<true>(scores[m][n][i], d_scores[m][n][i], in.unit * LOG2_E);
+                }
+            } else {
+                EACH(m, QUERY_TILES) EACH(n, QUERIES_STEP / 8) EACH(i, 4) {
+                    rows[m][i / 2].pull<false>(scores[m][n][i], d_scores[m][n][i], in.unit * LOG2_E);
+                }
             }
             add_rows<QUERY_TILES, QUERIES_STEP>(sums, d_scores, keys);
         }
@@ -325,7 +340,7 @@ template <bool FOR_KEYS, bool FOR_VALUES>
 __device__ __forceinline__ void
 backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16 *d_v, u32 dkv_stride) {
     typedef Memory<KEY_ROWS> Memory;
-    Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
+    Sequence sequence = in.sequence();
     u32 first = in.tiles[2 * blockIdx.x + 1], kv_head = blockIdx.y;
     Rows<u16> k(in.k, sequence.key_start, sequence.key_count, in.kv_stride, kv_head);
     Rows<u16> v(in.v, sequence.key_start, sequence.key_count, in.kv_stride, kv_head);
@@ -341,11 +356,12 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
         fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), q, start);
         fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), d_out, start);
     };
-    u32 first_query = sequence.first_query(first), start = first_query, head = kv_head * in.group, heads_end = head + in.group;
+    u32 first_query = sequence.first_query(first), end = sequence.end_of_queries(first + KEY_ROWS - 1);
+    u32 start = first_query, head = kv_head * in.group, heads_end = head + in.group;
     first += threadIdx.x / 32 * 16 * KEY_TILES;
     fetch_tile(0, head, start);
     for (u32 turn = 0; head < heads_end; turn++) {
-        bool last = start + STREAMED >= sequence.query_count;
+        bool last = start + STREAMED >= end;
         u32 next_head = last ? head + 1 : head, next = last ? first_query : start + STREAMED;
         // This tile has come, and no warp needs the one before.
         await_copies();
@@ -353,8 +369,8 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
         if (next_head < heads_end) fetch_tile(turn + 1, next_head, next);
         for (u32 step = 0; step < STREAMED; step += KEYS_STEP) {
             u32 query = start + step;
-            if (query >= sequence.query_count) break;
-            if (first >= sequence.seen(query + KEYS_STEP - 1)) continue;
+            if (query >= end) break;
+            if (!sequence.some_see(query, KEYS_STEP, first, 16 * KEY_TILES)) continue;
             const u16 *queries = Memory::streamed(turn, 0) + step * BF16_LINE;
             const u16 *gradients = Memory::streamed(turn, 1) + step * BF16_LINE;
             Query columns[KEYS_STEP / 8][2];
@@ -364,9 +380,16 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
             Tile scores[KEY_TILES][KEYS_STEP / 8], d_scores[KEY_TILES][KEYS_STEP / 8];
             dot_rows<KEY_TILES, KEYS_STEP>(scores, keys, queries);
             if (FOR_KEYS) dot_rows<KEY_TILES, KEYS_STEP>(d_scores, values, gradients);
+            if (in.capped()) cap<KEY_TILES, KEYS_STEP>(scores, in.power);
             hide_rows<KEY_TILES, KEYS_STEP>(scores, sequence, query, first);
-            EACH(m, KEY_TILES) EACH(n, KEYS_STEP / 8) EACH(i, 4) {
-                columns[n][i % 2].pull(scores[m][n][i], d_scores[m][n][i], in.scale * LOG2_E);
+            if (in.capped()) {
+                EACH(m, KEY_TILES) EACH(n, KEYS_STEP / 8) EACH(i, 4) {
+                    columns[n][i % 2].pull<true>(scores[m][n][i], d_scores[m][n][i], in.unit * LOG2_E);
+                }
+            } else {
+                EACH(m, KEY_TILES) EACH(n, KEYS_STEP / 8) EACH(i, 4) {
+                    columns[n][i % 2].pull<false>(scores[m][n][i], d_scores[m][n][i], in.unit * LOG2_E);
+                }
             }
             if (FOR_VALUES) add_rows<KEY_TILES, KEYS_STEP>(value_sums, scores, gradients);
             if (FOR_KEYS) add_rows<KEY_TILES, KEYS_STEP>(key_sums, d_scores, queries);

@@ -2,8 +2,9 @@
 //
 // `HEAD_DIM` (even, at most 256) is defined before this file, which is compiled once for each head size. A block owns some rows
 // of one head (queries; keys in the backward pass for keys) and streams tiles of the others through shared memory. Scores are
-// kept by powers of two: exp(scale·s) = exp2(s·scale·log2 e). Sources: arXiv 2205.14135 (online softmax), 2307.08691 (order of
-// the products, the split of the backward pass by owned rows).
+// kept by powers of two: exp(scale·s) = exp2(s·scale·log2 e). A query may see the last keys alone, a window: tiles that no query of
+// a block sees are left out. Scores may be capped. Sources: arXiv 2205.14135 (online softmax), 2307.08691 (order of the products,
+// the split of the backward pass by owned rows), 2408.00118 (the cap).
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 64
@@ -49,6 +50,8 @@ static_assert(LARGER(F32_FORWARD_BYTES, F32_BACKWARD_BYTES) <= (PADDED <= 240 ? 
 
 #define LOG2_E 1.4426950408889634f
 #define MINUS_INFINITY __uint_as_float(0xff800000)
+// The largest score before there is one: below all, and finite, for a row may see nothing of the tiles that it meets first.
+#define LEAST -1e30f
 #define INFINITE __uint_as_float(0x7f800000)
 #define ALL_LANES 0xffffffffu
 #ifdef __CUDA_ARCH__
@@ -72,16 +75,36 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-// Rows of the queries, and rows of the keys and values, of tokens that attend to each other.
+// Rows of the queries, and rows of the keys and values, of tokens that attend to each other. A query sees the last `window` of
+// the keys that are not behind it; 2^31, which is more than all, where there is no window.
 struct Sequence {
-    u32 query_start, query_count, key_start, key_count;
+    u32 query_start, query_count, key_start, key_count, window;
 
-    __device__ __forceinline__ Sequence(const u32 *sequences, u32 index)
+    __device__ __forceinline__ Sequence(const u32 *sequences, u32 index, u32 window)
         : query_start(sequences[4 * index]), query_count(sequences[4 * index + 1]),
-          key_start(sequences[4 * index + 2]), key_count(sequences[4 * index + 3]) {}
+          key_start(sequences[4 * index + 2]), key_count(sequences[4 * index + 3]), window(window) {}
 
-    // Query i sees the keys before this one. Of a query that is not there, it is behind all keys.
+    // Query i sees no key from this one on. Of a query that is not there, it is behind all keys.
     __device__ __forceinline__ u32 seen(u32 i) const { return key_count - query_count + i + 1; }
+
+    // The first key that query i sees.
+    __device__ __forceinline__ u32 first_seen(u32 i) const {
+        u32 end = seen(i);
+        return end > window ? end - window : 0;
+    }
+
+    // Whether query i does not see a key. A key behind it is a very large distance before it.
+    __device__ __forceinline__ bool hides(u32 i, u32 key) const { return seen(i) - 1 - key >= window; }
+
+    // Whether each of some queries sees each of some keys.
+    __device__ __forceinline__ bool all_see(u32 query, u32 queries, u32 key, u32 keys) const {
+        return key + keys <= seen(query) && key >= first_seen(query + queries - 1);
+    }
+
+    // Whether some of these queries may see some of these keys.
+    __device__ __forceinline__ bool some_see(u32 query, u32 queries, u32 key, u32 keys) const {
+        return key < seen(query + queries - 1) && key + keys > first_seen(query);
+    }
 
     // The end of the keys that some of `rows` queries see.
     __device__ __forceinline__ u32 seen_by_tile(u32 first, u32 rows) const {
@@ -93,6 +116,13 @@ struct Sequence {
     __device__ __forceinline__ u32 first_query(u32 key) const {
         u32 before = key_count - query_count;
         return key > before ? key - before : 0;
+    }
+
+    // The end of the queries that see a key, which may be none that is there.
+    __device__ __forceinline__ u32 end_of_queries(u32 key) const {
+        u32 before = key_count - query_count, end = key + window;
+        if (end <= before) return 0;
+        return end - before < query_count ? end - before : query_count;
     }
 };
 
@@ -173,8 +203,26 @@ template <class T> struct Inputs {
     const T *q, *k, *v;
     const u32 *sequences, *tiles;
     u32 q_stride, kv_stride, heads, group;
-    float scale;
+    // `unit`: what a score is multiplied with for the softmax. Where scores are capped, c·tanh(scale·s/c) of a product s, it is c,
+    // and the tangent is kept as the score; `power` is then 2·log2 e·scale/c, else 0.
+    float scale, unit, power;
+    u32 window;
+
+    __device__ __forceinline__ Sequence sequence() const { return Sequence(sequences, tiles[2 * blockIdx.x], window); }
+    __device__ __forceinline__ bool capped() const { return power != 0.0f; }
 };
+
+// tanh(x) of 2·log2 e·x, to about 2^-22: the GPU's own has 11 bits.
+__device__ __forceinline__ float tangent_of_power(float power) {
+    float sum = 1.0f + power_of_two(power);
+#ifdef __CUDA_ARCH__
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(sum));
+#else
+    float inverse = 1.0f / sum;
+#endif
+    return 1.0f - 2.0f * inverse;
+}
 
 template <class T> struct Pulled {
     const T *d_out;

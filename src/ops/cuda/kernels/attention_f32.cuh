@@ -32,6 +32,11 @@ __device__ __forceinline__ void dot_rows(Scores &scores, const float *left, cons
     }
 }
 
+// From products to the tangents of what a cap is made of.
+__device__ __forceinline__ void cap(Scores &scores, float power) {
+    EACH(i, DOWN) EACH(j, ACROSS) scores[i][j] = tangent_of_power(scores[i][j] * power);
+}
+
 // sums += weights·rows. A row of weights is written and read by the same sixteen threads; between two calls with the same
 // memory the block has a barrier.
 __device__ __forceinline__ void add_rows(Sums &sums, const Scores &scores, float *weights, const float *rows) {
@@ -79,31 +84,31 @@ __device__ __forceinline__ void forward(const Inputs<float> &in, float *out, flo
     extern __shared__ uint4 dynamic_shared[];
     float *queries = (float *)dynamic_shared, *keys = queries + F32_OWNED, *values = keys + F32_TILE;
     float *weights = values + F32_TILE;
-    Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
+    Sequence sequence = in.sequence();
     u32 first = in.tiles[2 * blockIdx.x + 1], head = blockIdx.y;
     Rows<float> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
     Rows<float> k(in.k, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
     Rows<float> v(in.v, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
-    float factor = in.scale * LOG2_E, largest[DOWN], sum[DOWN];
+    float factor = in.unit * LOG2_E, largest[DOWN], sum[DOWN];
     Sums sums;
     clear(sums);
     EACH(i, DOWN) {
-        largest[i] = MINUS_INFINITY;
+        largest[i] = LEAST;
         sum[i] = 0.0f;
     }
     fetch_owned(queries, q, first);
     u32 end = sequence.seen_by_tile(first, F32_ROWS);
-    for (u32 start = 0; start < end; start += F32_STREAMED) {
+    for (u32 start = sequence.first_seen(first); start < end; start += F32_STREAMED) {
         fetch_streamed(keys, k, start);
         fetch_streamed(values, v, start);
         await_copies();
         __syncthreads();
         Scores scores;
         dot_rows(scores, queries, keys);
+        if (in.capped()) cap(scores, in.power);
         EACH(i, DOWN) {
-            u32 seen = sequence.seen(first + thread_y() + 16 * i);
             EACH(j, ACROSS) {
-                if (start + thread_x() + 16 * j >= seen) scores[i][j] = MINUS_INFINITY;
+                if (sequence.hides(first + thread_y() + 16 * i, start + thread_x() + 16 * j)) scores[i][j] = MINUS_INFINITY;
             }
             float smaller = soften(scores[i], factor, largest[i], sum[i]);
             EACH(j, PADDED / 16) sums[i][j] *= smaller;
@@ -118,7 +123,7 @@ __device__ __forceinline__ void forward(const Inputs<float> &in, float *out, flo
         if (query >= sequence.query_count) continue;
         u64 place = (u64)(sequence.query_start + query) * in.heads + head;
         store_row(out + place * HEAD_DIM, sums[i], 1.0f / whole);
-        if (thread_x() == 0) log_sums[place] = in.scale * largest[i] + logf(whole);
+        if (thread_x() == 0) log_sums[place] = in.unit * largest[i] + logf(whole);
     }
 }
 
@@ -138,10 +143,12 @@ struct Query {
     }
 
     // From a score to its probability (of minus infinity, what is not seen: zero), and from the probability's gradient to the
-    // score's.
-    __device__ __forceinline__ void pull(float &score, float &gradient, float factor) const {
+    // score's: to that of the product, where the score is its tangent.
+    template <bool CAPPED> __device__ __forceinline__ void pull(float &score, float &gradient, float factor) const {
+        float slope = CAPPED ? fmaxf(1.0f - score * score, 0.0f) : 1.0f;
         score = power_of_two(score * factor - log2_sum);
         gradient = score * (gradient - delta);
+        if (CAPPED) gradient *= slope;
     }
 };
 
@@ -150,12 +157,13 @@ backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_
     extern __shared__ uint4 dynamic_shared[];
     float *queries = (float *)dynamic_shared, *gradients = queries + F32_OWNED;
     float *keys = gradients + F32_OWNED, *values = keys + F32_TILE, *weights = values + F32_TILE;
-    Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
+    Sequence sequence = in.sequence();
     u32 first = in.tiles[2 * blockIdx.x + 1], head = blockIdx.y;
     Rows<float> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
     Rows<float> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head);
     Rows<float> k(in.k, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
     Rows<float> v(in.v, sequence.key_start, sequence.key_count, in.kv_stride, head / in.group);
+    float factor = in.unit * LOG2_E;
     Query rows[DOWN];
     EACH(i, DOWN) rows[i] = Query(in, pulled, sequence, first + thread_y() + 16 * i, head);
     Sums sums;
@@ -163,7 +171,7 @@ backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_
     fetch_owned(queries, q, first);
     fetch_owned(gradients, d_out, first);
     u32 end = sequence.seen_by_tile(first, F32_ROWS);
-    for (u32 start = 0; start < end; start += F32_STREAMED) {
+    for (u32 start = sequence.first_seen(first); start < end; start += F32_STREAMED) {
         fetch_streamed(keys, k, start);
         fetch_streamed(values, v, start);
         await_copies();
@@ -171,9 +179,14 @@ backward_queries(const Inputs<float> &in, const Pulled<float> &pulled, float *d_
         Scores scores, d_scores;
         dot_rows(scores, queries, keys);
         dot_rows(d_scores, gradients, values);
+        if (in.capped()) cap(scores, in.power);
         EACH(i, DOWN) EACH(j, ACROSS) {
-            if (start + thread_x() + 16 * j >= sequence.seen(first + thread_y() + 16 * i)) scores[i][j] = MINUS_INFINITY;
-            rows[i].pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E);
+            if (sequence.hides(first + thread_y() + 16 * i, start + thread_x() + 16 * j)) scores[i][j] = MINUS_INFINITY;
+        }
+        if (in.capped()) {
+            EACH(i, DOWN) EACH(j, ACROSS) rows[i].pull<true>(scores[i][j], d_scores[i][j], factor);
+        } else {
+            EACH(i, DOWN) EACH(j, ACROSS) rows[i].pull<false>(scores[i][j], d_scores[i][j], factor);
         }
         add_rows(sums, d_scores, weights, keys);
         __syncthreads();
@@ -191,10 +204,12 @@ backward_keys(const Inputs<float> &in, const Pulled<float> &pulled, float *d_k, 
     extern __shared__ uint4 dynamic_shared[];
     float *keys = (float *)dynamic_shared, *values = keys + F32_OWNED, *queries = values + F32_OWNED;
     float *gradients = queries + F32_TILE, *weights = gradients + F32_TILE, *d_weights = weights + F32_WEIGHT_BYTES / 4;
-    Sequence sequence(in.sequences, in.tiles[2 * blockIdx.x]);
+    Sequence sequence = in.sequence();
     u32 first = in.tiles[2 * blockIdx.x + 1], kv_head = blockIdx.y;
     Rows<float> k(in.k, sequence.key_start, sequence.key_count, in.kv_stride, kv_head);
     Rows<float> v(in.v, sequence.key_start, sequence.key_count, in.kv_stride, kv_head);
+    u32 end = sequence.end_of_queries(first + F32_ROWS - 1);
+    float factor = in.unit * LOG2_E;
     Sums key_sums, value_sums;
     clear(key_sums);
     clear(value_sums);
@@ -203,7 +218,7 @@ backward_keys(const Inputs<float> &in, const Pulled<float> &pulled, float *d_k, 
     for (u32 head = kv_head * in.group; head < (kv_head + 1) * in.group; head++) {
         Rows<float> q(in.q, sequence.query_start, sequence.query_count, in.q_stride, head);
         Rows<float> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head);
-        for (u32 start = sequence.first_query(first); start < sequence.query_count; start += F32_STREAMED) {
+        for (u32 start = sequence.first_query(first); start < end; start += F32_STREAMED) {
             fetch_streamed(queries, q, start);
             fetch_streamed(gradients, d_out, start);
             await_copies();
@@ -211,12 +226,14 @@ backward_keys(const Inputs<float> &in, const Pulled<float> &pulled, float *d_k, 
             Scores scores, d_scores;
             dot_rows(scores, keys, queries);
             dot_rows(d_scores, values, gradients);
+            if (in.capped()) cap(scores, in.power);
             EACH(j, ACROSS) {
                 u32 query = start + thread_x() + 16 * j;
                 Query column(in, pulled, sequence, query, head);
                 EACH(i, DOWN) {
-                    if (first + thread_y() + 16 * i >= sequence.seen(query)) scores[i][j] = MINUS_INFINITY;
-                    column.pull(scores[i][j], d_scores[i][j], in.scale * LOG2_E);
+                    if (sequence.hides(query, first + thread_y() + 16 * i)) scores[i][j] = MINUS_INFINITY;
+                    if (in.capped()) column.pull<true>(scores[i][j], d_scores[i][j], factor);
+                    else column.pull<false>(scores[i][j], d_scores[i][j], factor);
                 }
             }
             add_rows(value_sums, scores, weights, gradients);
