@@ -128,6 +128,19 @@ const ROWS: [&str; 15] = [
     "swiglu_backward",
 ];
 
+const FAMILIES: [&str; 10] = [
+    "add_normalized",
+    "add_scaled",
+    "branch_norm_backward",
+    "cross_entropy_capped",
+    "geglu",
+    "geglu_backward",
+    "head_norm",
+    "head_norm_backward",
+    "scaled",
+    "softcap",
+];
+
 const ATTENTION: [&str; 4] = ["attention", "attention_backward_keys", "attention_backward_queries", "attention_delta"];
 
 /// The kernels that a file must have, and no others.
@@ -141,6 +154,7 @@ fn kernels_of(module: &str) -> Vec<String> {
         "dequantize" => {
             in_both_types(&TYPES.map(|(_, name)| format!("dequantize_{name}")).each_ref().map(|name| &**name))
         }
+        "families" => in_both_types(&FAMILIES),
         "rows" => in_both_types(&ROWS),
         _ => panic!("{module}.cu: its kernels must be named here"),
     }

@@ -9,7 +9,8 @@ use equipoise::device::driver::{Driver, Work};
 use equipoise::device::{Device, Gpu};
 use equipoise::nn::QuantizationType;
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
-use equipoise::ops::{Compute, Pool};
+use equipoise::ops::cuda::Cuda;
+use equipoise::ops::{AttentionShape, Compute, Pool, Sequence};
 use equipoise::train::backward::Engine;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -92,6 +93,38 @@ fn a_step_asks_a_gpu_for_what_its_arithmetic_needs() {
     let dequantized = |(inputs, outputs): (usize, usize)| inputs * outputs / 32 * (34 + 64);
     let others = (tokens + 2 * MODEL.vocabulary) * MODEL.hidden / 32 * (34 + 64);
     assert_eq!(sum(&lines, "dequantize").bytes, both_passes(dequantized) + others as u64);
+}
+
+/// A window leaves out pairs of a query and a key, of new tokens behind a cache too.
+#[test]
+fn a_window_leaves_out_the_work_of_what_is_not_seen() {
+    let plain = AttentionShape::new(4, 2, 16);
+    let sequences = [
+        Sequence { queries: 0..7, keys: 0..7 },
+        Sequence { queries: 7..9, keys: 7..20 },
+        Sequence { queries: 9..10, keys: 20..21 },
+    ];
+    for window in [None, Some(1), Some(3), Some(8), Some(12), Some(100)] {
+        let shape = AttentionShape { window, ..plain };
+        let pairs: u64 = sequences
+            .iter()
+            .flat_map(|sequence| {
+                let before = sequence.keys.len() - sequence.queries.len();
+                (0..sequence.queries.len()).map(move |i| (before + i + 1).min(window.unwrap_or(usize::MAX)) as u64)
+            })
+            .sum();
+        let (gpu, book) = watched(Box::<NullGpu>::default(), None);
+        let cuda = Cuda { gpu: gpu.clone(), compute: Compute::Bf16, capacity: 0 };
+        let (tiles, qkv) = (cuda.tiles(&sequences, shape.head_dim).unwrap(), cuda.zeros(21, shape.width()).unwrap());
+        book.set_open(true);
+        let (out, sums) = cuda.attention(shape, &qkv, &tiles, None).unwrap();
+        cuda.attention_backward(shape, &qkv, &tiles, (&out, &sums), &out).unwrap();
+        book.set_open(false);
+        let lines = book.take(&gpu.take_marks().unwrap());
+        let product = 2 * pairs * (shape.heads * shape.head_dim) as u64;
+        assert_eq!(sum(&lines, "attention").flop, 2 * product, "{window:?}");
+        assert_eq!(sum(&lines, "attention backward").flop, 7 * product, "{window:?}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::device::{Gpu, Memory, PinnedMemory};
 use crate::ops::cuda::{
     AdapterMemory, Cuda, DropoutKeys, GpuModule, GpuUpdate, KeyValueMemory, Operands, RopeMemory, Rows, Tiles,
 };
-use crate::ops::{AttentionShape, Compute, FrozenWeight, RopeTable, Sequence};
+use crate::ops::{Activation, AttentionShape, Compute, FrozenWeight, RopeTable, Sequence};
 use candle_core::{Result, bail};
 use std::slice::from_ref;
 
@@ -109,7 +109,7 @@ impl Backend for GpuContext<'_> {
     type Kept = KeptRows;
 
     fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
-        self.cuda.embed(weight, ids)
+        self.cuda.embed(weight, ids, 1.0)
     }
 
     fn normalize(&self, x: &Rows, norm: Norm<'_>) -> Result<Rows> {
@@ -148,7 +148,7 @@ impl Backend for GpuContext<'_> {
     }
 
     fn rotate(&self, shape: AttentionShape, qkv: &mut Rows) -> Result<()> {
-        self.cuda.rotate(qkv, &self.rope, shape.heads + shape.kv_heads, false)
+        self.cuda.rotate(qkv, &self.rope, shape, false)
     }
 
     fn attend(&self, index: usize, shape: AttentionShape, qkv: &Rows) -> Result<(Rows, Memory)> {
@@ -163,16 +163,16 @@ impl Backend for GpuContext<'_> {
         d_output: &Rows,
     ) -> Result<Rows> {
         let d_qkv = self.cuda.attention_backward(shape, qkv, &self.tiles, output, d_output)?;
-        self.cuda.rotate(&d_qkv, &self.rope, shape.heads + shape.kv_heads, true)?;
+        self.cuda.rotate(&d_qkv, &self.rope, shape, true)?;
         Ok(d_qkv)
     }
 
     fn swiglu(&self, gate_up: &Rows, _: usize) -> Result<Rows> {
-        self.cuda.swiglu(gate_up)
+        self.cuda.gate(Activation::Silu, gate_up)
     }
 
     fn swiglu_backward(&self, gate_up: Rows, _: usize, dy: &Rows) -> Result<Rows> {
-        self.cuda.swiglu_backward(gate_up, dy)
+        self.cuda.gate_backward(Activation::Silu, gate_up, dy)
     }
 
     fn predict(
@@ -185,7 +185,7 @@ impl Backend for GpuContext<'_> {
     ) -> Result<Prediction<Rows>> {
         let picked = self.cuda.gather(hidden, &self.cuda.places(rows)?)?;
         let normalized = self.cuda.rms_norm(&picked, head.norm.weight, head.norm.epsilon)?;
-        let (pass, pulled) = self.cuda.linear_cross_entropy(&normalized, head.weight, labels, with_gradient)?;
+        let (pass, pulled) = self.cuda.linear_cross_entropy(&normalized, head.weight, labels, with_gradient, None)?;
         Ok(Prediction { log_probabilities: pass.log_probabilities, top1: pass.top1, picked, pulled })
     }
 
@@ -205,7 +205,7 @@ impl Backend for GpuContext<'_> {
         let rows: Vec<usize> = (first..hidden.rows()).collect();
         let picked = self.cuda.gather(hidden, &self.cuda.places(&rows)?)?;
         let normalized = self.cuda.rms_norm(&picked, head.norm.weight, head.norm.epsilon)?;
-        self.cuda.logits(&normalized, head.weight)
+        self.cuda.logits(&normalized, head.weight, None)
     }
 
     fn keep(&self, x: Rows) -> Result<KeptRows> {

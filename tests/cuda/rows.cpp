@@ -1,6 +1,10 @@
 // The kernels on rows as a library for the CPU.
 #include "host.h"
 #include "prelude.cuh"
+#include "rows_common.cuh"
+#include "norms.cuh"
+#include "gates.cuh"
+#include "loss.cuh"
 #include "rows.cu"
 
 #define EACH_TYPE(name) KERNEL(name##_f32) KERNEL(name##_bf16)

@@ -4,7 +4,9 @@
 //! always its own operation in `f32`, on inputs that `bf16` has: what `bf16` costs on the GPU is all in the error.
 
 mod attention;
+mod branch;
 mod head;
+mod heads;
 mod linear;
 mod optimizer;
 mod rows;

@@ -217,14 +217,7 @@ impl Cuda {
     }
 
     /// So many products over all pairs of a query and a key; so many activations, and `f32` sums of rows for each head.
-    fn attention_work(
-        &self,
-        shape: AttentionShape,
-        tiles: &Tiles,
-        products: u64,
-        numbers: usize,
-        rows: usize,
-    ) -> Work {
+    fn attention_work(&self, shape: AttentionShape, tiles: &Tiles, products: u64, numbers: usize, rows: usize) -> Work {
         let flop = products * 2 * tiles.pairs(shape.window) * (shape.heads * shape.head_dim) as u64;
         Work { bytes: (numbers * self.compute.bytes() + 4 * rows * shape.heads) as u64, flop }
     }

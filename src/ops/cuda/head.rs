@@ -2,12 +2,15 @@
 
 use super::programs;
 use super::rows::{Cuda, Rows, address, size};
+use crate::device::Memory;
 use crate::device::driver::{Argument, Matrix, Number, Work};
 use crate::ops::{FrozenWeight, HeadPass};
 use candle_core::{Error, Result, bail};
 
 /// Threads of a block of the loss.
 const THREADS: u32 = 512;
+/// Threads of a block that caps logits, each of which takes eight.
+const CAP_THREADS: usize = 256;
 /// Bytes that the logits of a chunk take at most.
 const CHUNK_BYTES: usize = 512 << 20;
 
@@ -32,6 +35,7 @@ impl Cuda {
         head: &FrozenWeight,
         targets: &[u32],
         with_gradient: bool,
+        softcap: Option<f32>,
     ) -> Result<(HeadPass, Option<Rows>)> {
         let (n, vocabulary) = (targets.len(), head.rows());
         if (hidden.rows, hidden.columns) != (n, head.columns()) {
@@ -49,19 +53,10 @@ impl Cuda {
         for first in (0..n).step_by(chunk.max(1)) {
             let rows = chunk.min(n - first);
             self.chunk_logits(hidden, first, rows, head, logits.address())?;
-            let from = |memory: &crate::device::Memory| Argument::Address(memory.address() + 4 * first as u64);
-            let arguments = [
-                address(&logits),
-                from(&targets_at),
-                Argument::Address(pulled.as_ref().map_or(0, crate::device::Memory::address)),
-                from(&log_p),
-                from(&top1),
-                size(vocabulary)?,
-            ];
-            let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
-            let bytes = 4 + if pulled.is_some() { self.compute.bytes() } else { 0 };
-            let work = Work { bytes: (rows * vocabulary * bytes) as u64, flop: 0 };
-            self.launch(&programs::rows(), "cross_entropy", (grid, THREADS), 0, &arguments, work)?;
+            let from = |memory: &Memory| Argument::Address(memory.address() + 4 * first as u64);
+            let pulled_at = Argument::Address(pulled.as_ref().map_or(0, Memory::address));
+            let arguments = [address(&logits), from(&targets_at), pulled_at, from(&log_p), from(&top1)];
+            self.cross_entropy((rows, vocabulary), &arguments, pulled.is_some(), softcap)?;
             if let (Some(pulled), Some(gradient)) = (&pulled, &gradient) {
                 let whole = matrix(pulled.address(), rows, vocabulary, self.compute.number());
                 let into = part(gradient, self, first, rows);
@@ -78,6 +73,26 @@ impl Cuda {
         Ok((HeadPass { log_probabilities, top1, gradient: None }, gradient))
     }
 
+    /// Log-probabilities, whether they are the largest, and the gradient of logits if it is wanted: `arguments` say where.
+    fn cross_entropy(
+        &self,
+        (rows, vocabulary): (usize, usize),
+        arguments: &[Argument],
+        with_gradient: bool,
+        softcap: Option<f32>,
+    ) -> Result<()> {
+        let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
+        let bytes = 4 + if with_gradient { self.compute.bytes() } else { 0 };
+        let work = Work { bytes: (rows * vocabulary * bytes) as u64, flop: 0 };
+        let mut arguments = arguments.to_vec();
+        arguments.push(size(vocabulary)?);
+        let Some(cap) = softcap else {
+            return self.launch(&programs::rows(), "cross_entropy", (grid, THREADS), 0, &arguments, work);
+        };
+        arguments.push(Argument::F32(cap));
+        self.launch(&programs::families(), "cross_entropy_capped", (grid, THREADS), 0, &arguments, work)
+    }
+
     /// The logits of some rows in `f32`, to an address.
     fn chunk_logits(&self, hidden: &Rows, first: usize, rows: usize, head: &FrozenWeight, to: u64) -> Result<()> {
         let (x, vocabulary) = (part(hidden, self, first, rows), head.rows());
@@ -87,17 +102,28 @@ impl Cuda {
         })
     }
 
-    /// The logits of all rows, `[n, vocabulary]`.
+    /// `c·tanh(z/c)` in the place of each logit.
+    fn softcap(&self, logits: &Memory, count: usize, cap: f32) -> Result<()> {
+        let grid = [u32::try_from(count.div_ceil(8 * CAP_THREADS)).map_err(Error::wrap)?, 1, 1];
+        let arguments = [address(logits), Argument::F32(cap), Argument::U64(count as u64)];
+        let work = Work { bytes: (2 * 4 * count) as u64, flop: 0 };
+        self.launch(&programs::families(), "softcap", (grid, CAP_THREADS as u32), 0, &arguments, work)
+    }
+
+    /// The logits of all rows, `[n, vocabulary]`; under a `softcap` of `c`, `c·tanh(z/c)` of them.
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn logits(&self, hidden: &Rows, head: &FrozenWeight) -> Result<Vec<f32>> {
+    pub fn logits(&self, hidden: &Rows, head: &FrozenWeight, softcap: Option<f32>) -> Result<Vec<f32>> {
         let chunk = chunk_tokens(head.rows()).min(hidden.rows);
         let memory = self.gpu.allocate(4 * chunk * head.rows())?;
         let mut logits = Vec::with_capacity(hidden.rows * head.rows());
         for first in (0..hidden.rows).step_by(chunk.max(1)) {
             let rows = chunk.min(hidden.rows - first);
             self.chunk_logits(hidden, first, rows, head, memory.address())?;
+            if let Some(cap) = softcap {
+                self.softcap(&memory, rows * head.rows(), cap)?;
+            }
             logits.extend(memory.read::<f32>(0, rows * head.rows())?);
         }
         Ok(logits)

@@ -308,14 +308,17 @@ impl Cuda {
         self.dequantize_blocks(weight.dtype(), blocks, numbers, out)
     }
 
-    /// Embeddings: the rows of these numbers of a weight on the CPU. What is copied to the GPU is still quantized.
+    /// Embeddings: the rows of these numbers of a weight on the CPU, times a factor. What is copied to the GPU is still quantized.
     ///
     /// # Errors
     /// When a number is not below the weight's rows, or the device refuses.
-    pub fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
+    pub fn embed(&self, weight: &FrozenWeight, ids: &[u32], scale: f32) -> Result<Rows> {
         let blocks = self.gpu.upload(&weight.stored_rows(ids)?)?;
         let rows = self.rows_for(ids.len(), weight.columns(), Term::Long)?;
         self.dequantize_blocks(weight.dtype(), blocks.address(), ids.len() * weight.columns(), &rows.memory)?;
+        if scale.to_bits() != 1f32.to_bits() {
+            self.scale_to(&rows, scale, &rows)?;
+        }
         Ok(rows)
     }
 

@@ -7,7 +7,9 @@
 
 mod adapter;
 mod attention;
+mod branch;
 mod head;
+mod heads;
 mod linear;
 mod programs;
 mod rows;
@@ -15,10 +17,11 @@ mod rows;
 pub use adapter::{AdamWFactors, AdapterMemory, Operands};
 pub use attention::{KeyValueMemory, Tiles};
 pub(crate) use head::chunk_tokens;
+pub use heads::RopeMemory;
 pub(crate) use linear::panel_bytes;
 pub use linear::{GpuModule, GpuUpdate};
 pub use programs::{TYPES, programs};
-pub use rows::{Cuda, DropoutKeys, Places, RopeMemory, RowDropout, Rows};
+pub use rows::{Cuda, DropoutKeys, Places, RowDropout, Rows};
 
 use crate::device::Gpu;
 use crate::ops::Compute;

@@ -10,9 +10,30 @@ pub(super) fn dequantize() -> Program {
     Program { name: "dequantize", source: &[PRELUDE, include_str!("kernels/dequantize.cu")], defines: Vec::new() }
 }
 
-/// Operations on rows.
+/// Operations on rows that every model needs.
 pub(super) fn rows() -> Program {
-    Program { name: "rows", source: &[PRELUDE, include_str!("kernels/rows.cu")], defines: Vec::new() }
+    let source = &[
+        PRELUDE,
+        include_str!("kernels/rows_common.cuh"),
+        include_str!("kernels/norms.cuh"),
+        include_str!("kernels/gates.cuh"),
+        include_str!("kernels/loss.cuh"),
+        include_str!("kernels/rows.cu"),
+    ];
+    Program { name: "rows", source, defines: Vec::new() }
+}
+
+/// Operations on rows of which some models have need.
+pub(super) fn families() -> Program {
+    let source = &[
+        PRELUDE,
+        include_str!("kernels/rows_common.cuh"),
+        include_str!("kernels/norms.cuh"),
+        include_str!("kernels/gates.cuh"),
+        include_str!("kernels/loss.cuh"),
+        include_str!("kernels/families.cu"),
+    ];
+    Program { name: "families", source, defines: Vec::new() }
 }
 
 /// The optimizer.
@@ -33,8 +54,8 @@ pub(super) fn attention(head_dim: usize) -> Program {
 }
 
 /// All programs, attention for this width of heads.
-pub fn programs(head_dim: usize) -> [Program; 4] {
-    [dequantize(), rows(), adamw(), attention(head_dim)]
+pub fn programs(head_dim: usize) -> [Program; 5] {
+    [dequantize(), rows(), families(), adamw(), attention(head_dim)]
 }
 
 /// The programs that do not depend on a model, and a kernel of each.

@@ -4,7 +4,7 @@ use super::programs;
 use crate::device::driver::{Argument, Launch, Matrix, Program, Work};
 use crate::device::{Gpu, Memory, PinnedMemory, Term};
 use crate::ops::dropout::Dropout;
-use crate::ops::{Compute, FrozenVector, RopeTable};
+use crate::ops::{Activation, Compute, FrozenVector};
 use candle_core::{Error, Result, bail};
 use half::bf16;
 
@@ -31,14 +31,6 @@ pub struct Rows {
     pub(super) memory: Memory,
     pub(super) rows: usize,
     pub(super) columns: usize,
-}
-
-/// Cosines and sines for the tokens of a batch.
-#[derive(Debug)]
-pub struct RopeMemory {
-    cos: Memory,
-    sin: Memory,
-    half: usize,
 }
 
 /// A key for each token, for dropout.
@@ -164,16 +156,6 @@ impl Cuda {
         Ok(to)
     }
 
-    /// Cosines and sines on the GPU.
-    ///
-    /// # Errors
-    /// When the memory is full.
-    pub fn rope(&self, table: &RopeTable, tokens: usize) -> Result<RopeMemory> {
-        let (cos, sin) = table.numbers();
-        let half = cos.len() / tokens.max(1);
-        Ok(RopeMemory { cos: self.gpu.upload_numbers(cos)?, sin: self.gpu.upload_numbers(sin)?, half })
-    }
-
     /// Keys of dropout on the GPU.
     ///
     /// # Errors
@@ -215,20 +197,33 @@ impl Cuda {
     }
 
     /// A block for each row; the kernel reads and writes a row's numbers so many times in all.
-    fn each_row(
+    pub(super) fn each_row(
         &self,
+        program: &Program,
         kernel: &str,
         (rows, width): (usize, usize),
         passes: usize,
         arguments: &[Argument],
     ) -> Result<()> {
         let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
-        self.launch(&programs::rows(), kernel, (grid, THREADS), 0, arguments, self.work(rows * width * passes))
+        self.launch(program, kernel, (grid, THREADS), 0, arguments, self.work(rows * width * passes))
+    }
+
+    /// A block for each part of each row, by a kernel that every model needs; as [`Self::each_row`].
+    pub(super) fn each_part(
+        &self,
+        kernel: &str,
+        shape: (usize, usize),
+        passes: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        self.each_part_by(&programs::rows(), kernel, shape, passes, arguments)
     }
 
     /// A block for each part of each row; as [`Self::each_row`].
-    pub(super) fn each_part(
+    pub(super) fn each_part_by(
         &self,
+        program: &Program,
         kernel: &str,
         (rows, width): (usize, usize),
         passes: usize,
@@ -236,7 +231,7 @@ impl Cuda {
     ) -> Result<()> {
         let parts = u32::try_from(width.div_ceil(PART)).map_err(Error::wrap)?;
         let grid = [u32::try_from(rows).map_err(Error::wrap)?, parts, 1];
-        self.launch(&programs::rows(), kernel, (grid, THREADS), 0, arguments, self.work(rows * width * passes))
+        self.launch(program, kernel, (grid, THREADS), 0, arguments, self.work(rows * width * passes))
     }
 
     /// So many activations that are read or written.
@@ -253,7 +248,7 @@ impl Cuda {
         let y = self.rows(x.rows, x.columns)?;
         let arguments =
             [address(&x.memory), weight, address(&y.memory), size(x.columns)?, Argument::F32(epsilon as f32)];
-        self.each_row("rms_norm", (x.rows, x.columns), 2, &arguments)?;
+        self.each_row(&programs::rows(), "rms_norm", (x.rows, x.columns), 2, &arguments)?;
         Ok(y)
     }
 
@@ -273,53 +268,42 @@ impl Cuda {
         let weight = on_gpu(weight, x.columns)?;
         let [x_at, dy, gradient] = [x, dy, gradient].map(|rows| address(&rows.memory));
         let arguments = [x_at, weight, dy, gradient, size(x.columns)?, Argument::F32(epsilon as f32)];
-        self.each_row("rms_norm_backward", (x.rows, x.columns), 4, &arguments)
+        self.each_row(&programs::rows(), "rms_norm_backward", (x.rows, x.columns), 4, &arguments)
     }
 
-    /// The twin of [`crate::ops::swiglu`], for `[m, 2·width]`.
+    /// The twin of [`crate::ops::gate`], for `[m, 2·width]`.
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn swiglu(&self, gate_up: &Rows) -> Result<Rows> {
+    pub fn gate(&self, activation: Activation, gate_up: &Rows) -> Result<Rows> {
         let width = gate_up.columns / 2;
         let y = self.rows(gate_up.rows, width)?;
+        let (program, kernel) = match activation {
+            Activation::Silu => (programs::rows(), "swiglu"),
+            Activation::GeluTanh => (programs::families(), "geglu"),
+        };
         let arguments = [address(&gate_up.memory), address(&y.memory), size(width)?];
-        self.each_part("swiglu", (y.rows, width), 3, &arguments)?;
+        self.each_part_by(&program, kernel, (y.rows, width), 3, &arguments)?;
         Ok(y)
     }
 
-    /// The gradient of gates and ups, in their place.
+    /// The gradient of gates and ups, in their place: the twin of [`crate::ops::gate_backward`].
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn swiglu_backward(&self, gate_up: Rows, dy: &Rows) -> Result<Rows> {
+    pub fn gate_backward(&self, activation: Activation, gate_up: Rows, dy: &Rows) -> Result<Rows> {
         let width = gate_up.columns / 2;
         if (dy.rows, dy.columns) != (gate_up.rows, width) {
-            bail!("internal: swiglu of {} columns has no gradient of {}", gate_up.columns, dy.columns);
+            bail!("internal: a gate of {} columns has no gradient of {}", gate_up.columns, dy.columns);
         }
+        let (program, kernel) = match activation {
+            Activation::Silu => (programs::rows(), "swiglu_backward"),
+            Activation::GeluTanh => (programs::families(), "geglu_backward"),
+        };
         let both = address(&gate_up.memory);
-        self.each_part("swiglu_backward", (dy.rows, width), 5, &[both, address(&dy.memory), both, size(width)?])?;
+        let arguments = [both, address(&dy.memory), both, size(width)?];
+        self.each_part_by(&program, kernel, (dy.rows, width), 5, &arguments)?;
         Ok(gate_up)
-    }
-
-    /// Rotates the first `heads` heads of each row in place: by the tokens' positions, or `back`.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    pub fn rotate(&self, x: &Rows, rope: &RopeMemory, heads: usize, back: bool) -> Result<()> {
-        if heads * 2 * rope.half > x.columns || rope.cos.bytes() < x.rows * rope.half * 4 {
-            bail!("internal: {heads} heads of {} are not in rows of {}", 2 * rope.half, x.columns);
-        }
-        let arguments = [
-            address(&x.memory),
-            address(&rope.cos),
-            address(&rope.sin),
-            size(x.columns)?,
-            size(heads)?,
-            size(rope.half)?,
-            Argument::F32(if back { -1.0 } else { 1.0 }),
-        ];
-        self.each_row("rope", (x.rows, heads * 2 * rope.half), 2, &arguments)
     }
 
     /// `out = D(x)`, or `out += D(x)` under `add`: the twin of [`Dropout::apply`] and [`Dropout::apply_add`].
@@ -415,7 +399,7 @@ pub(super) fn on_gpu(vector: &FrozenVector, width: usize) -> Result<Argument> {
     }
 }
 
-fn same_shape(all: &[&Rows]) -> Result<()> {
+pub(super) fn same_shape(all: &[&Rows]) -> Result<()> {
     if all.windows(2).any(|pair| (pair[0].rows, pair[0].columns) != (pair[1].rows, pair[1].columns)) {
         bail!("internal: rows of other shapes were expected");
     }

@@ -1,15 +1,12 @@
 //! Operations on rows, and numbers of GGML blocks.
 
-use super::Judge;
+use super::{Judge, branch, heads};
 use crate::support::random_weights::{random, weight_of_bytes};
 use candle_core::{Device as Place, Tensor};
 use equipoise::error::Result;
 use equipoise::ops::cuda::{RowDropout, TYPES};
 use equipoise::ops::dequantize::dequantize;
-use equipoise::ops::{
-    Activation, AttentionShape, Compute, Dropout, FrozenVector, RopeTable, gate, gate_backward, rms_norm,
-    rms_norm_backward,
-};
+use equipoise::ops::{Activation, Compute, Dropout, FrozenVector, gate, gate_backward, rms_norm, rms_norm_backward};
 use equipoise::rng::{key, mix};
 use half::bf16;
 
@@ -23,12 +20,11 @@ pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
         moved(judge, rows, width)?;
     }
     for &(rows, width) in judge.choose(&[(5, 50), (3, 2056)][..], &[(2047, 14336), (9, 1538), (31, 4098)]) {
-        gated(judge, rows, width)?;
+        gated(judge, Activation::Silu, rows, width)?;
+        gated(judge, Activation::GeluTanh, rows, width)?;
     }
-    for &(tokens, heads, head_dim) in judge.choose(&[(7, 3, 24), (9, 2, 64)][..], &[(2047, 40, 128), (1023, 12, 64)]) {
-        rotated(judge, tokens, heads, head_dim)?;
-    }
-    Ok(())
+    heads::compare(judge)?;
+    branch::compare(judge)
 }
 
 /// Random bytes, which no quantizer writes too: scales that are subnormal, infinite, or no number.
@@ -70,38 +66,20 @@ fn normalized(judge: &mut Judge<'_>, rows: usize, width: usize) -> Result<()> {
     })
 }
 
-fn gated(judge: &mut Judge<'_>, rows: usize, width: usize) -> Result<()> {
+fn gated(judge: &mut Judge<'_>, activation: Activation, rows: usize, width: usize) -> Result<()> {
     let (gate_up, dy) = (random(2 * rows * width, 1, 4.0), random(rows * width, 2, 1.0));
     let (mut y, mut d_gate_up) = (vec![0f32; rows * width], vec![0f32; 2 * rows * width]);
-    gate(Activation::Silu, &gate_up, width, &mut y);
-    gate_backward(Activation::Silu, &gate_up, width, &dy, &mut d_gate_up);
-    judge.each(["swiglu", "swiglu backward"], &format!("{rows}x{width}"), &[y, d_gate_up], |cuda| {
+    gate(activation, &gate_up, width, &mut y);
+    gate_backward(activation, &gate_up, width, &dy, &mut d_gate_up);
+    let names = match activation {
+        Activation::Silu => ["swiglu", "swiglu backward"],
+        Activation::GeluTanh => ["geglu", "geglu backward"],
+    };
+    judge.each(names, &format!("{rows}x{width}"), &[y, d_gate_up], |cuda| {
         let (gate_up, dy) = (cuda.upload(&gate_up, 2 * width)?, cuda.upload(&dy, width)?);
-        let (y, d_gate_up) = (cuda.swiglu(&gate_up)?, cuda.swiglu_backward(gate_up, &dy)?);
+        let y = cuda.gate(activation, &gate_up)?;
+        let d_gate_up = cuda.gate_backward(activation, gate_up, &dy)?;
         Ok([cuda.download(&y)?, cuda.download(&d_gate_up)?])
-    })
-}
-
-/// All heads but the last are rotated, as values are not.
-fn rotated(judge: &mut Judge<'_>, tokens: usize, heads: usize, head_dim: usize) -> Result<()> {
-    let width = (heads + 1) * head_dim;
-    let positions: Vec<u32> = (0..tokens as u32).map(|i| i * 3 % 2000).collect();
-    let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 5e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-    let table = RopeTable::new(&positions, &frequencies, 1.0);
-    let x = random(tokens * width, 1, 1.0);
-    let (mut there, mut back) = (x.clone(), x.clone());
-    let shape = AttentionShape::new(heads - 1, 1, head_dim);
-    table.rotate(&mut there, shape);
-    for (token, row) in back.chunks_exact_mut(width).enumerate() {
-        table.rotate_back(token, row, shape);
-    }
-    let of = format!("{tokens}x{heads}x{head_dim}");
-    judge.each(["rope", "rope backward"], &of, &[there, back], |cuda| {
-        let rope = cuda.rope(&table, tokens)?;
-        let (there, back) = (cuda.upload(&x, width)?, cuda.upload(&x, width)?);
-        cuda.rotate(&there, &rope, heads, false)?;
-        cuda.rotate(&back, &rope, heads, true)?;
-        Ok([cuda.download(&there)?, cuda.download(&back)?])
     })
 }
 
