@@ -91,7 +91,11 @@ fn bases_whose_files_do_not_fit() {
     let config = |key: &str, value: Value, phrases: &[&str]| {
         damaged(|base| edit_json(&base.join("config.json"), |config| config[key] = value), phrases);
     };
-    config("model_type", json!("falcon"), &["architecture `falcon` is not supported", "supported are: llama"]);
+    config(
+        "model_type",
+        json!("falcon"),
+        &["architecture `falcon` is not supported", "nearest family is `llama`", "supported are: "],
+    );
     config("vocab_size", json!(1000), &["embed_tokens", "expected [1000, 128], got [2048, 128]"]);
     config("hidden_size", json!(0), &["config.json", "hidden_size: expected 1 to", "got 0"]);
     config("num_hidden_layers", json!(1_000_000_000), &["num_hidden_layers: expected 1 to", "got 1000000000"]);

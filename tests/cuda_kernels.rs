@@ -128,7 +128,7 @@ const ROWS: [&str; 15] = [
     "swiglu_backward",
 ];
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "add_normalized",
     "add_scaled",
     "branch_norm_backward",
@@ -137,6 +137,7 @@ const FAMILIES: [&str; 10] = [
     "geglu_backward",
     "head_norm",
     "head_norm_backward",
+    "rope_neighbours",
     "scaled",
     "softcap",
 ];

@@ -121,7 +121,7 @@ fn a_merge_takes_the_weights_of_the_training() {
     let lora = lora(3, &ALL_LINEAR);
     let model = models::load(&base, q4, Some(&lora), 3, &Device::Cpu, false).unwrap();
     stir(&model);
-    let config = AdapterConfig { base_model_name_or_path: "base".into(), base_sha256: None, lora };
+    let config = AdapterConfig { base_model_name_or_path: "base".into(), base_sha256: None, nested: false, lora };
     let adapter = AdapterBundle { config, tensors: model.params.to_tensors().unwrap() };
     let texts = vec![(0..40).map(|i| i * 37 % TINY.vocabulary as u32).collect()];
     let reference = Reference::new(&model.lm, texts, &Device::Cpu).unwrap();

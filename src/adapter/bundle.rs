@@ -45,7 +45,7 @@ impl AdapterBundle {
         fs::write_atomic_with(&tensors, |temporary| {
             let file = File::create(temporary).map_err(Error::io("create", &tensors))?;
             let mut file = BufWriter::new(file);
-            write_adapter(&mut file, &self.tensors, dtype, &metadata, &tensors)?;
+            write_adapter(&mut file, &self.stored(), dtype, &metadata, &tensors)?;
             file.flush().map_err(Error::io("write", &tensors))
         })?;
         let mut text = serde_json::to_string_pretty(&self.config.to_json(&self.modules()))
@@ -67,7 +67,12 @@ impl AdapterBundle {
         let same = |(name, tensor): (&String, &Tensor)| {
             there.get(name).is_some_and(|it| it.dims() == tensor.dims() && numbers(it) == numbers(tensor))
         };
-        there.len() == self.tensors.len() && self.tensors.iter().all(same)
+        there.len() == self.tensors.len() && self.stored().iter().all(same)
+    }
+
+    /// The tensors under the names that files have.
+    fn stored(&self) -> BTreeMap<String, Tensor> {
+        self.tensors.iter().map(|(name, tensor)| (self.config.stored_name(name), tensor.clone())).collect()
     }
 
     /// Reads an adapter: PEFT's folder (ours or another's), mlx-lm's, or llama.cpp's GGUF file. It is checked against the

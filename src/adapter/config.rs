@@ -1,6 +1,7 @@
 //! What `adapter_config.json` says, as far as it decides the mathematics, and how it is written.
 
 use crate::nn::LoraConfig;
+use crate::weights::name_in_whole;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,9 +16,30 @@ pub struct AdapterConfig {
     pub base_sha256: Option<String>,
     /// Rank, scale and targets.
     pub lora: LoraConfig,
+    /// Whether the base is the text part of a model of several parts: files then have the names of its modules in the whole.
+    pub nested: bool,
 }
 
 impl AdapterConfig {
+    /// The name that a module, or one of its tensors, has in files.
+    pub fn stored_name(&self, name: &str) -> String {
+        if !self.nested {
+            return name.to_owned();
+        }
+        match name.strip_prefix("base_model.model.") {
+            Some(module) => format!("base_model.model.{}", name_in_whole(module)),
+            None => name_in_whole(name),
+        }
+    }
+
+    /// Which modules PEFT adapts. Last parts of names would name modules of a whole's other parts too, and `SGLang` takes no
+    /// pattern: a whole gets the modules' whole names.
+    fn targets(&self, modules: &BTreeSet<String>) -> Targets {
+        if !self.nested {
+            return Targets::of(modules);
+        }
+        Targets { names: modules.iter().map(|module| self.stored_name(module)).collect(), layers: None }
+    }
     /// What servers take as `lora_alpha`: rank-stabilised scaling is folded into it (`α·√r` with `use_rslora: false` is the
     /// same mathematics), since several of them do not read `use_rslora`.
     pub fn folded_alpha(&self) -> f64 {
@@ -40,7 +62,7 @@ impl AdapterConfig {
         let alpha = self.folded_alpha();
         let alpha = if alpha.fract() == 0.0 { json!(alpha as u64) } else { json!(alpha) };
         let (base, revision) = self.base_and_revision();
-        let targets = Targets::of(modules);
+        let targets = self.targets(modules);
         let entries: BTreeMap<&str, Value> = BTreeMap::from([
             ("alpha_pattern", json!({})),
             ("auto_mapping", Value::Null),

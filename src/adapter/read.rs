@@ -6,7 +6,7 @@ use super::config::{AdapterConfig, Targets, last_part, split};
 use super::patterns::{Pattern, TargetRule};
 use crate::error::{Error, Result, ShapeMismatch};
 use crate::nn::{LoraConfig, TargetModules, peft_name};
-use crate::weights::Base;
+use crate::weights::{Base, text_name};
 use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -169,12 +169,18 @@ impl RawAdapter {
         let mut tensors = BTreeMap::new();
         for (module, pair) in pairs {
             let [a, b] = self.uniform(&module, pair, &lora)?;
-            tensors.insert(peft_name(&module, "lora_A"), a);
-            tensors.insert(peft_name(&module, "lora_B"), b);
+            tensors.insert(peft_name(&plain(&module), "lora_A"), a);
+            tensors.insert(peft_name(&plain(&module), "lora_B"), b);
         }
         check_finite(&tensors, &self.file)?;
+        let modules: BTreeSet<String> = modules.iter().map(|module| plain(module)).collect();
         lora.target_modules = TargetModules::Names(target_names(&modules, base));
-        let config = AdapterConfig { base_model_name_or_path: self.base_model, base_sha256: self.base_sha256, lora };
+        let config = AdapterConfig {
+            base_model_name_or_path: self.base_model,
+            base_sha256: self.base_sha256,
+            lora,
+            nested: base.wrapper().is_some(),
+        };
         Ok(AdapterBundle { config, tensors })
     }
 
@@ -197,7 +203,7 @@ impl RawAdapter {
         let mut mismatches = Vec::new();
         let mut unknown = Vec::new();
         for (module, pair) in pairs {
-            let Some((&[out, inputs], _)) = base.tensor(&format!("{module}.weight")) else {
+            let Some((&[out, inputs], _)) = base.tensor(&format!("{}.weight", plain(module))) else {
                 unknown.push(module.as_str());
                 continue;
             };
@@ -251,6 +257,12 @@ impl RawAdapter {
         }
         Ok([a.contiguous()?, b.contiguous()?])
     }
+}
+
+/// The name of a module in a model of text alone: programs load a model of several parts under one name or the other, and its
+/// adapters are in the wild under both.
+fn plain(module: &str) -> String {
+    text_name(module).unwrap_or_else(|| module.to_owned())
 }
 
 /// What the first pattern that names a module says, in the configuration's order.

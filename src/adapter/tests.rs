@@ -24,7 +24,7 @@ const MODULES: [&str; 2] = ["model.layers.0.self_attn.q_proj", "model.layers.1.m
 
 fn bundle(base: &Base, use_rslora: bool) -> AdapterBundle {
     let lora = LoraConfig { r: 4, lora_alpha: 8.0, use_rslora, ..LoraConfig::default() };
-    let config = AdapterConfig { base_model_name_or_path: "org/base".into(), base_sha256: None, lora };
+    let config = AdapterConfig { base_model_name_or_path: "org/base".into(), base_sha256: None, nested: false, lora };
     let mut tensors = BTreeMap::new();
     for (seed, module) in MODULES.iter().enumerate() {
         let (shape, _) = base.tensor(&format!("{module}.weight")).unwrap();

@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod interrupt;
 mod lint;
+mod models;
 mod output;
 mod progress;
 mod report;
@@ -57,6 +58,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Say what servers would refuse in an adapter, or load and get wrong.
     Lint(lint::LintArgs),
+    /// List the families of models that can be trained, and what can be done with each.
+    Models(models::ModelsArgs),
     /// Upload an adapter or a model to the Hugging Face Hub, in one commit.
     Upload(upload::UploadArgs),
 }
@@ -122,6 +125,7 @@ pub fn main() -> u8 {
         Command::Export(args) => (export::run(args), args.json),
         Command::Verify(args) => (verify::run(args), args.json),
         Command::Lint(args) => (lint::run(args), args.json),
+        Command::Models(args) => (models::run(args), args.json),
         Command::Upload(args) => (upload::run(args), args.json),
     };
     outcome.unwrap_or_else(|error| {

@@ -4,7 +4,7 @@ use super::tokenizer_files::{CONFIG, TEMPLATE};
 use super::{FloatType, Job, MergedWeights, Output, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::fs::file_inside;
-use crate::nn::rope_frequencies;
+use crate::models::rope_frequencies;
 use crate::weights::{Base, CHAT_TEMPLATES_FOLDER, TensorInfo, safetensors_header};
 use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value, json};

@@ -72,7 +72,7 @@ impl CausalLm {
     ) -> Result<Vec<f32>> {
         let (n, end) = (ids.len(), before + ids.len());
         let positions: Vec<u32> = (before as u32..end as u32).collect();
-        let rope = self.rope(&positions);
+        let ropes = self.rotations(&positions);
         let sequences = vec![Sequence { queries: 0..n, keys: 0..end }];
         match runner {
             Runner::Cpu { adapter } => {
@@ -81,7 +81,7 @@ impl CausalLm {
                     Cache::Gpu(_) => None,
                 });
                 let context = ForwardContext {
-                    rope,
+                    ropes,
                     sequences,
                     dropout_keys: None,
                     adapter,
@@ -93,7 +93,7 @@ impl CausalLm {
                 self.logits_on(&context, ids, first)
             }
             Runner::Gpu { gpu, adapter } => {
-                self.logits_on(&self.gpu_context(gpu, adapter, rope, &sequences, cache)?, ids, first)
+                self.logits_on(&self.gpu_context(gpu, adapter, ropes, &sequences, cache)?, ids, first)
             }
         }
     }
@@ -102,7 +102,7 @@ impl CausalLm {
         &self,
         gpu: &Gpu,
         adapter: Option<&'a AdapterMemory>,
-        rope: RopeTable,
+        ropes: Vec<RopeTable>,
         sequences: &[Sequence],
         cache: Option<&'a Cache>,
     ) -> Result<GpuContext<'a>> {
@@ -111,7 +111,7 @@ impl CausalLm {
             compute: Compute::F32,
             capacity: tokens,
             adapter,
-            rope,
+            ropes,
             sequences,
             head_dim: self.dimensions.head_dim,
             dropout_keys: None,
@@ -126,7 +126,7 @@ impl CausalLm {
     }
 
     fn logits_on<B: Backend>(&self, backend: &B, ids: &[u32], first: usize) -> Result<Vec<f32>> {
-        let mut x = backend.embed(&self.embed_tokens, ids)?;
+        let mut x = backend.embed(&self.embed_tokens, ids, self.embedding_factor)?;
         for layer in &self.layers {
             x = layer.forward(&x, backend)?.0;
         }

@@ -4,22 +4,41 @@
 //! activations, or of where its weights came from. One file and one line of `REGISTRY` add one; the file is named as Hugging
 //! Face's `model_type`.
 
+mod config;
+mod decoder;
+mod exaone4;
 mod forward;
+mod gemma2;
+mod gemma3_text;
 mod generate;
+mod glm4;
+mod granite;
 mod llama;
+mod ministral3;
+mod mistral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rope;
+mod seed_oss;
+mod smollm3;
 mod tape;
+mod unsupported;
 
 pub use forward::Runner;
 pub use generate::{Generator, Sampling};
+pub use rope::rope_frequencies;
 pub use tape::TapeContext;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::nn::{AdapterParams, BuildReport, Builder, DecoderLayer, Head, LoraConfig, Norm, QuantizationConfig};
+use crate::error::Result;
+use crate::nn::{AdapterParams, BuildReport, Builder, DecoderLayer, Head, LoraConfig, Norm, QuantizationConfig, Rope};
 use crate::ops::cuda::AdapterMemory;
-use crate::ops::{AttentionShape, FrozenVector, FrozenWeight, RopeTable};
+use crate::ops::{FrozenVector, FrozenWeight, RopeTable};
 use crate::weights::Base;
-use serde_json::{Map, Value};
+use config::Config;
+use decoder::{Family, Names};
 use std::sync::Arc;
 
 /// A decoder, layer by layer: whoever runs it decides which activations are kept.
@@ -29,29 +48,43 @@ pub struct CausalLm {
     pub dimensions: Dimensions,
     /// What the last normalization adds to the mean square.
     pub epsilon: f64,
-    /// Of the rotary positions, in radians per token.
-    pub frequencies: Vec<f32>,
+    /// The rotations that layers choose from.
+    pub ropes: Vec<Rope>,
     /// `[vocabulary, d]`, always on the CPU: a batch needs few of its rows.
     pub embed_tokens: FrozenWeight,
+    /// What embeddings are multiplied by.
+    pub embedding_factor: f32,
     /// The layers.
     pub layers: Vec<DecoderLayer>,
     /// The normalization before the head, `[d]`.
     pub norm: FrozenVector,
     /// `[vocabulary, d]`
     pub lm_head: FrozenWeight,
+    /// With `c`, a logit `z` becomes `c·tanh(z/c)`.
+    pub logits_softcap: Option<f32>,
     /// The adapter in a GPU's memory, where the model is on one.
     pub adapter_memory: Option<Arc<AdapterMemory>>,
 }
 
 impl CausalLm {
-    /// Rotations for tokens at these positions.
-    pub fn rope(&self, position_ids: &[u32]) -> RopeTable {
-        RopeTable::new(position_ids, &self.frequencies, 1.0)
+    /// The rotations of tokens at these positions.
+    pub fn rotations(&self, position_ids: &[u32]) -> Vec<RopeTable> {
+        self.ropes.iter().map(|rope| rope.table(position_ids)).collect()
+    }
+
+    /// Takes the rotations that the model has for texts of this length; gives whether they are other ones than for short texts.
+    pub fn fit_rotations(&mut self, longest: usize) -> bool {
+        // All of them are asked.
+        self.ropes.iter_mut().fold(false, |other, rope| rope.fit(longest) || other)
     }
 
     /// The model's end.
     pub const fn head(&self) -> Head<'_> {
-        Head { norm: Norm { weight: &self.norm, epsilon: self.epsilon }, weight: &self.lm_head }
+        Head {
+            norm: Norm { weight: &self.norm, epsilon: self.epsilon },
+            weight: &self.lm_head,
+            softcap: self.logits_softcap,
+        }
     }
 }
 
@@ -74,20 +107,53 @@ pub struct Dimensions {
     pub vocabulary: usize,
     /// Positions that the model was made for.
     pub max_positions: usize,
+    /// Branches of a layer whose output the backward pass reads: 0 to 2.
+    pub kept_outputs: usize,
+    /// Whether queries and keys are normalized, and so have a copy of their own.
+    pub qk_norm: bool,
 }
 
-impl Dimensions {
-    /// The heads of a layer.
-    pub fn attention(&self) -> AttentionShape {
-        AttentionShape::new(self.heads, self.kv_heads, self.head_dim)
-    }
+/// The families, a line each.
+const REGISTRY: &[Family] = &[
+    exaone4::FAMILY,
+    gemma2::FAMILY,
+    gemma3_text::FAMILY,
+    glm4::FAMILY,
+    granite::FAMILY,
+    granite::FOUR,
+    llama::FAMILY,
+    mistral::MINISTRAL,
+    ministral3::FAMILY,
+    mistral::FAMILY,
+    olmo2::FAMILY,
+    olmo2::THIRD,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3::VL,
+    seed_oss::FAMILY,
+    smollm3::FAMILY,
+];
+
+/// What people know of a family.
+#[derive(Debug, Clone)]
+pub struct FamilyFacts {
+    /// Hugging Face's name of the architecture.
+    pub model_type: &'static str,
+    /// Models of it.
+    pub models: &'static str,
+    /// The names of a layer's linear modules, behind `model.layers.N.`.
+    pub modules: Vec<&'static str>,
 }
 
-/// Builds an architecture from `config.json` and a base's tensors.
-type Build = fn(&Map<String, Value>, &Builder<'_>) -> Result<CausalLm>;
-
-/// The architectures: `model_type`, and what builds it.
-const REGISTRY: &[(&str, Build)] = &[("llama", llama::build)];
+/// All families that are supported, by their names.
+pub fn families() -> impl Iterator<Item = FamilyFacts> {
+    REGISTRY.iter().map(|family| {
+        let Names { qkv, o, gate_up, down, .. } = family.names;
+        let modules = qkv.iter().chain([&o]).chain(gate_up).chain([&down]).copied().collect();
+        FamilyFacts { model_type: family.model_type, models: family.models, modules }
+    })
+}
 
 /// A model, its adapter's variables, and what building it has found out.
 pub struct Model {
@@ -112,15 +178,14 @@ pub fn load(
     device: &Device,
     plan: bool,
 ) -> Result<Model> {
-    let Some((_, build)) = REGISTRY.iter().find(|(name, _)| *name == base.model_type()) else {
-        let known: Vec<_> = REGISTRY.iter().map(|(name, _)| *name).collect();
-        return Err(Error::file(
-            base.path(),
-            format!("the architecture `{}` is not supported; supported are: {}", base.model_type(), known.join(", ")),
-        ));
+    let Some(family) = REGISTRY.iter().find(|family| family.model_type == base.model_type()) else {
+        return Err(unsupported::error(base));
     };
     let builder = Builder::new(base, quantization, lora, seed, device, plan)?;
-    let mut lm = build(base.config(), &builder)?;
+    let config = Config::new(base.config(), base.model_type(), base.wrapper().is_some());
+    let decoder = (family.describe)(&config, &builder)?;
+    config.check_unread()?;
+    let mut lm = decoder.build(&family.names, &builder)?;
     let (mut params, report) = builder.finish()?;
     if let Some(gpu) = device.gpu().filter(|_| !plan) {
         params.move_to(gpu)?;

@@ -4,7 +4,8 @@
 //! does the arithmetic. [`ForwardContext`](super::ForwardContext) is the CPU's, [`GpuContext`](super::GpuContext) a GPU's.
 
 use super::linear::Linear;
-use crate::ops::{AttentionShape, FrozenVector, FrozenWeight};
+use super::self_attention::QkNorm;
+use crate::ops::{Activation, AttentionShape, FrozenVector, FrozenWeight};
 use candle_core::Result;
 
 /// A normalization.
@@ -23,6 +24,8 @@ pub struct Head<'a> {
     pub norm: Norm<'a>,
     /// `[vocabulary, d]`
     pub weight: &'a FrozenWeight,
+    /// With `c`, a logit `z` becomes `c·tanh(z/c)`.
+    pub softcap: Option<f32>,
 }
 
 /// What the head says of some rows of the residual stream.
@@ -55,8 +58,8 @@ pub trait Backend {
     /// A layer's input while it waits for the backward pass.
     type Kept;
 
-    /// Embeddings of the batch's tokens.
-    fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Self::Stream>;
+    /// Embeddings of the batch's tokens, times a factor.
+    fn embed(&self, weight: &FrozenWeight, ids: &[u32], factor: f32) -> Result<Self::Stream>;
 
     /// `x / √(mean(x²) + ε) · w`
     fn normalize(&self, x: &Self::Stream, norm: Norm<'_>) -> Result<Self::Rows>;
@@ -69,6 +72,29 @@ pub trait Backend {
         pulled: &Self::Stream,
         gradient: &mut Self::Stream,
     ) -> Result<()>;
+
+    /// `onto += x`
+    fn add(&self, x: &Self::Stream, onto: &mut Self::Stream) -> Result<()>;
+
+    /// A stream in the type of products.
+    fn rows_of(&self, x: &Self::Stream) -> Result<Self::Rows>;
+
+    /// A stream times a factor, in the type of products.
+    fn scaled(&self, x: &Self::Stream, factor: f32) -> Result<Self::Rows>;
+
+    /// `onto + factor·branch`
+    fn add_scaled(&self, onto: &Self::Stream, branch: &Self::Rows, factor: f32) -> Result<Self::Stream>;
+
+    /// `onto + branch / √(mean(branch²) + ε) · w`
+    fn add_normalized(&self, onto: &Self::Stream, branch: &Self::Rows, norm: Norm<'_>) -> Result<Self::Stream>;
+
+    /// What `gradient`, that of [`Self::add_normalized`]'s output, gives for `branch`.
+    fn add_normalized_backward(
+        &self,
+        branch: &Self::Rows,
+        norm: Norm<'_>,
+        gradient: &Self::Stream,
+    ) -> Result<Self::Rows>;
 
     /// Calls `f` with a stream in the type of products.
     fn with_rows<R>(&self, x: &Self::Stream, f: impl FnOnce(&Self::Rows) -> Result<R>) -> Result<R>;
@@ -98,8 +124,20 @@ pub trait Backend {
         gradients: &mut Self::Gradients,
     ) -> Result<Option<Self::Stream>>;
 
-    /// Rotates queries and keys in `[tokens, (heads + 2·kv)·d]` by the tokens' positions.
-    fn rotate(&self, shape: AttentionShape, qkv: &mut Self::Rows) -> Result<()>;
+    /// `[tokens, (heads + 2·kv)·d]` with queries and keys normalized, values as they are.
+    fn normalize_heads(&self, shape: AttentionShape, norm: &QkNorm, qkv: &Self::Rows) -> Result<Self::Rows>;
+
+    /// From the gradient of [`Self::normalize_heads`]'s output to that of `qkv`, in its place.
+    fn normalize_heads_backward(
+        &self,
+        shape: AttentionShape,
+        norm: &QkNorm,
+        qkv: &Self::Rows,
+        d_qkv: &mut Self::Rows,
+    ) -> Result<()>;
+
+    /// Rotates queries and keys in `[tokens, (heads + 2·kv)·d]` by the tokens' positions, with rotation `rope` of the model's.
+    fn rotate(&self, rope: usize, shape: AttentionShape, qkv: &mut Self::Rows) -> Result<()>;
 
     /// Attention of rotated queries, rotated keys, and values; in generation, with those of all tokens so far of layer `index`.
     fn attend(&self, index: usize, shape: AttentionShape, qkv: &Self::Rows) -> Result<(Self::Rows, Self::Sums)>;
@@ -107,17 +145,24 @@ pub trait Backend {
     /// The gradient of queries, keys and values before their rotation.
     fn attend_backward(
         &self,
+        rope: usize,
         shape: AttentionShape,
         qkv: &Self::Rows,
         output: (&Self::Rows, &Self::Sums),
         d_output: &Self::Rows,
     ) -> Result<Self::Rows>;
 
-    /// `silu(gate)·up` of `[tokens, 2·width]`, gates first.
-    fn swiglu(&self, gate_up: &Self::Rows, width: usize) -> Result<Self::Rows>;
+    /// `activation(gate)·up` of `[tokens, 2·width]`, gates first.
+    fn gate(&self, activation: Activation, gate_up: &Self::Rows, width: usize) -> Result<Self::Rows>;
 
     /// The gradient of gates and ups, which may take their place.
-    fn swiglu_backward(&self, gate_up: Self::Rows, width: usize, dy: &Self::Stream) -> Result<Self::Rows>;
+    fn gate_backward(
+        &self,
+        activation: Activation,
+        gate_up: Self::Rows,
+        width: usize,
+        dy: &Self::Stream,
+    ) -> Result<Self::Rows>;
 
     /// What the head says of `rows`, and under `with_gradient` what [`Self::pull`] needs.
     fn predict(

@@ -141,6 +141,23 @@ impl<'a> Builder<'a> {
         Ok(FrozenVector::new(&self.tensor(name, &[width])?, device)?)
     }
 
+    /// The weight of a normalization, on the device: `(w + plus)·factor`.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn norm(&self, name: &str, width: usize, plus: f32, factor: f32) -> Result<FrozenVector> {
+        let device = if self.plan { &Device::Cpu } else { self.device };
+        let mut weight = self.tensor(name, &[width])?;
+        // Neither changes a bit where there is nothing to add and nothing to multiply with.
+        if plus != 0.0 {
+            weight = (weight + f64::from(plus))?;
+        }
+        if factor != 1.0 {
+            weight = (weight * f64::from(factor))?;
+        }
+        Ok(FrozenVector::new(&weight, device)?)
+    }
+
     /// The same matrix on the device.
     ///
     /// # Errors
@@ -175,17 +192,17 @@ impl<'a> Builder<'a> {
         Ok(weight)
     }
 
-    /// The linear module at `path` (`model.layers.0.self_attn.q_proj`), with its bias if the base has one, and with an
-    /// adapter if it is a target: `A` uniform in `±1/√in` (PEFT's Kaiming initialisation), `B` zero.
+    /// The linear module at `path` (`model.layers.0.self_attn.q_proj`), with its bias if the base has one (under `biased` it must),
+    /// and with an adapter if it is a target: `A` uniform in `±1/√in` (PEFT's Kaiming initialisation), `B` zero.
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub fn linear(&self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+    pub fn linear(&self, path: &str, inputs: usize, outputs: usize, biased: bool) -> Result<Linear> {
         let weight = format!("{path}.weight");
         let fits = self.base.tensor(&weight).is_some_and(|(shape, _)| shape == [outputs, inputs]);
         let weight = self.on_device(&self.matrix(&weight, outputs, inputs, false)?)?;
         let bias = format!("{path}.bias");
-        let bias = if self.has(&bias) { Some(self.vector(&bias, outputs)?) } else { None };
+        let bias = if biased || self.has(&bias) { Some(self.vector(&bias, outputs)?) } else { None };
         let name = path.rsplit('.').next().unwrap_or(path);
         let mut state = self.state.borrow_mut();
         state.report.modules.insert(name.into());

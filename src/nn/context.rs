@@ -7,8 +7,8 @@ use std::cell::RefCell;
 /// What a layer is told about a batch besides its hidden states. `E` is the type of its products.
 #[derive(Debug)]
 pub struct ForwardContext<'a, E: Element> {
-    /// Rotations for the tokens of the batch.
-    pub rope: RopeTable,
+    /// The model's rotations for the tokens of the batch.
+    pub ropes: Vec<RopeTable>,
     /// Which tokens attend to which; they lie one sequence after the other.
     pub sequences: Vec<Sequence>,
     /// In training under dropout: a key for each token.

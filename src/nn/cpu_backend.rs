@@ -4,13 +4,16 @@ use super::backend::{Backend, Head, Norm, Prediction};
 use super::context::ForwardContext;
 use super::gradients::Gradients;
 use super::linear::{Linear, LinearGroup};
+use super::self_attention::QkNorm;
 use crate::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
 use crate::ops::element::{Element, convert_all};
 use crate::ops::{
-    Activation, AttentionShape, Buffer, FrozenWeight, Group, Module, SavedInput, gate, gate_backward,
-    linear_cross_entropy, rms_norm, rms_norm_backward,
+    Activation, AttentionShape, Buffer, FrozenWeight, Group, HeadNorms, Module, SavedInput, add_normalized, add_scaled,
+    branch_norm_backward, gate, gate_backward, linear_cross_entropy, normalize_heads, normalize_heads_backward,
+    rms_norm, rms_norm_backward, scaled,
 };
 use candle_core::Result;
+use rayon::prelude::*;
 
 impl<E: Element> Backend for ForwardContext<'_, E> {
     type Stream = Buffer<f32>;
@@ -19,9 +22,12 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
     type Gradients = Gradients;
     type Kept = Buffer<f32>;
 
-    fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Buffer<f32>> {
+    fn embed(&self, weight: &FrozenWeight, ids: &[u32], factor: f32) -> Result<Buffer<f32>> {
         let mut hidden = self.take(weight.columns());
         weight.embed(ids, &mut hidden)?;
+        if factor != 1.0 {
+            hidden.par_iter_mut().with_min_len(1 << 14).for_each(|x| *x *= factor);
+        }
         Ok(hidden)
     }
 
@@ -42,10 +48,43 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         Ok(())
     }
 
-    fn with_rows<R>(&self, x: &Buffer<f32>, f: impl FnOnce(&Buffer<E>) -> Result<R>) -> Result<R> {
+    fn add(&self, x: &Buffer<f32>, onto: &mut Buffer<f32>) -> Result<()> {
+        onto.par_iter_mut().zip(&x[..]).with_min_len(1 << 14).for_each(|(onto, x)| *onto += x);
+        Ok(())
+    }
+
+    fn rows_of(&self, x: &Buffer<f32>) -> Result<Buffer<E>> {
         let mut rounded = self.take(x.len() / self.tokens);
         convert_all(x, &mut rounded);
-        f(&rounded)
+        Ok(rounded)
+    }
+
+    fn scaled(&self, x: &Buffer<f32>, factor: f32) -> Result<Buffer<E>> {
+        let mut y = self.take(x.len() / self.tokens);
+        scaled(x, factor, &mut y);
+        Ok(y)
+    }
+
+    fn add_scaled(&self, onto: &Buffer<f32>, branch: &Buffer<E>, factor: f32) -> Result<Buffer<f32>> {
+        let mut y = self.take(onto.len() / self.tokens);
+        add_scaled(onto, branch, factor, &mut y);
+        Ok(y)
+    }
+
+    fn add_normalized(&self, onto: &Buffer<f32>, branch: &Buffer<E>, norm: Norm<'_>) -> Result<Buffer<f32>> {
+        let mut y = self.take(onto.len() / self.tokens);
+        add_normalized(onto, branch, norm.weight.numbers(), norm.epsilon, &mut y);
+        Ok(y)
+    }
+
+    fn add_normalized_backward(&self, branch: &Buffer<E>, norm: Norm<'_>, dy: &Buffer<f32>) -> Result<Buffer<E>> {
+        let mut pulled = self.take(dy.len() / self.tokens);
+        branch_norm_backward(branch, norm.weight.numbers(), norm.epsilon, dy, &mut pulled);
+        Ok(pulled)
+    }
+
+    fn with_rows<R>(&self, x: &Buffer<f32>, f: impl FnOnce(&Buffer<E>) -> Result<R>) -> Result<R> {
+        f(&self.rows_of(x)?)
     }
 
     fn down(&self, group: &[Linear], x: &Buffer<E>) -> Result<Buffer<E>> {
@@ -76,8 +115,25 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         Ok(dx)
     }
 
-    fn rotate(&self, shape: AttentionShape, qkv: &mut Buffer<E>) -> Result<()> {
-        self.rope.rotate(qkv, shape);
+    fn normalize_heads(&self, shape: AttentionShape, norm: &QkNorm, qkv: &Buffer<E>) -> Result<Buffer<E>> {
+        let mut heads = self.take(shape.width());
+        normalize_heads(qkv, shape, norm.numbers(), &mut heads);
+        Ok(heads)
+    }
+
+    fn normalize_heads_backward(
+        &self,
+        shape: AttentionShape,
+        norm: &QkNorm,
+        qkv: &Buffer<E>,
+        d_qkv: &mut Buffer<E>,
+    ) -> Result<()> {
+        normalize_heads_backward(qkv, shape, norm.numbers(), d_qkv);
+        Ok(())
+    }
+
+    fn rotate(&self, rope: usize, shape: AttentionShape, qkv: &mut Buffer<E>) -> Result<()> {
+        self.ropes[rope].rotate(qkv, shape);
         Ok(())
     }
 
@@ -90,6 +146,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
 
     fn attend_backward(
         &self,
+        rope: usize,
         shape: AttentionShape,
         qkv: &Buffer<E>,
         (out, log_sums): (&Buffer<E>, &Buffer<f32>),
@@ -97,19 +154,27 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
     ) -> Result<Buffer<E>> {
         let mut d_qkv = self.take::<E>(shape.width());
         let output = AttentionOutput { out, log_sums, gradient: d_output };
-        self.with_heads(0, shape, qkv, |of| attention_backward(of, output, Some(&self.rope), &mut d_qkv, self.pool));
+        self.with_heads(0, shape, qkv, |of| {
+            attention_backward(of, output, Some(&self.ropes[rope]), &mut d_qkv, self.pool)
+        });
         Ok(d_qkv)
     }
 
-    fn swiglu(&self, gate_up: &Buffer<E>, width: usize) -> Result<Buffer<E>> {
+    fn gate(&self, activation: Activation, gate_up: &Buffer<E>, width: usize) -> Result<Buffer<E>> {
         let mut y = self.take(width);
-        gate(Activation::Silu, gate_up, width, &mut y);
+        gate(activation, gate_up, width, &mut y);
         Ok(y)
     }
 
-    fn swiglu_backward(&self, gate_up: Buffer<E>, width: usize, dy: &Buffer<f32>) -> Result<Buffer<E>> {
+    fn gate_backward(
+        &self,
+        activation: Activation,
+        gate_up: Buffer<E>,
+        width: usize,
+        dy: &Buffer<f32>,
+    ) -> Result<Buffer<E>> {
         let mut d_gate_up = self.take::<E>(2 * width);
-        gate_backward(Activation::Silu, &gate_up, width, dy, &mut d_gate_up);
+        gate_backward(activation, &gate_up, width, dy, &mut d_gate_up);
         Ok(d_gate_up)
     }
 
@@ -128,8 +193,14 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         }
         let mut normalized = self.pool.take::<E>(n, d, self.capacity);
         rms_norm(&picked, head.norm.weight.numbers(), head.norm.epsilon, &mut normalized);
-        let pass =
-            linear_cross_entropy(&normalized, head.weight, labels, with_gradient, None, (self.pool, self.capacity))?;
+        let pass = linear_cross_entropy(
+            &normalized,
+            head.weight,
+            labels,
+            with_gradient,
+            head.softcap,
+            (self.pool, self.capacity),
+        )?;
         let (log_probabilities, top1) = (pass.log_probabilities, pass.top1);
         Ok(Prediction { log_probabilities, top1, picked, pulled: pass.gradient })
     }
@@ -167,9 +238,13 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         let mut normed = vec![0f32; hidden.len()];
         rms_norm(hidden, head.norm.weight.numbers(), head.norm.epsilon, &mut normed);
         let mut logits = vec![0f32; n * head.weight.rows()];
+        let softcap = head.softcap;
         let head = Module { weight: head.weight, bias: None, update: None };
         let group = Group { modules: &[head], pool: self.pool, capacity: n };
         group.forward(SavedInput { x: &normed[..], down: &[] }, &mut logits)?;
+        if let Some(cap) = softcap {
+            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         Ok(logits)
     }
 
@@ -198,5 +273,12 @@ impl<E: Element> ForwardContext<'_, E> {
             None => of(keys, values, stride),
             Some(cache) => cache.append(index, [keys, values], (width, stride), |keys, values| of(keys, values, width)),
         }
+    }
+}
+
+impl QkNorm {
+    /// As operations on the CPU take it.
+    fn numbers(&self) -> HeadNorms<'_> {
+        HeadNorms { query: self.query.numbers(), key: self.key.numbers(), epsilon: self.epsilon }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::backend::{Backend, Head, Norm, Prediction};
 use super::linear::Linear;
+use super::self_attention::QkNorm;
 use crate::device::{Gpu, Memory, PinnedMemory};
 use crate::ops::cuda::{
     AdapterMemory, Cuda, DropoutKeys, GpuModule, GpuUpdate, KeyValueMemory, Operands, RopeMemory, Rows, Tiles,
@@ -15,7 +16,7 @@ use std::slice::from_ref;
 pub struct GpuContext<'a> {
     cuda: Cuda,
     operands: Option<Operands<'a>>,
-    rope: RopeMemory,
+    ropes: Vec<RopeMemory>,
     tiles: Tiles,
     dropout_keys: Option<DropoutKeys>,
     cache: Option<&'a KeyValueMemory>,
@@ -32,8 +33,8 @@ pub struct GpuBatch<'a, 'b> {
     pub capacity: usize,
     /// Adapters, where they take part.
     pub adapter: Option<&'a AdapterMemory>,
-    /// Rotations for the tokens of the batch.
-    pub rope: RopeTable,
+    /// The model's rotations for the tokens of the batch.
+    pub ropes: Vec<RopeTable>,
     /// Which tokens attend to which.
     pub sequences: &'b [Sequence],
     /// Width of a head.
@@ -66,7 +67,7 @@ impl<'a> GpuContext<'a> {
         let cuda = Cuda { gpu: gpu.clone(), compute: batch.compute, capacity: batch.capacity };
         Ok(Self {
             operands: batch.adapter.map(|adapter| adapter.operands(batch.compute)).transpose()?,
-            rope: cuda.rope(&batch.rope, batch.tokens)?,
+            ropes: batch.ropes.iter().map(|rope| cuda.rope(rope, batch.tokens)).collect::<Result<_>>()?,
             tiles: cuda.tiles(batch.sequences, batch.head_dim)?,
             dropout_keys: batch.dropout_keys.map(|keys| cuda.dropout_keys(keys)).transpose()?,
             cache: batch.cache,
@@ -108,8 +109,8 @@ impl Backend for GpuContext<'_> {
     type Gradients = ();
     type Kept = KeptRows;
 
-    fn embed(&self, weight: &FrozenWeight, ids: &[u32]) -> Result<Rows> {
-        self.cuda.embed(weight, ids, 1.0)
+    fn embed(&self, weight: &FrozenWeight, ids: &[u32], factor: f32) -> Result<Rows> {
+        self.cuda.embed(weight, ids, factor)
     }
 
     fn normalize(&self, x: &Rows, norm: Norm<'_>) -> Result<Rows> {
@@ -118,6 +119,30 @@ impl Backend for GpuContext<'_> {
 
     fn normalize_backward(&self, x: &Rows, norm: Norm<'_>, pulled: &Rows, gradient: &mut Rows) -> Result<()> {
         self.cuda.rms_norm_backward(x, norm.weight, norm.epsilon, pulled, gradient)
+    }
+
+    fn add(&self, x: &Rows, onto: &mut Rows) -> Result<()> {
+        self.cuda.add_to(x, onto)
+    }
+
+    fn rows_of(&self, x: &Rows) -> Result<Rows> {
+        self.cuda.copy(x)
+    }
+
+    fn scaled(&self, x: &Rows, factor: f32) -> Result<Rows> {
+        self.cuda.scaled(x, factor)
+    }
+
+    fn add_scaled(&self, onto: &Rows, branch: &Rows, factor: f32) -> Result<Rows> {
+        self.cuda.add_scaled(onto, branch, factor)
+    }
+
+    fn add_normalized(&self, onto: &Rows, branch: &Rows, norm: Norm<'_>) -> Result<Rows> {
+        self.cuda.add_normalized(onto, branch, norm.weight, norm.epsilon)
+    }
+
+    fn add_normalized_backward(&self, branch: &Rows, norm: Norm<'_>, gradient: &Rows) -> Result<Rows> {
+        self.cuda.branch_norm_backward(branch, norm.weight, norm.epsilon, gradient)
     }
 
     fn with_rows<R>(&self, x: &Rows, f: impl FnOnce(&Rows) -> Result<R>) -> Result<R> {
@@ -147,8 +172,22 @@ impl Backend for GpuContext<'_> {
         self.with(group, |modules, operands| self.cuda.linear_backward(modules, operands, saved, dy, wanted))
     }
 
-    fn rotate(&self, shape: AttentionShape, qkv: &mut Rows) -> Result<()> {
-        self.cuda.rotate(qkv, &self.rope, shape, false)
+    fn normalize_heads(&self, shape: AttentionShape, norm: &QkNorm, qkv: &Rows) -> Result<Rows> {
+        self.cuda.normalize_heads(qkv, shape, &norm.query, &norm.key, norm.epsilon)
+    }
+
+    fn normalize_heads_backward(
+        &self,
+        shape: AttentionShape,
+        norm: &QkNorm,
+        qkv: &Rows,
+        d_qkv: &mut Rows,
+    ) -> Result<()> {
+        self.cuda.normalize_heads_backward(qkv, shape, &norm.query, &norm.key, norm.epsilon, d_qkv)
+    }
+
+    fn rotate(&self, rope: usize, shape: AttentionShape, qkv: &mut Rows) -> Result<()> {
+        self.cuda.rotate(qkv, &self.ropes[rope], shape, false)
     }
 
     fn attend(&self, index: usize, shape: AttentionShape, qkv: &Rows) -> Result<(Rows, Memory)> {
@@ -157,22 +196,23 @@ impl Backend for GpuContext<'_> {
 
     fn attend_backward(
         &self,
+        rope: usize,
         shape: AttentionShape,
         qkv: &Rows,
         output: (&Rows, &Memory),
         d_output: &Rows,
     ) -> Result<Rows> {
         let d_qkv = self.cuda.attention_backward(shape, qkv, &self.tiles, output, d_output)?;
-        self.cuda.rotate(&d_qkv, &self.rope, shape, true)?;
+        self.cuda.rotate(&d_qkv, &self.ropes[rope], shape, true)?;
         Ok(d_qkv)
     }
 
-    fn swiglu(&self, gate_up: &Rows, _: usize) -> Result<Rows> {
-        self.cuda.gate(Activation::Silu, gate_up)
+    fn gate(&self, activation: Activation, gate_up: &Rows, _: usize) -> Result<Rows> {
+        self.cuda.gate(activation, gate_up)
     }
 
-    fn swiglu_backward(&self, gate_up: Rows, _: usize, dy: &Rows) -> Result<Rows> {
-        self.cuda.gate_backward(Activation::Silu, gate_up, dy)
+    fn gate_backward(&self, activation: Activation, gate_up: Rows, _: usize, dy: &Rows) -> Result<Rows> {
+        self.cuda.gate_backward(activation, gate_up, dy)
     }
 
     fn predict(
@@ -185,7 +225,8 @@ impl Backend for GpuContext<'_> {
     ) -> Result<Prediction<Rows>> {
         let picked = self.cuda.gather(hidden, &self.cuda.places(rows)?)?;
         let normalized = self.cuda.rms_norm(&picked, head.norm.weight, head.norm.epsilon)?;
-        let (pass, pulled) = self.cuda.linear_cross_entropy(&normalized, head.weight, labels, with_gradient, None)?;
+        let (pass, pulled) =
+            self.cuda.linear_cross_entropy(&normalized, head.weight, labels, with_gradient, head.softcap)?;
         Ok(Prediction { log_probabilities: pass.log_probabilities, top1: pass.top1, picked, pulled })
     }
 
@@ -205,7 +246,7 @@ impl Backend for GpuContext<'_> {
         let rows: Vec<usize> = (first..hidden.rows()).collect();
         let picked = self.cuda.gather(hidden, &self.cuda.places(&rows)?)?;
         let normalized = self.cuda.rms_norm(&picked, head.norm.weight, head.norm.epsilon)?;
-        self.cuda.logits(&normalized, head.weight, None)
+        self.cuda.logits(&normalized, head.weight, head.softcap)
     }
 
     fn keep(&self, x: Rows) -> Result<KeptRows> {

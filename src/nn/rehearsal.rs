@@ -5,9 +5,11 @@
 
 use super::backend::{Backend, Head, Norm, Prediction};
 use super::linear::Linear;
+use super::self_attention::QkNorm;
 use crate::ops::attention::{lend_attention, lend_attention_backward};
 use crate::ops::{
-    AttentionShape, Element, FrozenWeight, GroupSizes, Ledger, Lent, ModuleSizes, Sequence, lend_linear_cross_entropy,
+    Activation, AttentionShape, Element, FrozenWeight, GroupSizes, Ledger, Lent, ModuleSizes, Sequence,
+    lend_linear_cross_entropy,
 };
 use candle_core::Result;
 use std::collections::BTreeMap;
@@ -64,7 +66,7 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
     type Gradients = BTreeMap<String, Lent>;
     type Kept = Lent;
 
-    fn embed(&self, weight: &FrozenWeight, _: &[u32]) -> Result<Lent> {
+    fn embed(&self, weight: &FrozenWeight, _: &[u32], _: f32) -> Result<Lent> {
         Ok(self.take::<f32>(weight.columns()))
     }
 
@@ -74,6 +76,30 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
 
     fn normalize_backward(&self, _: &Lent, _: Norm<'_>, _: &Lent, _: &mut Lent) -> Result<()> {
         Ok(())
+    }
+
+    fn add(&self, _: &Lent, _: &mut Lent) -> Result<()> {
+        Ok(())
+    }
+
+    fn rows_of(&self, x: &Lent) -> Result<Lent> {
+        Ok(self.take::<E>(self.columns(x)))
+    }
+
+    fn scaled(&self, x: &Lent, _: f32) -> Result<Lent> {
+        Ok(self.take::<E>(self.columns(x)))
+    }
+
+    fn add_scaled(&self, onto: &Lent, _: &Lent, _: f32) -> Result<Lent> {
+        Ok(self.take::<f32>(self.columns(onto)))
+    }
+
+    fn add_normalized(&self, onto: &Lent, _: &Lent, _: Norm<'_>) -> Result<Lent> {
+        Ok(self.take::<f32>(self.columns(onto)))
+    }
+
+    fn add_normalized_backward(&self, _: &Lent, _: Norm<'_>, gradient: &Lent) -> Result<Lent> {
+        Ok(self.take::<E>(self.columns(gradient)))
     }
 
     fn with_rows<R>(&self, x: &Lent, f: impl FnOnce(&Lent) -> Result<R>) -> Result<R> {
@@ -118,7 +144,15 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
         Ok(dx)
     }
 
-    fn rotate(&self, _: AttentionShape, _: &mut Lent) -> Result<()> {
+    fn normalize_heads(&self, shape: AttentionShape, _: &QkNorm, _: &Lent) -> Result<Lent> {
+        Ok(self.take::<E>(shape.width()))
+    }
+
+    fn normalize_heads_backward(&self, _: AttentionShape, _: &QkNorm, _: &Lent, _: &mut Lent) -> Result<()> {
+        Ok(())
+    }
+
+    fn rotate(&self, _: usize, _: AttentionShape, _: &mut Lent) -> Result<()> {
         Ok(())
     }
 
@@ -128,17 +162,17 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
         Ok(taken)
     }
 
-    fn attend_backward(&self, shape: AttentionShape, _: &Lent, _: (&Lent, &Lent), _: &Lent) -> Result<Lent> {
+    fn attend_backward(&self, _: usize, shape: AttentionShape, _: &Lent, _: (&Lent, &Lent), _: &Lent) -> Result<Lent> {
         let d_qkv = self.take::<E>(shape.width());
         lend_attention_backward::<E>(shape, (self.tokens, self.capacity), self.sequences, self.ledger);
         Ok(d_qkv)
     }
 
-    fn swiglu(&self, _: &Lent, width: usize) -> Result<Lent> {
+    fn gate(&self, _: Activation, _: &Lent, width: usize) -> Result<Lent> {
         Ok(self.take::<E>(width))
     }
 
-    fn swiglu_backward(&self, gate_up: Lent, width: usize, _: &Lent) -> Result<Lent> {
+    fn gate_backward(&self, _: Activation, gate_up: Lent, width: usize, _: &Lent) -> Result<Lent> {
         let taken = self.take::<E>(2 * width);
         drop(gate_up);
         Ok(taken)

@@ -15,6 +15,8 @@ pub struct RopeTable {
     sin: Arc<[f32]>,
     half: usize,
     query_factors: Option<Arc<[f32]>>,
+    /// Whether neighbours are the pairs, not halves.
+    interleaved: bool,
 }
 
 impl RopeTable {
@@ -28,7 +30,19 @@ impl RopeTable {
             sin: angles().map(|angle| angle.sin() * scale).collect(),
             half: frequencies.len(),
             query_factors: None,
+            interleaved: false,
         }
+    }
+
+    /// The table for pairs of neighbours (`2i` with `2i + 1`), in place of the halves of what is rotated.
+    #[must_use]
+    pub fn with_interleaved(self, interleaved: bool) -> Self {
+        Self { interleaved, ..self }
+    }
+
+    /// Whether neighbours are the pairs.
+    pub const fn is_interleaved(&self) -> bool {
+        self.interleaved
     }
 
     /// The table with a factor for each token's queries, by which they are multiplied after the rotation.
@@ -96,6 +110,12 @@ impl RopeTable {
         let (cos, sin) = (&self.cos[range.clone()], &self.sin[range]);
         let (queries, rest) = row.split_at_mut(heads * head_dim);
         let keys = &mut rest[..kv_heads * head_dim];
+        if self.interleaved {
+            let factor = self.query_factors.as_ref().map_or(1.0, |factors| factors[token]);
+            rotate_neighbours(queries, head_dim, cos, sin, direction, factor);
+            rotate_neighbours(keys, head_dim, cos, sin, direction, 1.0);
+            return;
+        }
         match &self.query_factors {
             None => rotate_heads(queries, head_dim, cos, sin, direction),
             Some(factors) => rotate_scaled(queries, head_dim, cos, sin, direction, factors[token]),
@@ -130,6 +150,23 @@ vectorized! {
             rotate_head(head, cos, sin, direction, factor);
             for x in &mut head[2 * cos.len()..] {
                 *x = E::from_f32(x.to_f32() * factor);
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// As [`rotate_scaled`], neighbour with neighbour.
+    fn rotate_neighbours<E: Element>(heads: &mut [E], head_dim: usize, cos: &[f32], sin: &[f32], direction: f32, factor: f32) {
+        for head in heads.chunks_exact_mut(head_dim) {
+            let (turned, rest) = head.split_at_mut(2 * cos.len());
+            for ((pair, cos), sin) in turned.chunks_exact_mut(2).zip(cos).zip(sin) {
+                let (a, b, sin) = (pair[0].to_f32(), pair[1].to_f32(), sin * direction);
+                pair[0] = E::from_f32((a * cos - b * sin) * factor);
+                pair[1] = E::from_f32((b * cos + a * sin) * factor);
+            }
+            if factor != 1.0 {
+                rest.iter_mut().for_each(|x| *x = E::from_f32(x.to_f32() * factor));
             }
         }
     }

@@ -69,12 +69,14 @@ pub fn generate(
     let trained_on = TrainedOn::of(&request.adapter, request.base.as_deref())?;
     let base = trained_on.open(request.offline, observer)?;
     let bundle = trained_on.adapter(&base, observer)?;
-    let model = models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)?;
+    let mut model =
+        models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)?;
     model.params.assign(&bundle.tensors, &request.adapter)?;
 
     let encoder = encoder(&base, trained_on.chat_template(&base)?.as_deref(), now())?;
     let prompt = encode_prompt(request, &encoder, model.lm.dimensions.max_positions)?;
 
+    model.lm.fit_rotations(prompt.len() + request.max_tokens);
     let start = Instant::now();
     let ends = ends(&base, &encoder);
     let mut stream = encoder.stream(true);

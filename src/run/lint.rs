@@ -134,6 +134,7 @@ pub(super) fn export_warnings(recipe: &Recipe, base: &Base, target_modules: &BTr
         base_model_name_or_path: recipe.base.model.clone(),
         base_sha256: None,
         lora: recipe.lora.clone(),
+        nested: base.wrapper().is_some(),
     };
     let files: &[&str] = if recipe.data.chat_template.is_some() { &[CHAT_TEMPLATE] } else { &[] };
     let facts = AdapterFacts::planned(&config, target_modules, base, files);

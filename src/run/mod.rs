@@ -4,6 +4,7 @@
 mod card;
 mod data;
 mod export;
+mod families;
 mod generate;
 mod header;
 mod lint;
@@ -21,6 +22,7 @@ mod warnings;
 
 pub use data::{DataSummary, ShownRow, data};
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
+pub use families::{FamilyReport, family_reports};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use lint::{LintRequest, LintSummary, ServerReport, lint};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};

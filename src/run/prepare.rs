@@ -241,7 +241,14 @@ impl Prepared {
         observer.event(&Event::Phase("loading the weights".into()));
         self.reserve_weights()?;
         let lora = Some(&recipe.lora);
-        let model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
+        let mut model = models::load(&self.base, recipe.quantization, lora, recipe.training.seed, &self.device, false)?;
+        let longest = self.longest_row();
+        if model.lm.fit_rotations(longest) {
+            observer.event(&Event::Note(format!(
+                "the longest row has {longest} tokens, which is over the base's original context: all rows take its rotations for \
+                 long texts, as servers do whose context is longer"
+            )));
+        }
         if let Some(path) = &recipe.lora.init_from {
             self.begin_with(path, recipe, &model, observer)?;
         }
@@ -250,6 +257,12 @@ impl Prepared {
             observer.event(&Event::Note(note.clone()));
         }
         Ok(model)
+    }
+
+    /// Tokens of the longest row, of training and validation.
+    fn longest_row(&self) -> usize {
+        let rows = self.dataset.train.entries().chain(self.dataset.validation.entries());
+        rows.map(|entry| entry.tokens as usize).max().unwrap_or(0)
     }
 
     /// Gives the adapter the numbers of another one.
@@ -365,6 +378,7 @@ impl Prepared {
             base_model_name_or_path: super::card::base_name(recipe, self),
             base_sha256: Some(self.base.fingerprint()?),
             lora: recipe.lora.clone(),
+            nested: self.base.wrapper().is_some(),
         };
         // Where PEFT and servers look for it: the base's own would not do.
         let template =

@@ -58,12 +58,16 @@ impl MemoryEstimate {
         let (tokens, bytes, r) = (tokens as u64, compute.bytes() as u64, r as u64);
         let (hidden, inner, layers) = (d.hidden as u64, d.intermediate as u64, d.layers as u64);
         let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
-        let each = tokens * (bytes * (2 * query + 2 * key + hidden + 2 * inner + 6 * r) + 4 * d.heads as u64);
+        let outputs = d.kept_outputs as u64 * hidden;
+        let each = tokens * (bytes * (2 * query + 2 * key + hidden + 2 * inner + 6 * r + outputs) + 4 * d.heads as u64);
         let inputs = if offload { 1 } else { layers } * tokens * hidden * bytes;
         let kept = (kept_layers as u64 + 1).min(layers);
         // Backward through an MLP: the product within beside its gradient (those of gate and up take their place); the
         // stream's, a normalized state and what is pulled through it.
-        let work = tokens * bytes * (2 * inner + 3 * hidden) + panel_bytes(d.intermediate, d.hidden, compute);
+        // Through attention: the gradients of its output and of the heads, and where these are normalized a copy of them.
+        let copy = if d.qk_norm { query + 2 * key } else { 0 };
+        let most = (2 * inner + 3 * hidden).max(2 * query + 2 * key + copy + 3 * hidden);
+        let work = tokens * bytes * most + panel_bytes(d.intermediate, d.hidden, compute);
         let chunk = tokens.min(chunk_tokens(d.vocabulary) as u64);
         let head = chunk * d.vocabulary as u64 * (4 + bytes) + 4 * tokens * hidden * bytes;
         let head_panel = panel_bytes(d.vocabulary, d.hidden, compute);

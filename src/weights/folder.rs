@@ -3,7 +3,7 @@
 use super::added_tokens::TokenFiles;
 use super::chat_templates::ChatTemplates;
 use super::special_tokens::Sources;
-use super::{Contents, resolve, shards};
+use super::{Contents, resolve, shards, wrapper};
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -18,7 +18,11 @@ pub(super) fn open(folder: &Path) -> Result<Contents> {
     };
     let table = shards::open(folder)?;
     let mut config = said.clone();
+    let wrapper = wrapper::unwrap(&mut config, folder)?;
     let mut notes = resolve::resolve(&mut config, &table, folder)?;
+    notes.extend(
+        wrapper.as_ref().map(|whole| format!("a {} has several parts: its text part is the base", whole.model_type)),
+    );
     notes.extend(shards::left_out(folder));
     let tokenizer_config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let chat_templates = ChatTemplates::of_folder(folder, &tokenizer_config)?;
@@ -30,7 +34,7 @@ pub(super) fn open(folder: &Path) -> Result<Contents> {
     };
     let special_tokens = sources.special_tokens(folder);
     let said = Some(said).filter(|said| *said != config);
-    Ok(Contents { config, said, notes, table, special_tokens, chat_templates })
+    Ok(Contents { config, said, notes, table, special_tokens, chat_templates, wrapper })
 }
 
 fn token_files(folder: &Path, tokenizer_config: Map<String, Value>) -> Result<TokenFiles> {

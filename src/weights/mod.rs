@@ -14,12 +14,15 @@ mod safetensors_header;
 mod shards;
 mod special_tokens;
 mod table;
+mod wrapper;
 
 pub use chat_templates::{ChatTemplates, FOLDER as CHAT_TEMPLATES_FOLDER};
 pub(crate) use gguf::WORD_PATTERNS;
 pub(crate) use safetensors_file::{SafetensorsHeader, StoredTensor};
 pub use safetensors_header::{TensorInfo, safetensors_header};
 pub use special_tokens::SpecialTokens;
+pub use wrapper::Wrapper;
+pub(crate) use wrapper::{name_in_whole, text_name};
 
 use crate::error::{Error, Result};
 use candle_core::quantized::GgmlDType;
@@ -62,6 +65,8 @@ struct Contents {
     table: Table,
     special_tokens: SpecialTokens,
     chat_templates: ChatTemplates,
+    /// The model of several parts that the decoder is one of.
+    wrapper: Option<Wrapper>,
 }
 
 impl Base {
@@ -99,6 +104,11 @@ impl Base {
     /// Of a GGUF file, its metadata: what an export to GGUF carries over.
     pub fn gguf_metadata(&self) -> Option<&gguf::Metadata> {
         self.gguf.as_ref()
+    }
+
+    /// The model of several parts that this decoder is one of.
+    pub fn wrapper(&self) -> Option<&Wrapper> {
+        self.contents.wrapper.as_ref()
     }
 
     /// What one should know of the base: where it says two things, and what counts then.

@@ -32,6 +32,10 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
         }
     }
     let object = |key: &str| known(config, key).and_then(Value::as_object).cloned();
+    if object("rope_parameters").is_some_and(|map| map.values().any(Value::is_object)) {
+        // An object for each type of layer: the family knows what else counts.
+        return Vec::new();
+    }
     let (scaling, parameters) = (object("rope_scaling"), object("rope_parameters"));
     let (key, Some(mut chosen)) = (match scaling {
         Some(_) => ("rope_scaling", scaling.clone()),

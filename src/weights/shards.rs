@@ -6,6 +6,7 @@
 
 use super::safetensors_file::{SafetensorsHeader, StoredTensor};
 use super::table::{Entry, Table, Unread, WeightFile};
+use super::wrapper;
 use crate::error::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use serde_json::Value;
@@ -150,8 +151,13 @@ fn unsupported(path: &Path, name: &str, dtype: &str) -> Unread {
     }
 }
 
-/// Some base models are saved without the `model.` that a causal language model's names begin with.
+/// Names become those of a causal language model by itself: the text part of a model of several parts has others, and some base
+/// models are saved without the `model.` that they begin with.
 fn complete_names(table: &mut Table) {
+    if table.entries().any(|(name, _)| wrapper::text_name(name).is_some()) {
+        table.rename(|name| wrapper::text_name(&name).unwrap_or(name));
+        return;
+    }
     let bare = |name: &str| name.starts_with("layers.") || name == "embed_tokens.weight" || name == "norm.weight";
     if table.entries().all(|(name, _)| !name.starts_with("model.")) && table.entries().any(|(name, _)| bare(name)) {
         table.rename(|name| if name.starts_with("lm_head.") { name } else { format!("model.{name}") });

@@ -12,4 +12,4 @@
 HOST_LAUNCH(
     EACH_TYPE(add_normalized) EACH_TYPE(branch_norm_backward) EACH_TYPE(head_norm) EACH_TYPE(head_norm_backward)
     EACH_TYPE(geglu) EACH_TYPE(geglu_backward) EACH_TYPE(add_scaled) EACH_TYPE(scaled) EACH_TYPE(cross_entropy_capped)
-    EACH_TYPE(softcap))
+    EACH_TYPE(softcap) EACH_TYPE(rope_neighbours))

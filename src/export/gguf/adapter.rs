@@ -196,7 +196,8 @@ mod tests {
             (name("mlp.down_proj", "B"), counting(36, 2, 2.0)),
         ]);
         let lora = LoraConfig { r: 2, lora_alpha: 6.0, use_rslora, ..LoraConfig::default() };
-        let config = AdapterConfig { base_model_name_or_path: "org/small-base".into(), base_sha256: None, lora };
+        let config =
+            AdapterConfig { base_model_name_or_path: "org/small-base".into(), base_sha256: None, nested: false, lora };
         AdapterBundle { config, tensors }
     }
 

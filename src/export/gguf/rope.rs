@@ -120,7 +120,7 @@ pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize) -> Result<Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::rope_frequencies;
+    use crate::models::rope_frequencies;
     use serde_json::json;
 
     #[test]

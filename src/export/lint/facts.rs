@@ -2,7 +2,7 @@
 
 use super::names::{TensorKind, TensorName};
 use crate::adapter::AdapterConfig;
-use crate::weights::Base;
+use crate::weights::{Base, name_in_whole, text_name};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +51,8 @@ pub struct BaseFacts {
     pub layers: Option<usize>,
     /// Whether the head is the embedding.
     pub tied: bool,
+    /// Where it is the text part of a model of several parts: the class that servers load.
+    pub whole: Option<String>,
     /// Path → outputs and inputs, of every module with a matrix.
     pub modules: BTreeMap<String, (usize, usize)>,
 }
@@ -62,10 +64,12 @@ impl BaseFacts {
             let inner = base.config().get("text_config").and_then(|inner| inner.get(key));
             base.config().get(key).or(inner).and_then(Value::as_u64).map(|number| number as usize)
         };
+        let whole = base.wrapper().map(|whole| whole.architecture.clone().unwrap_or_else(|| whole.model_type.clone()));
+        let path = |module: &str| if whole.is_some() { name_in_whole(module) } else { module.to_owned() };
         let modules: BTreeMap<String, (usize, usize)> = base
             .tensor_names()
             .filter_map(|name| match base.tensor(name)?.0 {
-                &[out, width] => Some((name.strip_suffix(".weight")?.to_owned(), (out, width))),
+                &[out, width] => Some((path(name.strip_suffix(".weight")?), (out, width))),
                 _ => None,
             })
             .collect();
@@ -76,6 +80,7 @@ impl BaseFacts {
             layers: number("num_hidden_layers"),
             tied: said.unwrap_or_else(|| !modules.contains_key("lm_head")),
             modules,
+            whole,
         }
     }
 }
@@ -108,7 +113,9 @@ impl AdapterFacts {
         let r = config.lora.r;
         let adapted = |path: &&String| {
             let name = TensorName::parse(&format!("{path}.lora_A.weight"));
-            name.layer().is_some() && target_modules.contains(name.leaf()) && config.lora.targets(path)
+            name.layer().is_some()
+                && target_modules.contains(name.leaf())
+                && config.lora.targets(&text_name(path).unwrap_or_else(|| (*path).clone()))
         };
         let pair = |path: &String| {
             let (out, width) = base.modules[path];

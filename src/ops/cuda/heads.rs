@@ -15,6 +15,7 @@ pub struct RopeMemory {
     query_factors: Option<Memory>,
     half: usize,
     tokens: usize,
+    interleaved: bool,
 }
 
 impl Cuda {
@@ -30,7 +31,7 @@ impl Cuda {
         }
         let query_factors = factors.map(|factors| self.gpu.upload_numbers(factors)).transpose()?;
         let (cos, sin) = (self.gpu.upload_numbers(cos)?, self.gpu.upload_numbers(sin)?);
-        Ok(RopeMemory { cos, sin, query_factors, half, tokens })
+        Ok(RopeMemory { cos, sin, query_factors, half, tokens, interleaved: table.is_interleaved() })
     }
 
     /// Rotates queries and keys in place by the tokens' positions, or `back`: the twin of [`RopeTable::rotate`].
@@ -56,7 +57,9 @@ impl Cuda {
         ];
         let passing = if rope.query_factors.is_some() { heads * (head_dim - 2 * rope.half) } else { 0 };
         let touched = (heads + kv_heads) * 2 * rope.half + passing;
-        self.each_row(&programs::rows(), "rope", (qkv.rows, touched), 2, &arguments)
+        let (program, kernel) =
+            if rope.interleaved { (programs::families(), "rope_neighbours") } else { (programs::rows(), "rope") };
+        self.each_row(&program, kernel, (qkv.rows, touched), 2, &arguments)
     }
 
     /// Rows with queries and keys normalized, by head or over all heads as their weights are long: the twin of

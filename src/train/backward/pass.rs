@@ -61,7 +61,7 @@ impl Engine<'_> {
         (dropout_keys, adapter): (Option<&'a [u64]>, bool),
     ) -> ForwardContext<'a, E> {
         ForwardContext {
-            rope: self.lm.rope(&tokens.pick(&batch.position_ids)),
+            ropes: self.lm.rotations(&tokens.pick(&batch.position_ids)),
             sequences: tokens.sequences.clone(),
             dropout_keys,
             adapter,
@@ -109,7 +109,7 @@ impl Engine<'_> {
             compute: self.compute,
             capacity: self.capacity,
             adapter: self.params.memory().map(|memory| &**memory).filter(|_| adapter),
-            rope: self.lm.rope(&tokens.pick(&batch.position_ids)),
+            ropes: self.lm.rotations(&tokens.pick(&batch.position_ids)),
             sequences: &tokens.sequences,
             head_dim: self.lm.dimensions.head_dim,
             dropout_keys,
@@ -126,7 +126,8 @@ impl Engine<'_> {
         if head.labels.is_empty() {
             return Ok(head.nothing());
         }
-        let mut hidden = backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids))?;
+        let mut hidden =
+            backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids), self.lm.embedding_factor)?;
         for layer in &self.lm.layers {
             hidden = layer.forward(&hidden, backend)?.0;
         }
@@ -150,7 +151,8 @@ impl Engine<'_> {
         let layers = &self.lm.layers;
         let recomputed = layers.len().saturating_sub(self.kept_layers);
         let mut kept = Vec::with_capacity(layers.len());
-        let mut hidden = backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids))?;
+        let mut hidden =
+            backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids), self.lm.embedding_factor)?;
         for layer in layers {
             let (output, activations) = layer.forward(&hidden, backend)?;
             // The last layers are kept whole: the backward pass frees them first.

@@ -74,7 +74,8 @@ impl Engine<'_> {
         let places: Vec<u32> = head.places.iter().map(|&place| place as u32).collect();
         let places = Tensor::new(places.as_slice(), &Device::Cpu)?;
         let hidden = normalized.reshape((rows, ()))?.index_select(&places, 0)?;
-        let (log_probabilities, top1, gradient) = composed::head(&hidden, &self.lm.lm_head, &head.labels, None)?;
+        let (log_probabilities, top1, gradient) =
+            composed::head(&hidden, &self.lm.lm_head, &head.labels, self.lm.logits_softcap)?;
         let (loss, weights) = head.loss(self.objective, &log_probabilities, &top1);
         let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
         let weights = Tensor::from_vec(weights, (head.labels.len(), 1), &Device::Cpu)?;

@@ -73,7 +73,9 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
     }
     let special_tokens = special_tokens::read(&metadata)?;
     let chat_templates = chat_templates(&metadata)?;
-    Ok((Contents { config, said: None, notes: Vec::new(), table, special_tokens, chat_templates }, metadata))
+    let contents =
+        Contents { config, said: None, notes: Vec::new(), table, special_tokens, chat_templates, wrapper: None };
+    Ok((contents, metadata))
 }
 
 /// `tokenizer.chat_template`, and those with names that `tokenizer.chat_templates` lists.

@@ -5,18 +5,21 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device as Place, Tensor, Var};
 use clap::ValueEnum;
 use equipoise::device::Device;
-use equipoise::error::{Error, Result};
+use equipoise::error::Result;
 use equipoise::models::{CausalLm, Dimensions};
 use equipoise::nn::{
-    AdapterParams, DecoderLayer, Linear, LoraAdapter, QuantizationType, fallback_of, peft_name, rope_frequencies,
+    AdapterParams, DecoderLayer, FrozenNorm, Linear, LoraAdapter, Mlp, QuantizationType, Residual, Rope, SelfAttention,
+    fallback_of, peft_name,
 };
-use equipoise::ops::{FrozenVector, FrozenWeight};
-use serde_json::json;
+use equipoise::ops::{Activation, AttentionShape, FrozenVector, FrozenWeight};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 /// Random layers that are made; then they come again. Fresh memory is what costs.
 const LAYERS: usize = 4;
+
+/// Of normalizations.
+const EPSILON: f64 = 1e-5;
 
 /// `lora_alpha / r`
 const SCALE: f64 = 2.0;
@@ -45,6 +48,8 @@ impl Shape {
                 head_dim: 128,
                 vocabulary: 128_256,
                 max_positions: 131_072,
+                kept_outputs: 0,
+                qk_norm: false,
             },
             Self::Smol => Dimensions {
                 layers: 30,
@@ -55,6 +60,8 @@ impl Shape {
                 head_dim: 64,
                 vocabulary: 49_152,
                 max_positions: 8192,
+                kept_outputs: 0,
+                qk_norm: false,
             },
             Self::Tiny => Dimensions {
                 layers: 2,
@@ -65,6 +72,8 @@ impl Shape {
                 head_dim: 64,
                 vocabulary: 503,
                 max_positions: 8192,
+                kept_outputs: 0,
+                qk_norm: false,
             },
         }
     }
@@ -127,26 +136,33 @@ pub fn make(shape: Shape, kind: QuantizationType, r: usize, device: &Device) -> 
     let precise = if kind == QuantizationType::None { dtype } else { GgmlDType::Q8_0 };
     let embed_tokens = random_weight_of(d.vocabulary, d.hidden, precise, 2, 1.0)?;
     let lm_head = random_weight(d.vocabulary, d.hidden, precise, 3)?.to_device(device)?;
-    let frequencies = rope_frequencies(
-        json!({"rope_theta": shape.theta()}).as_object().ok_or_else(|| Error::invalid("internal: no object"))?,
-        d.head_dim,
-        None,
-    )?;
-    let norm = maker.norm(d.hidden)?;
+    let ropes = vec![Rope::plain(shape.theta(), d.head_dim)];
+    let norm = maker.norm(d.hidden)?.weight;
     let Maker { mut params, body, .. } = maker;
     if let Device::Gpu(gpu) = device {
         params.move_to(gpu)?;
     }
     let sizes = Sizes { body, head: d.vocabulary * d.hidden, adapter: params.parameters() };
     let adapter_memory = params.memory().cloned();
-    let lm =
-        CausalLm { dimensions: d, epsilon: 1e-5, frequencies, embed_tokens, layers, norm, lm_head, adapter_memory };
+    let lm = CausalLm {
+        dimensions: d,
+        epsilon: EPSILON,
+        ropes,
+        embed_tokens,
+        embedding_factor: 1.0,
+        layers,
+        norm,
+        lm_head,
+        logits_softcap: None,
+        adapter_memory,
+    };
     Ok(Made { lm, params, sizes })
 }
 
 impl Maker<'_> {
-    fn norm(&self, width: usize) -> Result<FrozenVector> {
-        Ok(FrozenVector::new(&Tensor::ones(width, DType::F32, &Place::Cpu)?, self.device)?)
+    fn norm(&self, width: usize) -> Result<FrozenNorm> {
+        let weight = FrozenVector::new(&Tensor::ones(width, DType::F32, &Place::Cpu)?, self.device)?;
+        Ok(FrozenNorm { weight, epsilon: EPSILON })
     }
 
     fn linear(&mut self, layer: usize, name: &'static str, inputs: usize, outputs: usize) -> Result<Linear> {
@@ -175,21 +191,27 @@ impl Maker<'_> {
         let (query, key) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
         Ok(DecoderLayer {
             index,
-            shape: d.attention(),
-            epsilon: 1e-5,
-            input_norm: self.norm(d.hidden)?,
-            qkv: [
-                self.linear(index, "self_attn.q_proj", d.hidden, query)?,
-                self.linear(index, "self_attn.k_proj", d.hidden, key)?,
-                self.linear(index, "self_attn.v_proj", d.hidden, key)?,
-            ],
-            o: self.linear(index, "self_attn.o_proj", query, d.hidden)?,
-            post_attention_norm: self.norm(d.hidden)?,
-            gate_up: [
-                self.linear(index, "mlp.gate_proj", d.hidden, d.intermediate)?,
-                self.linear(index, "mlp.up_proj", d.hidden, d.intermediate)?,
-            ],
-            down: self.linear(index, "mlp.down_proj", d.intermediate, d.hidden)?,
+            attention: SelfAttention {
+                residual: Residual::pre_normalized(self.norm(d.hidden)?),
+                shape: AttentionShape::new(d.heads, d.kv_heads, d.head_dim),
+                rope: 0,
+                qk_norm: None,
+                qkv: vec![
+                    self.linear(index, "self_attn.q_proj", d.hidden, query)?,
+                    self.linear(index, "self_attn.k_proj", d.hidden, key)?,
+                    self.linear(index, "self_attn.v_proj", d.hidden, key)?,
+                ],
+                o: self.linear(index, "self_attn.o_proj", query, d.hidden)?,
+            },
+            mlp: Mlp {
+                residual: Residual::pre_normalized(self.norm(d.hidden)?),
+                activation: Activation::Silu,
+                gate_up: vec![
+                    self.linear(index, "mlp.gate_proj", d.hidden, d.intermediate)?,
+                    self.linear(index, "mlp.up_proj", d.hidden, d.intermediate)?,
+                ],
+                down: self.linear(index, "mlp.down_proj", d.intermediate, d.hidden)?,
+            },
         })
     }
 }

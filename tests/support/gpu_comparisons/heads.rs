@@ -26,7 +26,9 @@ pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
         ],
     );
     for (tokens, shape, rotated, factors) in rotations {
-        turned(judge, tokens, shape, rotated, factors)?;
+        for interleaved in [false, true] {
+            turned(judge, tokens, shape, rotated, (factors, interleaved))?;
+        }
     }
     // Tokens, heads, and whether all queries and all keys have a norm together.
     let norms = judge.choose(
@@ -54,11 +56,11 @@ fn turned(
     tokens: usize,
     shape: AttentionShape,
     rotated: usize,
-    has_factors: bool,
+    (has_factors, interleaved): (bool, bool),
 ) -> Result<()> {
     let positions: Vec<u32> = (0..tokens as u32).map(|i| i * 3 % 2000).collect();
     let frequencies: Vec<f32> = (0..rotated / 2).map(|i| 5e5f32.powf(-2.0 * i as f32 / rotated as f32)).collect();
-    let mut table = RopeTable::new(&positions, &frequencies, 1.1);
+    let mut table = RopeTable::new(&positions, &frequencies, 1.1).with_interleaved(interleaved);
     if has_factors {
         table = table.with_query_factors((0..tokens).map(|i| 1.0 + 0.3 * i as f32 / tokens as f32).collect());
     }
@@ -70,7 +72,8 @@ fn turned(
         table.rotate_back(token, row, shape);
     }
     let (heads, factors) = (shape.heads + shape.kv_heads, if has_factors { ", factors" } else { "" });
-    let of = format!("{tokens}x{heads}x{rotated} of {}{factors}", shape.head_dim);
+    let pairs = if interleaved { ", neighbours" } else { "" };
+    let of = format!("{tokens}x{heads}x{rotated} of {}{factors}{pairs}", shape.head_dim);
     judge.each(["rope", "rope backward"], &of, &[there, back], |cuda| {
         let rope = cuda.rope(&table, tokens)?;
         let (there, back) = (cuda.upload(&x, width)?, cuda.upload(&x, width)?);

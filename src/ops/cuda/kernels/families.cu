@@ -25,6 +25,30 @@ __device__ __forceinline__ void add_scaled(Count<N> n, const T *onto, const T *b
     });
 }
 
+// As `rope` of rows.cu, neighbour with neighbour.
+template <class T>
+__device__ __forceinline__ void rope_neighbours(T *x, const float *cos, const float *sin, const float *factors, u32 stride,
+                                                u32 query_heads, u32 heads, u32 head_dim, u32 half, float direction) {
+    x += row_start(stride);
+    cos += row_start(half);
+    sin += row_start(half);
+    float of_queries = factors ? factors[blockIdx.x] : 1.0f;
+    for (u32 i = threadIdx.x; i < heads * half; i += blockDim.x) {
+        u32 head = i / half, at = i % half;
+        float factor = head < query_heads ? of_queries : 1.0f;
+        T *from = x + head * head_dim + 2 * at;
+        float x1 = to_f32(from[0]), x2 = to_f32(from[1]), c = cos[at], turned = sin[at] * direction;
+        store_one(from, (x1 * c - x2 * turned) * factor);
+        store_one(from + 1, (x2 * c + x1 * turned) * factor);
+    }
+    u32 rest = head_dim - 2 * half;
+    if (!factors || rest == 0) return;
+    for (u32 i = threadIdx.x; i < query_heads * rest; i += blockDim.x) {
+        T *from = x + i / rest * head_dim + 2 * half + i % rest;
+        store_one(from, to_f32(*from) * of_queries);
+    }
+}
+
 // Caps numbers in place, eight a thread, without rows.
 __device__ __forceinline__ void softcap(float *x, Cap cap, u64 count) {
     u64 at = 8 * thread_number();
@@ -59,6 +83,10 @@ __device__ __forceinline__ void softcap(float *x, Cap cap, u64 count) {
         } else {                                                                                                             \
             EITHER(eight, head_norm_backward<false>, x, q_weight, k_weight, d, row, epsilon)                                 \
         }                                                                                                                    \
+    }                                                                                                                        \
+    ROWS rope_neighbours_##type(T *x, const float *cos, const float *sin, const float *factors, u32 stride, u32 query_heads, \
+                                u32 heads, u32 head_dim, u32 half, float direction) {                                        \
+        rope_neighbours(x, cos, sin, factors, stride, query_heads, heads, head_dim, half, direction);                        \
     }                                                                                                                        \
     ROWS geglu_##type(const T *gate_up, T *y, u32 width) {                                                                   \
         EITHER(aligned(width, gate_up, y), gate, GeluTanh(), gate_up, y, width)                                              \

@@ -1,0 +1,34 @@
+//! EXAONE 4: norms behind the branches alone, queries and keys normalized by head; where layers slide, only those have positions.
+//!
+//! Source: `modeling_exaone4.py` of transformers.
+
+use super::config::Config;
+use super::decoder::{Decoder, Defaults, Family, Names, QkNormKind};
+use crate::error::Result;
+use crate::nn::{Builder, Rope};
+
+pub(super) const FAMILY: Family =
+    Family { model_type: "exaone4", models: "EXAONE 4", names: Names::POST_NORM, describe: decoder };
+
+const DEFAULTS: Defaults = Defaults { epsilon: 1e-5, ..Defaults::LLAMA };
+
+fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
+    let mut decoder = Decoder::new(config, &DEFAULTS, builder)?;
+    decoder.qk_norm = Some(QkNormKind::Head);
+    let layers = decoder.dimensions.layers;
+    let window = if config.has("sliding_window") { config.count("sliding_window")? } else { Some(4096) };
+    // A number, or a word such as LLLG, whose length it is.
+    let pattern = config.value("sliding_window_pattern");
+    let period = pattern.and_then(|p| p.as_u64().map(|n| n as usize).or_else(|| p.as_str().map(str::len)));
+    let period = period.unwrap_or(4).max(1);
+    let slides = |i: usize| window.is_some() && !(i + 1).is_multiple_of(period);
+    let sliding = config.sliding_layers(layers, slides)?;
+    if let Some(window) = window {
+        decoder.slide(window, &sliding);
+        decoder.ropes.push(Rope::none());
+        for (kind, sliding) in decoder.kinds.iter_mut().zip(sliding) {
+            kind.rope = usize::from(!sliding);
+        }
+    }
+    Ok(decoder)
+}

@@ -1,0 +1,28 @@
+//! Phi 3, 3.5 and 4: a Llama whose queries, keys and values are one linear layer, and gates and ups another; long texts have rotations
+//! of their own.
+//!
+//! Source: arXiv 2404.14219, and `modeling_phi3.py` of transformers.
+
+use super::config::Config;
+use super::decoder::{Decoder, Defaults, Family, Names};
+use super::rope::{RopeDefaults, rope};
+use crate::error::Result;
+use crate::nn::Builder;
+
+pub(super) const FAMILY: Family =
+    Family { model_type: "phi3", models: "Phi-3, 3.5, 4, 4-mini", names: NAMES, describe: decoder };
+
+const DEFAULTS: Defaults = Defaults { positions: 4096, epsilon: 1e-5, ..Defaults::LLAMA };
+const NAMES: Names = Names { qkv: &["self_attn.qkv_proj"], gate_up: &["mlp.gate_up_proj"], ..Names::LLAMA };
+
+fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
+    let mut decoder = Decoder::without_rope(config, &DEFAULTS)?;
+    let partial = config.number("partial_rotary_factor")?.unwrap_or(1.0);
+    let defaults = RopeDefaults { partial, ..DEFAULTS.rope() };
+    decoder.ropes = vec![rope(config, None, defaults, decoder.dimensions.head_dim, None)?];
+    if let Some(window) = config.count("sliding_window")? {
+        let layers = decoder.dimensions.layers;
+        decoder.slide(window, &vec![true; layers]);
+    }
+    Ok(decoder)
+}
