@@ -216,7 +216,7 @@ fn a_cap_is_right_forward_and_backward() {
         for (lengths, window) in [(&[6, 70][..], None), (&[203, 90], None), (&[203, 90], Some(31))] {
             let mut case = Case::new(SHAPES[i], lengths, true).under(Some(cap), window);
             case.shape.scale = 0.4;
-            check(&format!("a cap of {cap} in {lengths:?}, window {window:?}"), &case, &case.inputs(1.0));
+            check(&format!("a cap of {cap} in {lengths:?}, window {window:?}"), &case, &case.inputs(0.7));
             let case = case.under(Some(cap / 30.0), window);
             check_bent(&format!("a cap of {cap} / 30 in {lengths:?}, window {window:?}"), &case, &case.inputs(1.0));
         }
