@@ -22,7 +22,7 @@ pub use safetensors_header::{TensorInfo, safetensors_header};
 pub use special_tokens::SpecialTokens;
 
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -36,7 +36,7 @@ pub struct RawTensor {
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// The type of the elements, or of the blocks that hold them.
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
     /// The elements or blocks, row after row, little-endian.
     pub bytes: Vec<u8>,
 }
@@ -119,7 +119,7 @@ impl Base {
     }
 
     /// Shape and type of a tensor, by Hugging Face's name, such as `model.layers.0.self_attn.q_proj.weight`.
-    pub fn tensor(&self, name: &str) -> Option<(&[usize], GgmlDType)> {
+    pub fn tensor(&self, name: &str) -> Option<(&[usize], WeightType)> {
         self.contents.table.get(name).map(|entry| (entry.shape.as_slice(), entry.dtype))
     }
 

@@ -7,7 +7,7 @@
 use super::safetensors_file::{SafetensorsHeader, StoredTensor};
 use super::table::{Entry, Table, Unread, WeightFile};
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -127,11 +127,11 @@ fn add_file(table: &mut Table, path: &Path, elsewhere: &BTreeMap<&str, &str>) ->
     Ok(names)
 }
 
-fn ggml_dtype(dtype: &str) -> Option<GgmlDType> {
+fn ggml_dtype(dtype: &str) -> Option<WeightType> {
     match dtype {
-        "F32" => Some(GgmlDType::F32),
-        "F16" => Some(GgmlDType::F16),
-        "BF16" => Some(GgmlDType::BF16),
+        "F32" => Some(WeightType::F32),
+        "F16" => Some(WeightType::F16),
+        "BF16" => Some(WeightType::BF16),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use super::RawTensor;
 use super::gguf::rows;
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -48,7 +48,7 @@ pub(super) struct Entry {
     /// Its name in the file.
     pub stored: String,
     pub shape: Vec<usize>,
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
     /// Which of the table's files holds it.
     pub file: usize,
     /// Where it begins in that file.
@@ -94,7 +94,7 @@ impl Unread {
 }
 
 /// The bytes of a tensor; `None` when its rows are no whole blocks or the number does not fit.
-pub(super) fn byte_len(shape: &[usize], dtype: GgmlDType) -> Option<usize> {
+pub(super) fn byte_len(shape: &[usize], dtype: WeightType) -> Option<usize> {
     let (row, rows) = shape.split_last().unwrap_or((&1, &[]));
     if !row.is_multiple_of(dtype.block_size()) {
         return None;
