@@ -1,6 +1,6 @@
 //! The types that weights are held in: candle's names of GGML's, in one enum with those that candle does not have.
 //!
-//! It owns names and sizes of blocks. What a block means is [`crate::ops::dequantize`]'s, what files call it
+//! It owns names and sizes of blocks, and the levels of those that have a table. What a block means is [`crate::ops::dequantize`]'s, what files call it
 //! [`crate::weights`]'s.
 
 use candle_core::quantized::GgmlDType;
@@ -39,7 +39,34 @@ pub enum WeightType {
     Q6K,
     /// 8-bit K-quant, blocks of 256: a format of activations.
     Q8K,
+    /// 4 bits in blocks of 32, scale and a table of 16 levels.
+    Iq4Nl,
+    /// 4 bits in blocks of 256, scales of 32 and a table of 16 levels.
+    Iq4Xs,
+    /// bitsandbytes' 4 bits in blocks of 64: the largest magnitude in `f32`, then two codes a byte, the first in the high half.
+    Nf4,
 }
+
+/// What the codes of [`WeightType::Nf4`] stand for, in parts of the block's largest magnitude: bitsandbytes' table
+/// (`bitsandbytes/functional.py`, `get_4bit_type`).
+pub const NF4_LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
 
 impl WeightType {
     /// Numbers of a block; 1 of plain floats.
@@ -65,6 +92,7 @@ impl WeightType {
     /// candle's type, with which it quantizes; `None` where it has none.
     pub const fn candle(self) -> Option<GgmlDType> {
         Some(match self {
+            Self::Iq4Nl | Self::Iq4Xs | Self::Nf4 => return None,
             Self::F32 => GgmlDType::F32,
             Self::F16 => GgmlDType::F16,
             Self::BF16 => GgmlDType::BF16,
@@ -101,6 +129,9 @@ impl WeightType {
             Self::Q5K => ("Q5K", 256, 176),
             Self::Q6K => ("Q6K", 256, 210),
             Self::Q8K => ("Q8K", 256, 292),
+            Self::Iq4Nl => ("IQ4_NL", 32, 18),
+            Self::Iq4Xs => ("IQ4_XS", 256, 136),
+            Self::Nf4 => ("NF4", 64, 36),
         }
     }
 }

@@ -35,7 +35,8 @@ pub const fn file_type(dtype: WeightType) -> u32 {
         WeightType::F16 => 1,
         WeightType::Q4_0 => 2,
         WeightType::Q4_1 => 3,
-        WeightType::Q8_0 | WeightType::Q8_1 | WeightType::Q8K => 7,
+        // Nothing is written in the latter three.
+        WeightType::Q8_0 | WeightType::Q8_1 | WeightType::Q8K | WeightType::Nf4 => 7,
         WeightType::Q5_0 => 8,
         WeightType::Q5_1 => 9,
         WeightType::Q2K => 10,
@@ -43,6 +44,8 @@ pub const fn file_type(dtype: WeightType) -> u32 {
         WeightType::Q4K => 14,
         WeightType::Q5K => 16,
         WeightType::Q6K => 18,
+        WeightType::Iq4Nl => 25,
+        WeightType::Iq4Xs => 30,
         WeightType::BF16 => 32,
     }
 }

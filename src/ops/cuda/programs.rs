@@ -5,7 +5,7 @@ use crate::weight_type::WeightType;
 
 const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 
-/// Numbers of GGML blocks.
+/// Numbers of blocks.
 pub(super) fn dequantize() -> Program {
     Program { name: "dequantize", source: &[PRELUDE, include_str!("kernels/dequantize.cu")], defines: Vec::new() }
 }
@@ -43,7 +43,7 @@ pub(super) fn always() -> [(Program, &'static str); 3] {
 }
 
 /// The types that weights are held in, and how kernels call them.
-pub const TYPES: [(WeightType, &str); 13] = [
+pub const TYPES: [(WeightType, &str); 16] = [
     (WeightType::F32, "f32"),
     (WeightType::F16, "f16"),
     (WeightType::BF16, "bf16"),
@@ -57,6 +57,9 @@ pub const TYPES: [(WeightType, &str); 13] = [
     (WeightType::Q4K, "q4k"),
     (WeightType::Q5K, "q5k"),
     (WeightType::Q6K, "q6k"),
+    (WeightType::Iq4Nl, "iq4_nl"),
+    (WeightType::Iq4Xs, "iq4_xs"),
+    (WeightType::Nf4, "nf4"),
 ];
 
 /// How kernels call a type; `None` for those that no weight is held in.

@@ -1,4 +1,4 @@
-//! Numbers of GGML blocks as `f32`.
+//! Numbers of GGML's blocks, and of bitsandbytes', as `f32`.
 //!
 //! candle's `to_float` goes number by number. A frozen weight is dequantized in every pass of every step, so the loops here
 //! run over arrays of fixed size, which the compiler turns into vector code: once for any machine, and on x86-64 once for
@@ -12,6 +12,7 @@
 
 mod blocks;
 mod k_quants;
+mod tables;
 
 use crate::weight_type::WeightType;
 use std::hint::black_box;
@@ -61,6 +62,9 @@ fn any_machine(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
         WeightType::Q5K => each_block!(bytes, out, k_quants::q5k),
         WeightType::Q6K => each_block!(bytes, out, k_quants::q6k),
         WeightType::Q8K => each_block!(bytes, out, k_quants::q8k),
+        WeightType::Iq4Nl => each_block!(bytes, out, tables::iq4_nl),
+        WeightType::Iq4Xs => each_block!(bytes, out, tables::iq4_xs),
+        WeightType::Nf4 => each_block!(bytes, out, tables::nf4),
     }
 }
 

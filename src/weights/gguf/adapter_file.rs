@@ -43,7 +43,8 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFile> {
             )
             .with_help("the file is damaged; fetch it again"));
         };
-        let entry = Entry { stored: name.clone(), shape, dtype, file: number, offset, len, permuted_heads: None };
+        let entry =
+            Entry { stored: name.clone(), shape, dtype, file: number, offset, len, permuted_heads: None, packed: None };
         table.insert(name, entry)?;
     }
     Ok(AdapterFile { path: path.to_path_buf(), metadata, table })

@@ -21,7 +21,7 @@ const COUNT_LIMIT: u64 = 1 << 20;
 /// How deep arrays of arrays may go.
 const DEPTH_LIMIT: usize = 4;
 const REFETCH: &str = "the download is not complete, or the file is damaged; fetch it again";
-const TYPES_READ: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+const TYPES_READ: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
 
 /// One row of the tensor table.
 #[derive(Debug)]
@@ -220,12 +220,14 @@ fn dtype(kind: u32) -> Option<WeightType> {
         12 => WeightType::Q4K,
         13 => WeightType::Q5K,
         14 => WeightType::Q6K,
+        20 => WeightType::Iq4Nl,
+        23 => WeightType::Iq4Xs,
         30 => WeightType::BF16,
         _ => return None,
     })
 }
 
-/// ggml's number of a type, for what is written; `None` for the formats of activations.
+/// ggml's number of a type, for what is written; `None` for formats of activations, and bitsandbytes'.
 pub(crate) fn type_number(dtype: WeightType) -> Option<u32> {
     Some(match dtype {
         WeightType::F32 => 0,
@@ -240,8 +242,10 @@ pub(crate) fn type_number(dtype: WeightType) -> Option<u32> {
         WeightType::Q4K => 12,
         WeightType::Q5K => 13,
         WeightType::Q6K => 14,
+        WeightType::Iq4Nl => 20,
+        WeightType::Iq4Xs => 23,
         WeightType::BF16 => 30,
-        WeightType::Q8_1 | WeightType::Q8K => return None,
+        WeightType::Q8_1 | WeightType::Q8K | WeightType::Nf4 => return None,
     })
 }
 
@@ -253,16 +257,16 @@ fn type_name(kind: u32) -> String {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24..=27 => "integer",
         28 => "F64",
         29 => "IQ1_M",
         34 => "TQ1_0",
         35 => "TQ2_0",
         39 => "MXFP4",
+        40 => "NVFP4",
+        41 => "Q1_0",
         _ => return format!("{kind} (unknown)"),
     };
     name.into()

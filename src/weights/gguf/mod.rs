@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
             _ => None,
         };
         let header::Record { name: stored, shape, offset, .. } = record;
-        table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads })?;
+        table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads, packed: None })?;
     }
     let special_tokens = special_tokens::read(&metadata)?;
     let chat_templates = chat_templates(&metadata)?;
