@@ -155,7 +155,7 @@ impl<'a> Builder<'a> {
     pub fn matrix(&self, name: &str, rows: usize, columns: usize, keep_precise: bool) -> Result<FrozenWeight> {
         let fits = self.fits(name, &[rows, columns]);
         let stored = self.base.tensor(name).map_or(WeightType::F32, |(_, dtype)| dtype);
-        let dtype = self.dtype_for(stored, columns, keep_precise);
+        let dtype = self.dtype_for(name, stored, columns, keep_precise);
         self.state.borrow_mut().report.held.insert(name.into(), dtype);
         self.account(&[rows, columns], Some(dtype));
         if self.plan || !fits {
@@ -267,11 +267,28 @@ impl<'a> Builder<'a> {
         Ok(finite.try_reduce(|| true, |a, b| Ok(a && b))?.then_some(blocks))
     }
 
-    fn dtype_for(&self, stored: WeightType, columns: usize, keep_precise: bool) -> WeightType {
-        let Some(wanted) = self.quantization.kind.weight_type().filter(|_| stored.is_float() && !self.base.is_gguf())
-        else {
+    /// The type that a matrix is held in, with notes of what one might not expect.
+    fn dtype_for(&self, name: &str, stored: WeightType, columns: usize, keep_precise: bool) -> WeightType {
+        if self.base.is_gguf() {
             return stored;
-        };
+        }
+        let kind = self.quantization.kind;
+        if !stored.is_float() {
+            if let Some(wanted) = kind.weight_type().filter(|_| kind != QuantizationType::Auto) {
+                self.note(format!(
+                    "weights that are stored as {stored:?} are kept; quantization.type ({wanted:?}) is for those that are stored as floats"
+                ));
+            }
+            return stored;
+        }
+        let held = kind.weight_type().map_or(stored, |wanted| self.fitting(wanted, stored, columns, keep_precise));
+        if let Some(stored) = self.base.stored_as(name) {
+            self.note(format!("weights that are stored as {stored} are held as {held:?}"));
+        }
+        held
+    }
+
+    fn fitting(&self, wanted: WeightType, stored: WeightType, columns: usize, keep_precise: bool) -> WeightType {
         let wanted = if keep_precise { WeightType::Q8_0 } else { wanted };
         if columns.is_multiple_of(wanted.block_size()) {
             return wanted;
@@ -282,9 +299,12 @@ impl<'a> Builder<'a> {
         } else {
             (stored, "is not a multiple of 32".to_owned())
         };
-        let note = format!("a width of {columns} {why}: those weights are held as {chosen:?} in place of {wanted:?}");
-        self.state.borrow_mut().report.notes.insert(note);
+        self.note(format!("a width of {columns} {why}: those weights are held as {chosen:?} in place of {wanted:?}"));
         chosen
+    }
+
+    fn note(&self, note: String) {
+        self.state.borrow_mut().report.notes.insert(note);
     }
 
     /// Whether the base has the tensor in this shape; if not, that is kept for the report.

@@ -12,14 +12,14 @@ pub struct QuantizationConfig {
     pub kind: QuantizationType,
 }
 
-/// A type for frozen weights. GGUF files keep the types that they hold.
+/// A type for frozen weights that are stored as floats. GGUF files, and NF4, keep the types that they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuantizationType {
-    /// `q8_0` for a Hugging Face folder; a GGUF file as it is.
+    /// `q8_0` for what a Hugging Face folder stores as floats; blocks as they are.
     #[default]
     Auto,
-    /// As stored: f32, f16 or bf16.
+    /// As stored: f32, f16, bf16 or NF4.
     None,
     /// 4 bits in blocks of 32, scale.
     Q4_0,

@@ -8,6 +8,7 @@ mod added_tokens;
 mod chat_templates;
 mod folder;
 pub mod gguf;
+mod packed;
 mod resolve;
 mod safetensors_file;
 mod safetensors_header;
@@ -123,6 +124,12 @@ impl Base {
         self.contents.table.get(name).map(|entry| (entry.shape.as_slice(), entry.dtype))
     }
 
+    /// What a tensor is stored as, for people, where it is read in another type: FP8, and NF4 in blocks that cross rows.
+    pub fn stored_as(&self, name: &str) -> Option<&'static str> {
+        let entry = self.contents.table.get(name)?;
+        entry.packed.as_ref()?.stored_as(entry.dtype)
+    }
+
     /// The error for a tensor that the base names and that cannot be read: of a type that is not read, or of a shard that is
     /// not there. Such tensors are no fault of a base as long as nobody needs them.
     pub fn unread(&self, name: &str) -> Option<Error> {
@@ -199,7 +206,8 @@ impl Base {
 
     /// The bytes of all tensors as they are stored.
     pub fn stored_bytes(&self) -> u64 {
-        self.contents.table.entries().map(|(_, entry)| entry.len as u64).sum()
+        let bytes = |entry: &table::Entry| entry.len + entry.packed.as_ref().map_or(0, packed::Packed::bytes);
+        self.contents.table.entries().map(|(_, entry)| bytes(entry) as u64).sum()
     }
 }
 

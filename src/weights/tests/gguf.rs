@@ -150,11 +150,14 @@ fn what_cannot_be_read_is_named() {
     let mut bytes = fs::read(&path).unwrap();
     let name = b"blk.0.attn_q.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
-    bytes[at] = 23;
+    bytes[at] = 18;
     fs::write(&path, &bytes).unwrap();
     let error = Base::open(&path).unwrap().read("model.layers.0.self_attn.q_proj.weight").unwrap_err();
     let message = format!("{error} | {}", error.help().unwrap());
-    assert!(message.contains("`blk.0.attn_q.weight` is of type IQ4_XS") && message.contains("Q4_K"), "{message}");
+    assert!(
+        message.contains("`blk.0.attn_q.weight` is of type IQ3_XXS") && message.contains("Q4_K, Q5_K, Q6_K, IQ4_NL"),
+        "{message}"
+    );
     bytes[4..8].copy_from_slice(&[0, 0, 0, 3]);
     fs::write(&path, &bytes).unwrap();
     assert!(refused(&path).contains("big-endian"));
