@@ -2,7 +2,7 @@
 //!
 //! A recipe goes in, an adapter comes out: [`recipe::Recipe`] says what, [`run`] does it. The floors, from the top: `cli`,
 //! [`run`], [`recipe`], [`train`], [`export`] and [`hub`], [`objectives`] and [`adapter`], [`models`] and [`data`], [`nn`], [`weights`]
-//! and [`ops`], and at the bottom [`device`], [`error`], [`fs`] and [`rng`]. A room imports from the floors below its own.
+//! and [`ops`], and at the bottom [`device`], [`error`], [`fs`], [`rng`] and [`weight_type`]. A room imports from the floors below its own.
 
 pub mod adapter;
 pub mod calendar;
@@ -21,6 +21,7 @@ pub mod recipe;
 pub mod rng;
 pub mod run;
 pub mod train;
+pub mod weight_type;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["models", "data"],
     &["nn"],
     &["weights", "ops"],
-    &["calendar", "device", "fs", "rng"],
+    &["calendar", "device", "fs", "rng", "weight_type"],
     &["error"],
 ];
 

@@ -3,12 +3,13 @@
 
 use crate::support::{golden, json, shared};
 use candle_core::Device;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::quantized::{GgmlDType, ggml_file::qtensor_from_ggml};
 use equipoise::adapter::AdapterBundle;
 use equipoise::export::gguf::{
     AdapterFacts, GgufWriter, ModelFacts, TensorInfo, file_size, metadata, placement, rope_freqs, write_adapter,
 };
+use equipoise::weight_type::WeightType;
 use equipoise::weights::Base;
 use equipoise::weights::gguf::open_adapter;
 use half::f16;
@@ -27,7 +28,7 @@ fn embedded() -> PathBuf {
 fn write_f16(base: &Base, path: &Path) {
     let facts = ModelFacts {
         name: "Gene Ontology",
-        dtype: GgmlDType::F16,
+        dtype: WeightType::F16,
         base_model: None,
         license: None,
         chat_template: None,
@@ -37,7 +38,7 @@ fn write_f16(base: &Base, path: &Path) {
     let info = |name: &String| {
         let name = name.as_str();
         let shape = base.tensor(name).unwrap().0.to_vec();
-        let dtype = if shape.len() == 1 { GgmlDType::F32 } else { GgmlDType::F16 };
+        let dtype = if shape.len() == 1 { WeightType::F32 } else { WeightType::F16 };
         TensorInfo { name: placement(base, name).unwrap().name, shape, dtype }
     };
     let tensors: Vec<TensorInfo> = names.iter().map(info).collect();
@@ -47,10 +48,10 @@ fn write_f16(base: &Base, path: &Path) {
     for (name, info) in names.iter().zip(&tensors) {
         let raw = base.read(name).unwrap();
         let rows = raw.shape[0];
-        let tensor = qtensor_from_ggml(raw.dtype, &raw.bytes, raw.shape, &Device::Cpu).unwrap();
+        let tensor = qtensor_from_ggml(raw.dtype.candle().unwrap(), &raw.bytes, raw.shape, &Device::Cpu).unwrap();
         let values = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let bytes: Vec<u8> = match info.dtype {
-            GgmlDType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            WeightType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
             _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         };
         writer.begin(&info.name).unwrap();
@@ -165,7 +166,7 @@ fn an_adapter_is_the_file_that_llama_cpps_converter_makes() {
     let path = folder.path().join("adapter.gguf");
     let base = Base::open(&embedded()).unwrap();
     let bundle = AdapterBundle::load(&golden("peft_adapter"), &base).unwrap();
-    for (dtype, name) in [(GgmlDType::F16, "f16"), (GgmlDType::F32, "f32")] {
+    for (dtype, name) in [(WeightType::F16, "f16"), (WeightType::F32, "f32")] {
         let facts = AdapterFacts { name: "Peft_Adapter", dtype };
         write_adapter(&path, &base, &bundle, &facts).unwrap();
         // The converter leaves out which type the numbers are of; tools that list files show it.
@@ -176,7 +177,7 @@ fn an_adapter_is_the_file_that_llama_cpps_converter_makes() {
         for (name, tensor) in &bundle.tensors {
             let expected = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter();
             let expected: Vec<f32> = match dtype {
-                GgmlDType::F16 => expected.map(|value| f16::from_f32(value).to_f32()).collect(),
+                WeightType::F16 => expected.map(|value| f16::from_f32(value).to_f32()).collect(),
                 _ => expected.collect(),
             };
             assert_eq!(tensors[name].flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected, "{name}");
@@ -227,7 +228,7 @@ fn a_gguf_bases_metadata_are_carried_over() {
     let base = Base::open(&path).unwrap();
     let facts = ModelFacts {
         name: "new",
-        dtype: GgmlDType::Q8_0,
+        dtype: WeightType::Q8_0,
         base_model: Some("HuggingFaceTB/SmolLM2-135M-Instruct"),
         license: None,
         chat_template: None,

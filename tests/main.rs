@@ -22,6 +22,7 @@ mod hub;
 mod jinja;
 mod objectives;
 mod parity;
+mod quantized_bases;
 mod recipes;
 mod reported;
 mod resume;

@@ -4,10 +4,10 @@ use super::patterns::Pattern;
 use super::read::RawAdapter;
 use crate::error::{Error, Result};
 use crate::nn::peft_name;
+use crate::ops::dequantize::dequantize;
 use crate::weights::gguf::architecture::Architecture;
 use crate::weights::gguf::{AdapterFile, open_adapter, rows};
 use crate::weights::{Base, RawTensor};
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use std::path::Path;
@@ -104,12 +104,12 @@ fn base_id(file: &AdapterFile) -> Result<String> {
 /// The numbers of a tensor; of rows in llama.cpp's order brought into Hugging Face's. Rows that are not of so many heads stay:
 /// their shape is not the base's, which is found elsewhere.
 fn tensor(raw: RawTensor, heads: Option<usize>) -> Result<Tensor> {
-    let (shape, rows) = (raw.shape.clone(), raw.shape.first().copied().unwrap_or(0));
-    let tensor = qtensor_from_ggml(raw.dtype, &raw.bytes, raw.shape, &Device::Cpu)?.dequantize(&Device::Cpu)?;
-    let Some(heads) = heads else { return Ok(tensor) };
-    let bytes: Vec<u8> = tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
-    let Some(ordered) = rows::to_hugging_face(&bytes, rows, heads) else { return Ok(tensor) };
-    let values: Vec<f32> = ordered.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let RawTensor { shape, dtype, bytes } = raw;
+    let rows = shape.first().copied().unwrap_or(0);
+    // A row is whole blocks, so the order of rows is one of bytes.
+    let ordered = heads.and_then(|heads| rows::to_hugging_face(&bytes, rows, heads)).unwrap_or(bytes);
+    let mut values = vec![0f32; shape.iter().product()];
+    dequantize(dtype, &ordered, &mut values);
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 

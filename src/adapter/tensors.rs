@@ -1,8 +1,8 @@
 //! Named tensors as a safetensors file, in memory and on the disk.
 
 use crate::error::{Error, Result};
+use crate::weight_type::WeightType;
 use crate::weights::{SafetensorsHeader, TensorInfo, safetensors_header};
-use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
@@ -86,9 +86,9 @@ pub(super) fn write_adapter(
     path: &Path,
 ) -> Result<()> {
     let held = match dtype {
-        DType::F16 => GgmlDType::F16,
-        DType::BF16 => GgmlDType::BF16,
-        _ => GgmlDType::F32,
+        DType::F16 => WeightType::F16,
+        DType::BF16 => WeightType::BF16,
+        _ => WeightType::F32,
     };
     let info = |(name, tensor): (&String, &Tensor)| TensorInfo {
         name: name.clone(),
@@ -104,14 +104,14 @@ pub(super) fn write_adapter(
             Error::invalid(message).with_help("take f32, or bf16 for f16")
         };
         let bytes: Vec<u8> = match held {
-            GgmlDType::F16 => {
+            WeightType::F16 => {
                 let numbers = tensor.to_vec1::<f16>()?;
                 if numbers.iter().any(|x| !x.is_finite()) {
                     return Err(overflows());
                 }
                 numbers.into_iter().flat_map(f16::to_le_bytes).collect()
             }
-            GgmlDType::BF16 => {
+            WeightType::BF16 => {
                 let numbers = tensor.to_vec1::<bf16>()?;
                 if numbers.iter().any(|x| !x.is_finite()) {
                     return Err(overflows());

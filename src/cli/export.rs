@@ -69,7 +69,7 @@ fn gguf_type(text: &str) -> Result<GgufType, String> {
     }
     let name = serde_json::Value::String(text.to_ascii_lowercase());
     match serde_json::from_value::<QuantizationType>(name) {
-        Ok(kind) if kind.ggml().is_some() && kind != QuantizationType::Auto => Ok(GgufType::Blocks(kind)),
+        Ok(kind) if kind.weight_type().is_some() && kind != QuantizationType::Auto => Ok(GgufType::Blocks(kind)),
         _ if ["_s", "_m", "_l"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) => Err(format!(
             "llama.cpp's mixes of types are not made; the nearest is {}",
             &text.to_ascii_lowercase()[..text.len() - 2]

@@ -5,8 +5,8 @@ use super::{FloatType, Job, MergedWeights, Output, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::fs::file_inside;
 use crate::models::rope_frequencies;
+use crate::weight_type::WeightType;
 use crate::weights::{Base, CHAT_TEMPLATES_FOLDER, TensorInfo, safetensors_header};
-use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value, json};
 
 /// The most bytes of a shard, as transformers has had it for years.
@@ -32,7 +32,7 @@ const COMPANIONS: &[&str] = &[
 
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let weights = job.merged()?;
-    let dtype = job.options.dtype.map_or_else(|| stored_type(&weights), FloatType::ggml);
+    let dtype = job.options.dtype.map_or_else(|| stored_type(&weights), FloatType::weight_type);
     let mut tensors = weights.tensors();
     // llama.cpp's factors of the rotary frequencies: Hugging Face has them in config.json.
     tensors.retain(|tensor| tensor.name != "rope_freqs.weight");
@@ -82,19 +82,19 @@ fn write_templates(base: &Base, out: &mut Output<'_>) -> Result<()> {
 }
 
 /// The type of the base's largest tensor, where that is f32 or f16; else bf16.
-fn stored_type(weights: &MergedWeights<'_>) -> GgmlDType {
+fn stored_type(weights: &MergedWeights<'_>) -> WeightType {
     let tensors = weights.tensors();
     let largest = tensors.iter().filter(|tensor| tensor.shape.len() > 1).max_by_key(|tensor| tensor.bytes());
     match largest.map(|tensor| tensor.dtype) {
-        Some(dtype @ (GgmlDType::F32 | GgmlDType::F16)) => dtype,
-        _ => GgmlDType::BF16,
+        Some(dtype @ (WeightType::F32 | WeightType::F16)) => dtype,
+        _ => WeightType::BF16,
     }
 }
 
-const fn name_of(dtype: GgmlDType) -> &'static str {
+const fn name_of(dtype: WeightType) -> &'static str {
     match dtype {
-        GgmlDType::F32 => "float32",
-        GgmlDType::F16 => "float16",
+        WeightType::F32 => "float32",
+        WeightType::F16 => "float16",
         _ => "bfloat16",
     }
 }

@@ -10,9 +10,10 @@ use crate::nn::{QuantizationConfig, peft_name};
 use crate::ops::dequantize::dequantize;
 use crate::ops::numbers;
 use crate::ops::simd::vectorized;
+use crate::weight_type::WeightType;
 use crate::weights::{Base, TensorInfo};
 use candle_core::Tensor;
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ const PIECES: usize = 64;
 pub struct MergedWeights<'a> {
     base: &'a Base,
     /// The types that matrices were held in while the adapter was trained, where those are not the stored ones.
-    held: BTreeMap<String, GgmlDType>,
+    held: BTreeMap<String, WeightType>,
     updates: BTreeMap<String, Update>,
     dimensions: Dimensions,
 }
@@ -101,7 +102,7 @@ impl<'a> MergedWeights<'a> {
     pub fn stream(
         &self,
         tensor: &TensorInfo,
-        dtype: GgmlDType,
+        dtype: WeightType,
         height: usize,
         arrange: &(dyn Fn(Vec<u8>, usize) -> Result<Vec<u8>> + Sync),
         write: &mut dyn FnMut(&[u8]) -> Result<()>,
@@ -126,7 +127,7 @@ impl<'a> MergedWeights<'a> {
         Ok(())
     }
 
-    fn panel(&self, tensor: &TensorInfo, rows: Range<usize>, dtype: GgmlDType) -> Result<Vec<u8>> {
+    fn panel(&self, tensor: &TensorInfo, rows: Range<usize>, dtype: WeightType) -> Result<Vec<u8>> {
         let bytes = self.base.read_rows(&tensor.name, rows.clone())?;
         let matrix = tensor.shape.len() > 1;
         if matrix && dtype == tensor.dtype && !self.is_changed(&tensor.name) {
@@ -182,11 +183,11 @@ vectorized! {
 }
 
 /// Refuses 16-bit numbers that overflowed.
-pub(super) fn check_range(bytes: &[u8], dtype: GgmlDType, name: &str) -> Result<()> {
+pub(super) fn check_range(bytes: &[u8], dtype: WeightType, name: &str) -> Result<()> {
     let mut numbers = bytes.as_chunks().0.iter();
     let (overflows, fix) = match dtype {
-        GgmlDType::F16 => (numbers.any(|x| !f16::from_le_bytes(*x).is_finite()), "take bf16 or f32"),
-        GgmlDType::BF16 => (numbers.any(|x| !bf16::from_le_bytes(*x).is_finite()), "take f32"),
+        WeightType::F16 => (numbers.any(|x| !f16::from_le_bytes(*x).is_finite()), "take bf16 or f32"),
+        WeightType::BF16 => (numbers.any(|x| !bf16::from_le_bytes(*x).is_finite()), "take f32"),
         _ => (false, ""),
     };
     if overflows {
@@ -200,15 +201,18 @@ pub(super) fn check_range(bytes: &[u8], dtype: GgmlDType, name: &str) -> Result<
 ///
 /// # Errors
 /// When the rows are not whole blocks.
-pub(super) fn encode(values: &[f32], columns: usize, dtype: GgmlDType) -> Result<Vec<u8>> {
+pub(super) fn encode(values: &[f32], columns: usize, dtype: WeightType) -> Result<Vec<u8>> {
     Ok(match dtype {
-        GgmlDType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        GgmlDType::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        GgmlDType::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        WeightType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        WeightType::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        WeightType::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
         blocks => {
+            let Some(kind) = blocks.candle() else {
+                return Err(Error::invalid(format!("nothing is written in {}", super::type_name(blocks))));
+            };
             let tensor =
                 Tensor::from_slice(values, (values.len() / columns.max(1), columns), &candle_core::Device::Cpu)?;
-            QTensor::quantize(&tensor, blocks)?.data()?.into_owned()
+            QTensor::quantize(&tensor, kind)?.data()?.into_owned()
         }
     })
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
-    let dtype = job.options.dtype.unwrap_or(FloatType::F32).ggml();
+    let dtype = job.options.dtype.unwrap_or(FloatType::F32).weight_type();
     let (mut infos, mut data) = (Vec::new(), Vec::new());
     for (name, tensor) in &job.adapter.tensors {
         let module = name.strip_prefix("base_model.model.").unwrap_or(name);

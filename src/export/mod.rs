@@ -27,8 +27,8 @@ use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
 use crate::fs::write_folder_atomic;
 use crate::nn::{QuantizationConfig, QuantizationType};
+use crate::weight_type::WeightType;
 use crate::weights::Base;
-use candle_core::quantized::GgmlDType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -86,12 +86,12 @@ pub enum FloatType {
 }
 
 impl FloatType {
-    /// GGML's type.
-    pub const fn ggml(self) -> GgmlDType {
+    /// The type of weights.
+    pub const fn weight_type(self) -> WeightType {
         match self {
-            Self::F32 => GgmlDType::F32,
-            Self::F16 => GgmlDType::F16,
-            Self::BF16 => GgmlDType::BF16,
+            Self::F32 => WeightType::F32,
+            Self::F16 => WeightType::F16,
+            Self::BF16 => WeightType::BF16,
         }
     }
 
@@ -115,17 +115,17 @@ pub enum GgufType {
 }
 
 impl GgufType {
-    /// GGML's type.
-    pub fn ggml(self) -> GgmlDType {
+    /// The type of weights.
+    pub fn weight_type(self) -> WeightType {
         match self {
-            Self::Float(float) => float.ggml(),
-            Self::Blocks(kind) => kind.ggml().unwrap_or(GgmlDType::Q8_0),
+            Self::Float(float) => float.weight_type(),
+            Self::Blocks(kind) => kind.weight_type().unwrap_or(WeightType::Q8_0),
         }
     }
 }
 
 /// A type's name as people write it: `q4_k`, `bf16`.
-pub fn type_name(dtype: GgmlDType) -> String {
+pub fn type_name(dtype: WeightType) -> String {
     let name = format!("{dtype:?}").to_lowercase();
     name.strip_suffix('k').map_or_else(|| name.clone(), |stem| format!("{stem}_k"))
 }

@@ -3,7 +3,7 @@
 use super::{Types, type_name};
 use crate::error::{Error, Result};
 use crate::fs::{file_inside, free_space};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -71,7 +71,7 @@ impl<'a> Output<'a> {
     }
 
     /// Counts a tensor of this type.
-    pub fn count(&mut self, dtype: GgmlDType) {
+    pub fn count(&mut self, dtype: WeightType) {
         *self.types.entry(type_name(dtype)).or_default() += 1;
     }
 

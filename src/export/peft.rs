@@ -16,7 +16,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         out.adopt(&name)?;
     }
     for _ in &job.adapter.tensors {
-        out.count(dtype.ggml());
+        out.count(dtype.weight_type());
     }
     if job.path.is_dir() {
         for name in COMPANIONS.iter().chain(TOKENIZER_FILES) {

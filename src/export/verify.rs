@@ -116,7 +116,7 @@ pub fn allowed_kl(manifest: &Manifest) -> f64 {
         "f16" | "bf16" => 1e-2,
         "q8_0" => 2e-2,
         "q6_k" | "q5_0" | "q5_1" | "q5_k" => 0.1,
-        "q4_0" | "q4_1" | "q4_k" => 0.5,
+        "q4_0" | "q4_1" | "q4_k" | "iq4_nl" | "iq4_xs" => 0.5,
         _ => 2.0,
     };
     let worst = manifest.types.iter().map(|(name, _)| of_type(name)).fold(1e-5, f64::max);

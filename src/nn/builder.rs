@@ -6,16 +6,16 @@ use super::params::{AdapterParams, peft_names};
 use super::quantization::{QuantizationConfig, QuantizationType, fallback_of};
 use crate::device::Device;
 use crate::error::{Error, Result, ShapeMismatch};
+use crate::ops::dequantize::dequantize;
 use crate::ops::{FrozenVector, FrozenWeight};
 use crate::rng::{Rng, key, name_key};
+use crate::weight_type::WeightType;
 use crate::weights::{Base, RawTensor};
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device as Place, Tensor, Var};
 use rayon::prelude::*;
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// What building a model has found out.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +37,7 @@ pub struct BuildReport {
     /// The paths of all linear modules.
     pub linear: BTreeSet<String>,
     /// The types that the matrices are held in, by the names of the tensors.
-    pub held: BTreeMap<String, GgmlDType>,
+    pub held: BTreeMap<String, WeightType>,
     /// Things a user should know: fallback types and the like.
     pub notes: BTreeSet<String>,
 }
@@ -105,8 +105,7 @@ impl<'a> Builder<'a> {
         if self.base.tensor(name).is_none_or(|(shape, _)| shape != [width]) {
             return Ok(false);
         }
-        let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Place::Cpu)?;
-        Ok(tensor.to_vec1::<f32>()?.iter().any(|number| *number != 0.0))
+        Ok(floats(&self.base.read(name)?).iter().any(|number| *number != 0.0))
     }
 
     /// Whether the base names this tensor, even if it cannot be read.
@@ -124,12 +123,12 @@ impl<'a> Builder<'a> {
         if self.plan || !fits {
             return Ok(Tensor::zeros(1, DType::F32, &Place::Cpu)?);
         }
-        let tensor = to_qtensor(self.base.read(name)?)?.dequantize(&Place::Cpu)?;
-        let finite = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite());
-        if !finite {
+        let raw = self.base.read(name)?;
+        let numbers = floats(&raw);
+        if !numbers.iter().all(|x| x.is_finite()) {
             return Err(self.non_finite(name));
         }
-        Ok(tensor)
+        Ok(Tensor::from_vec(numbers, raw.shape, &Place::Cpu)?)
     }
 
     /// A small tensor as a frozen vector, on the device; a plan takes nothing of a GPU's memory.
@@ -172,20 +171,19 @@ impl<'a> Builder<'a> {
     /// When it is missing, of another shape, or holds a non-finite number.
     pub fn matrix(&self, name: &str, rows: usize, columns: usize, keep_precise: bool) -> Result<FrozenWeight> {
         let fits = self.fits(name, &[rows, columns]);
-        let stored = self.base.tensor(name).map_or(GgmlDType::F32, |(_, dtype)| dtype);
-        let dtype = self.dtype_for(stored, columns, keep_precise);
+        let stored = self.base.tensor(name).map_or(WeightType::F32, |(_, dtype)| dtype);
+        let dtype = self.dtype_for(name, stored, columns, keep_precise);
         self.state.borrow_mut().report.held.insert(name.into(), dtype);
         self.account(&[rows, columns], Some(dtype));
         if self.plan || !fits {
-            return Ok(FrozenWeight::hollow(rows, columns)?);
+            return Ok(FrozenWeight::hollow(rows, columns));
         }
-        let raw = self.base.read(name)?;
-        let quantized = if raw.dtype == dtype {
-            to_qtensor(raw)?
+        let blocks = if stored == dtype {
+            self.base.read(name)?.bytes
         } else {
-            quantize(raw, dtype)?.ok_or_else(|| self.non_finite(name))?
+            self.quantized(name, (rows, columns), (stored, dtype))?.ok_or_else(|| self.non_finite(name))?
         };
-        let weight = FrozenWeight::new(Arc::new(quantized))?;
+        let weight = FrozenWeight::new(dtype, (rows, columns), blocks)?;
         if !weight.is_finite()? {
             return Err(self.non_finite(name));
         }
@@ -261,12 +259,54 @@ impl<'a> Builder<'a> {
         Ok((params, report))
     }
 
-    fn dtype_for(&self, stored: GgmlDType, columns: usize, keep_precise: bool) -> GgmlDType {
-        let floating = matches!(stored, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-        let Some(wanted) = self.quantization.kind.ggml().filter(|_| floating && !self.base.is_gguf()) else {
-            return stored;
+    /// A matrix in another type than it is stored in. Slices of rows are read and quantized by all threads at once: what is
+    /// stored is never whole in memory. `None` when a number is not finite.
+    fn quantized(
+        &self,
+        name: &str,
+        (rows, columns): (usize, usize),
+        (stored, dtype): (WeightType, WeightType),
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(kind) = dtype.candle() else {
+            return Err(Error::invalid(format!("internal: {dtype:?} is no type to quantize to")));
         };
-        let wanted = if keep_precise { GgmlDType::Q8_0 } else { wanted };
+        let slice_rows = (1usize << 20).div_ceil(columns.max(1)).max(1);
+        let mut blocks = vec![0; dtype.bytes(rows * columns)];
+        let slices = blocks.par_chunks_mut(dtype.bytes(slice_rows * columns).max(1)).enumerate();
+        let finite = slices.map(|(i, out)| {
+            let range = i * slice_rows..((i + 1) * slice_rows).min(rows);
+            let mut numbers = vec![0f32; range.len() * columns];
+            dequantize(stored, &self.base.read_rows(name, range)?, &mut numbers);
+            let Some(blocks) = quantize(numbers, columns, kind)? else { return Ok(false) };
+            out.copy_from_slice(&blocks);
+            Ok::<_, Error>(true)
+        });
+        Ok(finite.try_reduce(|| true, |a, b| Ok(a && b))?.then_some(blocks))
+    }
+
+    /// The type that a matrix is held in, with notes of what one might not expect.
+    fn dtype_for(&self, name: &str, stored: WeightType, columns: usize, keep_precise: bool) -> WeightType {
+        if self.base.is_gguf() {
+            return stored;
+        }
+        let kind = self.quantization.kind;
+        if !stored.is_float() {
+            if let Some(wanted) = kind.weight_type().filter(|_| kind != QuantizationType::Auto) {
+                self.note(format!(
+                    "weights that are stored as {stored:?} are kept; quantization.type ({wanted:?}) is for those that are stored as floats"
+                ));
+            }
+            return stored;
+        }
+        let held = kind.weight_type().map_or(stored, |wanted| self.fitting(wanted, stored, columns, keep_precise));
+        if let Some(stored) = self.base.stored_as(name) {
+            self.note(format!("weights that are stored as {stored} are held as {held:?}"));
+        }
+        held
+    }
+
+    fn fitting(&self, wanted: WeightType, stored: WeightType, columns: usize, keep_precise: bool) -> WeightType {
+        let wanted = if keep_precise { WeightType::Q8_0 } else { wanted };
         if columns.is_multiple_of(wanted.block_size()) {
             return wanted;
         }
@@ -276,9 +316,12 @@ impl<'a> Builder<'a> {
         } else {
             (stored, "is not a multiple of 32".to_owned())
         };
-        let note = format!("a width of {columns} {why}: those weights are held as {chosen:?} in place of {wanted:?}");
-        self.state.borrow_mut().report.notes.insert(note);
+        self.note(format!("a width of {columns} {why}: those weights are held as {chosen:?} in place of {wanted:?}"));
         chosen
+    }
+
+    fn note(&self, note: String) {
+        self.state.borrow_mut().report.notes.insert(note);
     }
 
     /// Whether the base has the tensor in this shape; if not, that is kept for the report.
@@ -294,12 +337,12 @@ impl<'a> Builder<'a> {
         fits
     }
 
-    fn account(&self, shape: &[usize], dtype: Option<GgmlDType>) {
+    fn account(&self, shape: &[usize], dtype: Option<WeightType>) {
         let numbers: usize = shape.iter().product();
         let mut state = self.state.borrow_mut();
         state.report.parameters += numbers;
-        let held = dtype.unwrap_or(GgmlDType::F32);
-        state.report.bytes += (numbers / held.block_size() * held.type_size()) as u64;
+        let held = dtype.unwrap_or(WeightType::F32);
+        state.report.bytes += held.bytes(numbers) as u64;
         if let Some(dtype) = dtype {
             *state.report.types.entry(format!("{dtype:?}")).or_default() += 1;
         }
@@ -314,36 +357,19 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn to_qtensor(raw: RawTensor) -> Result<QTensor> {
-    // candle reads blocks in place and wants them aligned; a Vec<u8> of the allocator is, at 16 bytes.
-    let storage = QStorage::from_data(Cow::Owned(raw.bytes), &Place::Cpu, raw.dtype)?;
-    Ok(QTensor::new(storage, raw.shape)?)
+/// A small tensor's numbers.
+fn floats(raw: &RawTensor) -> Vec<f32> {
+    let mut numbers = vec![0f32; raw.shape.iter().product()];
+    dequantize(raw.dtype, &raw.bytes, &mut numbers);
+    numbers
 }
 
-/// Quantizes a matrix by slices of rows, all threads at once; `None` when a number is not finite. Block types can hide a NaN:
-/// the largest number of a block, which makes its scale, is found by comparing.
-fn quantize(raw: RawTensor, dtype: GgmlDType) -> Result<Option<QTensor>> {
-    let columns = raw.shape.last().copied().unwrap_or(1);
-    let row_bytes = columns * raw.dtype.type_size();
-    let slice_rows = (1usize << 20).div_ceil(columns).max(1);
-    let slices: Vec<Option<Vec<u8>>> = raw
-        .bytes
-        .par_chunks(slice_rows * row_bytes)
-        .map(|bytes| {
-            let shape = vec![bytes.len() / row_bytes, columns];
-            let floats = to_qtensor(RawTensor { shape, dtype: raw.dtype, bytes: bytes.to_vec() })?;
-            let floats = floats.dequantize(&Place::Cpu)?;
-            if !floats.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()) {
-                return Ok(None);
-            }
-            Ok(Some(QTensor::quantize(&floats, dtype)?.data()?.into_owned()))
-        })
-        .collect::<Result<_>>()?;
-    // What was read goes before the copies that follow: peak memory stays near one tensor.
-    let RawTensor { shape, bytes, .. } = raw;
-    drop(bytes);
-    let Some(slices) = slices.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
-    let bytes = slices.concat();
-    drop(slices);
-    Ok(Some(to_qtensor(RawTensor { shape, dtype, bytes })?))
+/// Quantizes rows; `None` when a number is not finite. Block types can hide a NaN: the largest number of a block, which makes
+/// its scale, is found by comparing.
+fn quantize(rows: Vec<f32>, columns: usize, dtype: GgmlDType) -> Result<Option<Vec<u8>>> {
+    if !rows.iter().all(|x| x.is_finite()) {
+        return Ok(None);
+    }
+    let rows = Tensor::from_vec(rows, ((), columns), &Place::Cpu)?;
+    Ok(Some(QTensor::quantize(&rows, dtype)?.data()?.into_owned()))
 }

@@ -1,6 +1,6 @@
 //! The recipe's `quantization` section.
 
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde::{Deserialize, Serialize};
 
 /// The recipe's `quantization`: how the frozen weights are held in memory.
@@ -12,14 +12,14 @@ pub struct QuantizationConfig {
     pub kind: QuantizationType,
 }
 
-/// A type for frozen weights. GGUF files keep the types that they hold.
+/// A type for frozen weights that are stored as floats. GGUF files, and NF4, keep the types that they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuantizationType {
-    /// `q8_0` for a Hugging Face folder; a GGUF file as it is.
+    /// `q8_0` for what a Hugging Face folder stores as floats; blocks as they are.
     #[default]
     Auto,
-    /// As stored: f32, f16 or bf16.
+    /// As stored: f32, f16, bf16 or NF4.
     None,
     /// 4 bits in blocks of 32, scale.
     Q4_0,
@@ -45,30 +45,30 @@ pub enum QuantizationType {
 
 impl QuantizationType {
     /// The GGML type to quantize to; `None` keeps what is stored.
-    pub const fn ggml(self) -> Option<GgmlDType> {
+    pub const fn weight_type(self) -> Option<WeightType> {
         Some(match self {
             Self::None => return None,
-            Self::Auto | Self::Q8_0 => GgmlDType::Q8_0,
-            Self::Q4_0 => GgmlDType::Q4_0,
-            Self::Q4_1 => GgmlDType::Q4_1,
-            Self::Q5_0 => GgmlDType::Q5_0,
-            Self::Q5_1 => GgmlDType::Q5_1,
-            Self::Q2K => GgmlDType::Q2K,
-            Self::Q3K => GgmlDType::Q3K,
-            Self::Q4K => GgmlDType::Q4K,
-            Self::Q5K => GgmlDType::Q5K,
-            Self::Q6K => GgmlDType::Q6K,
+            Self::Auto | Self::Q8_0 => WeightType::Q8_0,
+            Self::Q4_0 => WeightType::Q4_0,
+            Self::Q4_1 => WeightType::Q4_1,
+            Self::Q5_0 => WeightType::Q5_0,
+            Self::Q5_1 => WeightType::Q5_1,
+            Self::Q2K => WeightType::Q2K,
+            Self::Q3K => WeightType::Q3K,
+            Self::Q4K => WeightType::Q4K,
+            Self::Q5K => WeightType::Q5K,
+            Self::Q6K => WeightType::Q6K,
         })
     }
 }
 
 /// The 32-block type that stands in for a K-quant where a width is not a multiple of 256, as llama.cpp chooses it.
-pub const fn fallback_of(dtype: GgmlDType) -> GgmlDType {
+pub const fn fallback_of(dtype: WeightType) -> WeightType {
     match dtype {
-        GgmlDType::Q2K | GgmlDType::Q3K => GgmlDType::Q4_0,
-        GgmlDType::Q4K => GgmlDType::Q5_0,
-        GgmlDType::Q5K => GgmlDType::Q5_1,
-        GgmlDType::Q6K => GgmlDType::Q8_0,
+        WeightType::Q2K | WeightType::Q3K => WeightType::Q4_0,
+        WeightType::Q4K => WeightType::Q5_0,
+        WeightType::Q5K => WeightType::Q5_1,
+        WeightType::Q6K => WeightType::Q8_0,
         other => other,
     }
 }

@@ -9,8 +9,9 @@ use super::gemm::pack::{Shape, pack_rows, pack_transposed};
 use super::gemm::{LANES, TILE_COLUMNS};
 use super::pool::{Ledger, Pool};
 use crate::device::{Device, Memory};
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Result, Tensor, bail};
+use crate::weight_type::WeightType;
+use candle_core::quantized::QTensor;
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub(super) const DEPTH_BLOCK: usize = 256;
 /// Batches of at most so many rows go row by row through the weight, which never leaves the cache dequantized.
 pub(super) const FEW_ROWS: usize = 4;
 
-/// A frozen matrix `[out, in]`, held in the type that it is stored in.
+/// A frozen matrix `[out, in]`, held in a type of blocks or plain floats.
 #[derive(Debug, Clone)]
 pub struct FrozenWeight {
     storage: Storage,
@@ -39,29 +40,40 @@ pub struct FrozenWeight {
 }
 
 #[derive(Debug, Clone)]
-enum Storage {
-    Host(Arc<QTensor>),
-    Gpu { memory: Arc<Memory>, dtype: GgmlDType },
+struct Storage {
+    dtype: WeightType,
+    blocks: Blocks,
+}
+
+#[derive(Debug, Clone)]
+enum Blocks {
+    Host(Arc<Vec<u8>>),
+    Gpu(Arc<Memory>),
 }
 
 impl FrozenWeight {
-    /// Takes a matrix `[out, in]` of any GGML type.
+    /// Takes the blocks of a matrix `[out, in]`, row after row, little-endian.
+    ///
+    /// # Errors
+    /// When they are not the whole blocks of so many rows.
+    pub fn new(dtype: WeightType, (rows, columns): (usize, usize), blocks: Vec<u8>) -> Result<Self> {
+        if !columns.is_multiple_of(dtype.block_size()) || dtype.bytes(rows * columns) != blocks.len() {
+            bail!("internal: {} bytes of {dtype:?} are not {rows} rows of {columns} numbers", blocks.len());
+        }
+        Ok(Self { storage: Storage { dtype, blocks: Blocks::Host(Arc::new(blocks)) }, rows, columns })
+    }
+
+    /// Takes a matrix `[out, in]` that candle quantized.
     ///
     /// # Errors
     /// When the tensor is no matrix.
-    pub fn new(tensor: Arc<QTensor>) -> Result<Self> {
-        let (rows, columns) = tensor.shape().dims2()?;
-        Ok(Self { storage: Storage::Host(tensor), rows, columns })
+    pub fn quantized(tensor: &QTensor) -> Result<Self> {
+        Self::new(tensor.dtype().into(), tensor.shape().dims2()?, tensor.data()?.into_owned())
     }
 
     /// A weight of this shape that holds nothing: for plans, which never multiply.
-    ///
-    /// # Errors
-    /// Never on the CPU.
-    pub fn hollow(rows: usize, columns: usize) -> Result<Self> {
-        let nothing = Tensor::zeros((1, 1), DType::F32, &candle_core::Device::Cpu)?;
-        let nothing = Arc::new(QTensor::quantize(&nothing, GgmlDType::F32)?);
-        Ok(Self { storage: Storage::Host(nothing), rows, columns })
+    pub fn hollow(rows: usize, columns: usize) -> Self {
+        Self { storage: Storage { dtype: WeightType::F32, blocks: Blocks::Host(Arc::default()) }, rows, columns }
     }
 
     /// The same weight on another device.
@@ -70,23 +82,23 @@ impl FrozenWeight {
     /// When the device refuses.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         let Some(gpu) = device.gpu() else { return Ok(self.clone()) };
-        let memory = Arc::new(gpu.upload(&self.host()?.data()?)?);
-        Ok(Self { storage: Storage::Gpu { memory, dtype: self.dtype() }, ..*self })
+        let blocks = Blocks::Gpu(Arc::new(gpu.upload(self.host()?)?));
+        Ok(Self { storage: Storage { blocks, ..self.storage }, ..*self })
     }
 
-    /// The matrix as candle holds it.
-    fn host(&self) -> Result<&QTensor> {
-        match &self.storage {
-            Storage::Host(tensor) => Ok(tensor),
-            Storage::Gpu { .. } => bail!("internal: a weight on a GPU was asked for on the CPU"),
+    /// The blocks in the CPU's memory.
+    fn host(&self) -> Result<&[u8]> {
+        match &self.storage.blocks {
+            Blocks::Host(blocks) => Ok(blocks),
+            Blocks::Gpu(_) => bail!("internal: a weight on a GPU was asked for on the CPU"),
         }
     }
 
     /// The blocks in a GPU's memory.
     pub(super) fn memory(&self) -> Result<&Memory> {
-        match &self.storage {
-            Storage::Gpu { memory, .. } => Ok(memory),
-            Storage::Host(_) => bail!("internal: a weight on the CPU was asked for on a GPU"),
+        match &self.storage.blocks {
+            Blocks::Gpu(memory) => Ok(memory),
+            Blocks::Host(_) => bail!("internal: a weight on the CPU was asked for on a GPU"),
         }
     }
 
@@ -116,16 +128,13 @@ impl FrozenWeight {
     }
 
     /// The type that the weight is held in.
-    pub fn dtype(&self) -> GgmlDType {
-        match &self.storage {
-            Storage::Host(tensor) => tensor.dtype(),
-            Storage::Gpu { dtype, .. } => *dtype,
-        }
+    pub const fn dtype(&self) -> WeightType {
+        self.storage.dtype
     }
 
     /// Bytes of a row.
-    pub(super) fn row_bytes(&self) -> usize {
-        self.columns / self.dtype().block_size() * self.dtype().type_size()
+    pub(super) const fn row_bytes(&self) -> usize {
+        self.dtype().bytes(self.columns)
     }
 
     /// The rows of the given numbers as they are stored, one behind the other. CPU only; all threads work on it.
@@ -133,7 +142,7 @@ impl FrozenWeight {
     /// # Errors
     /// When an id is not below [`Self::rows`], or the weight is on a GPU.
     pub(super) fn stored_rows(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        let (data, row_bytes) = (self.host()?.data()?, self.row_bytes());
+        let (data, row_bytes) = (self.host()?, self.row_bytes());
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.rows) {
             bail!("row {id} of a weight of {}", self.rows);
         }
@@ -144,7 +153,7 @@ impl FrozenWeight {
     }
 
     /// Bytes that the weight takes in memory.
-    pub fn bytes(&self) -> usize {
+    pub const fn bytes(&self) -> usize {
         self.rows * self.row_bytes()
     }
 
@@ -153,7 +162,9 @@ impl FrozenWeight {
     /// # Errors
     /// When the weight is on a GPU.
     pub fn dequantize(&self) -> Result<Tensor> {
-        self.host()?.dequantize(&candle_core::Device::Cpu)
+        let mut numbers = vec![0f32; self.rows * self.columns];
+        self.dequantize_rows(0..self.rows, &mut numbers)?;
+        Tensor::from_vec(numbers, (self.rows, self.columns), &candle_core::Device::Cpu)
     }
 
     /// The rows of the given numbers: `[..ids] -> [..ids, in]`, without a gradient.
@@ -161,7 +172,11 @@ impl FrozenWeight {
     /// # Errors
     /// When an id is not below [`Self::rows`], or the weight is on a GPU.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
-        self.host()?.embedding(ids)
+        let mut shape = ids.dims().to_vec();
+        shape.push(self.columns);
+        let mut numbers = vec![0f32; ids.elem_count() * self.columns];
+        self.embed(&ids.flatten_all()?.to_vec1()?, &mut numbers)?;
+        Tensor::from_vec(numbers, shape, &candle_core::Device::Cpu)
     }
 
     /// The rows of the given numbers in `f32`, `[n, in]`. CPU only; all threads work on it.
@@ -181,24 +196,20 @@ impl FrozenWeight {
     /// # Errors
     /// When the weight is on another device, or the range is not within it.
     pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let dtype = self.dtype();
-        let data = self.host()?.data()?;
-        let row_bytes = self.columns / dtype.block_size() * dtype.type_size();
+        let (data, row_bytes) = (self.host()?, self.row_bytes());
         if range.end > self.rows || out.len() != range.len() * self.columns {
             bail!("rows {range:?} of a weight of {} do not fit {} numbers", self.rows, out.len());
         }
         let bytes = &data[range.start * row_bytes..range.end * row_bytes];
-        dequantize(dtype, bytes, out);
+        dequantize(self.dtype(), bytes, out);
         Ok(())
     }
 
     /// Writes a stretch of one row in `f32` to `out`; it starts and ends at a multiple of 256, or at the row's end.
     fn dequantize_part(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
         let dtype = self.dtype();
-        let bytes_of = |numbers: usize| numbers / dtype.block_size() * dtype.type_size();
-        let data = self.host()?.data()?;
-        let first = row * bytes_of(self.columns) + bytes_of(columns.start);
-        dequantize(dtype, &data[first..first + bytes_of(columns.len())], out);
+        let first = row * self.row_bytes() + dtype.bytes(columns.start);
+        dequantize(dtype, &self.host()?[first..first + dtype.bytes(columns.len())], out);
         Ok(())
     }
 

@@ -15,7 +15,6 @@ use crate::rng::Rng;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor, Var};
 use half::bf16;
-use std::sync::Arc;
 
 /// An operation and its backward pass on plain numbers, whatever type it works in.
 trait Operation {
@@ -134,7 +133,7 @@ fn soiled<E: Element>(count: usize) -> Vec<E> {
 
 fn weight(rows: usize, columns: usize, kind: GgmlDType, seed: u64) -> FrozenWeight {
     let numbers = Tensor::from_vec(random(rows * columns, seed), (rows, columns), &Device::Cpu).unwrap();
-    FrozenWeight::new(Arc::new(QTensor::quantize(&numbers, kind).unwrap())).unwrap()
+    FrozenWeight::quantized(&QTensor::quantize(&numbers, kind).unwrap()).unwrap()
 }
 
 /// A pool whose first buffers hold no number: what is read before it is written shows.

@@ -176,7 +176,7 @@ fn embedding_bytes(rehearsal: &Model) -> u64 {
     match held.get("model.embed_tokens.weight").filter(|_| head) {
         Some(dtype) => {
             let numbers = rehearsal.lm.dimensions.vocabulary * rehearsal.lm.dimensions.hidden;
-            (numbers / dtype.block_size() * dtype.type_size()) as u64
+            dtype.bytes(numbers) as u64
         }
         None => 0,
     }

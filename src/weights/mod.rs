@@ -8,6 +8,7 @@ mod added_tokens;
 mod chat_templates;
 mod folder;
 pub mod gguf;
+mod packed;
 mod resolve;
 mod safetensors_file;
 mod safetensors_header;
@@ -25,7 +26,7 @@ pub use wrapper::Wrapper;
 pub(crate) use wrapper::{name_in_whole, text_name};
 
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -39,7 +40,7 @@ pub struct RawTensor {
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// The type of the elements, or of the blocks that hold them.
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
     /// The elements or blocks, row after row, little-endian.
     pub bytes: Vec<u8>,
 }
@@ -129,8 +130,14 @@ impl Base {
     }
 
     /// Shape and type of a tensor, by Hugging Face's name, such as `model.layers.0.self_attn.q_proj.weight`.
-    pub fn tensor(&self, name: &str) -> Option<(&[usize], GgmlDType)> {
+    pub fn tensor(&self, name: &str) -> Option<(&[usize], WeightType)> {
         self.contents.table.get(name).map(|entry| (entry.shape.as_slice(), entry.dtype))
+    }
+
+    /// What a tensor is stored as, for people, where it is read in another type: FP8, and NF4 in blocks that cross rows.
+    pub fn stored_as(&self, name: &str) -> Option<&'static str> {
+        let entry = self.contents.table.get(name)?;
+        entry.packed.as_ref()?.stored_as(entry.dtype)
     }
 
     /// The error for a tensor that the base names and that cannot be read: of a type that is not read, or of a shard that is
@@ -209,7 +216,8 @@ impl Base {
 
     /// The bytes of all tensors as they are stored.
     pub fn stored_bytes(&self) -> u64 {
-        self.contents.table.entries().map(|(_, entry)| entry.len as u64).sum()
+        let bytes = |entry: &table::Entry| entry.len + entry.packed.as_ref().map_or(0, packed::Packed::bytes);
+        self.contents.table.entries().map(|(_, entry)| bytes(entry) as u64).sum()
     }
 }
 

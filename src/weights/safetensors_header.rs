@@ -1,7 +1,7 @@
 //! Writing safetensors: the header, before tensors are there. Reading is [`super::shards`]'s.
 
 use super::table::byte_len;
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde_json::{Map, Value, json};
 
 /// A tensor that a file will hold.
@@ -12,7 +12,7 @@ pub struct TensorInfo {
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// The type of its elements, or of the blocks that hold them.
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
 }
 
 impl TensorInfo {
@@ -38,9 +38,9 @@ pub fn safetensors_header(tensors: &[TensorInfo], metadata: &[(&str, &str)]) -> 
     for tensor in tensors {
         let end = offset + tensor.bytes();
         let dtype = match tensor.dtype {
-            GgmlDType::F32 => "F32",
-            GgmlDType::F16 => "F16",
-            GgmlDType::BF16 => "BF16",
+            WeightType::F32 => "F32",
+            WeightType::F16 => "F16",
+            WeightType::BF16 => "BF16",
             other => panic!("safetensors has no {other:?}"),
         };
         header.insert(
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn the_crate_reads_what_is_written() {
         let info = |name: &str, shape: &[usize], dtype| TensorInfo { name: name.into(), shape: shape.to_vec(), dtype };
-        let tensors = [info("b", &[2, 3], GgmlDType::BF16), info("a", &[1], GgmlDType::F32)];
+        let tensors = [info("b", &[2, 3], WeightType::BF16), info("a", &[1], WeightType::F32)];
         let mut bytes = safetensors_header(&tensors, &[("format", "pt"), ("base", "x\"y")]);
         bytes.extend((0..16).collect::<Vec<u8>>());
         let read = SafeTensors::deserialize(&bytes).unwrap();

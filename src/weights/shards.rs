@@ -4,11 +4,12 @@
 //! What cannot be read (a type, a shard that is not there) is kept with its reason, and refused when somebody asks for it:
 //! old checkpoints hold buffers that no model needs.
 
+use super::packed::{self, Part};
 use super::safetensors_file::{SafetensorsHeader, StoredTensor};
 use super::table::{Entry, Table, Unread, WeightFile};
 use super::wrapper;
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,16 +18,17 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Reads the headers of a folder's weights: `model.safetensors`, or the shards that its index names.
 pub(super) fn open(folder: &Path) -> Result<Table> {
-    let mut table = Table::default();
+    let (mut table, mut others) = (Table::default(), BTreeMap::new());
     let single = folder.join("model.safetensors");
     let index = folder.join(INDEX);
     if single.is_file() {
-        add_file(&mut table, &single, &BTreeMap::new())?;
+        add_file((&mut table, &mut others), &single, &BTreeMap::new())?;
     } else if index.is_file() {
-        add_shards(&mut table, folder, &index)?;
+        add_shards((&mut table, &mut others), folder, &index)?;
     } else {
         return Err(no_weights(folder));
     }
+    packed::assemble(&mut table, &others)?;
     complete_names(&mut table);
     Ok(table)
 }
@@ -41,7 +43,7 @@ pub(super) fn left_out(folder: &Path) -> Option<String> {
 
 /// Adds all tensors of the shards that an index names, as transformers reads them. Where two shards hold a tensor of the same
 /// name, the index says which one counts.
-fn add_shards(table: &mut Table, folder: &Path, index: &Path) -> Result<()> {
+fn add_shards((table, parts): (&mut Table, &mut Others), folder: &Path, index: &Path) -> Result<()> {
     let shards = read_index(index)?;
     let mut elsewhere: BTreeMap<&str, &str> = BTreeMap::new();
     for (file, tensors) in &shards {
@@ -56,7 +58,7 @@ fn add_shards(table: &mut Table, folder: &Path, index: &Path) -> Result<()> {
         let held = if path.is_file() {
             let others: BTreeMap<&str, &str> =
                 elsewhere.iter().filter(|(_, other)| *other != file).map(|(name, other)| (*name, *other)).collect();
-            add_file(table, &path, &others)?
+            add_file((table, parts), &path, &others)?
         } else {
             BTreeSet::new()
         };
@@ -106,8 +108,15 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(shards)
 }
 
+/// Tensors of types that no weight has by itself.
+type Others = BTreeMap<String, Part>;
+
 /// Adds one file's tensors, but for those that belong to another file; gives the names of all that it holds.
-fn add_file(table: &mut Table, path: &Path, elsewhere: &BTreeMap<&str, &str>) -> Result<BTreeSet<String>> {
+fn add_file(
+    (table, others): (&mut Table, &mut Others),
+    path: &Path,
+    elsewhere: &BTreeMap<&str, &str>,
+) -> Result<BTreeSet<String>> {
     let file = WeightFile::open(path)?;
     let header = SafetensorsHeader::read(path, &file.file, file.len)?;
     let number = table.add_file(file);
@@ -120,19 +129,24 @@ fn add_file(table: &mut Table, path: &Path, elsewhere: &BTreeMap<&str, &str>) ->
         match ggml_dtype(&dtype) {
             Some(dtype) => {
                 let stored = name.clone();
-                table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads: None })?;
+                let (permuted_heads, packed) = (None, None);
+                table
+                    .insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads, packed })?;
             }
-            None => table.leave(name.clone(), unsupported(path, &name, &dtype)),
+            None => {
+                table.leave(name.clone(), unsupported(path, &name, &dtype));
+                others.insert(name, Part { dtype, shape, file: number, offset, len });
+            }
         }
     }
     Ok(names)
 }
 
-fn ggml_dtype(dtype: &str) -> Option<GgmlDType> {
+fn ggml_dtype(dtype: &str) -> Option<WeightType> {
     match dtype {
-        "F32" => Some(GgmlDType::F32),
-        "F16" => Some(GgmlDType::F16),
-        "BF16" => Some(GgmlDType::BF16),
+        "F32" => Some(WeightType::F32),
+        "F16" => Some(WeightType::F16),
+        "BF16" => Some(WeightType::BF16),
         _ => None,
     }
 }
@@ -141,6 +155,9 @@ fn unsupported(path: &Path, name: &str, dtype: &str) -> Unread {
     let help = match dtype {
         "F64" => {
             "save the model in another type once with transformers: from_pretrained(folder, dtype=\"float32\"), then save_pretrained(new_folder)"
+        }
+        "I8" => {
+            "8-bit folders of bitsandbytes (LLM.int8) are not read: take the unquantized model, one in its 4 bits (NF4), or a GGUF file"
         }
         _ => "take the unquantized model (Equipoise quantizes a base by itself), or a GGUF file of it",
     };

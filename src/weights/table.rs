@@ -2,8 +2,9 @@
 
 use super::RawTensor;
 use super::gguf::rows;
+use super::packed::Packed;
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -48,7 +49,7 @@ pub(super) struct Entry {
     /// Its name in the file.
     pub stored: String,
     pub shape: Vec<usize>,
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
     /// Which of the table's files holds it.
     pub file: usize,
     /// Where it begins in that file.
@@ -57,6 +58,8 @@ pub(super) struct Entry {
     pub len: usize,
     /// Where the rows are in llama.cpp's order: of how many heads.
     pub permuted_heads: Option<usize>,
+    /// Where it is made of several stored tensors: of which, and how. `offset` and `len` are those of its codes.
+    pub packed: Option<Packed>,
 }
 
 impl Entry {
@@ -94,7 +97,7 @@ impl Unread {
 }
 
 /// The bytes of a tensor; `None` when its rows are no whole blocks or the number does not fit.
-pub(super) fn byte_len(shape: &[usize], dtype: GgmlDType) -> Option<usize> {
+pub(super) fn byte_len(shape: &[usize], dtype: WeightType) -> Option<usize> {
     let (row, rows) = shape.split_last().unwrap_or((&1, &[]));
     if !row.is_multiple_of(dtype.block_size()) {
         return None;
@@ -108,6 +111,21 @@ impl Table {
     pub fn add_file(&mut self, file: WeightFile) -> usize {
         self.files.push(file);
         self.files.len() - 1
+    }
+
+    pub fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+
+    /// Takes a tensor out, whether it can be read or not.
+    pub fn remove(&mut self, name: &str) {
+        self.entries.remove(name);
+        self.unread.remove(name);
+    }
+
+    /// Why a tensor that is there, or should be, cannot be read.
+    pub fn why_unread(&self, name: &str) -> Option<&Unread> {
+        self.unread.get(name).filter(|_| !self.entries.contains_key(name))
     }
 
     /// Adds a tensor after checking that it is new and lies within its file.
@@ -138,7 +156,7 @@ impl Table {
 
     /// The error for a tensor that is there, or should be, and cannot be read.
     pub fn unread(&self, name: &str) -> Option<Error> {
-        self.unread.get(name).filter(|_| !self.entries.contains_key(name)).map(Unread::error)
+        self.why_unread(name).map(Unread::error)
     }
 
     /// The names of the tensors that cannot be read.
@@ -198,6 +216,9 @@ impl Table {
         if rows.end > all || rows.start > rows.end {
             return Err(Error::file(base, format!("tensor `{}` has {all} rows, and none at {rows:?}", entry.stored)));
         }
+        if let Some(packed) = &entry.packed {
+            return packed.read(&self.files, entry, rows);
+        }
         let row_bytes = entry.len / all.max(1);
         let read = |rows: &Range<usize>| {
             let offset = entry.offset + (rows.start * row_bytes) as u64;
@@ -229,6 +250,7 @@ impl Table {
             let len = entry.len.min(FINGERPRINT_SAMPLE);
             let middle = entry.offset + (entry.len - len) as u64 / 2;
             hasher.update(self.files[entry.file].read_at(middle, len)?);
+            entry.packed.iter().try_for_each(|packed| packed.hash(&self.files, hasher))?;
         }
         Ok(())
     }

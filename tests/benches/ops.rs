@@ -13,7 +13,6 @@ use equipoise::ops::{
 };
 use equipoise::rng::Rng;
 use half::bf16;
-use std::sync::Arc;
 
 /// Tokens of a batch: 4 × 256.
 const TOKENS: usize = 1024;
@@ -30,7 +29,7 @@ fn random<E: Element>(count: usize, seed: u64) -> Vec<E> {
 
 fn weight(outputs: usize, inputs: usize, dtype: GgmlDType) -> FrozenWeight {
     let dense = Tensor::from_vec(random::<f32>(outputs * inputs, 3), (outputs, inputs), &Device::Cpu).expect("a shape");
-    FrozenWeight::new(Arc::new(QTensor::quantize(&dense, dtype).expect("whole blocks"))).expect("a matrix")
+    FrozenWeight::quantized(&QTensor::quantize(&dense, dtype).expect("whole blocks")).expect("a matrix")
 }
 
 /// Runs within the thread pool, as a step does.

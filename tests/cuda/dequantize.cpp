@@ -1,4 +1,4 @@
-// The kernels that read GGML blocks: as a library for the CPU, and as a program.
+// The kernels that read blocks: as a library for the CPU, and as a program.
 // dequantize KERNEL COUNT: the bytes of blocks from stdin, their numbers to stdout.
 #include "host.h"
 #include "prelude.cuh"
@@ -8,7 +8,8 @@
 
 HOST_LAUNCH(
     EACH_TYPE(f32) EACH_TYPE(f16) EACH_TYPE(bf16) EACH_TYPE(q4_0) EACH_TYPE(q4_1) EACH_TYPE(q5_0) EACH_TYPE(q5_1)
-    EACH_TYPE(q8_0) EACH_TYPE(q2k) EACH_TYPE(q3k) EACH_TYPE(q4k) EACH_TYPE(q5k) EACH_TYPE(q6k))
+    EACH_TYPE(q8_0) EACH_TYPE(q2k) EACH_TYPE(q3k) EACH_TYPE(q4k) EACH_TYPE(q5k) EACH_TYPE(q6k)
+    EACH_TYPE(iq4_nl) EACH_TYPE(iq4_xs) EACH_TYPE(nf4))
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;

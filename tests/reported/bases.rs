@@ -2,7 +2,7 @@
 
 use super::{Case, copy};
 use crate::support::workplace::refusal;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -43,40 +43,6 @@ fn configure(base: &Path, set: &Value, remove: &[&str]) {
     config.extend(set.as_object().unwrap().clone());
     config.retain(|key, _| !remove.contains(&key.as_str()));
     std::fs::write(path, Value::Object(config).to_string()).unwrap();
-}
-
-/// A tensor of a file: name, type, shape, bytes.
-type Stored = (String, String, Vec<usize>, Vec<u8>);
-
-fn stored(name: &str, dtype: &str, shape: &[usize], bytes: &[u8]) -> Stored {
-    (name.into(), dtype.into(), shape.to_vec(), bytes.to_vec())
-}
-
-fn read_tensors(path: &Path) -> Vec<Stored> {
-    let file = std::fs::read(path).unwrap();
-    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-    let entries: Map<String, Value> = serde_json::from_slice(&file[8..8 + header]).unwrap();
-    let number = |value: &Value| value.as_u64().unwrap() as usize;
-    let tensor = |(name, entry): (&String, &Value)| {
-        let shape: Vec<usize> = entry["shape"].as_array().unwrap().iter().map(number).collect();
-        let [from, to] = [0, 1].map(|end| 8 + header + number(&entry["data_offsets"][end]));
-        stored(name, entry["dtype"].as_str().unwrap(), &shape, &file[from..to])
-    };
-    entries.iter().filter(|(name, _)| *name != "__metadata__").map(tensor).collect()
-}
-
-fn write_tensors(path: &Path, tensors: &[Stored], metadata: &Value) {
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), metadata.clone());
-    let (mut offset, mut data) = (0, Vec::new());
-    for (name, dtype, shape, bytes) in tensors {
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, offset + bytes.len()] });
-        header.insert(name.clone(), entry);
-        offset += bytes.len();
-        data.extend(bytes);
-    }
-    let text = Value::Object(header).to_string();
-    std::fs::write(path, [(text.len() as u64).to_le_bytes().as_slice(), text.as_bytes(), &data].concat()).unwrap();
 }
 
 /// A case of the tiny base as it is, in the case's folder, to be changed.

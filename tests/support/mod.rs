@@ -7,6 +7,7 @@ pub mod random_weights;
 /// The library's own stand-in for the Hub.
 #[path = "../../src/hub/stand_in.rs"]
 pub mod stand_in;
+pub mod stored_tensors;
 pub mod watch;
 pub mod workplace;
 

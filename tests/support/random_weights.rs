@@ -1,13 +1,12 @@
 //! Random numbers and quantized weights of any size, fast.
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device as Place, Result, Tensor};
+use candle_core::quantized::QTensor;
+use candle_core::{Device as Place, Result, Tensor, bail};
 use equipoise::ops::FrozenWeight;
 use equipoise::rng::{key, mix};
+use equipoise::weight_type::WeightType;
 use half::bf16;
 use rayon::prelude::*;
-use std::borrow::Cow;
-use std::sync::Arc;
 
 /// Numbers that are quantized; larger weights are made of their blocks.
 const SAMPLE: usize = 1 << 16;
@@ -23,14 +22,22 @@ pub fn random(count: usize, seed: u64, scale: f32) -> Vec<f32> {
 }
 
 /// A random weight `[rows, columns]` that keeps the mean square of what it is multiplied with.
-pub fn random_weight(rows: usize, columns: usize, dtype: GgmlDType, seed: u64) -> Result<FrozenWeight> {
+pub fn random_weight(rows: usize, columns: usize, dtype: impl Into<WeightType>, seed: u64) -> Result<FrozenWeight> {
     random_weight_of(rows, columns, dtype, seed, (3.0 / columns as f32).sqrt())
 }
 
 /// A random weight of numbers in `±scale`.
-pub fn random_weight_of(rows: usize, columns: usize, dtype: GgmlDType, seed: u64, scale: f32) -> Result<FrozenWeight> {
+pub fn random_weight_of(
+    rows: usize,
+    columns: usize,
+    dtype: impl Into<WeightType>,
+    seed: u64,
+    scale: f32,
+) -> Result<FrozenWeight> {
+    let dtype = dtype.into();
     let sample = Tensor::from_vec(random(SAMPLE, seed, scale), SAMPLE, &Place::Cpu)?;
-    let sample = QTensor::quantize(&sample, dtype)?;
+    let Some(kind) = dtype.candle() else { bail!("{dtype:?} is no type to quantize to") };
+    let sample = QTensor::quantize(&sample, kind)?;
     let (sample, block) = (sample.data()?, dtype.type_size());
     let blocks = (rows * columns / dtype.block_size()) as u64;
     let start = key(seed, &[rows as u64, columns as u64]);
@@ -43,7 +50,11 @@ pub fn random_weight_of(rows: usize, columns: usize, dtype: GgmlDType, seed: u64
 }
 
 /// A weight of these blocks.
-pub fn weight_of_bytes(rows: usize, columns: usize, dtype: GgmlDType, bytes: Vec<u8>) -> Result<FrozenWeight> {
-    let storage = QStorage::from_data(Cow::Owned(bytes), &Place::Cpu, dtype)?;
-    FrozenWeight::new(Arc::new(QTensor::new(storage, (rows, columns))?))
+pub fn weight_of_bytes(
+    rows: usize,
+    columns: usize,
+    dtype: impl Into<WeightType>,
+    bytes: Vec<u8>,
+) -> Result<FrozenWeight> {
+    FrozenWeight::new(dtype.into(), (rows, columns), bytes)
 }

@@ -9,8 +9,8 @@ use super::{hub_id, placement};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
 use crate::fs;
+use crate::weight_type::WeightType;
 use crate::weights::{Base, TensorInfo};
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::{DType, Tensor};
 use half::f16;
@@ -28,7 +28,7 @@ pub struct AdapterFacts<'a> {
     /// The adapter's name, for people.
     pub name: &'a str,
     /// `F32` or `F16`.
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
 }
 
 /// The metadata of an adapter's file. llama.cpp scales by `alpha / r`, whatever PEFT's configuration says of rank-stabilised
@@ -58,7 +58,7 @@ pub fn adapter_metadata(base: &Base, bundle: &AdapterBundle, facts: &AdapterFact
 /// When a tensor has no partner, no place in the base, another shape than its place, or numbers that the type cannot hold;
 /// when the base's architecture is not written as GGUF; and when the disk refuses.
 pub fn write_adapter(path: &Path, base: &Base, bundle: &AdapterBundle, facts: &AdapterFacts) -> Result<()> {
-    if !matches!(facts.dtype, GgmlDType::F32 | GgmlDType::F16) {
+    if !matches!(facts.dtype, WeightType::F32 | WeightType::F16) {
         return Err(Error::invalid(format!("an adapter's tensors are written as F32 or F16, not {:?}", facts.dtype)));
     }
     let metadata = adapter_metadata(base, bundle, facts)?;
@@ -135,14 +135,14 @@ fn check_shapes(base: &Base, weight: &str, a: &Tensor, b: &Tensor) -> Result<()>
 }
 
 impl Part<'_> {
-    fn bytes(&self, dtype: GgmlDType) -> Result<Vec<u8>> {
+    fn bytes(&self, dtype: WeightType) -> Result<Vec<u8>> {
         let values = self.tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let held =
-            |value: f32| if dtype == GgmlDType::F16 { f16::from_f32(value).is_finite() } else { value.is_finite() };
+            |value: f32| if dtype == WeightType::F16 { f16::from_f32(value).is_finite() } else { value.is_finite() };
         if let Some(value) = values.iter().find(|value| !held(**value)) {
             return Err(Error::invalid(format!("adapter: `{}` holds {value}, which {dtype:?} cannot", self.name)));
         }
-        let bytes: Vec<u8> = if dtype == GgmlDType::F16 {
+        let bytes: Vec<u8> = if dtype == WeightType::F16 {
             values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
         } else {
             values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -205,9 +205,12 @@ mod tests {
     fn an_adapter_goes_to_gguf_and_back_with_the_same_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.gguf");
-        for (model_type, dtype) in
-            [("llama", GgmlDType::F32), ("llama", GgmlDType::F16), ("qwen2", GgmlDType::F32), ("qwen3", GgmlDType::F16)]
-        {
+        for (model_type, dtype) in [
+            ("llama", WeightType::F32),
+            ("llama", WeightType::F16),
+            ("qwen2", WeightType::F32),
+            ("qwen3", WeightType::F16),
+        ] {
             let base = base(folder.path(), model_type);
             let bundle = bundle(false);
             write_adapter(&path, &base, &bundle, &AdapterFacts { name: "small", dtype }).unwrap();
@@ -231,7 +234,7 @@ mod tests {
         let path = folder.path().join("a.gguf");
         let write = |model_type: &str| {
             let base = base(folder.path(), model_type);
-            write_adapter(&path, &base, &bundle(false), &AdapterFacts { name: "n", dtype: GgmlDType::F32 }).unwrap();
+            write_adapter(&path, &base, &bundle(false), &AdapterFacts { name: "n", dtype: WeightType::F32 }).unwrap();
             open_adapter(&path).unwrap()
         };
         let bytes = |tensor: &Tensor| {
@@ -252,7 +255,7 @@ mod tests {
     fn rank_stabilised_scaling_is_in_alpha() {
         let folder = tempfile::tempdir().unwrap();
         let base = base(folder.path(), "llama");
-        let facts = AdapterFacts { name: "n", dtype: GgmlDType::F16 };
+        let facts = AdapterFacts { name: "n", dtype: WeightType::F16 };
         let all = adapter_metadata(&base, &bundle(true), &facts).unwrap();
         let value = |key: &str| format!("{:?}", all.iter().find(|(name, _)| name == key).unwrap().1);
         assert_eq!(value("adapter.lora.alpha"), format!("F32({:?})", 6.0 * 2f32.sqrt()));
@@ -274,7 +277,7 @@ mod tests {
         };
         let q = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
         let head = |part: &str| format!("base_model.model.lm_head.lora_{part}.weight");
-        let f32 = GgmlDType::F32;
+        let f32 = WeightType::F32;
         assert!(refused(&|all| drop(all.remove(q)), f32).contains("has no `lora_B` beside it"));
         let narrow = |all: &mut BTreeMap<_, _>| drop(all.insert(q.to_string(), counting(35, 2, 1.0)));
         assert!(refused(&narrow, f32).contains("is [36, 36], but the adapter's A is [2, 36] and its B [35, 2]"));
@@ -284,12 +287,12 @@ mod tests {
         };
         assert!(refused(&with_head, f32).contains("shares its head"));
         let large = |all: &mut BTreeMap<_, _>| drop(all.insert(q.to_string(), counting(36, 2, 1e4)));
-        assert!(refused(&large, GgmlDType::F16).contains("which F16 cannot"));
+        assert!(refused(&large, WeightType::F16).contains("which F16 cannot"));
         assert!(
             refused(&|all| drop(all.insert("x".into(), counting(1, 1, 1.0))), f32)
                 .contains("`x` is not a tensor of LoRA")
         );
         assert!(refused(&BTreeMap::clear, f32).contains("no tensors"));
-        assert!(refused(&|_| {}, GgmlDType::Q8_0).contains("F32 or F16"));
+        assert!(refused(&|_| {}, WeightType::Q8_0).contains("F32 or F16"));
     }
 }

@@ -3,8 +3,8 @@
 
 use super::{hub_id, rope, tensors, tokenizer};
 use crate::error::{Error, Result};
+use crate::weight_type::WeightType;
 use crate::weights::{Base, ChatTemplates};
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, Value as Json};
 use std::path::Path;
@@ -18,7 +18,7 @@ pub struct ModelFacts<'a> {
     /// The model's name, for people.
     pub name: &'a str,
     /// The type of most weights.
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
     /// What the model was made from; written when it is an id of the Hub.
     pub base_model: Option<&'a str>,
     /// The licence, as the Hub writes it: `apache-2.0`.
@@ -29,21 +29,24 @@ pub struct ModelFacts<'a> {
 
 /// llama.cpp's number of a file whose weights are mostly of this type (`general.file_type`); of the K-quants the one where all
 /// weights are, `Q4_K_S` and so on.
-pub const fn file_type(dtype: GgmlDType) -> u32 {
+pub const fn file_type(dtype: WeightType) -> u32 {
     match dtype {
-        GgmlDType::F32 => 0,
-        GgmlDType::F16 => 1,
-        GgmlDType::Q4_0 => 2,
-        GgmlDType::Q4_1 => 3,
-        GgmlDType::Q8_0 | GgmlDType::Q8_1 | GgmlDType::Q8K => 7,
-        GgmlDType::Q5_0 => 8,
-        GgmlDType::Q5_1 => 9,
-        GgmlDType::Q2K => 10,
-        GgmlDType::Q3K => 11,
-        GgmlDType::Q4K => 14,
-        GgmlDType::Q5K => 16,
-        GgmlDType::Q6K => 18,
-        GgmlDType::BF16 => 32,
+        WeightType::F32 => 0,
+        WeightType::F16 => 1,
+        WeightType::Q4_0 => 2,
+        WeightType::Q4_1 => 3,
+        // Nothing is written in the latter three.
+        WeightType::Q8_0 | WeightType::Q8_1 | WeightType::Q8K | WeightType::Nf4 => 7,
+        WeightType::Q5_0 => 8,
+        WeightType::Q5_1 => 9,
+        WeightType::Q2K => 10,
+        WeightType::Q3K => 11,
+        WeightType::Q4K => 14,
+        WeightType::Q5K => 16,
+        WeightType::Q6K => 18,
+        WeightType::Iq4Nl => 25,
+        WeightType::Iq4Xs => 30,
+        WeightType::BF16 => 32,
     }
 }
 
@@ -242,9 +245,10 @@ impl Keys<'_> {
 mod tests {
     use super::*;
     use crate::weights::test_support::{quantized, write_gguf};
+    use candle_core::quantized::GgmlDType;
 
     const FACTS: ModelFacts =
-        ModelFacts { name: "new", dtype: GgmlDType::Q4K, base_model: None, license: None, chat_template: None };
+        ModelFacts { name: "new", dtype: WeightType::Q4K, base_model: None, license: None, chat_template: None };
 
     /// As gguf-py's `GGUFWriter.add_chat_template` writes such a list.
     #[test]

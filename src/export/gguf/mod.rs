@@ -22,7 +22,7 @@ pub use writer::{GgufWriter, file_size};
 
 use super::{FloatType, Job, Output};
 use crate::error::{Error, Result};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 
 /// `--to gguf`: the merged model.
 pub(super) fn export_merged(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
@@ -37,8 +37,8 @@ pub(super) fn export_adapter(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> 
 /// Writes `<name>-lora.gguf`; gives the file's name.
 pub(super) fn export_adapter_file(job: &Job<'_>, out: &mut Output<'_>) -> Result<String> {
     let dtype = match job.options.dtype {
-        None | Some(FloatType::F32) => GgmlDType::F32,
-        Some(FloatType::F16) => GgmlDType::F16,
+        None | Some(FloatType::F32) => WeightType::F32,
+        Some(FloatType::F16) => WeightType::F16,
         Some(FloatType::BF16) => {
             return Err(Error::invalid("--dtype: llama.cpp's adapters are f32 or f16, not bf16"));
         }

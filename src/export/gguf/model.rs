@@ -4,8 +4,8 @@ use super::{GgufWriter, ModelFacts, Placement, ROPE_FREQS, file_size, metadata, 
 use crate::error::{Error, Result};
 use crate::export::{GgufType, Job, MergedWeights, Output, type_name};
 use crate::nn::fallback_of;
+use crate::weight_type::WeightType;
 use crate::weights::TensorInfo;
-use candle_core::quantized::GgmlDType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -28,7 +28,7 @@ pub(in crate::export) fn export_model(job: &Job<'_>, out: &mut Output<'_>) -> Re
     }
     let factors = factors(job, &weights)?;
     let most = main_type(&moves);
-    let label = job.options.quantize.map_or(most, GgufType::ggml);
+    let label = job.options.quantize.map_or(most, GgufType::weight_type);
     let facts = ModelFacts {
         name: job.name,
         dtype: most,
@@ -39,7 +39,7 @@ pub(in crate::export) fn export_model(job: &Job<'_>, out: &mut Output<'_>) -> Re
     let metadata = metadata(job.base, &facts)?;
     let mut infos: Vec<TensorInfo> = moves.iter().map(|one| one.info.clone()).collect();
     if let Some(factors) = &factors {
-        let info = TensorInfo { name: ROPE_FREQS.into(), shape: vec![factors.len()], dtype: GgmlDType::F32 };
+        let info = TensorInfo { name: ROPE_FREQS.into(), shape: vec![factors.len()], dtype: WeightType::F32 };
         infos.push(info);
     }
     let name = format!("{}-{}.gguf", job.name, type_name(label));
@@ -130,7 +130,7 @@ fn moves(
             dtype = fallback_of(dtype);
         }
         if !width.is_multiple_of(dtype.block_size()) {
-            dtype = GgmlDType::F16;
+            dtype = WeightType::F16;
         }
         if dtype != wanted {
             *fallbacks.entry([type_name(wanted), type_name(dtype)]).or_default() += 1;
@@ -143,24 +143,24 @@ fn moves(
 
 /// The type of a tensor in the file. Vectors are f32, as llama.cpp wants them; embeddings and head have 8 bits at least, as
 /// in training.
-fn wanted(job: &Job<'_>, tensor: &TensorInfo, changed: bool) -> GgmlDType {
+fn wanted(job: &Job<'_>, tensor: &TensorInfo, changed: bool) -> WeightType {
     if tensor.shape.len() < 2 {
-        return GgmlDType::F32;
+        return WeightType::F32;
     }
     let chosen = match job.options.quantize {
-        Some(GgufType::Float(float)) => return float.ggml(),
-        Some(GgufType::Blocks(kind)) => kind.ggml().unwrap_or(GgmlDType::Q8_0),
+        Some(GgufType::Float(float)) => return float.weight_type(),
+        Some(GgufType::Blocks(kind)) => kind.weight_type().unwrap_or(WeightType::Q8_0),
         // Blocks of few bits round small updates away: a number that lies on the grid of its block stays where it is.
         None if job.base.is_gguf() && (!changed || tensor.dtype.block_size() == 1) => return tensor.dtype,
-        None => GgmlDType::Q8_0,
+        None => WeightType::Q8_0,
     };
     let precise = ["model.embed_tokens.weight", "lm_head.weight"].contains(&tensor.name.as_str());
-    if precise { GgmlDType::Q8_0 } else { chosen }
+    if precise { WeightType::Q8_0 } else { chosen }
 }
 
 /// The type of most numbers.
-fn main_type(moves: &[Move]) -> GgmlDType {
-    let mut counts: Vec<(GgmlDType, usize)> = Vec::new();
+fn main_type(moves: &[Move]) -> WeightType {
+    let mut counts: Vec<(WeightType, usize)> = Vec::new();
     for Move { info, .. } in moves {
         let numbers: usize = info.shape.iter().product();
         match counts.iter_mut().find(|(dtype, _)| *dtype == info.dtype) {
@@ -168,7 +168,7 @@ fn main_type(moves: &[Move]) -> GgmlDType {
             None => counts.push((info.dtype, numbers)),
         }
     }
-    counts.into_iter().max_by_key(|(_, count)| *count).map_or(GgmlDType::F32, |(dtype, _)| dtype)
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(WeightType::F32, |(dtype, _)| dtype)
 }
 
 /// Llama 3's rotary factors, which a folder has in its configuration and GGUF in a tensor.

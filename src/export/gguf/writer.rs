@@ -256,13 +256,13 @@ fn write_value(bytes: &mut Vec<u8>, value: &Value) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weight_type::WeightType;
     use crate::weights::Base;
     use candle_core::Device;
-    use candle_core::quantized::GgmlDType;
     use candle_core::quantized::gguf_file::Content;
     use std::io::Cursor;
 
-    fn info(name: &str, shape: &[usize], dtype: GgmlDType) -> TensorInfo {
+    fn info(name: &str, shape: &[usize], dtype: WeightType) -> TensorInfo {
         TensorInfo { name: name.into(), shape: shape.to_vec(), dtype }
     }
 
@@ -293,11 +293,11 @@ mod tests {
     /// Tensors whose bytes are not a multiple of any alignment.
     fn odd_sized() -> Vec<TensorInfo> {
         vec![
-            info("a", &[3, 5], GgmlDType::F32),
-            info("b.weight", &[7], GgmlDType::F16),
-            info("c.weight", &[3, 32], GgmlDType::Q4_0),
-            info("d.weight", &[2, 2, 3], GgmlDType::BF16),
-            info("e.weight", &[1, 256], GgmlDType::Q6K),
+            info("a", &[3, 5], WeightType::F32),
+            info("b.weight", &[7], WeightType::F16),
+            info("c.weight", &[3, 32], WeightType::Q4_0),
+            info("d.weight", &[2, 2, 3], WeightType::BF16),
+            info("e.weight", &[1, 256], WeightType::Q6K),
         ]
     }
 
@@ -337,7 +337,7 @@ mod tests {
                 let raw = base.read(&info.name).unwrap();
                 assert_eq!((&raw.shape, raw.dtype, raw.bytes), (&info.shape, info.dtype, bytes_of(info, seed)));
                 let read = content.tensor(&mut Cursor::new(&file), &info.name, &Device::Cpu).unwrap();
-                assert_eq!((read.shape().dims(), read.dtype()), (info.shape.as_slice(), info.dtype));
+                assert_eq!((read.shape().dims(), WeightType::from(read.dtype())), (info.shape.as_slice(), info.dtype));
                 assert_eq!(read.data().unwrap().as_ref(), bytes_of(info, seed));
             }
         }
@@ -369,11 +369,11 @@ mod tests {
             GgufWriter::new(Vec::new(), Path::new("x.gguf"), &metadata, tensors).unwrap_err().to_string()
         };
         let a = |dtype| info("a", &[3, 40], dtype);
-        assert!(refused(&[], vec![a(GgmlDType::Q4_0)]).contains("[3, 40] cannot be held as Q4_0, in blocks of 32"));
-        assert!(refused(&[], vec![a(GgmlDType::Q8K)]).contains("which no file holds"));
-        assert!(refused(&[], vec![a(GgmlDType::F16), a(GgmlDType::F16)]).contains("`a` would be written twice"));
-        assert!(refused(&[], vec![info(&"n".repeat(64), &[1], GgmlDType::F32)]).contains("63 bytes"));
-        assert!(refused(&[], vec![info("a", &[usize::MAX, 4], GgmlDType::F32)]).contains("cannot be held"));
+        assert!(refused(&[], vec![a(WeightType::Q4_0)]).contains("[3, 40] cannot be held as Q4_0, in blocks of 32"));
+        assert!(refused(&[], vec![a(WeightType::Q8K)]).contains("which no file holds"));
+        assert!(refused(&[], vec![a(WeightType::F16), a(WeightType::F16)]).contains("`a` would be written twice"));
+        assert!(refused(&[], vec![info(&"n".repeat(64), &[1], WeightType::F32)]).contains("63 bytes"));
+        assert!(refused(&[], vec![info("a", &[usize::MAX, 4], WeightType::F32)]).contains("cannot be held"));
         assert!(refused(&[("general.alignment", Value::U32(33))], vec![]).contains("power of two"));
         let mixed = Value::Array(vec![Value::U8(1), Value::Bool(true)]);
         assert!(refused(&[("k", mixed)], vec![]).contains("an array of several types"));

@@ -9,7 +9,7 @@ use super::rows::{Cuda, DropoutKeys, RowDropout, Rows, address};
 use crate::device::driver::{Argument, Matrix, MatrixProduct, Number, Work};
 use crate::device::{Memory, Term};
 use crate::ops::{Compute, FrozenVector, FrozenWeight};
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use candle_core::{Error, Result, bail};
 use std::ops::Range;
 
@@ -322,12 +322,12 @@ impl Cuda {
         Ok(rows)
     }
 
-    fn dequantize_blocks(&self, dtype: GgmlDType, blocks: u64, numbers: usize, out: &Memory) -> Result<()> {
+    fn dequantize_blocks(&self, dtype: WeightType, blocks: u64, numbers: usize, out: &Memory) -> Result<()> {
         let Some(name) = type_name(dtype) else { bail!("no CUDA kernel for {dtype:?}") };
         let grid = [u32::try_from(numbers.div_ceil(NUMBERS_OF_BLOCK)).map_err(Error::wrap)?, 1, 1];
         let arguments = [Argument::Address(blocks), address(out), Argument::U64(numbers as u64)];
         let kernel = format!("dequantize_{name}");
-        let stored = numbers / dtype.block_size() * dtype.type_size();
+        let stored = dtype.bytes(numbers);
         let work = Work { bytes: stored as u64 + self.work(numbers).bytes, flop: 0 };
         self.launch(&dequantize(), &kernel, (grid, THREADS as u32), 0, &arguments, work)
     }

@@ -1,11 +1,11 @@
 //! The files of kernels.
 
 use crate::device::driver::Program;
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 
 const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 
-/// Numbers of GGML blocks.
+/// Numbers of blocks.
 pub(super) fn dequantize() -> Program {
     Program { name: "dequantize", source: &[PRELUDE, include_str!("kernels/dequantize.cu")], defines: Vec::new() }
 }
@@ -64,23 +64,26 @@ pub(super) fn always() -> [(Program, &'static str); 3] {
 }
 
 /// The types that weights are held in, and how kernels call them.
-pub const TYPES: [(GgmlDType, &str); 13] = [
-    (GgmlDType::F32, "f32"),
-    (GgmlDType::F16, "f16"),
-    (GgmlDType::BF16, "bf16"),
-    (GgmlDType::Q4_0, "q4_0"),
-    (GgmlDType::Q4_1, "q4_1"),
-    (GgmlDType::Q5_0, "q5_0"),
-    (GgmlDType::Q5_1, "q5_1"),
-    (GgmlDType::Q8_0, "q8_0"),
-    (GgmlDType::Q2K, "q2k"),
-    (GgmlDType::Q3K, "q3k"),
-    (GgmlDType::Q4K, "q4k"),
-    (GgmlDType::Q5K, "q5k"),
-    (GgmlDType::Q6K, "q6k"),
+pub const TYPES: [(WeightType, &str); 16] = [
+    (WeightType::F32, "f32"),
+    (WeightType::F16, "f16"),
+    (WeightType::BF16, "bf16"),
+    (WeightType::Q4_0, "q4_0"),
+    (WeightType::Q4_1, "q4_1"),
+    (WeightType::Q5_0, "q5_0"),
+    (WeightType::Q5_1, "q5_1"),
+    (WeightType::Q8_0, "q8_0"),
+    (WeightType::Q2K, "q2k"),
+    (WeightType::Q3K, "q3k"),
+    (WeightType::Q4K, "q4k"),
+    (WeightType::Q5K, "q5k"),
+    (WeightType::Q6K, "q6k"),
+    (WeightType::Iq4Nl, "iq4_nl"),
+    (WeightType::Iq4Xs, "iq4_xs"),
+    (WeightType::Nf4, "nf4"),
 ];
 
 /// How kernels call a type; `None` for those that no weight is held in.
-pub(super) fn type_name(dtype: GgmlDType) -> Option<&'static str> {
+pub(super) fn type_name(dtype: WeightType) -> Option<&'static str> {
     TYPES.iter().find(|(each, _)| *each == dtype).map(|(_, name)| *name)
 }

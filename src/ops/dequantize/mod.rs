@@ -1,4 +1,4 @@
-//! Numbers of GGML blocks as `f32`.
+//! Numbers of GGML's blocks, and of bitsandbytes', as `f32`.
 //!
 //! candle's `to_float` goes number by number. A frozen weight is dequantized in every pass of every step, so the loops here
 //! run over arrays of fixed size, which the compiler turns into vector code: once for any machine, and on x86-64 once for
@@ -12,15 +12,16 @@
 
 mod blocks;
 mod k_quants;
+mod tables;
 
-use candle_core::quantized::GgmlDType;
+use crate::weight_type::WeightType;
 use std::hint::black_box;
 
 /// Writes the numbers of whole blocks to `out`. `bytes` are little-endian, as in a GGUF file.
 ///
 /// # Panics
 /// When `bytes` are not the whole blocks of exactly `out.len()` numbers.
-pub fn dequantize(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+pub fn dequantize(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
     let blocks = out.len() / dtype.block_size();
     assert!(
         blocks * dtype.block_size() == out.len() && blocks * dtype.type_size() == bytes.len(),
@@ -44,23 +45,26 @@ macro_rules! each_block {
 }
 
 #[inline(always)]
-fn any_machine(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+fn any_machine(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
-        GgmlDType::F32 => blocks::f32(bytes, out),
-        GgmlDType::F16 => blocks::f16(bytes, out),
-        GgmlDType::BF16 => blocks::bf16(bytes, out),
-        GgmlDType::Q4_0 => each_block!(bytes, out, blocks::q4_0),
-        GgmlDType::Q4_1 => each_block!(bytes, out, blocks::q4_1),
-        GgmlDType::Q5_0 => each_block!(bytes, out, blocks::q5_0),
-        GgmlDType::Q5_1 => each_block!(bytes, out, blocks::q5_1),
-        GgmlDType::Q8_0 => each_block!(bytes, out, blocks::q8_0),
-        GgmlDType::Q8_1 => each_block!(bytes, out, blocks::q8_1),
-        GgmlDType::Q2K => each_block!(bytes, out, k_quants::q2k),
-        GgmlDType::Q3K => each_block!(bytes, out, k_quants::q3k),
-        GgmlDType::Q4K => each_block!(bytes, out, k_quants::q4k),
-        GgmlDType::Q5K => each_block!(bytes, out, k_quants::q5k),
-        GgmlDType::Q6K => each_block!(bytes, out, k_quants::q6k),
-        GgmlDType::Q8K => each_block!(bytes, out, k_quants::q8k),
+        WeightType::F32 => blocks::f32(bytes, out),
+        WeightType::F16 => blocks::f16(bytes, out),
+        WeightType::BF16 => blocks::bf16(bytes, out),
+        WeightType::Q4_0 => each_block!(bytes, out, blocks::q4_0),
+        WeightType::Q4_1 => each_block!(bytes, out, blocks::q4_1),
+        WeightType::Q5_0 => each_block!(bytes, out, blocks::q5_0),
+        WeightType::Q5_1 => each_block!(bytes, out, blocks::q5_1),
+        WeightType::Q8_0 => each_block!(bytes, out, blocks::q8_0),
+        WeightType::Q8_1 => each_block!(bytes, out, blocks::q8_1),
+        WeightType::Q2K => each_block!(bytes, out, k_quants::q2k),
+        WeightType::Q3K => each_block!(bytes, out, k_quants::q3k),
+        WeightType::Q4K => each_block!(bytes, out, k_quants::q4k),
+        WeightType::Q5K => each_block!(bytes, out, k_quants::q5k),
+        WeightType::Q6K => each_block!(bytes, out, k_quants::q6k),
+        WeightType::Q8K => each_block!(bytes, out, k_quants::q8k),
+        WeightType::Iq4Nl => each_block!(bytes, out, tables::iq4_nl),
+        WeightType::Iq4Xs => each_block!(bytes, out, tables::iq4_xs),
+        WeightType::Nf4 => each_block!(bytes, out, tables::nf4),
     }
 }
 
@@ -93,13 +97,13 @@ fn half_to_f32(bits: u16) -> f32 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{GgmlDType, any_machine};
+    use super::{WeightType, any_machine};
     use crate::ops::simd::Level;
 
     /// Dequantizes and returns true, if this machine has AVX-512.
-    pub(super) fn avx512(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) -> bool {
+    pub(super) fn avx512(dtype: WeightType, bytes: &[u8], out: &mut [f32]) -> bool {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-        fn kernel(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+        fn kernel(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
             any_machine(dtype, bytes, out);
         }
         if Level::detect() >= Level::Avx512 {
@@ -114,9 +118,9 @@ mod x86 {
     }
 
     /// Dequantizes and returns true, if this machine has AVX2.
-    pub(super) fn avx2(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) -> bool {
+    pub(super) fn avx2(dtype: WeightType, bytes: &[u8], out: &mut [f32]) -> bool {
         #[target_feature(enable = "avx2,fma")]
-        fn kernel(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+        fn kernel(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
             any_machine(dtype, bytes, out);
         }
         if Level::detect() >= Level::Avx2 {
@@ -134,13 +138,13 @@ mod x86 {
 /// No wider code for other machines: what is compiled for any of them already uses their vectors.
 #[cfg(not(target_arch = "x86_64"))]
 mod x86 {
-    use super::GgmlDType;
+    use super::WeightType;
 
-    pub(super) fn avx512(_: GgmlDType, _: &[u8], _: &mut [f32]) -> bool {
+    pub(super) fn avx512(_: WeightType, _: &[u8], _: &mut [f32]) -> bool {
         false
     }
 
-    pub(super) fn avx2(_: GgmlDType, _: &[u8], _: &mut [f32]) -> bool {
+    pub(super) fn avx2(_: WeightType, _: &[u8], _: &mut [f32]) -> bool {
         false
     }
 }
@@ -149,7 +153,7 @@ mod x86 {
 mod tests {
     use super::*;
     use crate::rng::Rng;
-    use candle_core::quantized::{QStorage, QTensor};
+    use candle_core::quantized::{GgmlDType, QStorage, QTensor};
     use candle_core::{Device, Tensor};
 
     const TYPES: [GgmlDType; 15] = [
@@ -171,11 +175,11 @@ mod tests {
     ];
 
     /// Returns whether this machine can run it.
-    type Kernel = fn(GgmlDType, &[u8], &mut [f32]) -> bool;
+    type Kernel = fn(WeightType, &[u8], &mut [f32]) -> bool;
 
     /// Dequantizes with what is compiled for each machine, as far as this one has it, and expects candle's bits.
     fn assert_bits_are_candles(tensor: &QTensor) {
-        let dtype = tensor.dtype();
+        let dtype = WeightType::from(tensor.dtype());
         let expected = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let bytes = tensor.data().unwrap();
         let compiled: [(&str, Kernel); 4] = [
@@ -238,6 +242,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "35 bytes of Q8_0 are not 32 numbers")]
     fn a_length_that_does_not_fit_is_refused() {
-        dequantize(GgmlDType::Q8_0, &[0; 35], &mut [0.0; 32]);
+        dequantize(WeightType::Q8_0, &[0; 35], &mut [0.0; 32]);
     }
 }

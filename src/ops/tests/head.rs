@@ -143,7 +143,7 @@ fn a_tie_ranks_nothing_first() {
     }
     let hidden: Vec<f32> = again.iter().chain(&vec![0.0; d]).chain(&numbers[77 * d..78 * d]).copied().collect();
     let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
-    let weight = FrozenWeight::new(Arc::new(QTensor::quantize(&tensor, GgmlDType::F32).unwrap())).unwrap();
+    let weight = FrozenWeight::quantized(&QTensor::quantize(&tensor, GgmlDType::F32).unwrap()).unwrap();
     for (targets, expected) in [([1, 0, 77], [false, false]), ([4700, 4999, 77], [false, false])] {
         let pass = linear_cross_entropy(&hidden, &weight, &targets, false, None, (&Pool::default(), 0)).unwrap();
         assert_eq!(pass.top1[..2], expected, "equal rows, and logits that are all 0");
@@ -161,7 +161,7 @@ fn logits_of_any_size_keep_the_loss_finite_and_right() {
         let numbers: Vec<f32> =
             numbers.iter().enumerate().map(|(i, x)| x * if i < 4500 * d { first } else { second }).collect();
         let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
-        let weight = FrozenWeight::new(Arc::new(QTensor::quantize(&tensor, GgmlDType::F32).unwrap())).unwrap();
+        let weight = FrozenWeight::quantized(&QTensor::quantize(&tensor, GgmlDType::F32).unwrap()).unwrap();
         let head = Head { weight, targets: vec![0, 4999, 7, 4600, 4499, 4500, 1, 2, 3], softcap: None };
         let hidden = random(n * d, 2);
         let tensor = Tensor::from_slice(&hidden, n * d, &Device::Cpu).unwrap();

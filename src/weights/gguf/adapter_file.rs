@@ -5,9 +5,9 @@
 use super::header;
 use super::metadata::Metadata;
 use crate::error::{Error, Result};
+use crate::weight_type::WeightType;
 use crate::weights::RawTensor;
 use crate::weights::table::{Entry, Table, WeightFile, byte_len};
-use candle_core::quantized::GgmlDType;
 use std::path::{Path, PathBuf};
 
 /// A LoRA adapter in a GGUF file, under GGUF's names.
@@ -43,7 +43,8 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFile> {
             )
             .with_help("the file is damaged; fetch it again"));
         };
-        let entry = Entry { stored: name.clone(), shape, dtype, file: number, offset, len, permuted_heads: None };
+        let entry =
+            Entry { stored: name.clone(), shape, dtype, file: number, offset, len, permuted_heads: None, packed: None };
         table.insert(name, entry)?;
     }
     Ok(AdapterFile { path: path.to_path_buf(), metadata, table })
@@ -100,7 +101,7 @@ impl AdapterFile {
     }
 
     /// Shape (outermost first) and type of a tensor.
-    pub fn tensor(&self, name: &str) -> Option<(&[usize], GgmlDType)> {
+    pub fn tensor(&self, name: &str) -> Option<(&[usize], WeightType)> {
         self.table.get(name).map(|entry| (entry.shape.as_slice(), entry.dtype))
     }
 

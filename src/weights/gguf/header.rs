@@ -5,8 +5,8 @@
 
 use super::metadata::Metadata;
 use crate::error::{Error, Result};
+use crate::weight_type::WeightType;
 use crate::weights::table::Unread;
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -21,7 +21,7 @@ const COUNT_LIMIT: u64 = 1 << 20;
 /// How deep arrays of arrays may go.
 const DEPTH_LIMIT: usize = 4;
 const REFETCH: &str = "the download is not complete, or the file is damaged; fetch it again";
-const TYPES_READ: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+const TYPES_READ: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
 
 /// One row of the tensor table.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct Record {
     /// Outermost dimension first, as Hugging Face has it.
     pub shape: Vec<usize>,
     /// ggml's number of a type that is not read: an error only where the tensor is needed.
-    pub dtype: Result<GgmlDType, u32>,
+    pub dtype: Result<WeightType, u32>,
     /// Where it begins, from the beginning of the file.
     pub offset: u64,
 }
@@ -206,42 +206,46 @@ pub(super) fn unread(path: &Path, name: &str, kind: u32) -> Unread {
 }
 
 /// ggml's number of a type. `Q8_1` and `Q8_K` are left out: they are formats of activations, never of weights.
-fn dtype(kind: u32) -> Option<GgmlDType> {
+fn dtype(kind: u32) -> Option<WeightType> {
     Some(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
+        0 => WeightType::F32,
+        1 => WeightType::F16,
+        2 => WeightType::Q4_0,
+        3 => WeightType::Q4_1,
+        6 => WeightType::Q5_0,
+        7 => WeightType::Q5_1,
+        8 => WeightType::Q8_0,
+        10 => WeightType::Q2K,
+        11 => WeightType::Q3K,
+        12 => WeightType::Q4K,
+        13 => WeightType::Q5K,
+        14 => WeightType::Q6K,
+        20 => WeightType::Iq4Nl,
+        23 => WeightType::Iq4Xs,
+        30 => WeightType::BF16,
         _ => return None,
     })
 }
 
-/// ggml's number of a type, for what is written; `None` for the formats of activations.
-pub(crate) fn type_number(dtype: GgmlDType) -> Option<u32> {
+/// ggml's number of a type, for what is written; `None` for formats of activations, and bitsandbytes'.
+pub(crate) fn type_number(dtype: WeightType) -> Option<u32> {
     Some(match dtype {
-        GgmlDType::F32 => 0,
-        GgmlDType::F16 => 1,
-        GgmlDType::Q4_0 => 2,
-        GgmlDType::Q4_1 => 3,
-        GgmlDType::Q5_0 => 6,
-        GgmlDType::Q5_1 => 7,
-        GgmlDType::Q8_0 => 8,
-        GgmlDType::Q2K => 10,
-        GgmlDType::Q3K => 11,
-        GgmlDType::Q4K => 12,
-        GgmlDType::Q5K => 13,
-        GgmlDType::Q6K => 14,
-        GgmlDType::BF16 => 30,
-        GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
+        WeightType::F32 => 0,
+        WeightType::F16 => 1,
+        WeightType::Q4_0 => 2,
+        WeightType::Q4_1 => 3,
+        WeightType::Q5_0 => 6,
+        WeightType::Q5_1 => 7,
+        WeightType::Q8_0 => 8,
+        WeightType::Q2K => 10,
+        WeightType::Q3K => 11,
+        WeightType::Q4K => 12,
+        WeightType::Q5K => 13,
+        WeightType::Q6K => 14,
+        WeightType::Iq4Nl => 20,
+        WeightType::Iq4Xs => 23,
+        WeightType::BF16 => 30,
+        WeightType::Q8_1 | WeightType::Q8K | WeightType::Nf4 => return None,
     })
 }
 
@@ -253,16 +257,16 @@ fn type_name(kind: u32) -> String {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24..=27 => "integer",
         28 => "F64",
         29 => "IQ1_M",
         34 => "TQ1_0",
         35 => "TQ2_0",
         39 => "MXFP4",
+        40 => "NVFP4",
+        41 => "Q1_0",
         _ => return format!("{kind} (unknown)"),
     };
     name.into()

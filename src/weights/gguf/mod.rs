@@ -25,13 +25,13 @@ use super::Contents;
 use super::chat_templates::ChatTemplates;
 use super::table::{Entry, Table, WeightFile, byte_len};
 use crate::error::{Error, Result};
+use crate::weight_type::WeightType;
 use architecture::Architecture;
-use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The bytes of a tensor; `None` when its rows are no whole blocks or the number does not fit.
-pub(crate) fn tensor_bytes(shape: &[usize], dtype: GgmlDType) -> Option<usize> {
+pub(crate) fn tensor_bytes(shape: &[usize], dtype: WeightType) -> Option<usize> {
     byte_len(shape, dtype)
 }
 
@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
             _ => None,
         };
         let header::Record { name: stored, shape, offset, .. } = record;
-        table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads })?;
+        table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads, packed: None })?;
     }
     let special_tokens = special_tokens::read(&metadata)?;
     let chat_templates = chat_templates(&metadata)?;
@@ -109,7 +109,7 @@ pub struct HeaderTensor {
     /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// The type of the elements, or of the blocks that hold them.
-    pub dtype: GgmlDType,
+    pub dtype: WeightType,
 }
 
 /// Reads the header of a GGUF file, and checks that the file holds the tensors that it names.

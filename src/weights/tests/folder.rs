@@ -1,6 +1,6 @@
+use crate::weight_type::WeightType;
 use crate::weights::test_support::{shared, write_safetensors};
 use crate::weights::{Base, SpecialTokens};
-use candle_core::quantized::GgmlDType;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn tinystories_opens_whole() {
     assert_eq!(base.config()["hidden_size"], 128);
     assert_eq!(base.tensor_names().count(), 20);
     let name = "model.layers.1.self_attn.k_proj.weight";
-    assert_eq!(base.tensor(name), Some(([64, 128].as_slice(), GgmlDType::BF16)));
+    assert_eq!(base.tensor(name), Some(([64, 128].as_slice(), WeightType::BF16)));
     assert_eq!(base.stored_bytes(), 1_312_000);
     // The header is 2 120 bytes long, the tensor begins at 1 213 440 of the data.
     let file = fs::read(path.join("model.safetensors")).unwrap();

@@ -1,3 +1,4 @@
+use crate::weight_type::WeightType;
 use crate::weights::Base;
 use crate::weights::gguf::rows;
 use crate::weights::test_support::{quantized, shared, write_gguf};
@@ -49,14 +50,14 @@ fn tensors_have_hugging_faces_names_and_row_order() {
     let base = Base::open(&path).unwrap();
     assert!(base.is_gguf());
     let q = base.read("model.layers.0.self_attn.q_proj.weight").unwrap();
-    assert_eq!((q.shape.as_slice(), q.dtype), ([32, 32].as_slice(), GgmlDType::Q4_0));
+    assert_eq!((q.shape.as_slice(), q.dtype), ([32, 32].as_slice(), WeightType::Q4_0));
     assert_eq!(rows::to_gguf(&q.bytes, 32, 2).unwrap(), tensors[1].1.data().unwrap().as_ref());
     // One k head of 16 rows: Hugging Face's second row is GGUF's third.
     let k = base.read("model.layers.0.self_attn.k_proj.weight").unwrap();
     let first = |row: usize| f32::from_le_bytes(k.bytes[row * 128..][..4].try_into().unwrap());
     assert_eq!((first(0), first(1), first(8)), (counting(512)[0], counting(512)[64], counting(512)[32]));
     assert_eq!(base.read("model.embed_tokens.weight").unwrap().bytes, tensors[0].1.data().unwrap().as_ref());
-    assert_eq!(base.tensor("rope_freqs.weight"), Some(([8].as_slice(), GgmlDType::F32)));
+    assert_eq!(base.tensor("rope_freqs.weight"), Some(([8].as_slice(), WeightType::F32)));
     assert_eq!(base.stored_name("model.embed_tokens.weight"), Some("token_embd.weight"));
 }
 
@@ -149,11 +150,14 @@ fn what_cannot_be_read_is_named() {
     let mut bytes = fs::read(&path).unwrap();
     let name = b"blk.0.attn_q.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
-    bytes[at] = 23;
+    bytes[at] = 18;
     fs::write(&path, &bytes).unwrap();
     let error = Base::open(&path).unwrap().read("model.layers.0.self_attn.q_proj.weight").unwrap_err();
     let message = format!("{error} | {}", error.help().unwrap());
-    assert!(message.contains("`blk.0.attn_q.weight` is of type IQ4_XS") && message.contains("Q4_K"), "{message}");
+    assert!(
+        message.contains("`blk.0.attn_q.weight` is of type IQ3_XXS") && message.contains("Q4_K, Q5_K, Q6_K, IQ4_NL"),
+        "{message}"
+    );
     bytes[4..8].copy_from_slice(&[0, 0, 0, 3]);
     fs::write(&path, &bytes).unwrap();
     assert!(refused(&path).contains("big-endian"));
@@ -173,7 +177,7 @@ fn smollm2_opens_whole() {
     assert_eq!(base.config()["rope_theta"], 100_000.0);
     assert_eq!(base.config()["tie_word_embeddings"], true);
     let name = "model.layers.29.self_attn.q_proj.weight";
-    assert_eq!(base.tensor(name), Some(([576, 576].as_slice(), GgmlDType::Q4_1)));
+    assert_eq!(base.tensor(name), Some(([576, 576].as_slice(), WeightType::Q4_1)));
     assert_eq!(base.read(name).unwrap().bytes.len(), 576 * 576 / 32 * 20);
     let tokens = base.special_tokens();
     assert_eq!(tokens.bos, Some(("<|im_start|>".into(), 1)));

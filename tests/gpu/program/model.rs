@@ -1,7 +1,6 @@
 //! Llamas of known shapes with random weights, made on the machine: nothing is downloaded.
 
 use crate::support::random_weights::{random, random_weight, random_weight_of};
-use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device as Place, Tensor, Var};
 use clap::ValueEnum;
 use equipoise::device::Device;
@@ -12,6 +11,7 @@ use equipoise::nn::{
     fallback_of, peft_name,
 };
 use equipoise::ops::{Activation, AttentionShape, FrozenVector, FrozenWeight};
+use equipoise::weight_type::WeightType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -113,7 +113,7 @@ pub struct Made {
 
 struct Maker<'a> {
     device: &'a Device,
-    dtype: GgmlDType,
+    dtype: WeightType,
     r: usize,
     params: AdapterParams,
     seed: u64,
@@ -128,12 +128,12 @@ struct Maker<'a> {
 /// When the memory is full.
 pub fn make(shape: Shape, kind: QuantizationType, r: usize, device: &Device) -> Result<Made> {
     let d = shape.dimensions();
-    let dtype = kind.ggml().unwrap_or(GgmlDType::BF16);
+    let dtype = kind.weight_type().unwrap_or(WeightType::BF16);
     let mut maker =
         Maker { device, dtype, r, params: AdapterParams::default(), seed: 1, body: 0, weights: HashMap::new() };
     let layers = (0..d.layers).map(|i| maker.layer(i, &d)).collect::<Result<Vec<_>>>()?;
     // The library too holds embedding and head in 8 bits at least.
-    let precise = if kind == QuantizationType::None { dtype } else { GgmlDType::Q8_0 };
+    let precise = if kind == QuantizationType::None { dtype } else { WeightType::Q8_0 };
     let embed_tokens = random_weight_of(d.vocabulary, d.hidden, precise, 2, 1.0)?;
     let lm_head = random_weight(d.vocabulary, d.hidden, precise, 3)?.to_device(device)?;
     let ropes = vec![Rope::plain(shape.theta(), d.head_dim)];

@@ -1,7 +1,7 @@
 //! Adapters as others write them (case 18), against PEFT's logits: `tests/golden/peft_patterns`.
 
-use super::{read_tensors, stored, write_tensors};
 use crate::reported::Case;
+use crate::support::stored_tensors::{read_tensors, stored, write_tensors};
 use crate::support::{floats, golden, json};
 use equipoise::adapter::AdapterBundle;
 use equipoise::device::Device;

@@ -1,7 +1,8 @@
 //! Bases that say two things (case 10). What transformers makes of each is in `tests/golden/base_contradictions.json`.
 
-use super::{assert_loss, configure, read_tensors, refused, stored, tiny, train, write_tensors};
+use super::{assert_loss, configure, refused, tiny, train};
 use crate::reported::Case;
+use crate::support::stored_tensors::{read_tensors, stored, write_tensors};
 use serde_json::{Value, json};
 use std::path::Path;
 

@@ -1,7 +1,8 @@
 //! Tensors that nobody needs (case 21): they never refuse the whole. Needed ones that cannot be read do.
 
-use super::{assert_loss, loss, read_tensors, refused, stored, tiny, write_tensors};
+use super::{assert_loss, loss, refused, tiny};
 use crate::reported::Case;
+use crate::support::stored_tensors::{read_tensors, stored, write_tensors};
 use serde_json::{Map, json};
 
 const AS_IT_IS: f64 = 6.796_592;

@@ -84,7 +84,7 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
 fn fill(cuda: &Cuda, memory: &AdapterMemory, (inputs, outputs, rank): (usize, usize, usize), seed: u64) -> Result<()> {
     const TOKENS: usize = 33;
     // Nothing is multiplied with the weight: no gradient of the input is wanted.
-    let weight = FrozenWeight::hollow(outputs, inputs)?;
+    let weight = FrozenWeight::hollow(outputs, inputs);
     let update = GpuUpdate { names: NAMES, rank, scale: 2.0, dropout: None };
     let module = [GpuModule { weight: &weight, bias: None, update: Some(update) }];
     memory.begin_step()?;
@@ -98,7 +98,7 @@ fn fill(cuda: &Cuda, memory: &AdapterMemory, (inputs, outputs, rank): (usize, us
 
 /// `A` as products see it: its product with the unit matrix, which is exact.
 fn rounded_copy(cuda: &Cuda, memory: &AdapterMemory, (inputs, _, rank): (usize, usize, usize)) -> Result<Vec<f32>> {
-    let weight = FrozenWeight::hollow(2, inputs)?;
+    let weight = FrozenWeight::hollow(2, inputs);
     let update = GpuUpdate { names: NAMES, rank, scale: 1.0, dropout: None };
     let module = [GpuModule { weight: &weight, bias: None, update: Some(update) }];
     let unit: Vec<f32> = (0..inputs * inputs).map(|i| f32::from(u8::from(i % (inputs + 1) == 0))).collect();

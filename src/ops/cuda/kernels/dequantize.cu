@@ -1,4 +1,4 @@
-// Numbers of GGML blocks as f32 or bf16: the twin of ops/dequantize, with its order of arithmetic.
+// Numbers of GGML's blocks, and of bitsandbytes', as f32 or bf16: the twin of ops/dequantize, with its order of arithmetic.
 //
 // A thread writes eight numbers that follow each other, in one or two stores of 16 bytes; the threads of a warp write 256 that
 // do. Blocks are of even length and start anywhere even, so they are read by two bytes; neighbours read neighbouring bytes.
@@ -175,6 +175,46 @@ struct Q6K {
     }
 };
 
+// Blocks of 4-bit codes that stand for the levels of a table. All lie in one line of the cache.
+static __device__ const float NF4_LEVELS[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
+};
+static __device__ const float IQ4_LEVELS[16] = {
+    -127.0f, -104.0f, -83.0f, -65.0f, -49.0f, -35.0f, -22.0f, -10.0f, 1.0f, 13.0f, 25.0f, 38.0f, 53.0f, 69.0f, 89.0f, 113.0f,
+};
+
+struct IQ4_NL {
+    enum { NUMBERS = 32, BYTES = 18 };
+    static __device__ __forceinline__ void eight(const u8 *block, int at, int, float *out) {
+        float d = half_at(block);
+        Bytes q(block + 2 + at % 16);
+        EACH out[i] = MUL(d, IQ4_LEVELS[(q[i] >> (at / 16 * 4)) & 15]);
+    }
+};
+
+struct IQ4_XS {
+    enum { NUMBERS = 256, BYTES = 136 };
+    static __device__ __forceinline__ void eight(const u8 *block, int at, int, float *out) {
+        int group = at / 32;
+        u32 low = (block[4 + group / 2] >> (group % 2 * 4)) & 15, high = (load16(block + 2) >> (2 * group)) & 3;
+        float scale = MUL(half_at(block), (float)((int)(low | high << 4) - 32));
+        Bytes q(block + 8 + 16 * group + at % 16);
+        EACH out[i] = MUL(scale, IQ4_LEVELS[(q[i] >> (at % 32 / 16 * 4)) & 15]);
+    }
+};
+
+// bitsandbytes' NF4, the magnitudes undone from their own quantization; the first of two codes is in the high half of a byte.
+struct NF4 {
+    enum { NUMBERS = 64, BYTES = 36 };
+    static __device__ __forceinline__ void eight(const u8 *block, int at, int, float *out) {
+        float magnitude = __uint_as_float(load32(block));
+        u32 codes = load32(block + 4 + at / 2);
+        EACH out[i] = MUL(NF4_LEVELS[(codes >> (i / 2 * 8 + (1 - i % 2) * 4)) & 15], magnitude);
+    }
+};
+
 template <class Block, class Out>
 __device__ __forceinline__ void dequantize(const u8 *bytes, Out *out, u64 count) {
     u64 at = 8 * thread_number();
@@ -211,3 +251,6 @@ KERNELS(Q3K, q3k)
 KERNELS(Q4K, q4k)
 KERNELS(Q5K, q5k)
 KERNELS(Q6K, q6k)
+KERNELS(IQ4_NL, iq4_nl)
+KERNELS(IQ4_XS, iq4_xs)
+KERNELS(NF4, nf4)
