@@ -29,3 +29,4 @@ mod resume;
 mod support;
 mod tape;
 mod training;
+mod unknown_models;
