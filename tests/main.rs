@@ -13,6 +13,7 @@ mod cuda_kernels;
 mod data;
 mod export;
 mod export_gguf;
+mod families_gguf;
 mod gpu_runs;
 mod gpu_steps;
 mod gpu_work;
