@@ -7,7 +7,7 @@ use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, Value};
 use equipoise::adapter::AdapterBundle;
 use equipoise::export::gguf::{
-    AdapterFacts, GgufWriter, ModelFacts, TensorInfo, file_size, metadata, placement, rope_freqs, write_adapter,
+    AdapterFacts, GgufWriter, ModelFacts, TensorInfo, file_size, metadata, placements, rope_freqs, write_adapter,
 };
 use equipoise::weight_type::WeightType;
 use equipoise::weights::Base;
@@ -39,7 +39,7 @@ fn write_f16(base: &Base, path: &Path) {
         let name = name.as_str();
         let shape = base.tensor(name).unwrap().0.to_vec();
         let dtype = if shape.len() == 1 { WeightType::F32 } else { WeightType::F16 };
-        TensorInfo { name: placement(base, name).unwrap().name, shape, dtype }
+        TensorInfo { name: placements(base, name).unwrap()[0].name.clone(), shape, dtype }
     };
     let tensors: Vec<TensorInfo> = names.iter().map(info).collect();
     let size = file_size(path, &metadata, &tensors).unwrap();
@@ -55,7 +55,7 @@ fn write_f16(base: &Base, path: &Path) {
             _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         };
         writer.begin(&info.name).unwrap();
-        let ordered = placement(base, name).unwrap().order(bytes, rows).unwrap();
+        let ordered = placements(base, name).unwrap()[0].order(bytes, rows).unwrap();
         ordered.chunks(1000).for_each(|piece| writer.write(piece).unwrap());
     }
     writer.finish().unwrap();

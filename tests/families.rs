@@ -124,6 +124,26 @@ fn logits_and_texts_are_those_of_transformers() {
     });
 }
 
+/// What llama.cpp's converter makes of a family is read as what it was made of.
+#[test]
+fn gguf_files_give_the_logits_and_texts_of_transformers() {
+    each_family(|folder| {
+        let expected = json(&folder.join("expected.json"));
+        let model = load(&folder.join("model.gguf"), None, &Device::Cpu);
+        // Where the file says less than the configuration, its own logits are known.
+        let own = |prompt: &Value| !prompt["gguf_last_logits"].is_null();
+        if !expected["prompts"].as_array().unwrap().iter().any(own) {
+            return compare_texts(folder, &model, &expected);
+        }
+        for prompt in expected["prompts"].as_array().unwrap() {
+            let mut generator = Generator::new(&model.lm, &Device::Cpu, true, Sampling::default());
+            let logits = generator.feed(&ids(&prompt["input_ids"])).unwrap();
+            let got = difference(&logits, &floats(&prompt["gguf_last_logits"]));
+            assert!(got < 1e-4, "{}, {}: logits are off by {got}", name(folder), prompt["prompt"]);
+        }
+    });
+}
+
 fn step(engine: &Engine<'_>, rows: &[Sequence]) -> StepGradients {
     engine.step(&[batch(rows)], |_| None).unwrap()
 }

@@ -84,7 +84,7 @@ impl AdapterBundle {
     pub fn load(path: &Path, base: &Base) -> Result<Self> {
         match AdapterFormat::of(path)? {
             AdapterFormat::Peft => peft::read(path)?.fit(base),
-            AdapterFormat::Mlx => mlx::read(path)?.fit(base),
+            AdapterFormat::Mlx => mlx::read(path, Some(base))?.fit(base),
             AdapterFormat::Gguf => gguf::read(path, Some(base))?.fit(base),
         }
     }

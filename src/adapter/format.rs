@@ -86,7 +86,7 @@ impl AdapterSummary {
     pub fn read(path: &Path) -> Result<Self> {
         let raw = match AdapterFormat::of(path)? {
             AdapterFormat::Peft => peft::read(path)?,
-            AdapterFormat::Mlx => mlx::read(path)?,
+            AdapterFormat::Mlx => mlx::read(path, None)?,
             AdapterFormat::Gguf => gguf::read(path, None)?,
         };
         let modules = raw.modules()?;

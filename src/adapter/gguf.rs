@@ -1,5 +1,6 @@
 //! Reading a LoRA adapter from a GGUF file, as llama.cpp's `convert_lora_to_gguf.py` or an export wrote it.
 
+use super::halves::Halves;
 use super::patterns::Pattern;
 use super::read::RawAdapter;
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
         return Err(error);
     }
     let mut adapter = RawAdapter { file: path.to_owned(), base_model: base_id(&file)?, ..RawAdapter::default() };
+    let mut halves = Halves::default();
     for name in file.tensor_names() {
         if name.ends_with("_norm.weight") {
             tracing::warn!("{}: `{name}` is left out, as llama.cpp leaves it out", path.display());
@@ -42,6 +44,10 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
         };
         if weight == "token_embd.weight" {
             return Err(Error::file(path, "changes the embeddings, which is not supported"));
+        }
+        if let Some((whole, half)) = architecture.half_of(weight) {
+            halves.add(whole.strip_suffix(".weight").unwrap_or(&whole), half, part, tensor(file.read(name)?, None)?);
+            continue;
         }
         let known = architecture.hugging_face_name(weight);
         let Some(module) = known.as_deref().and_then(|name| name.strip_suffix(".weight")) else {
@@ -60,6 +66,7 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
         let tensor = tensor(raw, heads.map(|base| heads_of(base, module)))?;
         adapter.tensors.insert(peft_name(module, part), tensor);
     }
+    halves.join(path, alpha, &mut adapter)?;
     adapter.lora_alpha = alpha.unwrap_or(adapter.r as f64);
     // Of an adapter whose modules are alike, the configuration alone says the scale.
     if adapter.rank_pattern.iter().all(|(_, r)| *r == adapter.r) {
@@ -72,11 +79,12 @@ pub(super) fn read(path: &Path, base: Option<&Base>) -> Result<RawAdapter> {
 /// The row of the architecture, which must be the base's.
 fn architecture(file: &AdapterFile, base: Option<&Base>) -> Result<&'static Architecture> {
     let own = file.metadata().string("general.architecture")?.unwrap_or("none");
-    if let Some(base) =
-        base.filter(|base| Architecture::of_model_type(base.model_type()).is_none_or(|row| row.gguf != own))
-    {
-        let message = format!("is an adapter for `{own}`, but {} is of `{}`", base.path().display(), base.model_type());
-        return Err(Error::file(file.path(), message).with_help("name the base that the adapter was trained on"));
+    if let Some(base) = base {
+        return Architecture::of_base(base).filter(|row| row.gguf == own).ok_or_else(|| {
+            let (base, kind) = (base.path().display(), base.model_type());
+            let message = format!("is an adapter for `{own}`, but {base} is of `{kind}`");
+            Error::file(file.path(), message).with_help("name the base that the adapter was trained on")
+        });
     }
     Architecture::of_gguf(own).ok_or_else(|| {
         Error::file(file.path(), format!("is an adapter for `{own}`, an architecture that is not known here"))

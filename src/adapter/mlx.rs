@@ -1,17 +1,21 @@
 //! Reading mlx-lm's folder: `adapter_config.json` and `adapters.safetensors`.
 
+use super::halves::Halves;
 use super::peft::{CONFIG, read_config};
 use super::read::RawAdapter;
 use super::tensors::{TensorFile, read_tensor_file, unread};
 use crate::error::{Error, Result};
 use crate::nn::{LoraConfig, peft_name};
+use crate::weights::Base;
+use crate::weights::gguf::architecture::Architecture;
 use serde_json::Value;
 use std::path::Path;
 
 pub(super) const TENSORS: &str = "adapters.safetensors";
 
-/// Reads what the folder holds. Its matrices are the transposed ones of PEFT's: `lora_a` `[in, r]`, `lora_b` `[r, out]`.
-pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
+/// Reads what the folder holds. Its matrices are the transposed ones of PEFT's: `lora_a` `[in, r]`, `lora_b` `[r, out]`. With the base,
+/// modules that it has as one and mlx-lm as two are put together.
+pub(super) fn read(folder: &Path, base: Option<&Base>) -> Result<RawAdapter> {
     let path = folder.join(CONFIG);
     let config = read_config(&path)?;
     let mut adapter = from_json(&config, &path)?;
@@ -20,6 +24,7 @@ pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
     if let Some((name, dtype)) = others.iter().find(|(name, _)| name.contains(".lora_")) {
         return Err(unread(&adapter.file, name, dtype));
     }
+    let mut halves = Halves::default();
     for (name, tensor) in tensors {
         let part = [(".lora_a", "lora_A"), (".lora_b", "lora_B")];
         let found = part.iter().find_map(|(end, part)| Some((name.strip_suffix(end)?, *part)));
@@ -27,9 +32,41 @@ pub(super) fn read(folder: &Path) -> Result<RawAdapter> {
             return Err(Error::file(&adapter.file, format!("holds the tensor `{name}`, which is not a LoRA matrix"))
                 .with_help("adapters of plain LoRA are read (mlx-lm's `--fine-tune-type lora`)"));
         };
-        adapter.tensors.insert(peft_name(module, part), tensor.t()?.contiguous()?);
+        // Of a model that sees, the part that speaks.
+        let module = module.strip_prefix("language_model.").unwrap_or(module);
+        let tensor = tensor.t()?.contiguous()?;
+        match own(base, module) {
+            Some(Own::Half(module, half)) => halves.add(&module, half, part, tensor),
+            Some(Own::Whole(module)) => drop(adapter.tensors.insert(peft_name(&module, part), tensor)),
+            None => drop(adapter.tensors.insert(peft_name(module, part), tensor)),
+        }
+    }
+    // mlx-lm has one scale for all modules, whatever their ranks.
+    let (file, r, scale) = (adapter.file.clone(), adapter.r, adapter.lora_alpha / adapter.r as f64);
+    halves.join(&file, None, &mut adapter)?;
+    adapter.r = r;
+    adapter.alpha_pattern.iter_mut().for_each(|(_, alpha)| *alpha *= scale);
+    if adapter.rank_pattern.iter().all(|(_, own)| *own == r) {
+        adapter.rank_pattern.clear();
+        adapter.alpha_pattern.clear();
     }
     Ok(adapter)
+}
+
+/// What one of mlx-lm's modules is in a base that has others.
+enum Own {
+    Whole(String),
+    Half(String, usize),
+}
+
+fn own(base: Option<&Base>, module: &str) -> Option<Own> {
+    let row = base.and_then(Architecture::of_base)?;
+    let [gguf] = row.split()?.gguf_names(&format!("{module}.weight")).try_into().ok()?;
+    let plain = |name: String| name.strip_suffix(".weight").map(str::to_owned);
+    match row.half_of(&gguf) {
+        Some((module, half)) => Some(Own::Half(plain(module)?, half)),
+        None => Some(Own::Whole(plain(row.hugging_face_name(&gguf)?)?)),
+    }
 }
 
 /// The configuration, without tensors and file.

@@ -8,6 +8,7 @@ mod card;
 mod config;
 mod format;
 mod gguf;
+mod halves;
 mod mlx;
 mod patterns;
 mod peft;

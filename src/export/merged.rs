@@ -1,11 +1,14 @@
 //! A whole model as a Hugging Face folder: weights in shards, configuration, tokenizer and chat template.
 
+use super::gguf::norms_include_one;
 use super::tokenizer_files::{CONFIG, TEMPLATE};
 use super::{FloatType, Job, MergedWeights, Output, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::fs::file_inside;
 use crate::models::rope_frequencies;
 use crate::weight_type::WeightType;
+use crate::weights::gguf::NORMS_INCLUDE_ONE;
+use crate::weights::gguf::architecture::Architecture;
 use crate::weights::{Base, CHAT_TEMPLATES_FOLDER, TensorInfo, safetensors_header};
 use serde_json::{Map, Value, json};
 
@@ -31,11 +34,17 @@ const COMPANIONS: &[&str] = &[
 ];
 
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
-    let weights = job.merged()?;
+    let mut weights = job.merged()?;
+    if norms_include_one(job.base) {
+        // Hugging Face's files have the norms of these families less 1.
+        weights.shift_norms(-1.0);
+    }
     let dtype = job.options.dtype.map_or_else(|| stored_type(&weights), FloatType::weight_type);
     let mut tensors = weights.tensors();
-    // llama.cpp's factors of the rotary frequencies: Hugging Face has them in config.json.
-    tensors.retain(|tensor| tensor.name != "rope_freqs.weight");
+    // llama.cpp's factors of the rotary frequencies, which Hugging Face has in config.json, and what it has no name for.
+    tensors.retain(|tensor| {
+        !job.base.is_gguf() || tensor.name.starts_with("model.") || tensor.name.starts_with("lm_head.")
+    });
     for tensor in &mut tensors {
         tensor.dtype = dtype;
     }
@@ -44,6 +53,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         complete_config(job.base, &mut config)?;
     }
     config.remove("quantization_config");
+    config.remove(NORMS_INCLUDE_ONE);
     repeat_rope(&mut config);
     for key in ["torch_dtype", "dtype"] {
         if config.contains_key(key) || key == "torch_dtype" {
@@ -135,7 +145,8 @@ fn write_shards(weights: &MergedWeights<'_>, tensors: &[TensorInfo], out: &mut O
             shard.iter().try_for_each(|tensor| {
                 let (_, stored) = weights.base().tensor(&tensor.name).expect("the list is the base's");
                 let source = TensorInfo { dtype: stored, ..tensor.clone() };
-                weights.stream(&source, tensor.dtype, 1, &|bytes, _| Ok(bytes), write)
+                let rows = tensor.shape.split_last().map_or(1, |(_, outer)| outer.iter().product());
+                weights.stream(&source, 0..rows, tensor.dtype, 1, &|bytes, _| Ok(bytes), write)
             })
         })?;
         for tensor in shard {
@@ -152,13 +163,11 @@ fn write_shards(weights: &MergedWeights<'_>, tensors: &[TensorInfo], out: &mut O
 
 /// What `config.json` says besides what GGUF's metadata give.
 fn complete_config(base: &Base, config: &mut Map<String, Value>) -> Result<()> {
-    let architecture = match base.model_type() {
-        "llama" => "LlamaForCausalLM",
-        "qwen2" => "Qwen2ForCausalLM",
-        "qwen3" => "Qwen3ForCausalLM",
-        other => return Err(Error::invalid(format!("the architecture `{other}` cannot be written as a folder yet"))),
+    let Some(row) = Architecture::of_model_type(base.model_type()) else {
+        let message = format!("the architecture `{}` cannot be written as a folder yet", base.model_type());
+        return Err(Error::invalid(message));
     };
-    config.insert("architectures".into(), json!([architecture]));
+    config.insert("architectures".into(), json!([row.class]));
     for (key, token) in [("bos_token_id", &base.special_tokens().bos), ("pad_token_id", &base.special_tokens().pad)] {
         if let Some((_, id)) = token {
             config.insert(key.into(), json!(id));

@@ -5,7 +5,7 @@
 use crate::adapter::AdapterBundle;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::{self, Dimensions, Model};
+use crate::models::{self, Model};
 use crate::nn::{QuantizationConfig, peft_name};
 use crate::ops::dequantize::dequantize;
 use crate::ops::numbers;
@@ -31,7 +31,8 @@ pub struct MergedWeights<'a> {
     /// The types that matrices were held in while the adapter was trained, where those are not the stored ones.
     held: BTreeMap<String, WeightType>,
     updates: BTreeMap<String, Update>,
-    dimensions: Dimensions,
+    /// What is added to the weights of norms.
+    shift: f32,
 }
 
 /// The update of one matrix.
@@ -51,7 +52,7 @@ impl<'a> MergedWeights<'a> {
     /// When the base is of an architecture that is not known, or the adapter holds something else than its linear layers'.
     pub fn new(base: &'a Base, quantization: QuantizationConfig, adapter: &AdapterBundle) -> Result<Self> {
         let lora = Some(&adapter.config.lora);
-        let Model { lm, report: plan, .. } = models::load(base, quantization, lora, 0, &Device::Cpu, true)?;
+        let Model { report: plan, .. } = models::load(base, quantization, lora, 0, &Device::Cpu, true)?;
         let mut updates = BTreeMap::new();
         for module in adapter.modules() {
             if !plan.linear.contains(&module) {
@@ -66,12 +67,17 @@ impl<'a> MergedWeights<'a> {
         }
         let mut held = plan.held;
         held.retain(|name, dtype| base.tensor(name).is_some_and(|(_, stored)| stored != *dtype));
-        Ok(Self { base, held, updates, dimensions: lm.dimensions })
+        Ok(Self { base, held, updates, shift: 0.0 })
     }
 
-    /// The sizes of the model.
-    pub const fn dimensions(&self) -> Dimensions {
-        self.dimensions
+    /// The weights of `base` as they are.
+    pub(super) fn unchanged(base: &'a Base) -> Self {
+        Self { base, held: BTreeMap::new(), updates: BTreeMap::new(), shift: 0.0 }
+    }
+
+    /// Adds a number to the weights of all norms, in f32: some families keep them less 1 in one form of file, and not in another.
+    pub(super) fn shift_norms(&mut self, by: f32) {
+        self.shift = by;
     }
 
     /// The base that is merged into.
@@ -93,7 +99,7 @@ impl<'a> MergedWeights<'a> {
         self.updates.contains_key(name) || self.held.contains_key(name)
     }
 
-    /// Gives the tensor's bytes in `dtype`, in pieces from the first row to the last. What the merge does not change and is
+    /// Gives the bytes of some rows of a tensor (a vector is one row) in `dtype`, in pieces from the first to the last. What the merge does not change and is
     /// stored in that type comes as it is stored. A piece is of a multiple of `height` rows, and `arrange` may bring the rows
     /// of each piece into another order.
     ///
@@ -102,20 +108,20 @@ impl<'a> MergedWeights<'a> {
     pub fn stream(
         &self,
         tensor: &TensorInfo,
+        rows: Range<usize>,
         dtype: WeightType,
         height: usize,
         arrange: &(dyn Fn(Vec<u8>, usize) -> Result<Vec<u8>> + Sync),
         write: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let (columns, outer) = tensor.shape.split_last().unwrap_or((&1, &[]));
-        let rows: usize = outer.iter().product();
+        let columns = tensor.shape.last().unwrap_or(&1);
         let panel = (PANEL / columns.max(&1)).max(1).next_multiple_of(height.max(1));
-        let starts: Vec<usize> = (0..rows).step_by(panel).collect();
+        let starts: Vec<usize> = rows.clone().step_by(panel).collect();
         for group in starts.chunks((2 * rayon::current_num_threads()).min(PIECES)) {
             let pieces: Vec<Vec<u8>> = group
                 .par_iter()
                 .map(|&start| {
-                    let range = start..(start + panel).min(rows);
+                    let range = start..(start + panel).min(rows.end);
                     let count = range.len();
                     arrange(self.panel(tensor, range, dtype)?, count)
                 })
@@ -144,6 +150,9 @@ impl<'a> MergedWeights<'a> {
         if let Some(update) = self.updates.get(&tensor.name) {
             update.add(rows, columns, &mut values)?;
             self.check_finite(&tensor.name, &values)?;
+        }
+        if self.shift != 0.0 && !matrix && tensor.name.ends_with("norm.weight") {
+            values.iter_mut().for_each(|value| *value += self.shift);
         }
         let bytes = encode(&values, columns, dtype)?;
         check_range(&bytes, dtype, &tensor.name)?;

@@ -1,30 +1,42 @@
 //! mlx-lm's adapter: the matrices turned, under its names, and its own configuration.
 //!
-//! Source: `mlx_lm/tuner/utils.py` (`load_adapters`, `linear_to_lora_layers`) and `tuner/lora.py`.
+//! Source: `mlx_lm/tuner/utils.py` (`load_adapters`, `linear_to_lora_layers`) and `tuner/lora.py`; `models/*.py` for what modules are
+//! called. All have Hugging Face's names but for Granite 4, whose `shared_mlp` becomes `mlp` with a gate of its own, and for models that
+//! see, whose decoder is under `language_model`.
 
+use super::gguf::read_json;
 use super::merged_weights::{check_range, encode};
 use super::{FloatType, Job, Output};
-use crate::adapter::AdapterBundle;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models;
-use crate::weights::{TensorInfo, safetensors_header};
+use crate::weights::gguf::architecture::Architecture;
+use crate::weights::{Base, TensorInfo, safetensors_header};
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let dtype = job.options.dtype.unwrap_or(FloatType::F32).weight_type();
-    let (mut infos, mut data) = (Vec::new(), Vec::new());
+    let wrapped = is_wrapped(job.base)?;
+    let (mut infos, mut data, mut names) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (name, tensor) in &job.adapter.tensors {
         let module = name.strip_prefix("base_model.model.").unwrap_or(name);
-        let turned_name = module.replace(".lora_A.weight", ".lora_a").replace(".lora_B.weight", ".lora_b");
-        let turned = tensor.t()?.contiguous()?;
-        infos.push(TensorInfo { name: turned_name, shape: turned.dims().to_vec(), dtype });
-        let columns = turned.dim(1)?;
-        let bytes = encode(&turned.flatten_all()?.to_vec1::<f32>()?, columns, dtype)?;
-        check_range(&bytes, dtype, name)?;
-        data.push(bytes);
-        out.count(dtype);
+        let ends = [(".lora_A.weight", ".lora_a"), (".lora_B.weight", ".lora_b")];
+        let (module, end) =
+            ends.iter().find_map(|(from, to)| Some((module.strip_suffix(from)?, *to))).unwrap_or((module, ""));
+        for (module, rows) in modules(job.base, module, tensor.dim(0)?) {
+            let part = if end == ".lora_b" { tensor.narrow(0, rows.start, rows.len())? } else { tensor.clone() };
+            let turned = part.t()?.contiguous()?;
+            let module = place(&module, wrapped);
+            infos.push(TensorInfo { name: format!("{module}{end}"), shape: turned.dims().to_vec(), dtype });
+            let columns = turned.dim(1)?;
+            let bytes = encode(&turned.flatten_all()?.to_vec1::<f32>()?, columns, dtype)?;
+            check_range(&bytes, dtype, name)?;
+            data.push(bytes);
+            out.count(dtype);
+            names.insert(module);
+        }
     }
     out.file("adapters.safetensors", |write| {
         write(&safetensors_header(&infos, &[("format", "mlx")]))?;
@@ -37,7 +49,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         "fine_tune_type": "lora",
         "lora_parameters": {
             "dropout": lora.lora_dropout,
-            "keys": keys(job.adapter)?,
+            "keys": keys(&names)?,
             "rank": lora.r,
             "scale": lora.scale(),
         },
@@ -54,11 +66,46 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Whether the base's language model is a part of a larger one, which mlx-lm keeps under `language_model`.
+fn is_wrapped(base: &Base) -> Result<bool> {
+    if base.is_gguf() {
+        return Ok(false);
+    }
+    Ok(read_json(&base.path().join("config.json"))?.contains_key("text_config"))
+}
+
+/// mlx-lm's modules for one of the base's, with the rows of its B: it may have two, as GGUF has two tensors.
+fn modules(base: &Base, module: &str, rows: usize) -> Vec<(String, Range<usize>)> {
+    let whole = || vec![(module.to_owned(), 0..rows)];
+    let Some((row, split)) = Architecture::of_base(base).and_then(|row| Some((row, row.split()?))) else {
+        return whole();
+    };
+    let names = row.gguf_names(&format!("{module}.weight"));
+    let own = |name: &String| split.hugging_face_name(name)?.strip_suffix(".weight").map(str::to_owned);
+    let names: Option<Vec<String>> = names.iter().map(own).collect();
+    match names {
+        Some(names) if !names.is_empty() => {
+            let part = rows / names.len();
+            names.into_iter().enumerate().map(|(i, name)| (name, i * part..(i + 1) * part)).collect()
+        }
+        _ => whole(),
+    }
+}
+
+/// The path of a module in mlx-lm's model.
+fn place(module: &str, wrapped: bool) -> String {
+    match module.strip_prefix("model.language_model.") {
+        Some(rest) => format!("language_model.model.{rest}"),
+        None if wrapped && !module.starts_with("language_model.") => format!("language_model.{module}"),
+        None => module.to_owned(),
+    }
+}
+
 /// The modules' names within a layer, such as `self_attn.q_proj`.
-fn keys(adapter: &AdapterBundle) -> Result<BTreeSet<String>> {
+fn keys(modules: &BTreeSet<String>) -> Result<BTreeSet<String>> {
     let key = |module: &String| {
         let within = module.split_once(".layers.").and_then(|(_, rest)| Some(rest.split_once('.')?.1.to_owned()));
         within.ok_or_else(|| Error::invalid(format!("`{module}` is in no layer, and mlx-lm adapts only layers")))
     };
-    adapter.modules().iter().map(key).collect()
+    modules.iter().map(key).collect()
 }

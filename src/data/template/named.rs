@@ -37,6 +37,10 @@ named! {
     "mistral": ["[INST]", "[/INST]"],
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
     "phi3": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+    "qwen3": ["<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+    "mistral-v7-tekken": ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"],
+    "phi4": ["<|im_start|>", "<|im_sep|>", "<|im_end|>"],
+    "granite": ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"],
     "zephyr": [],
     "alpaca": [],
     "vicuna": [],
@@ -143,6 +147,26 @@ mod tests {
                 "<|assistant|>\n",
                 "b<|end|>\n</s>",
             ),
+            (
+                "qwen3",
+                "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n",
+                "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+                "b<|im_end|>\n",
+            ),
+            ("mistral-v7-tekken", "<s>[INST]q[/INST]a</s>[INST]r[/INST]", "", "b</s>"),
+            (
+                "phi4",
+                "<|im_start|>user<|im_sep|>q<|im_end|><|im_start|>assistant<|im_sep|>a<|im_end|><|im_start|>user<|im_sep|>r<|im_end|>",
+                "<|im_start|>assistant<|im_sep|>",
+                "b<|im_end|>",
+            ),
+            (
+                "granite",
+                "<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>a<|end_of_text|>\n\
+                 <|start_of_role|>user<|end_of_role|>r<|end_of_text|>\n",
+                "<|start_of_role|>assistant<|end_of_role|>",
+                "b<|end_of_text|>\n",
+            ),
             ("zephyr", "<|user|>\nq</s>\n<|assistant|>\na</s>\n<|user|>\nr</s>\n", "<|assistant|>\n", "b</s>\n"),
             (
                 "alpaca",
@@ -173,6 +197,13 @@ mod tests {
             ("llama3", "<s><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user"),
             ("gemma", "<s><start_of_turn>user\ns\n\nq<end_of_turn>\n"),
             ("phi3", "<|system|>\ns<|end|>\n<|user|>\nq"),
+            ("qwen3", "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq"),
+            ("mistral-v7-tekken", "<s>[SYSTEM_PROMPT]s[/SYSTEM_PROMPT][INST]q[/INST]a</s>"),
+            ("phi4", "<|im_start|>system<|im_sep|>s<|im_end|><|im_start|>user<|im_sep|>q"),
+            (
+                "granite",
+                "<|start_of_role|>system<|end_of_role|>s<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>q",
+            ),
             ("zephyr", "<|system|>\ns</s>\n<|user|>\nq"),
             ("mistral", "<s>[INST] s\n\nq[/INST] a</s>[INST] r[/INST]"),
             ("alpaca", "<s>s\n\n### Instruction:\nq"),
@@ -181,6 +212,23 @@ mod tests {
             let text = render(name, true, true);
             assert!(text.starts_with(beginning), "{name}: {text}");
         }
+    }
+
+    /// Qwen3's shows a thought in the last answer only, wherever it comes from.
+    #[test]
+    fn thoughts_of_qwen3_stand_before_the_last_answer_only() {
+        let template = ChatTemplate::at(&chat_template_source("qwen3").unwrap(), None, None, 0).unwrap();
+        let thinking = "<think>\nhm\n</think>\n\na";
+        let mut messages = vec![Message::user("q"), Message::assistant(thinking)];
+        let last = template.render(&messages, &[], false).unwrap();
+        assert_eq!(last, format!("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n{thinking}<|im_end|>\n"));
+        messages[1] = Message::assistant("a");
+        messages[1].extra.insert("reasoning_content".into(), "hm".into());
+        assert_eq!(template.render(&messages, &[], false).unwrap(), last);
+        messages[1] = Message::assistant(thinking);
+        messages.push(Message::user("r"));
+        let before = template.render(&messages, &[], false).unwrap();
+        assert!(before.contains("<|im_start|>assistant\na<|im_end|>\n"), "{before}");
     }
 
     #[test]
@@ -192,7 +240,7 @@ mod tests {
             assert!(error.to_string().contains("no tools"), "{}: {error}", named.name);
             assert!(template.render(&[Message::user("q")], &[serde_json::json!({})], true).is_err());
         }
-        for name in ["mistral", "gemma"] {
+        for name in ["mistral", "mistral-v7-tekken", "gemma"] {
             let template = ChatTemplate::at(&chat_template_source(name).unwrap(), None, None, 0).unwrap();
             let error = template.render(&[Message::user("q"), Message::user("q")], &[], false).unwrap_err();
             assert!(error.to_string().contains("must take turns"), "{error}");

@@ -5,7 +5,7 @@
 use super::metadata::file_type;
 use super::tensors::{self, Placement};
 use super::writer::GgufWriter;
-use super::{hub_id, placement};
+use super::{hub_id, placements};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
 use crate::fs;
@@ -77,15 +77,15 @@ pub fn write_adapter(path: &Path, base: &Base, bundle: &AdapterBundle, facts: &A
 }
 
 /// One tensor of the file.
-struct Part<'a> {
+struct Part {
     name: String,
-    tensor: &'a Tensor,
+    tensor: Tensor,
     /// Of `lora_b`: how the rows go.
     placement: Option<Placement>,
 }
 
 /// All tensors in the order of the file, each A before its B: llama.cpp's tools count on that.
-fn parts<'a>(base: &Base, bundle: &'a AdapterBundle) -> Result<Vec<Part<'a>>> {
+fn parts(base: &Base, bundle: &AdapterBundle) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     for (name, tensor) in &bundle.tensors {
         let Some(module) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(A).or(name.strip_suffix(B)))
@@ -103,9 +103,12 @@ fn parts<'a>(base: &Base, bundle: &'a AdapterBundle) -> Result<Vec<Part<'a>>> {
         let b = b.ok_or_else(|| Error::invalid(format!("adapter: `{name}` has no `lora_B` beside it")))?;
         let weight = format!("{module}.weight");
         check_shapes(base, &weight, tensor, b)?;
-        let placement = placement(base, &weight)?;
-        parts.push(Part { name: format!("{}.lora_a", placement.name), tensor, placement: None });
-        parts.push(Part { name: format!("{}.lora_b", placement.name), tensor: b, placement: Some(placement) });
+        // Where a module is two tensors, both take all of A, and each its rows of B.
+        for place in placements(base, &weight)? {
+            let rows = b.narrow(0, place.rows.start, place.rows.len())?;
+            parts.push(Part { name: format!("{}.lora_a", place.name), tensor: tensor.clone(), placement: None });
+            parts.push(Part { name: format!("{}.lora_b", place.name), tensor: rows, placement: Some(place) });
+        }
     }
     if parts.is_empty() {
         return Err(Error::invalid("the adapter holds no tensors"));
@@ -134,7 +137,7 @@ fn check_shapes(base: &Base, weight: &str, a: &Tensor, b: &Tensor) -> Result<()>
     }
 }
 
-impl Part<'_> {
+impl Part {
     fn bytes(&self, dtype: WeightType) -> Result<Vec<u8>> {
         let values = self.tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let held =

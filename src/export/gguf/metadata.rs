@@ -1,7 +1,7 @@
 //! The metadata of a whole model: carried over from a GGUF base, or made from a Hugging Face folder as llama.cpp's
 //! `convert_hf_to_gguf.py` makes them.
 
-use super::{hub_id, rope, tensors, tokenizer};
+use super::{hub_id, hyperparameters, tensors, tokenizer};
 use crate::error::{Error, Result};
 use crate::weight_type::WeightType;
 use crate::weights::{Base, ChatTemplates};
@@ -108,10 +108,7 @@ fn from_folder(base: &Base, facts: &ModelFacts) -> Result<Vec<(String, Value)>> 
     all.extend(general(facts));
     all.push(("general.size_label".into(), Value::String(size_label(parameters(base)))));
     all.extend(facts.base_model.map(hub_id::base_model).unwrap_or_default());
-    let keys = Keys { path: base.path().join("config.json"), config: base.config() };
-    all.extend(
-        keys.architecture(architecture)?.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)),
-    );
+    all.extend(hyperparameters(base)?);
     all.push(("general.file_type".into(), Value::U32(file_type(facts.dtype))));
     all.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
     all.extend(tokenizer::keys(base)?);
@@ -140,7 +137,7 @@ fn templates(templates: &ChatTemplates) -> Vec<(String, Value)> {
 }
 
 /// A JSON object of the folder; empty when there is no such file.
-pub(super) fn read_json(path: &Path) -> Result<Map<String, Json>> {
+pub(in crate::export) fn read_json(path: &Path) -> Result<Map<String, Json>> {
     if !path.is_file() {
         return Ok(Map::new());
     }
@@ -185,60 +182,6 @@ fn size_label(parameters: u64) -> String {
         whole => whole.ilog10() as usize + 1,
     };
     format!("{scaled:.*}{suffix}", 2usize.saturating_sub(digits))
-}
-
-/// Typed access to `config.json`.
-struct Keys<'a> {
-    path: std::path::PathBuf,
-    config: &'a Map<String, Json>,
-}
-
-impl Keys<'_> {
-    fn optional(&self, key: &str) -> Result<Option<u32>> {
-        let Some(value) = self.config.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
-        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
-        number.map(Some).ok_or_else(|| self.wrong(key, "a whole number", &value.to_string()))
-    }
-
-    fn number(&self, key: &str) -> Result<u32> {
-        self.optional(key)?
-            .filter(|&number| number > 0)
-            .ok_or_else(|| self.wrong(key, "a whole number above 0", "none"))
-    }
-
-    fn wrong(&self, key: &str, expected: &str, got: &str) -> Error {
-        Error::file(&self.path, format!("`{key}`: expected {expected}, got {got}"))
-    }
-
-    /// The keys of the model's own numbers, after the architecture's name.
-    fn architecture(&self, architecture: &str) -> Result<Vec<(&'static str, Value)>> {
-        let (hidden, heads) = (self.number("hidden_size")?, self.number("num_attention_heads")?);
-        let head_dim = self.optional("head_dim")?;
-        let epsilon = self.config.get("rms_norm_eps").map_or(Some(1e-6), Json::as_f64);
-        let epsilon = epsilon.ok_or_else(|| self.wrong("rms_norm_eps", "a number", "something else"))?;
-        let mut keys = vec![
-            ("block_count", Value::U32(self.number("num_hidden_layers")?)),
-            ("context_length", Value::U32(self.number("max_position_embeddings")?)),
-            ("embedding_length", Value::U32(hidden)),
-            ("feed_forward_length", Value::U32(self.number("intermediate_size")?)),
-            ("attention.head_count", Value::U32(heads)),
-            ("attention.head_count_kv", Value::U32(self.optional("num_key_value_heads")?.unwrap_or(heads))),
-        ];
-        keys.extend(rope::keys(self.config)?);
-        keys.push(("rope.freq_base", Value::F32(rope::theta(self.config)? as f32)));
-        keys.push(("attention.layer_norm_rms_epsilon", Value::F32(epsilon as f32)));
-        // transformers' class of Llama always has a width of heads, so llama.cpp's converter always finds one.
-        let width = if architecture == "llama" { Some(head_dim.unwrap_or(hidden / heads)) } else { head_dim };
-        if let Some(width) = width {
-            keys.push(("attention.key_length", Value::U32(width)));
-            keys.push(("attention.value_length", Value::U32(width)));
-        }
-        if architecture == "llama" {
-            keys.push(("vocab_size", Value::U32(self.number("vocab_size")?)));
-            keys.push(("rope.dimension_count", Value::U32(head_dim.unwrap_or(hidden / heads))));
-        }
-        Ok(keys)
-    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 
 mod adapter;
 mod hub_id;
+mod hyperparameters;
 mod metadata;
 mod model;
+mod remarks;
 mod rope;
 mod tensors;
 mod tokenizer;
@@ -14,10 +16,14 @@ mod writer;
 
 pub use crate::weights::TensorInfo;
 pub use adapter::{AdapterFacts, adapter_metadata, write_adapter};
+pub use hyperparameters::hyperparameters;
+pub(super) use metadata::read_json;
 pub use metadata::{ModelFacts, file_type, metadata};
 pub(super) use model::export_model;
-pub use rope::{ROPE_FREQS, rope_freqs};
-pub use tensors::{Placement, placement};
+pub use model::write_base;
+pub use rope::{ROPE_FREQS, rope_freqs, rope_tensors};
+pub(super) use tensors::norms_include_one;
+pub use tensors::{Placement, is_left_out, placements};
 pub use writer::{GgufWriter, file_size};
 
 use super::{FloatType, Job, Output};

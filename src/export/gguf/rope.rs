@@ -1,4 +1,4 @@
-//! Rotary embeddings in metadata: linear and `YaRN` scaling are keys; Llama 3's is a tensor of factors.
+//! Rotary embeddings in metadata: linear and `YaRN` scaling are keys; the factors of Llama 3's and of longrope are tensors.
 
 use crate::error::{Error, Result};
 use candle_core::quantized::gguf_file::Value as Metadatum;
@@ -8,84 +8,206 @@ use std::f32::consts::PI;
 /// The tensor of factors, under the same name in GGUF and for [`crate::weights::Base`].
 pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// What `config.json` says of scaling, `rope_parameters` (transformers 5) before `rope_scaling`.
-fn scaling(config: &Map<String, Value>) -> Result<Option<&Map<String, Value>>> {
-    let keys = ["rope_parameters", "rope_scaling"].iter();
-    let Some((key, value)) = keys.filter_map(|key| Some((key, config.get(*key)?))).find(|(_, value)| !value.is_null())
-    else {
-        return Ok(None);
-    };
-    let wrong = || Error::invalid(format!("config.json: {key}: expected an object, got {value}"));
-    value.as_object().map(Some).ok_or_else(wrong)
+const LENGTH: &str = "original_max_position_embeddings";
+
+/// What `config.json` says of rotation, in one place: that of the layers that see everything, and of those with a window the base
+/// of the frequencies where it is another.
+pub(super) struct Rope {
+    all: Map<String, Value>,
+    local_theta: Option<Value>,
+    most: Option<u64>,
 }
 
-fn kind(scaling: &Map<String, Value>) -> &str {
-    scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default")
+impl Rope {
+    /// Finds it: `rope_parameters` (transformers 5) before `rope_scaling`, for all layers or for each type of them; beside it the
+    /// keys that older versions had at the top. `theta` is the class's own.
+    pub fn of(config: &Map<String, Value>, theta: f64) -> Result<Self> {
+        let known = |key: &str| config.get(key).filter(|value| !value.is_null());
+        let mut all = match ["rope_parameters", "rope_scaling"].iter().find_map(|key| Some((key, known(key)?))) {
+            None => Map::new(),
+            Some((_, Value::Object(map))) => map.clone(),
+            Some((key, value)) => {
+                return Err(Error::invalid(format!("config.json: {key}: expected an object, got {value}")));
+            }
+        };
+        let mut local_theta = known("rope_local_base_freq").cloned();
+        if let Some(Value::Object(full)) = all.get("full_attention").cloned() {
+            local_theta = all.get("sliding_attention").and_then(|local| local.get("rope_theta")).cloned();
+            all = full;
+        } else if let Some(top) = known("rope_theta") {
+            all.insert("rope_theta".into(), top.clone());
+        }
+        all.retain(|_, value| !value.is_null());
+        for (key, class) in [("rope_theta", Some(theta.into())), ("partial_rotary_factor", None), (LENGTH, None)] {
+            let other: Option<Value> = known(key).cloned().or(class);
+            if let Some(value) = other.filter(|_| !all.contains_key(key)) {
+                all.insert(key.into(), value);
+            }
+        }
+        Ok(Self { all, local_theta, most: known("max_position_embeddings").and_then(Value::as_u64) })
+    }
+
+    fn kind(&self) -> &str {
+        self.all.get("rope_type").or_else(|| self.all.get("type")).and_then(Value::as_str).unwrap_or("default")
+    }
+
+    /// A number, if it is given.
+    pub fn float(&self, key: &str) -> Option<f64> {
+        self.all.get(key).and_then(Value::as_f64)
+    }
+
+    /// Whole numbers, if they are given.
+    pub fn numbers(&self, key: &str) -> Option<Vec<i32>> {
+        let numbers = self.all.get(key)?.as_array()?;
+        numbers.iter().map(|number| i32::try_from(number.as_i64()?).ok()).collect()
+    }
+
+    fn above_zero(&self, key: &str) -> Result<f64> {
+        self.float(key)
+            .filter(|value| *value > 0.0)
+            .ok_or_else(|| Error::invalid(format!("config.json: rope_scaling.{key}: expected a number above 0")))
+    }
+
+    /// The base of the frequencies.
+    pub fn theta(&self) -> Result<f64> {
+        let given = self.all.get("rope_theta").unwrap_or(&Value::Null);
+        given
+            .as_f64()
+            .filter(|theta| *theta > 0.0)
+            .ok_or_else(|| Error::invalid(format!("config.json: rope_theta: expected a number above 0, got {given}")))
+    }
+
+    /// That of the layers with a window, where it is said.
+    pub fn local_theta(&self) -> Result<Option<f64>> {
+        let Some(given) = &self.local_theta else { return Ok(None) };
+        given.as_f64().filter(|theta| *theta > 0.0).map(Some).ok_or_else(|| {
+            Error::invalid(format!("config.json: rope_local_base_freq: expected a number above 0, got {given}"))
+        })
+    }
+
+    /// The length that the model was first made for: all positions, where nothing else is said.
+    pub fn original_length(&self) -> Result<u32> {
+        let given = self.all.get(LENGTH).map_or(self.most, Value::as_u64);
+        given.filter(|length| *length > 0).and_then(|length| u32::try_from(length).ok()).ok_or_else(|| {
+            Error::invalid(format!("config.json: rope_scaling.{LENGTH}: expected a whole number above 0"))
+        })
+    }
+
+    /// How many of a head's `width` numbers rotate.
+    pub fn rotated(&self, width: u32, share_of_class: f64) -> Result<u32> {
+        let share = self.float("partial_rotary_factor").unwrap_or(share_of_class);
+        let rotated = (f64::from(width) * share) as u32;
+        if rotated == 0 || rotated > width || !rotated.is_multiple_of(2) {
+            return Err(Error::invalid(format!(
+                "config.json: partial_rotary_factor: {share} of {width} numbers is no even number of them"
+            )));
+        }
+        Ok(rotated)
+    }
+
+    /// Whether frequencies have factors of their own for short and for long texts. Phi's older files have other names for it.
+    pub fn is_longrope(&self) -> bool {
+        self.all.contains_key("long_factor") && ["longrope", "su", "yarn"].contains(&self.kind())
+    }
+
+    /// By how much positions are stretched: as given, or the ratio of all positions to the original ones.
+    fn stretch(&self) -> Result<f64> {
+        match (self.float("factor"), self.most) {
+            (Some(_), _) | (None, None) => self.above_zero("factor"),
+            (None, Some(most)) => Ok(most as f64 / f64::from(self.original_length()?)),
+        }
+    }
+
+    /// What longrope multiplies cosines and sines by.
+    pub fn longrope_factor(&self) -> Result<f64> {
+        let (stretch, original) = (self.stretch()?, f64::from(self.original_length()?));
+        let usual = if stretch > 1.0 { (1.0 + stretch.ln() / original.ln()).sqrt() } else { 1.0 };
+        Ok(self.float("attention_factor").unwrap_or(usual))
+    }
+
+    /// The keys of scaling, after the architecture's name.
+    ///
+    /// # Errors
+    /// For kinds that llama.cpp has no keys for, and for missing parameters.
+    pub fn keys(&self) -> Result<Vec<(&'static str, Metadatum)>> {
+        let float = |value: f64| Metadatum::F32(value as f32);
+        let text = |text: &str| Metadatum::String(text.into());
+        match self.kind() {
+            _ if self.is_longrope() => Ok(vec![("rope.scaling.type", text("longrope"))]),
+            // Llama 3's is in `ROPE_FREQS`.
+            "default" | "llama3" => Ok(Vec::new()),
+            "linear" => Ok(vec![
+                ("rope.scaling.type", text("linear")),
+                ("rope.scaling.factor", float(self.above_zero("factor")?)),
+            ]),
+            "yarn" => {
+                let stretch = self.stretch()?;
+                let mut keys = vec![
+                    ("rope.scaling.type", text("yarn")),
+                    ("rope.scaling.factor", float(stretch)),
+                    ("rope.scaling.original_context_length", Metadatum::U32(self.original_length()?)),
+                ];
+                for (key, names) in [
+                    ("rope.scaling.yarn_ext_factor", &["extrapolation_factor"][..]),
+                    ("rope.scaling.yarn_attn_factor", &["attention_factor", "attn_factor"]),
+                    ("rope.scaling.yarn_beta_fast", &["beta_fast"]),
+                    ("rope.scaling.yarn_beta_slow", &["beta_slow"]),
+                ] {
+                    keys.extend(names.iter().find_map(|name| self.float(name)).map(|value| (key, float(value))));
+                }
+                keys.extend(self.besides(stretch).map(|factor| ("rope.scaling.attn_factor", float(factor))));
+                Ok(keys)
+            }
+            other => {
+                Err(Error::invalid(format!("config.json: rope_scaling of type `{other}` cannot be written as GGUF"))
+                    .with_help("export the merged model instead: `--to merged`"))
+            }
+        }
+    }
+
+    /// By what the runtime has to multiply what it takes for cosines and sines, if that is not what the model was made with. It
+    /// does not read `yarn_attn_factor` for most architectures; and of Mistral's two scales it assumes 1 for the first.
+    fn besides(&self, stretch: f64) -> Option<f64> {
+        let scale = |m: f64| if stretch > 1.0 { (0.1 * m).mul_add(stretch.ln(), 1.0) } else { 1.0 };
+        let both = self.float("mscale").zip(self.float("mscale_all_dim"));
+        let usual = match both {
+            Some((_, all)) if self.all.contains_key("llama_4_scaling_beta") => scale(1.0) / scale(all),
+            _ => scale(1.0),
+        };
+        let given = self.float("attention_factor").or_else(|| self.float("attn_factor"));
+        let wanted = given.unwrap_or_else(|| both.map_or_else(|| scale(1.0), |(m, all)| scale(m) / scale(all)));
+        Some(wanted / usual).filter(|factor| (factor - 1.0).abs() > 1e-6)
+    }
 }
 
-fn above_zero(scaling: &Map<String, Value>, key: &str) -> Result<f64> {
-    scaling
-        .get(key)
-        .and_then(Value::as_f64)
-        .filter(|value| *value > 0.0)
-        .ok_or_else(|| Error::invalid(format!("config.json: rope_scaling.{key}: expected a number above 0")))
-}
-
-/// `theta` of `config.json`.
-pub(super) fn theta(config: &Map<String, Value>) -> Result<f64> {
-    let nested = scaling(config)?.and_then(|scaling| scaling.get("rope_theta"));
-    let known = |value: &&Value| !value.is_null();
-    let given = config.get("rope_theta").filter(known).or(nested).filter(known);
-    given.map_or(Some(1e4), Value::as_f64).filter(|theta| *theta > 0.0).ok_or_else(|| {
-        Error::invalid(format!(
-            "config.json: rope_theta: expected a number above 0, got {}",
-            given.unwrap_or(&Value::Null)
-        ))
-    })
-}
-
-/// The keys of scaling, after the architecture's name.
+/// What `config.json` has of rotation and GGUF in tensors of f32: their names and numbers.
 ///
 /// # Errors
-/// For kinds that llama.cpp has no keys for, and for missing parameters.
-pub(super) fn keys(config: &Map<String, Value>) -> Result<Vec<(&'static str, Metadatum)>> {
-    let Some(scaling) = scaling(config)? else { return Ok(Vec::new()) };
-    let float = |key: &str| above_zero(scaling, key).map(|value| Metadatum::F32(value as f32));
-    let text = |text: &str| Metadatum::String(text.into());
-    match kind(scaling) {
-        // Llama 3's is in `ROPE_FREQS`.
-        "default" | "llama3" => Ok(Vec::new()),
-        "linear" => Ok(vec![("rope.scaling.type", text("linear")), ("rope.scaling.factor", float("factor")?)]),
-        "yarn" => {
-            let length = ["original_max_position_embeddings", "max_position_embeddings"]
-                .iter()
-                .zip([scaling, config])
-                .find_map(|(key, map)| map.get(*key)?.as_u64())
-                .and_then(|length| u32::try_from(length).ok())
-                .ok_or_else(|| {
-                    Error::invalid(
-                        "config.json: rope_scaling.original_max_position_embeddings: expected a whole number",
-                    )
-                })?;
-            let mut keys = vec![
-                ("rope.scaling.type", text("yarn")),
-                ("rope.scaling.factor", float("factor")?),
-                ("rope.scaling.original_context_length", Metadatum::U32(length)),
-            ];
-            for (key, names) in [
-                ("rope.scaling.yarn_ext_factor", &["extrapolation_factor"][..]),
-                ("rope.scaling.yarn_attn_factor", &["attention_factor", "attn_factor"]),
-                ("rope.scaling.yarn_beta_fast", &["beta_fast"]),
-                ("rope.scaling.yarn_beta_slow", &["beta_slow"]),
-            ] {
-                let value = names.iter().find_map(|name| scaling.get(*name)?.as_f64());
-                keys.extend(value.map(|value| (key, Metadatum::F32(value as f32))));
-            }
-            Ok(keys)
-        }
-        other => Err(Error::invalid(format!("config.json: rope_scaling of type `{other}` cannot be written as GGUF"))
-            .with_help("export the merged model instead: `--to merged`")),
+/// For missing parameters, and factors that are not numbers.
+pub fn rope_tensors(config: &Map<String, Value>) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let rope = Rope::of(config, 1e4)?;
+    let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|number| number as usize);
+    let divided = number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| hidden / heads.max(1));
+    let width = number("head_dim").or(divided).unwrap_or(0);
+    if let Some(factors) = rope_freqs(config, width)? {
+        return Ok(vec![(ROPE_FREQS, factors)]);
     }
+    if !rope.is_longrope() {
+        return Ok(Vec::new());
+    }
+    let rotated = rope.rotated(width as u32, 1.0)? as usize;
+    let factors = |key: &str| {
+        let numbers = rope.all.get(key).and_then(Value::as_array);
+        let numbers: Option<Vec<f32>> =
+            numbers.and_then(|numbers| numbers.iter().map(|number| Some(number.as_f64()? as f32)).collect());
+        numbers
+            .filter(|numbers| numbers.len() == rotated / 2)
+            .ok_or_else(|| Error::invalid(format!("config.json: rope_scaling.{key}: expected {} numbers", rotated / 2)))
+    };
+    Ok(vec![
+        ("rope_factors_long.weight", factors("long_factor")?),
+        ("rope_factors_short.weight", factors("short_factor")?),
+    ])
 }
 
 /// Llama 3's scaling as the factors of [`ROPE_FREQS`], one for each pair of a head's numbers, by which frequencies are
@@ -96,12 +218,15 @@ pub(super) fn keys(config: &Map<String, Value>) -> Result<Vec<(&'static str, Met
 /// # Errors
 /// For missing parameters.
 pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize) -> Result<Option<Vec<f32>>> {
-    let Some(scaling) = scaling(config)?.filter(|scaling| kind(scaling) == "llama3") else { return Ok(None) };
-    let parameter = |key: &str| above_zero(scaling, key);
+    let rope = Rope::of(config, 1e4)?;
+    if rope.kind() != "llama3" {
+        return Ok(None);
+    }
+    let parameter = |key: &str| rope.above_zero(key);
     let factor = parameter("factor")?;
     let (low, high) = (parameter("low_freq_factor")?, parameter("high_freq_factor")?);
     let context = parameter("original_max_position_embeddings")?;
-    let (theta, width) = (theta(config)? as f32, head_dim as f32);
+    let (theta, width) = (rope.theta()? as f32, head_dim as f32);
     let factors = (0..head_dim / 2).map(|i| {
         let frequency = 1.0 / theta.powf(2.0 * i as f32 / width);
         let wavelength = 2.0 * PI / frequency;
@@ -141,7 +266,7 @@ mod tests {
     fn linear_and_yarn_become_keys_and_others_are_refused() {
         let of = |scaling: Value| {
             let config = json!({"rope_theta": 1e4, "rope_scaling": scaling});
-            keys(config.as_object().unwrap()).map(|keys| format!("{keys:?}"))
+            Rope::of(config.as_object().unwrap(), 1e4)?.keys().map(|keys| format!("{keys:?}"))
         };
         assert_eq!(of(json!(null)).unwrap(), "[]");
         let linear = of(json!({"type": "linear", "factor": 4})).unwrap();

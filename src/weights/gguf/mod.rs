@@ -6,15 +6,19 @@
 pub(crate) mod adapter_file;
 pub mod architecture;
 mod config;
+mod families;
 mod header;
+mod keys;
 mod metadata;
 mod pre_tokenizer;
+mod rope_keys;
 pub mod rows;
 mod sentencepiece;
 mod special_tokens;
 mod tokenizer;
 
 pub use adapter_file::{AdapterFile, open_adapter};
+pub use config::NORMS_INCLUDE_ONE;
 pub(crate) use header::type_number;
 pub use metadata::Metadata;
 pub(crate) use pre_tokenizer::{GPT2, Splitting, WORD_PATTERNS, name_of as pre_tokenizer_name};
@@ -27,6 +31,7 @@ use super::table::{Entry, Table, WeightFile, byte_len};
 use crate::error::{Error, Result};
 use crate::weight_type::WeightType;
 use architecture::Architecture;
+use keys::{Keys, Tensors};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -43,39 +48,84 @@ pub(super) fn open(path: &Path) -> Result<(Contents, Metadata)> {
         return Err(Error::file(path, format!("is one of {parts} parts of a split GGUF file, which are not read"))
             .with_help("join the parts with llama.cpp's `llama-gguf-split --merge FIRST-PART WHOLE.gguf`"));
     }
-    let config = config::translate(path, &metadata, &records)?;
-    let architecture = metadata.string("general.architecture")?.and_then(Architecture::of_gguf);
+    let Some(name) = metadata.string("general.architecture")? else {
+        return Err(Error::file(path, "metadata has no `general.architecture`")
+            .with_help("take a GGUF file of a language model"));
+    };
+    let architecture = Architecture::of_gguf(name);
+    let keys = Keys { path, metadata: &metadata, name, strict: architecture.is_some() };
+    let config = config::translate(&keys, &Tensors { file: &file, records: &records })?;
     let mut table = Table::default();
     let number = table.add_file(file);
     for record in records {
-        let name =
-            architecture.and_then(|row| row.hugging_face_name(&record.name)).unwrap_or_else(|| record.name.clone());
-        let dtype = match record.dtype {
-            Ok(dtype) => dtype,
-            Err(kind) => {
-                table.leave(name, header::unread(path, &record.name, kind));
-                continue;
-            }
-        };
-        let Some(len) = byte_len(&record.shape, dtype) else {
-            return Err(Error::file(
-                path,
-                format!("tensor `{}`: a shape of {:?} cannot be held as {dtype:?}", record.name, record.shape),
-            )
-            .with_help("the file is damaged; fetch it again"));
-        };
-        let permuted_heads = match architecture {
-            Some(row) if row.is_permuted(&name) => Some(heads(path, &config, &name, &record)?),
-            _ => None,
-        };
-        let header::Record { name: stored, shape, offset, .. } = record;
-        table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads, packed: None })?;
+        add(path, &config, architecture, record, number, &mut table)?;
     }
     let special_tokens = special_tokens::read(&metadata)?;
     let chat_templates = chat_templates(&metadata)?;
     let contents =
         Contents { config, said: None, notes: Vec::new(), table, special_tokens, chat_templates, wrapper: None };
     Ok((contents, metadata))
+}
+
+/// Puts a tensor into the table, under the names that Hugging Face has for it.
+fn add(
+    path: &Path,
+    config: &Map<String, Value>,
+    architecture: Option<&Architecture>,
+    record: header::Record,
+    file: usize,
+    table: &mut Table,
+) -> Result<()> {
+    let parts = architecture.and_then(|row| row.parts_of_qkv(&record.name));
+    let name = architecture.and_then(|row| row.hugging_face_name(&record.name)).unwrap_or_else(|| record.name.clone());
+    let dtype = match record.dtype {
+        Ok(dtype) => dtype,
+        Err(kind) => {
+            let unread = header::unread(path, &record.name, kind);
+            let names = parts.map_or_else(|| vec![name], Vec::from);
+            names.into_iter().for_each(|name| table.leave(name, unread.clone()));
+            return Ok(());
+        }
+    };
+    let Some(len) = byte_len(&record.shape, dtype) else {
+        return Err(Error::file(
+            path,
+            format!("tensor `{}`: a shape of {:?} cannot be held as {dtype:?}", record.name, record.shape),
+        )
+        .with_help("the file is damaged; fetch it again"));
+    };
+    let header::Record { name: stored, shape, offset, .. } = record;
+    let rows = shape.first().copied().unwrap_or(0);
+    let Some(parts) = parts else {
+        let permuted_heads = permuted_heads(path, config, architecture, &name, &stored, rows)?;
+        return table.insert(name, Entry { stored, shape, dtype, file, offset, len, permuted_heads, packed: None });
+    };
+    // Rows of q, then of k, then of v.
+    let mut offset = offset;
+    for (name, height) in parts.into_iter().zip(heights(path, config, &stored, rows)?) {
+        let permuted_heads = permuted_heads(path, config, architecture, &name, &stored, height)?;
+        let (stored, len) = (stored.clone(), len / rows * height);
+        let mut shape = shape.clone();
+        shape[0] = height;
+        table.insert(name, Entry { stored, shape, dtype, file, offset, len, permuted_heads, packed: None })?;
+        offset = offset.saturating_add(len as u64);
+    }
+    Ok(())
+}
+
+/// How many rows of a tensor that holds q, k and v are whose.
+fn heights(path: &Path, config: &Map<String, Value>, stored: &str, rows: usize) -> Result<[usize; 3]> {
+    let number = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+    let width = number("head_dim");
+    let (q, k) =
+        (number("num_attention_heads").saturating_mul(width), number("num_key_value_heads").saturating_mul(width));
+    if rows == 0 || q.saturating_add(k).saturating_add(k) != rows {
+        return Err(Error::file(
+            path,
+            format!("tensor `{stored}`: expected {q} + {k} + {k} rows of q, k and v, got {rows}"),
+        ));
+    }
+    Ok([q, k, k])
 }
 
 /// `tokenizer.chat_template`, and those with names that `tokenizer.chat_templates` lists.
@@ -132,13 +182,22 @@ pub fn header(path: &Path) -> Result<Header> {
     Ok(Header { metadata, tensors })
 }
 
-/// Of how many heads the rows of a q or k tensor are, checked against its shape.
-fn heads(path: &Path, config: &Map<String, Value>, name: &str, record: &header::Record) -> Result<usize> {
+/// Of how many heads the rows of a q or k tensor in llama.cpp's order are, checked against its height.
+fn permuted_heads(
+    path: &Path,
+    config: &Map<String, Value>,
+    architecture: Option<&Architecture>,
+    name: &str,
+    stored: &str,
+    rows: usize,
+) -> Result<Option<usize>> {
+    if !architecture.is_some_and(|row| row.is_permuted(name)) {
+        return Ok(None);
+    }
     let key = if name.contains(".q_proj.") { "num_attention_heads" } else { "num_key_value_heads" };
     let heads = config.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
-    let rows = record.shape.first().copied().unwrap_or(0);
     if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
-        return Err(Error::file(path, rows::misfit(&record.name, rows, heads)));
+        return Err(Error::file(path, rows::misfit(stored, rows, heads)));
     }
-    Ok(heads)
+    Ok(Some(heads))
 }

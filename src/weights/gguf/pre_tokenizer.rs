@@ -15,12 +15,34 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen 3.5: marks go with letters.
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Punctuation takes no ends of lines along.
+const SEED: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// As [`TEKKEN`], with contractions at the ends of words, and digits by threes.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const DIGITS_BY_THREES: &str = r"\p{N}{1,3}";
+const CHINESE_AND_KANA: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
+const DEEPSEEK: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|]+";
 
 /// The patterns, and whether each splits words: it cuts before a space that stands between something visible and a letter,
 /// whatever lies around. The others cut within words, and never put anything together.
-pub(crate) const WORD_PATTERNS: &[(&str, bool)] =
-    &[(GPT2, true), (LLAMA3, true), (QWEN2, true), (TEKKEN, true), (DIGIT, false), (r"\p{N}+", false)];
+pub(crate) const WORD_PATTERNS: &[(&str, bool)] = &[
+    (GPT2, true),
+    (LLAMA3, true),
+    (QWEN2, true),
+    (QWEN35, true),
+    (SEED, true),
+    (TEKKEN, true),
+    (GPT4O, true),
+    (DEEPSEEK, true),
+    (DIGIT, false),
+    (r"\p{N}+", false),
+    (DIGITS_BY_THREES, false),
+    (CHINESE_AND_KANA, false),
+];
 
 /// One way of splitting.
 pub(super) struct PreTokenizer {
@@ -42,16 +64,24 @@ const fn row(names: &'static [&'static str], patterns: &'static [&'static str]) 
 
 const TABLE: &[PreTokenizer] = &[
     row(&["default"], &[PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
-    row(&["gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4"], &[GPT2]),
-    row(&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], &[DIGIT, GPT2]),
-    row(&["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], &[LLAMA3]),
+    row(&["gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion"], &[GPT2]),
+    row(
+        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
+        &[DIGIT, GPT2],
+    ),
+    row(&["smaug-bpe", "dbrx", "chatglm-bpe"], &[LLAMA3]),
     row(&["stablelm2", "deepseek-r1-qwen", "megrez", "kormo"], &[QWEN2]),
     PreTokenizer { nfc: true, ..row(&["qwen2"], &[QWEN2]) },
+    PreTokenizer { nfc: true, ..row(&["qwen35"], &[QWEN35]) },
+    row(&["seed-coder"], &[SEED]),
+    row(&["gpt-4o", "llama4", "kanana2"], &[GPT4O]),
+    row(&["deepseek-v3", "hunyuan-dense"], &[DIGITS_BY_THREES, CHINESE_AND_KANA, DEEPSEEK]),
     PreTokenizer {
         ignore_merges: true,
         add_bos: true,
-        ..row(&["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"], &[LLAMA3])
+        ..row(&["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "pixtral", "midm-2.0"], &[LLAMA3])
     },
+    PreTokenizer { ignore_merges: true, ..row(&["glm4", "glm5"], &[LLAMA3]) },
     PreTokenizer { ignore_merges: true, add_bos: true, ..row(&["tekken"], &[TEKKEN]) },
 ];
 
@@ -126,6 +156,24 @@ mod tests {
         assert_eq!(split("tekken", "aB/\n"), ["a", "B", "/\n"]);
     }
 
+    /// Python's `regex` splits alike (`tests/parity/pre_tokenizers.py`).
+    #[test]
+    fn texts_are_split_as_another_engine_splits_them() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/golden/pre_tokenizers.json")).unwrap();
+        let texts = golden["texts"].as_array().unwrap();
+        for (name, expected) in golden["pieces"].as_object().unwrap() {
+            for (text, expected) in texts.iter().zip(expected.as_array().unwrap()) {
+                let text = text.as_str().unwrap();
+                let mut string = PreTokenizedString::from(text);
+                find(name).unwrap().build().unwrap().pre_tokenize(&mut string).unwrap();
+                let splits = string.get_splits(OffsetReferential::Original, OffsetType::Byte);
+                let pieces: Vec<&str> = splits.into_iter().map(|(_, (start, end), _)| &text[start..end]).collect();
+                assert_eq!(serde_json::json!(pieces), *expected, "{name}: {text:?}");
+            }
+        }
+    }
+
     #[test]
     fn ways_of_splitting_have_the_names_that_llama_cpp_gives_them() {
         let name = |patterns: &[&str], ignore_merges, nfc| {
@@ -140,6 +188,10 @@ mod tests {
         assert_eq!(name(&[QWEN2], false, true), Some("qwen2"));
         assert_eq!(name(&[QWEN2], false, false), Some("deepseek-r1-qwen"));
         assert_eq!(name(&[TEKKEN], true, false), Some("tekken"));
+        assert_eq!(name(&[QWEN35], false, true), Some("qwen35"));
+        assert_eq!(name(&[GPT4O], false, false), Some("gpt-4o"));
+        assert_eq!(name(&[SEED], false, false), Some("seed-coder"));
+        assert_eq!(name(&[DIGITS_BY_THREES, CHINESE_AND_KANA, DEEPSEEK], false, false), Some("deepseek-v3"));
         assert_eq!(name(&[TEKKEN], false, false), None);
         assert_eq!(name(&[], false, false), None);
     }

@@ -2,4 +2,5 @@
 
 mod folder;
 mod gguf;
+mod gguf_families;
 mod tokenizer;

@@ -1,0 +1,40 @@
+//! What llama.cpp computes otherwise than the model was made, because no key says it or the runtime does not read the key.
+
+use crate::weights::Base;
+use serde_json::Value;
+
+/// What a user should know of a file of this base; nothing for most.
+pub(super) fn remarks(base: &Base) -> Vec<String> {
+    let config = base.config();
+    let number = |key: &str| config.get(key).and_then(Value::as_f64);
+    let mut remarks = Vec::new();
+    if base.model_type().starts_with("gemma") {
+        let divided =
+            number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| (hidden / heads).floor());
+        let of_27b = number("num_hidden_layers") == Some(if base.model_type() == "gemma2" { 46.0 } else { 62.0 });
+        let assumed = if of_27b { divided } else { number("head_dim").or(Some(256.0)) };
+        if let Some((own, assumed)) =
+            number("query_pre_attn_scalar").zip(assumed).filter(|(own, assumed)| own != assumed)
+        {
+            remarks.push(format!(
+                "the model divides its scores by √{own}; GGUF has no key for that, and llama.cpp divides by √{assumed}"
+            ));
+        }
+    }
+    let switched_off = config.get("use_sliding_window").and_then(Value::as_bool) == Some(false);
+    let ignores = match base.model_type() {
+        "mistral" | "phi3" => true,
+        "qwen2" | "qwen3" => !switched_off && config.contains_key("use_sliding_window"),
+        "exaone4" => number("num_hidden_layers") != Some(64.0),
+        _ => false,
+    };
+    let window =
+        number("sliding_window").filter(|&window| window > 0.0 && number("max_position_embeddings") > Some(window));
+    if let Some(window) = window.filter(|_| ignores) {
+        remarks.push(format!(
+            "the model sees {window} tokens back in some of its layers; llama.cpp lets it see everything, and computes \
+             otherwise on longer texts"
+        ));
+    }
+    remarks
+}
