@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::weights::{Base, CHAT_TEMPLATES_FOLDER};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use tokenizers::PostProcessorWrapper;
 
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
@@ -99,13 +100,17 @@ pub(super) fn without_template(bytes: Vec<u8>) -> Vec<u8> {
 /// When it cannot be built.
 pub(super) fn of_metadata(base: &Base) -> Result<Vec<(String, Vec<u8>)>> {
     let special = base.special_tokens();
-    let tokenizer = base.tokenizer()?;
+    let mut tokenizer = base.tokenizer()?;
     let failed = |error: &dyn std::fmt::Display| Error::invalid(format!("the tokenizer: {error}"));
-    let text = tokenizer.to_string(false).map_err(|error| failed(&error))?;
-    let mut json: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;
     if let Some((text, id)) = special.bos.as_ref().filter(|_| special.add_bos) {
-        json["post_processor"] = begins_with(text, *id);
+        let processor: PostProcessorWrapper =
+            serde_json::from_value(begins_with(text, *id)).map_err(|error| failed(&error))?;
+        tokenizer.with_post_processor(Some(processor));
     }
+    // Written straight to text: as a tree of values a large vocabulary takes ten times as much.
+    let mut json = tokenizer.to_string(true).map_err(|error| failed(&error))?;
+    drop(tokenizer);
+    json.push('\n');
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
     config.insert("clean_up_tokenization_spaces".into(), json!(false));
@@ -121,7 +126,7 @@ pub(super) fn of_metadata(base: &Base) -> Result<Vec<(String, Vec<u8>)>> {
         config.insert("model_max_length".into(), length.clone());
     }
     Ok(vec![
-        ("tokenizer.json".into(), pretty(&json)),
+        ("tokenizer.json".into(), json.into_bytes()),
         (CONFIG.into(), pretty(&Value::Object(config))),
         ("special_tokens_map.json".into(), pretty(&Value::Object(map))),
     ])
