@@ -26,7 +26,7 @@ fn families() -> Vec<PathBuf> {
 }
 
 /// Tries each family, and fails with all that went wrong.
-fn each_family(each: impl Fn(&Path)) {
+pub fn each_family(each: impl Fn(&Path)) {
     let failed: Vec<String> = families()
         .iter()
         .filter_map(|folder| {
@@ -37,7 +37,7 @@ fn each_family(each: impl Fn(&Path)) {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-fn name(folder: &Path) -> &str {
+pub fn name(folder: &Path) -> &str {
     folder.file_name().unwrap().to_str().unwrap()
 }
 

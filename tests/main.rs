@@ -14,6 +14,7 @@ mod data;
 mod export;
 mod export_gguf;
 mod families;
+mod families_export;
 mod families_gguf;
 mod gpu_runs;
 mod gpu_steps;

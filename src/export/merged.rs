@@ -48,13 +48,17 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     for tensor in &mut tensors {
         tensor.dtype = dtype;
     }
-    let mut config = job.base.config().clone();
+    // Of a model of several parts all of it: the others as they are.
+    let whole = job.base.whole_config();
+    let mut config = whole.unwrap_or_else(|| job.base.config()).clone();
     if job.base.is_gguf() {
         complete_config(job.base, &mut config)?;
     }
     config.remove("quantization_config");
     config.remove(NORMS_INCLUDE_ONE);
-    repeat_rope(&mut config);
+    if whole.is_none() {
+        repeat_rope(&mut config);
+    }
     for key in ["torch_dtype", "dtype"] {
         if config.contains_key(key) || key == "torch_dtype" {
             config.insert(key.into(), json!(name_of(dtype)));
@@ -135,21 +139,28 @@ fn write_shards(weights: &MergedWeights<'_>, tensors: &[TensorInfo], out: &mut O
     let shards = shards(tensors, SHARD);
     let count = shards.len();
     let mut map = Map::new();
+    let base = weights.base();
+    // The parts of a whole keep the names that they have in it.
+    let placed = |tensor: &TensorInfo| match base.stored_name(&tensor.name).filter(|_| base.wrapper().is_some()) {
+        Some(stored) => TensorInfo { name: stored.to_owned(), ..tensor.clone() },
+        None => tensor.clone(),
+    };
     for (number, shard) in shards.into_iter().enumerate() {
+        let placed: Vec<TensorInfo> = shard.iter().map(placed).collect();
         let name = match count {
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
         out.file(&name, |write| {
-            write(&safetensors_header(shard, &[("format", "pt")]))?;
+            write(&safetensors_header(&placed, &[("format", "pt")]))?;
             shard.iter().try_for_each(|tensor| {
-                let (_, stored) = weights.base().tensor(&tensor.name).expect("the list is the base's");
+                let (_, stored) = base.tensor(&tensor.name).expect("the list is the base's");
                 let source = TensorInfo { dtype: stored, ..tensor.clone() };
                 let rows = tensor.shape.split_last().map_or(1, |(_, outer)| outer.iter().product());
                 weights.stream(&source, 0..rows, tensor.dtype, 1, &|bytes, _| Ok(bytes), write)
             })
         })?;
-        for tensor in shard {
+        for tensor in &placed {
             map.insert(tensor.name.clone(), json!(name));
             out.count(tensor.dtype);
         }

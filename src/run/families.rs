@@ -1,6 +1,6 @@
 //! What can be done with each family of models: for people who choose one, and for the documentation.
 
-use crate::adapter::AdapterConfig;
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterConfig};
 use crate::export::lint::{self, AdapterFacts, BaseFacts, Layout, Server, Settings, Severity, TensorFact};
 use crate::models::{FamilyFacts, families};
 use crate::nn::LoraConfig;
@@ -71,6 +71,8 @@ fn adapter(facts: &FamilyFacts) -> AdapterFacts {
     AdapterFacts {
         config: config.to_json(&paths).as_object().cloned().unwrap_or_default(),
         tensors: paths.iter().flat_map(pair).collect(),
+        files: [ADAPTER_CONFIG, ADAPTER_TENSORS].map(str::to_owned).into(),
+        weight_files: vec![ADAPTER_TENSORS.to_owned()],
         base: Some(base),
         ..AdapterFacts::new(Layout::Planned)
     }

@@ -123,6 +123,11 @@ impl Base {
         &self.contents.config
     }
 
+    /// The configuration of the whole, where the decoder is a part of one: as its file has it.
+    pub fn whole_config(&self) -> Option<&Map<String, Value>> {
+        self.contents.said.as_ref().filter(|_| self.contents.wrapper.is_some())
+    }
+
     /// The architecture, as Hugging Face's `model_type` names it (for a GGUF file of an architecture that is not in
     /// [`gguf::architecture`]'s table, the GGUF name).
     pub fn model_type(&self) -> &str {
