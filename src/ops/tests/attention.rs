@@ -215,8 +215,8 @@ fn a_cap_is_right_forward_and_backward() {
     for (i, cap) in [50.0, 10.0, 20.0].into_iter().enumerate() {
         for (lengths, window) in [(&[6, 70][..], None), (&[203, 90], None), (&[203, 90], Some(31))] {
             let mut case = Case::new(SHAPES[i], lengths, true).under(Some(cap), window);
-            case.shape.scale = 0.4;
-            check(&format!("a cap of {cap} in {lengths:?}, window {window:?}"), &case, &case.inputs(0.7));
+            case.shape.scale *= 1.2;
+            check(&format!("a cap of {cap} in {lengths:?}, window {window:?}"), &case, &case.inputs(1.0));
             let case = case.under(Some(cap / 30.0), window);
             check_bent(&format!("a cap of {cap} / 30 in {lengths:?}, window {window:?}"), &case, &case.inputs(1.0));
         }
