@@ -86,7 +86,7 @@ fn plain(config: &Map<String, Json>) -> Map<String, Json> {
     let dict = ["rope_parameters", "rope_scaling"].iter().find_map(|key| plain.get(*key)?.as_object().cloned());
     let mut rope = dict.unwrap_or_default();
     if let (Some(full), Some(sliding)) = (rope.get("full_attention").cloned(), rope.get("sliding_attention").cloned()) {
-        rope = full.as_object().unwrap().clone();
+        rope.clone_from(full.as_object().unwrap());
         if sliding["rope_theta"] != rope["rope_theta"] {
             plain.insert("rope_local_base_freq".into(), sliding["rope_theta"].clone());
         }
@@ -200,7 +200,7 @@ fn files_of_the_converter_say_what_the_folders_say() {
     );
 }
 
-fn numbers(raw: RawTensor) -> Vec<f32> {
+fn numbers(raw: &RawTensor) -> Vec<f32> {
     let mut numbers = vec![0.0; raw.shape.iter().product()];
     dequantize(raw.dtype, &raw.bytes, &mut numbers);
     numbers
@@ -209,17 +209,17 @@ fn numbers(raw: RawTensor) -> Vec<f32> {
 /// The tensor of a folder as the names of its family have it, where the file is read as another.
 fn of_family(base: &Base, name: &str) -> Vec<f32> {
     if base.tensor(name).is_some() {
-        return numbers(base.read(name).unwrap());
+        return numbers(&base.read(name).unwrap());
     }
     let other = |to: &str, from: &str| name.contains(from).then(|| name.replace(from, to));
     if let Some(down) = other("shared_mlp.output_linear", "mlp.down_proj") {
-        return numbers(base.read(&down).unwrap());
+        return numbers(&base.read(&down).unwrap());
     }
     let (whole, upper) = match other("shared_mlp.input_linear", "mlp.gate_proj") {
         Some(whole) => (whole, true),
         None => (other("shared_mlp.input_linear", "mlp.up_proj").unwrap(), false),
     };
-    let both = numbers(base.read(&whole).unwrap());
+    let both = numbers(&base.read(&whole).unwrap());
     if upper { both[..both.len() / 2].to_vec() } else { both[both.len() / 2..].to_vec() }
 }
 
@@ -232,9 +232,11 @@ fn files_of_the_converter_hold_the_tensors_of_the_folders() {
         for tensor in of_file.tensor_names().filter(|tensor| !tensor.starts_with("rope_")) {
             let mut expected = of_family(&of_folder, tensor);
             if tensor.ends_with("norm.weight") {
-                expected.iter_mut().for_each(|value| *value += shift);
+                for value in &mut expected {
+                    *value += shift;
+                }
             }
-            assert!(numbers(of_file.read(tensor).unwrap()) == expected, "{name}: {tensor}");
+            assert!(numbers(&of_file.read(tensor).unwrap()) == expected, "{name}: {tensor}");
             seen += expected.len();
         }
         let mut all: Vec<&str> = of_folder.tensor_names().filter(|tensor| !is_left_out(&of_folder, tensor)).collect();
@@ -253,8 +255,10 @@ fn own_keys(content: &Content) -> BTreeMap<String, String> {
     own.map(|(key, value)| (key.clone(), format!("{value:?}"))).collect()
 }
 
-/// A file's tensors: shape, type and bytes.
-fn contents(path: &Path) -> (Content, BTreeMap<String, (Vec<usize>, GgmlDType, String)>) {
+/// Shape, type and the hash of the bytes of each tensor.
+type Tensors = BTreeMap<String, (Vec<usize>, GgmlDType, String)>;
+
+fn contents(path: &Path) -> (Content, Tensors) {
     let mut file = File::open(path).unwrap();
     let content = Content::read(&mut file).unwrap();
     let describe = |name: &String| {

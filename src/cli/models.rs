@@ -16,7 +16,6 @@ pub(super) struct ModelsArgs {
     pub json: bool,
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "as all commands")]
 pub(super) fn run(args: &ModelsArgs) -> Result<u8> {
     let families = family_reports();
     let mut stdout = Stdout::new();

@@ -152,7 +152,9 @@ impl<'a> MergedWeights<'a> {
             self.check_finite(&tensor.name, &values)?;
         }
         if self.shift != 0.0 && !matrix && tensor.name.ends_with("norm.weight") {
-            values.iter_mut().for_each(|value| *value += self.shift);
+            for value in &mut values {
+                *value += self.shift;
+            }
         }
         let bytes = encode(&values, columns, dtype)?;
         check_range(&bytes, dtype, &tensor.name)?;

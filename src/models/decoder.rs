@@ -252,7 +252,7 @@ impl Decoder {
         let d = self.dimensions;
         let path = |name: &str| format!("model.layers.{index}.{name}");
         let (query, key) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
-        let linear = |name: &str, inputs, outputs, bias| self.linear(builder, &path(name), (inputs, outputs), bias);
+        let linear = |name: &str, inputs, outputs, bias| Self::linear(builder, &path(name), (inputs, outputs), bias);
         let group = |names: &[&str], outputs: &[usize], bias| -> Result<Vec<Linear>> {
             match names {
                 [name] => Ok(vec![linear(name, d.hidden, outputs.iter().sum(), bias)?]),
@@ -308,13 +308,7 @@ impl Decoder {
         Ok(Residual { enter: enter.map(norm).transpose()?, join })
     }
 
-    fn linear(
-        &self,
-        builder: &Builder<'_>,
-        path: &str,
-        (inputs, outputs): (usize, usize),
-        bias: Bias,
-    ) -> Result<Linear> {
+    fn linear(builder: &Builder<'_>, path: &str, (inputs, outputs): (usize, usize), bias: Bias) -> Result<Linear> {
         let name = format!("{path}.bias");
         let denied = match bias {
             Bias::Always | Bias::Key(_, Some(true)) => None,

@@ -74,8 +74,11 @@ impl CausalLm {
 
     /// Takes the rotations that the model has for texts of this length; gives whether they are other ones than for short texts.
     pub fn fit_rotations(&mut self, longest: usize) -> bool {
-        // All of them are asked.
-        self.ropes.iter_mut().fold(false, |other, rope| rope.fit(longest) || other)
+        let mut others = false;
+        for rope in &mut self.ropes {
+            others |= rope.fit(longest);
+        }
+        others
     }
 
     /// The model's end.

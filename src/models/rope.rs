@@ -139,12 +139,11 @@ impl<'a> Parameters<'a> {
     /// configuration's top first, and all positions where none are said.
     fn original_length(&self) -> Result<f64> {
         const KEY: &str = "original_max_position_embeddings";
-        for length in [self.config.number(KEY)?, self.number(KEY)?, self.config.number("max_position_embeddings")?] {
-            if let Some(length) = length {
-                return Ok(length);
-            }
+        let said = self.config.number(KEY)?.map_or_else(|| self.number(KEY), |top| Ok(Some(top)))?;
+        match said.map_or_else(|| self.config.number("max_position_embeddings"), |length| Ok(Some(length)))? {
+            Some(length) => Ok(length),
+            None => self.demanded(KEY),
         }
-        self.demanded(KEY)
     }
 
     /// How much longer texts are than those at first.
@@ -164,11 +163,10 @@ impl<'a> Parameters<'a> {
             (kind, _) => kind,
         };
         Ok(match kind {
-            "default" => Rope::new(rounded(&mut plain.iter().copied())),
+            // `dynamic` changes nothing within the positions of the model, which no text exceeds.
+            "default" | "dynamic" => Rope::new(rounded(&mut plain.iter().copied())),
             // The factors are what these parameters come to.
             "llama3" if has_factors => Rope::new(rounded(&mut plain.iter().copied())),
-            // Within the positions of the model, which no text exceeds, it changes nothing.
-            "dynamic" => Rope::new(rounded(&mut plain.iter().copied())),
             "linear" => {
                 let factor = self.demanded("factor")?;
                 Rope::new(rounded(&mut plain.iter().map(|frequency| frequency / factor)))

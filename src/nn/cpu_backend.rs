@@ -155,7 +155,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         let mut d_qkv = self.take::<E>(shape.width());
         let output = AttentionOutput { out, log_sums, gradient: d_output };
         self.with_heads(0, shape, qkv, |of| {
-            attention_backward(of, output, Some(&self.ropes[rope]), &mut d_qkv, self.pool)
+            attention_backward(of, output, Some(&self.ropes[rope]), &mut d_qkv, self.pool);
         });
         Ok(d_qkv)
     }
@@ -243,7 +243,9 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         let group = Group { modules: &[head], pool: self.pool, capacity: n };
         group.forward(SavedInput { x: &normed[..], down: &[] }, &mut logits)?;
         if let Some(cap) = softcap {
-            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            for logit in &mut logits {
+                *logit = cap * (*logit / cap).tanh();
+            }
         }
         Ok(logits)
     }

@@ -66,12 +66,11 @@ impl SelfAttention {
         let qkv_down = backend.down(&self.qkv, &entered)?;
         let mut qkv = backend.linear(&self.qkv, &entered, &qkv_down)?;
         drop(entered);
-        let (context, log_sums) = match self.heads(&qkv, backend)? {
-            Some(heads) => backend.attend(index, self.shape, &heads)?,
-            None => {
-                backend.rotate(self.rope, self.shape, &mut qkv)?;
-                backend.attend(index, self.shape, &qkv)?
-            }
+        let (context, log_sums) = if let Some(heads) = self.heads(&qkv, backend)? {
+            backend.attend(index, self.shape, &heads)?
+        } else {
+            backend.rotate(self.rope, self.shape, &mut qkv)?;
+            backend.attend(index, self.shape, &qkv)?
         };
         let context_down = backend.down(from_ref(&self.o), &context)?;
         let (y, output) = self.residual.join(&self.o, (&context, &context_down), x, backend)?;

@@ -166,7 +166,9 @@ vectorized! {
                 pair[1] = E::from_f32((b * cos + a * sin) * factor);
             }
             if factor != 1.0 {
-                rest.iter_mut().for_each(|x| *x = E::from_f32(x.to_f32() * factor));
+                for x in rest {
+                    *x = E::from_f32(x.to_f32() * factor);
+                }
             }
         }
     }

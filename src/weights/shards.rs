@@ -126,17 +126,13 @@ fn add_file(
         if elsewhere.contains_key(name.as_str()) {
             continue;
         }
-        match ggml_dtype(&dtype) {
-            Some(dtype) => {
-                let stored = name.clone();
-                let (permuted_heads, packed) = (None, None);
-                table
-                    .insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads, packed })?;
-            }
-            None => {
-                table.leave(name.clone(), unsupported(path, &name, &dtype));
-                others.insert(name, Part { dtype, shape, file: number, offset, len });
-            }
+        if let Some(dtype) = ggml_dtype(&dtype) {
+            let stored = name.clone();
+            let (permuted_heads, packed) = (None, None);
+            table.insert(name, Entry { stored, shape, dtype, file: number, offset, len, permuted_heads, packed })?;
+        } else {
+            table.leave(name.clone(), unsupported(path, &name, &dtype));
+            others.insert(name, Part { dtype, shape, file: number, offset, len });
         }
     }
     Ok(names)

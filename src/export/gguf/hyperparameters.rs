@@ -79,6 +79,7 @@ const FAMILIES: &[Family] = &[
     Family { model_type: "seed_oss", width: Width::Own(128), ..QWEN2 },
 ];
 
+#[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn nothing(_: &Keys<'_>, _: &Rope) -> Result<Written> {
     Ok(Vec::new())
 }
@@ -204,7 +205,7 @@ impl Keys<'_> {
         let window = if self.config.contains_key(key) { self.optional(key)? } else { default };
         let Some(window) = window else { return Ok(Vec::new()) };
         let sliding = self.sliding_layers(period)?;
-        let usual = sliding.iter().enumerate().all(|(layer, sliding)| *sliding == !(layer + 1).is_multiple_of(period));
+        let usual = sliding.iter().enumerate().all(|(layer, sliding)| *sliding != (layer + 1).is_multiple_of(period));
         let mut keys = vec![("attention.sliding_window", Value::U32(window))];
         if always || !usual {
             let flags = sliding.into_iter().map(Value::Bool).collect();
@@ -219,6 +220,7 @@ impl Keys<'_> {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn ministral3(_: &Keys<'_>, rope: &Rope) -> Result<Written> {
     let mut keys = Vec::new();
     for (key, name) in [

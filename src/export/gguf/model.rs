@@ -38,7 +38,9 @@ pub(in crate::export) fn export_model(job: &Job<'_>, out: &mut Output<'_>) -> Re
     for ([from, to], count) in fallbacks {
         out.note(format!("{count} matrices of a width that {from} cannot hold are written as {to}"));
     }
-    remarks(job.base).into_iter().for_each(|remark| out.note(remark));
+    for remark in remarks(job.base) {
+        out.note(remark);
+    }
     let most = plan.main_type();
     let label = job.options.quantize.map_or(most, GgufType::weight_type);
     let facts = ModelFacts {

@@ -55,6 +55,7 @@ fn set(config: &mut Config, key: &str, value: impl Into<Value>) {
 }
 
 /// The text part is Qwen3's.
+#[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn qwen3_vl(_: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()> {
     set(config, "model_type", "qwen3");
     Ok(())
@@ -82,6 +83,7 @@ fn mistral3(keys: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()>
 }
 
 /// Every fourth layer has no positions; that is nowhere in the file.
+#[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn smollm3(_: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()> {
     const INTERVAL: usize = 4;
     let rotates: Vec<u8> = (1..=layers(config)).map(|layer| u8::from(!layer.is_multiple_of(INTERVAL))).collect();
@@ -164,17 +166,14 @@ fn olmo(keys: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()> {
 fn exaone4(keys: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()> {
     const LAYERS_OF_32B: usize = 64;
     let count = layers(config);
-    match keys.window()?.or_else(|| (count == LAYERS_OF_32B).then_some(4096)) {
-        Some(window) => {
-            set(config, "sliding_window", window);
-            set(config, "layer_types", layer_types(&keys.sliding_layers(count, 4)?));
-            same_local_theta(keys, config)?;
-        }
-        None => {
-            // Left out it would be the class's own.
-            set(config, "sliding_window", Value::Null);
-            set(config, "layer_types", layer_types(&vec![false; count]));
-        }
+    if let Some(window) = keys.window()?.or_else(|| (count == LAYERS_OF_32B).then_some(4096)) {
+        set(config, "sliding_window", window);
+        set(config, "layer_types", layer_types(&keys.sliding_layers(count, 4)?));
+        same_local_theta(keys, config)?;
+    } else {
+        // Left out it would be the class's own.
+        set(config, "sliding_window", Value::Null);
+        set(config, "layer_types", layer_types(&vec![false; count]));
     }
     Ok(())
 }
@@ -234,6 +233,7 @@ fn glm4(keys: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()> {
     partial_rotary(keys, config)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn seed_oss(_: &Keys<'_>, tensors: &Tensors<'_>, config: &mut Config) -> Result<()> {
     set(config, "attention_out_bias", tensors.record("blk.0.attn_output.bias").is_some());
     set(config, "mlp_bias", tensors.record("blk.0.ffn_gate.bias").is_some());

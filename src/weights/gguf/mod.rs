@@ -83,7 +83,9 @@ fn add(
         Err(kind) => {
             let unread = header::unread(path, &record.name, kind);
             let names = parts.map_or_else(|| vec![name], Vec::from);
-            names.into_iter().for_each(|name| table.leave(name, unread.clone()));
+            for name in names {
+                table.leave(name, unread.clone());
+            }
             return Ok(());
         }
     };
