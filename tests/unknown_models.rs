@@ -92,7 +92,7 @@ fn rotations_that_are_not_known_are_refused() {
         config.remove("rope_parameters");
         config.insert("rope_scaling".into(), json!({ "rope_type": "spiral", "factor": 4.0 }));
     });
-    says(&said, &["rope_scaling of type `spiral`", "default, linear, dynamic, llama3, yarn, longrope"]);
+    says(&said, &["rope_scaling of type `spiral`", "default, linear, dynamic, llama3, yarn, longrope, proportional"]);
     let said =
         refusal("phi3_longrope", |config| drop(config["rope_scaling"].as_object_mut().unwrap().remove("long_factor")));
     says(&said, &["rope_scaling.long_factor: expected 9 numbers above 0"]);

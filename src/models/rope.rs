@@ -39,7 +39,7 @@ pub(super) fn rope(
         Some(theta) => theta,
         None => config.number(defaults.theta_key)?.unwrap_or(defaults.theta),
     };
-    // Whether a family's heads rotate in part is the family's matter: only then the key is read.
+    // Whether a family's heads rotate in part is the family's matter: only then the key is read at the top.
     let partial = match (defaults.partial < 1.0, parameters.number("partial_rotary_factor")?) {
         (true, None) => config.number("partial_rotary_factor")?.unwrap_or(defaults.partial),
         (true, Some(partial)) => partial,
@@ -47,6 +47,9 @@ pub(super) fn rope(
     };
     if partial > 1.0 {
         return Err(config.error(format!("partial_rotary_factor: expected at most 1, got {partial}")));
+    }
+    if parameters.kind()? == "proportional" {
+        return parameters.proportional(theta, partial, head_dim);
     }
     let width = (head_dim as f64 * partial) as usize;
     if width < 2 || !width.is_multiple_of(2) {
@@ -188,7 +191,7 @@ impl<'a> Parameters<'a> {
             "longrope" => self.longrope(plain)?,
             other => {
                 return Err(self.config.error(format!(
-                    "{} of type `{other}` is not supported; supported are: default, linear, dynamic, llama3, yarn, longrope",
+                    "{} of type `{other}` is not supported; supported are: default, linear, dynamic, llama3, yarn, longrope, proportional",
                     self.key
                 )));
             }
@@ -224,6 +227,14 @@ impl<'a> Parameters<'a> {
             (Some(one), Some(all)) => scale(one) / scale(all),
             _ => scale(1.0),
         })
+    }
+
+    /// Pairs run over the whole head; of their frequencies only the first share is not zero.
+    fn proportional(&self, theta: f64, partial: f64, head_dim: usize) -> Result<Rope> {
+        let (turned, factor) = ((partial * head_dim as f64 / 2.0) as usize, self.number("factor")?.unwrap_or(1.0));
+        let frequency = |i: usize| theta.powf(-2.0 * i as f64 / head_dim as f64) / factor;
+        let pairs = (0..head_dim / 2).map(|i| if i < turned { frequency(i) as f32 } else { 0.0 });
+        Ok(Rope::new(pairs.collect()))
     }
 
     /// LongRoPE (arXiv 2402.13753): a factor for each pair, of two lists, of which the run's longest text decides.
@@ -296,6 +307,31 @@ mod tests {
         assert_eq!(scaled[0], plain[0]);
         assert_eq!(scaled[63], plain[63] / 8.0);
         assert!(scaled.iter().zip(&plain).any(|(s, p)| s < p && *s > p / 8.0), "some lie between");
+    }
+
+    /// Unlike a partial rotation, whose pairs lie within the share that rotates.
+    #[test]
+    fn a_proportional_rotation_pairs_over_the_whole_head() {
+        let parameters = json!({"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25});
+        let rope = of(&json!({ "rope_parameters": parameters }), 64).unwrap();
+        let plain = of(&json!({"rope_theta": 1e6}), 64).unwrap();
+        assert_eq!(rope.frequencies.len(), 32);
+        assert_eq!((&rope.frequencies[..8], &rope.frequencies[8..]), (&plain.frequencies[..8], &[0.0; 24][..]));
+        let partial = json!({"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25});
+        let partial = of(&json!({ "rope_parameters": partial }), 64).unwrap();
+        assert_eq!(partial.frequencies.len(), 8);
+        assert_ne!(partial.frequencies[1], rope.frequencies[1]);
+    }
+
+    /// The pairs that turn often stay, those that seldom do are stretched by the factor.
+    #[test]
+    fn yarn_stretches_long_waves_alone() {
+        let scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+        let rope = of(&json!({"rope_theta": 1e6, "rope_scaling": scaling}), 128).unwrap();
+        let plain = of(&json!({"rope_theta": 1e6}), 128).unwrap();
+        assert_eq!(rope.frequencies[0], plain.frequencies[0]);
+        assert_eq!(rope.frequencies[63], plain.frequencies[63] / 4.0);
+        assert!((rope.factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6, "{}", rope.factor);
     }
 
     #[test]

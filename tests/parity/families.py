@@ -19,8 +19,8 @@ and for phi3_longrope the last three once more, as `…_long`, with samples on t
 All numbers are float64: transformers computes norms, softmax and rotary angles in float32 whatever the model's type, so this
 script makes `torch.float32` mean float64 while a model is loaded and run. What float32 gives differs by no more than
 `float32_difference`. The goldens are of the folder as it lies on disk, loaded by `from_pretrained`; nothing of the model that
-was saved is left over. Where a GGUF file says less than `config.json`, `gguf_last_logits` are of what it says. `switches` tells
-by how much the logits differ with a mechanism switched off: each must matter.
+was saved is left over. Where a GGUF file says less than `config.json`, `gguf_last_logits` are of what it says. `switches`
+tells by how much the logits differ with a mechanism switched off: each must matter.
 """
 
 import argparse

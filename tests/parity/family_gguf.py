@@ -10,6 +10,7 @@ to bfloat16 where the weights are; with its sources named too, the models are co
 """
 
 import argparse
+import io
 import json
 import os
 import runpy
@@ -49,12 +50,14 @@ def sentence_piece(folder):
     """A SentencePiece BPE without byte pieces, its special tokens numbered as Gemma's; llama.cpp wants a fifth for Phi-3."""
     import sentencepiece
 
+    # A writer, since the model would hold the path that it was written to.
+    file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT, TEXT.upper(), "0123456789"]), model_prefix=str(folder / "tokenizer"), vocab_size=90,
+        sentence_iterator=iter([TEXT, TEXT.upper(), "0123456789"]), model_writer=file, vocab_size=90,
         model_type="bpe", pad_id=0, eos_id=1, bos_id=2, unk_id=3, control_symbols=[SPECIAL[0]], hard_vocab_limit=False,
         normalization_rule_name="identity", character_coverage=1.0, minloglevel=2, num_threads=1,
     )
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(file.getvalue())
 
 
 def tokenizers(out):
@@ -167,6 +170,7 @@ def compare_family(name, family, out, llama_cpp):
 
 
 def main():
+    import torch
     from family_specs import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,6 +178,7 @@ def main():
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     args = parser.parse_args()
+    torch.set_num_threads(1)
     for name in args.only:
         compare_family(name, FAMILIES[name], args.out, args.llama_cpp)
 
