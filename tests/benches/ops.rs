@@ -77,7 +77,7 @@ fn elementwise<E: Element>(c: &mut Criterion, kind: &str) {
     let (gate_up, mut inner) = (random::<E>(TOKENS * 2 * INTERMEDIATE, 1), vec![E::default(); TOKENS * INTERMEDIATE]);
     let (d_inner, mut d_gate_up) = (random::<f32>(TOKENS * INTERMEDIATE, 2), gate_up.clone());
     bench(c, &format!("{kind} swiglu forward"), inner.len(), || {
-        gate(Activation::Silu, &gate_up, INTERMEDIATE, &mut inner)
+        gate(Activation::Silu, &gate_up, INTERMEDIATE, &mut inner);
     });
     bench(c, &format!("{kind} swiglu backward"), d_inner.len(), || {
         gate_backward(Activation::Silu, &gate_up, INTERMEDIATE, &d_inner, &mut d_gate_up);
