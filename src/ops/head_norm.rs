@@ -1,5 +1,5 @@
-//! Root-mean-square normalization of queries and keys, of each head by itself (Qwen 3, Gemma 3) or of all heads together
-//! (OLMo 2).
+//! Root-mean-square normalization of queries and keys, of each head by itself (`qwen3`, `gemma3`) or of all heads together
+//! (`olmo2`).
 
 use super::attention::AttentionShape;
 use super::element::Element;

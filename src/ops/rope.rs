@@ -19,7 +19,7 @@ pub struct RopeTable {
 
 impl RopeTable {
     /// `cos` and `sin` of `position · frequency` for each position and each of the `D / 2` frequencies (radians per token),
-    /// times `scale` (1 but for YaRN and LongRoPE). `D`, at most `head_dim`, is how much of a head is rotated.
+    /// times `scale` (1 but for YaRN and `longrope`). `D`, at most `head_dim`, is how much of a head is rotated.
     pub fn new(position_ids: &[u32], frequencies: &[f32], scale: f32) -> Self {
         // The product is taken in f32, as transformers takes it; in f64 the angles of far positions would differ.
         let angles = || position_ids.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f));

@@ -66,8 +66,9 @@ fn norms_of_heads_are_right_forward_and_backward() {
 fn a_head_is_normalized_as_a_row_is() {
     let operation = Norms::new((3, 2, 20), false);
     let (width, d) = (operation.shape.width(), 20);
-    let (x, dy) = (random(6 * width, 5), random(6 * width, 6));
-    let (y, dx) = (operation.forward::<f32>(&[x.clone()]), operation.backward::<f32>(&[x.clone()], &dy).remove(0));
+    let (inputs, dy) = ([random(6 * width, 5)], random(6 * width, 6));
+    let (y, dx) = (operation.forward::<f32>(&inputs), operation.backward::<f32>(&inputs, &dy).remove(0));
+    let [x] = inputs;
     for head in 0..x.len() / d {
         let range = head * d..(head + 1) * d;
         let weight = match head % 7 {

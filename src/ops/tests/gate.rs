@@ -52,9 +52,9 @@ fn gelu_is_close_at_each_number() {
     for (i, &x) in gates.iter().enumerate() {
         let x = f64::from(x);
         let root = (2.0 / std::f64::consts::PI).sqrt();
-        let z = root * (x + 0.044715 * x.powi(3));
+        let z = root * (x + 0.044_715 * x.powi(3));
         let sigmoid = 1.0 / (1.0 + (-2.0 * z).exp());
-        let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * 2.0 * root * (1.0 + 3.0 * 0.044715 * x * x);
+        let slope = sigmoid + x * sigmoid * (1.0 - sigmoid) * 2.0 * root * (1.0 + 3.0 * 0.044_715 * x * x);
         let near = |got: f32, expected: f64, size: f64| (f64::from(got) - expected).abs() <= 1e-5 * size;
         assert!(near(y[i], x * sigmoid, (x * sigmoid).abs()), "gelu {x} is {}, not {}", y[i], x * sigmoid);
         assert_eq!(d[n + i], y[i], "the gradient of up is the gate's value");
