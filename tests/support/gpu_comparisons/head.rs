@@ -18,7 +18,7 @@ pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
         compared(judge, dtype, (tokens, width, vocabulary), None)?;
     }
     for (tokens, width, vocabulary) in
-        judge.choose([(9, 64, 1001), (3, 32, 512)], [(1101, 2304, 256_000), (33, 64, 1001)])
+        judge.choose([(9, 64, 1001), (3, 32, 512)], [(257, 2304, 256_000), (33, 64, 1001)])
     {
         compared(judge, Q8_0, (tokens, width, vocabulary), Some(CAP))?;
         logits(judge, (tokens, width, vocabulary))?;
