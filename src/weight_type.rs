@@ -1,7 +1,7 @@
 //! The types that weights are held in: candle's names of GGML's, in one enum with those that candle does not have.
 //!
-//! It owns names and sizes of blocks, and the levels of those that have a table. What a block means is [`crate::ops::dequantize`]'s, what files call it
-//! [`crate::weights`]'s.
+//! It owns names and sizes of blocks, and the levels of those that have a table. What a block means is
+//! [`crate::ops::dequantize`]'s, what files call it [`crate::weights`]'s.
 
 use candle_core::quantized::GgmlDType;
 use std::fmt;
