@@ -12,6 +12,7 @@ use equipoise::nn::{
 };
 use equipoise::ops::{Activation, AttentionShape, FrozenVector, FrozenWeight};
 use equipoise::weight_type::WeightType;
+use serde_json::json;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
