@@ -328,3 +328,50 @@ fn a_stop_within_a_validation_goes_on_to_the_same_bytes() {
         place.assert_same("out", out);
     }
 }
+
+/// Stops after a step.
+struct StopsAfter(usize, bool);
+
+impl Observer for StopsAfter {
+    fn event(&mut self, event: &Event) {
+        self.1 |= matches!(event, Event::Step { metrics, .. } if metrics.step == self.0);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.1
+    }
+}
+
+/// Checkpoints of a multimodal base have the multimodal model's names. A rate that ruins the adapter makes the best checkpoint an
+/// early one, which is loaded at the end.
+#[test]
+fn a_run_on_a_multimodal_base_goes_on_and_ends_with_its_best_checkpoint() {
+    for family in ["gemma3", "ministral3", "qwen3_vl"] {
+        let place = Workplace::new();
+        place.copy_family(family);
+        let path = |name: &str| place.path(name).display().to_string();
+        let load = |out: &str| {
+            let settings = [
+                format!("base.model={}", path("base")),
+                format!("data.train={}", path("train.jsonl")),
+                format!("data.validation={}", path("validation.jsonl")),
+                format!("output_dir={}", path(out)),
+                "quantization.type=none".to_owned(),
+                "data.chat_template=chatml".to_owned(),
+                "data.max_seq_len=256".to_owned(),
+                "training.learning_rate=0.5".to_owned(),
+                "training.metric_for_best_model=cross_entropy".to_owned(),
+                "compute=f32".to_owned(),
+                "training.eval_steps=1".to_owned(),
+            ];
+            Recipe::load(&place.path("trial.yaml"), &settings).unwrap()
+        };
+        let summary = run::train(&load("out"), &RunOptions::default(), &mut ()).unwrap();
+        let best = summary.best_step;
+        assert!(best.is_some_and(|best| best < 4), "{family}: {best:?}");
+        let recipe = load("stopped");
+        assert!(run::train(&recipe, &RunOptions::default(), &mut StopsAfter(3, false)).unwrap().interrupted);
+        run::train(&recipe, &RunOptions { resume: true, ..RunOptions::default() }, &mut ()).unwrap();
+        place.assert_same("out", "stopped");
+    }
+}

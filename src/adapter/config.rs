@@ -1,7 +1,7 @@
 //! What `adapter_config.json` says, as far as it decides the mathematics, and how it is written.
 
 use crate::nn::LoraConfig;
-use crate::weights::name_in_whole;
+use crate::weights::{multimodal_name, text_name};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,7 +16,7 @@ pub struct AdapterConfig {
     pub base_sha256: Option<String>,
     /// Rank, scale and targets.
     pub lora: LoraConfig,
-    /// Whether the base is the text part of a model of several parts: files then have the names of its modules in the whole.
+    /// Whether the base is the text decoder of a multimodal model: files then have the names that its modules have there.
     pub nested: bool,
 }
 
@@ -27,19 +27,20 @@ impl AdapterConfig {
             return name.to_owned();
         }
         match name.strip_prefix("base_model.model.") {
-            Some(module) => format!("base_model.model.{}", name_in_whole(module)),
-            None => name_in_whole(name),
+            Some(module) => format!("base_model.model.{}", multimodal_name(module)),
+            None => multimodal_name(name),
         }
     }
 
-    /// Which modules PEFT adapts. Last parts of names would name modules of a whole's other parts too, and `SGLang` takes no
-    /// pattern: a whole gets the modules' whole names.
+    /// Which modules PEFT adapts. In a multimodal model, last parts of names would name modules of the vision tower too, and
+    /// `SGLang` takes no pattern: so the paths are written.
     fn targets(&self, modules: &BTreeSet<String>) -> Targets {
         if !self.nested {
             return Targets::of(modules);
         }
         Targets { names: modules.iter().map(|module| self.stored_name(module)).collect(), layers: None }
     }
+
     /// What servers take as `lora_alpha`: rank-stabilised scaling is folded into it (`α·√r` with `use_rslora: false` is the
     /// same mathematics), since several of them do not read `use_rslora`.
     pub fn folded_alpha(&self) -> f64 {
@@ -94,6 +95,21 @@ impl AdapterConfig {
         ]);
         json!(entries)
     }
+}
+
+/// Tensors under the names that they have in a text-only model: the inverse of [`AdapterConfig::stored_name`].
+pub fn plain_names<T>(tensors: BTreeMap<String, T>) -> BTreeMap<String, T> {
+    tensors.into_iter().map(|(name, tensor)| (plain_name(&name), tensor)).collect()
+}
+
+/// The name of a module or one of its tensors in a text-only model: programs load a multimodal model under one name or the other,
+/// and its adapters are in the wild under both.
+pub(super) fn plain_name(name: &str) -> String {
+    let (peft, module) = match name.strip_prefix("base_model.model.") {
+        Some(module) => ("base_model.model.", module),
+        None => ("", name),
+    };
+    text_name(module).map_or_else(|| name.to_owned(), |text| format!("{peft}{text}"))
 }
 
 /// PEFT's `target_modules` and `layers_to_transform` for a set of modules.

@@ -1,9 +1,11 @@
 //! Which of the formats an adapter is in, and what can be said of it without its base.
 
+use super::config::{Targets, plain_name};
 use super::peft::{self, CONFIG};
-use super::{config::Targets, gguf, mlx};
+use super::{gguf, mlx};
 use crate::error::{Error, Result};
 use crate::nn::{LoraConfig, TargetModules};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A format that adapters are read in.
@@ -89,8 +91,9 @@ impl AdapterSummary {
             AdapterFormat::Mlx => mlx::read(path, None)?,
             AdapterFormat::Gguf => gguf::read(path, None)?,
         };
-        let modules = raw.modules()?;
-        let mut lora = raw.lora(&modules)?;
+        let stored = raw.modules()?;
+        let mut lora = raw.lora(&stored)?;
+        let modules: BTreeSet<String> = stored.iter().map(|module| plain_name(module)).collect();
         let targets = Targets::of(&modules);
         let names = if targets.layers.is_some() { modules } else { targets.names };
         lora.target_modules = TargetModules::Names(names.into_iter().collect());

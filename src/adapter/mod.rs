@@ -23,7 +23,7 @@ pub use bundle::AdapterBundle;
 pub use card::{
     CARD_BASE, CARD_REPO, CardFacts, CardKind, CardRows, CardSample, CardValidation, base_model_tag, hub_id, model_card,
 };
-pub use config::AdapterConfig;
+pub use config::{AdapterConfig, plain_names};
 pub use format::{AdapterFormat, AdapterSummary};
 pub use peft::{CONFIG as ADAPTER_CONFIG, TENSORS as ADAPTER_TENSORS};
 pub use serving::vllm_rank;

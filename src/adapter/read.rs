@@ -2,11 +2,11 @@
 //! to module is folded into the matrices.
 
 use super::bundle::AdapterBundle;
-use super::config::{AdapterConfig, Targets, last_part, split};
+use super::config::{AdapterConfig, Targets, last_part, plain_name, split};
 use super::patterns::{Pattern, TargetRule};
 use crate::error::{Error, Result, ShapeMismatch};
 use crate::nn::{LoraConfig, TargetModules, peft_name};
-use crate::weights::{Base, text_name};
+use crate::weights::Base;
 use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -169,11 +169,11 @@ impl RawAdapter {
         let mut tensors = BTreeMap::new();
         for (module, pair) in pairs {
             let [a, b] = self.uniform(&module, pair, &lora)?;
-            tensors.insert(peft_name(&plain(&module), "lora_A"), a);
-            tensors.insert(peft_name(&plain(&module), "lora_B"), b);
+            tensors.insert(peft_name(&plain_name(&module), "lora_A"), a);
+            tensors.insert(peft_name(&plain_name(&module), "lora_B"), b);
         }
         check_finite(&tensors, &self.file)?;
-        let modules: BTreeSet<String> = modules.iter().map(|module| plain(module)).collect();
+        let modules: BTreeSet<String> = modules.iter().map(|module| plain_name(module)).collect();
         lora.target_modules = TargetModules::Names(target_names(&modules, base));
         let config = AdapterConfig {
             base_model_name_or_path: self.base_model,
@@ -203,7 +203,7 @@ impl RawAdapter {
         let mut mismatches = Vec::new();
         let mut unknown = Vec::new();
         for (module, pair) in pairs {
-            let Some((&[out, inputs], _)) = base.tensor(&format!("{}.weight", plain(module))) else {
+            let Some((&[out, inputs], _)) = base.tensor(&format!("{}.weight", plain_name(module))) else {
                 unknown.push(module.as_str());
                 continue;
             };
@@ -218,6 +218,14 @@ impl RawAdapter {
                     });
                 }
             }
+        }
+        let outside = |module: &str| !plain_name(module).starts_with("model.layers.") && module != "lm_head";
+        let foreign = pairs.keys().find(|module| outside(module));
+        if let Some(first) = foreign.filter(|_| base.wrapper().is_some()) {
+            let message = format!("adapts `{first}`, which is not a layer of the text decoder: not supported");
+            return Err(Error::file(&self.file, message).with_help(
+                "train the adapter on the language layers alone (PEFT's `exclude_modules` leaves the others out)",
+            ));
         }
         if unknown.first() == Some(&"lm_head") {
             return Err(Error::file(
@@ -257,12 +265,6 @@ impl RawAdapter {
         }
         Ok([a.contiguous()?, b.contiguous()?])
     }
-}
-
-/// The name of a module in a model of text alone: programs load a model of several parts under one name or the other, and its
-/// adapters are in the wild under both.
-fn plain(module: &str) -> String {
-    text_name(module).unwrap_or_else(|| module.to_owned())
 }
 
 /// What the first pattern that names a module says, in the configuration's order.

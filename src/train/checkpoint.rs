@@ -3,7 +3,7 @@
 use super::health::Watch;
 use super::metrics::Validation;
 use super::{AdamW, MetricForBest, Schedule};
-use crate::adapter::{ADAPTER_TENSORS, AdapterBundle, AdapterConfig, read_tensors};
+use crate::adapter::{ADAPTER_TENSORS, AdapterBundle, AdapterConfig, plain_names, read_tensors};
 use crate::error::{Error, Result};
 use crate::fs;
 use candle_core::{DType, Tensor};
@@ -144,7 +144,7 @@ impl Checkpoint {
     /// When a file is missing or damaged.
     pub fn load(folder: &Path) -> Result<Self> {
         Ok(Self {
-            adapter: saved_tensors(&folder.join(ADAPTER_TENSORS))?,
+            adapter: plain_names(saved_tensors(&folder.join(ADAPTER_TENSORS))?),
             optimizer: saved_tensors(&folder.join(OPTIMIZER))?,
             state: read_state(folder)?,
         })

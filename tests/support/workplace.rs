@@ -114,6 +114,18 @@ impl Workplace {
         folder
     }
 
+    /// A tiny random model of a family of `tests/golden/families` with a tokenizer: the folder `base`.
+    pub fn copy_family(&self, family: &str) -> PathBuf {
+        let (families, folder) = (super::golden("families"), self.path("base"));
+        std::fs::create_dir(&folder).unwrap();
+        for from in [families.join(family), families.join("tokenizers/byte_level")] {
+            for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+                std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+            }
+        }
+        folder
+    }
+
     /// The binary in this folder, with nothing of the caller's environment that changes what it says.
     pub fn command(&self, arguments: &[&str]) -> Command {
         // Cargo names it to tests; an example, which has no use for it, is to compile all the same.
