@@ -1,5 +1,4 @@
-//! `config.json` as a family's file reads it: each key by its name, with the class's default where a nested configuration leaves
-//! it out, and with an account of what was read.
+//! `config.json` as a family's file reads it: each key by its name, with an account of what was read.
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -14,7 +13,7 @@ const MAX_SIZE: usize = 1 << 24;
 const HARMLESS: &str = "architectures attention_dropout attn_implementation audio_config audio_token_id auto_map bos_token_id \
     boi_token_index cls_token_id dtype embd_pdrop eoi_token_index eos_token_id hidden_dropout id2label image_seq_length \
     image_token_id image_token_index initializer_range is_decoder is_encoder_decoder label2id max_length min_length \
-    mm_tokens_per_image model_type multimodal_projector_bias name_or_path norm_reduce num_labels num_logits_to_keep \
+    mm_tokens_per_image model_type multimodal_projector_bias name_or_path num_labels num_logits_to_keep \
     output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type projector_hidden_act \
     quantization_config resid_pdrop residual_dropout return_dict router_aux_loss_coef sep_token_id spatial_merge_size temperature \
     text_config tokenizer_class top_k top_p torch_dtype transformers_version unk_token_id use_cache video_token_id vision_config \
@@ -31,14 +30,12 @@ const ARITHMETIC: &str = "activation alibi altup attention attn bias bidirection
 pub(super) struct Config<'a> {
     map: &'a Map<String, Value>,
     model_type: &'a str,
-    /// Whether it was the text part of another model's configuration, which leaves out what is the class's default.
-    nested: bool,
     read: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Config<'a> {
-    pub const fn new(map: &'a Map<String, Value>, model_type: &'a str, nested: bool) -> Self {
-        Self { map, model_type, nested, read: RefCell::new(BTreeSet::new()) }
+    pub const fn new(map: &'a Map<String, Value>, model_type: &'a str) -> Self {
+        Self { map, model_type, read: RefCell::new(BTreeSet::new()) }
     }
 
     /// The family.
@@ -79,12 +76,9 @@ impl<'a> Config<'a> {
         })
     }
 
-    /// A size that the model must have: the class's default counts where the configuration is nested.
-    pub fn size(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        match (self.count(key)?, self.default_of(default)) {
-            (Some(size), _) | (None, Some(size)) => Ok(size),
-            (None, None) => Err(self.error(format!("missing field `{key}`"))),
-        }
+    /// A size that the model must have.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.count(key)?.ok_or_else(|| self.error(format!("missing field `{key}`")))
     }
 
     /// Whether the key is there, if only as `null`.
@@ -113,11 +107,6 @@ impl<'a> Config<'a> {
             let numbers: Option<Vec<f64>> = value.as_array()?.iter().map(Value::as_f64).collect();
             numbers.filter(|numbers| numbers.len() == count)
         })
-    }
-
-    /// The class's default, where it counts.
-    pub fn default_of<T>(&self, default: Option<T>) -> Option<T> {
-        default.filter(|_| self.nested)
     }
 
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {

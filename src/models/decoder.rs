@@ -10,15 +10,9 @@ use crate::error::{Error, Result};
 use crate::nn::{Builder, DecoderLayer, FrozenNorm, Join, Linear, Mlp, QkNorm, Residual, Rope, SelfAttention};
 use crate::ops::{Activation, AttentionShape};
 
-/// What a family's class takes for a size that a nested configuration leaves out, and for what is seldom said.
+/// What a family's class takes where nothing is said.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Defaults {
-    pub hidden: Option<usize>,
-    pub intermediate: Option<usize>,
-    pub layers: Option<usize>,
-    pub heads: Option<usize>,
-    pub kv_heads: Option<usize>,
-    pub vocabulary: Option<usize>,
     /// Width of a head, where it is not hidden size over heads.
     pub head_dim: Option<usize>,
     pub positions: usize,
@@ -32,12 +26,6 @@ pub(super) struct Defaults {
 
 impl Defaults {
     pub const LLAMA: Self = Self {
-        hidden: None,
-        intermediate: None,
-        layers: None,
-        heads: None,
-        kv_heads: None,
-        vocabulary: None,
         head_dim: None,
         positions: 2048,
         epsilon: 1e-6,
@@ -111,10 +99,10 @@ pub(super) enum QkNormKind {
 }
 
 /// What one layer does differently from others.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct LayerKind {
-    /// Which of the rotations.
-    pub rope: usize,
+    /// Which of the rotations; without one, positions are not encoded (`NoPE`).
+    pub rope: Option<usize>,
     /// Keys that a query sees.
     pub window: Option<usize>,
 }
@@ -196,7 +184,7 @@ impl Decoder {
             scale: None,
             softcap: None,
             ropes: Vec::new(),
-            kinds: vec![LayerKind::default(); dimensions.layers],
+            kinds: vec![LayerKind { rope: Some(0), window: None }; dimensions.layers],
             embedding_factor: 1.0,
             residual_factor: 1.0,
             logits_factor: 1.0,
@@ -219,7 +207,7 @@ impl Decoder {
     pub fn build(self, names: &Names, builder: &Builder<'_>) -> Result<CausalLm> {
         let leave = [names.attention[1], names.mlp[1]];
         let (kept_outputs, qk_norm) = (leave.iter().flatten().count(), self.qk_norm.is_some());
-        let d = Dimensions { kept_outputs, qk_norm, ..self.dimensions };
+        let d = Dimensions { kept_outputs, qk_norm, rotations: self.ropes.len(), ..self.dimensions };
         let matrix = |name: &str| builder.matrix(name, d.vocabulary, d.hidden, true);
         let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
         // Tied weights are stored once, under either name. That they are tied may go without saying, but not against it.
@@ -341,20 +329,20 @@ fn stored_factors(builder: &Builder<'_>, head_dim: usize) -> Result<Option<Vec<f
 }
 
 fn dimensions(config: &Config<'_>, defaults: &Defaults) -> Result<Dimensions> {
-    let hidden = config.size("hidden_size", defaults.hidden)?;
-    let heads = config.size("num_attention_heads", defaults.heads)?;
-    let kv_heads = config.count("num_key_value_heads")?;
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
     let d = Dimensions {
-        layers: config.size("num_hidden_layers", defaults.layers)?,
+        layers: config.size("num_hidden_layers")?,
         hidden,
-        intermediate: config.size("intermediate_size", defaults.intermediate)?,
+        intermediate: config.size("intermediate_size")?,
         heads,
-        kv_heads: kv_heads.or(config.default_of(defaults.kv_heads)).unwrap_or(heads),
+        kv_heads: config.count("num_key_value_heads")?.unwrap_or(heads),
         head_dim: config.count("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads),
-        vocabulary: config.size("vocab_size", defaults.vocabulary)?,
+        vocabulary: config.size("vocab_size")?,
         max_positions: config.count("max_position_embeddings")?.unwrap_or(defaults.positions),
         kept_outputs: 0,
         qk_norm: false,
+        rotations: 1,
     };
     // Rotary positions pair the numbers of a head, and products pair those of a row.
     for (key, size) in [("head_dim", d.head_dim), ("hidden_size", d.hidden), ("intermediate_size", d.intermediate)] {

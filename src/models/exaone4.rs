@@ -5,7 +5,7 @@
 use super::config::Config;
 use super::decoder::{Decoder, Defaults, Family, Names, QkNormKind};
 use crate::error::Result;
-use crate::nn::{Builder, Rope};
+use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
     Family { model_type: "exaone4", models: "EXAONE 4", names: Names::POST_NORM, describe: decoder };
@@ -25,9 +25,8 @@ fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     let sliding = config.sliding_layers(layers, slides)?;
     if let Some(window) = window {
         decoder.slide(window, &sliding);
-        decoder.ropes.push(Rope::none());
         for (kind, sliding) in decoder.kinds.iter_mut().zip(sliding) {
-            kind.rope = usize::from(!sliding);
+            kind.rope = sliding.then_some(0);
         }
     }
     Ok(decoder)

@@ -31,7 +31,8 @@ fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
 
 /// What all Gemmas from the second on have.
 pub(super) fn gemma(config: &Config<'_>, decoder: &mut Decoder) -> Result<()> {
-    config.ignore(&["hidden_act"]);
+    // The latter is the former once more, by another program's name.
+    config.ignore(&["hidden_act", "sliding_window_size"]);
     decoder.biases[2] = Bias::Never;
     decoder.norms_without_one = config.flag("norms_include_one")? != Some(true);
     decoder.scale = Some(config.number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5));

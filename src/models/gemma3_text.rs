@@ -17,17 +17,8 @@ pub(super) const FAMILY: Family = Family {
     describe: decoder,
 };
 
-/// Those of the class: the text parts of MedGemma and Gemma 3 4B leave them out.
-const DEFAULTS: Defaults = Defaults {
-    hidden: Some(2304),
-    intermediate: Some(9216),
-    layers: Some(26),
-    heads: Some(8),
-    kv_heads: Some(4),
-    vocabulary: Some(262_208),
-    positions: 131_072,
-    ..gemma2::DEFAULTS
-};
+/// Those of the class: the text decoders of MedGemma and Gemma 3 4B leave them out.
+const DEFAULTS: Defaults = Defaults { positions: 131_072, ..gemma2::DEFAULTS };
 
 fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     let mut decoder = Decoder::without_rope(config, &DEFAULTS)?;
@@ -50,7 +41,7 @@ fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
         rope(config, Some("sliding_attention"), local, head_dim, None)?,
     ];
     for (kind, sliding) in decoder.kinds.iter_mut().zip(sliding) {
-        kind.rope = usize::from(sliding);
+        kind.rope = Some(usize::from(sliding));
     }
     Ok(decoder)
 }

@@ -5,7 +5,7 @@
 use super::config::Config;
 use super::decoder::{Decoder, Defaults, Family, Names};
 use crate::error::Result;
-use crate::nn::{Builder, Rope};
+use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
     Family { model_type: "granite", models: "Granite 3", names: Names::LLAMA, describe: decoder };
@@ -49,9 +49,15 @@ fn four(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     }
     config.ignore_prefix("mamba_");
     config.ignore(&["num_experts_per_tok", "time_step_limit"]);
-    decoder.dimensions.intermediate = config.size("shared_intermediate_size", None)?;
+    match config.text("normalization_function")? {
+        None | Some("rmsnorm") => {}
+        Some(other) => return Err(config.error(format!("normalization_function: expected rmsnorm, got {other}"))),
+    }
+    decoder.dimensions.intermediate = config.size("shared_intermediate_size")?;
     if config.text("position_embedding_type")? != Some("rope") {
-        decoder.ropes = vec![Rope::none()];
+        for kind in &mut decoder.kinds {
+            kind.rope = None;
+        }
     }
     multiply(config, &mut decoder)?;
     Ok(decoder)

@@ -1,4 +1,4 @@
-//! Ministral 3, the text part of a Mistral 3: a Llama whose rotations are stretched (YaRN), and whose queries grow with their position.
+//! Ministral 3, the text decoder of Mistral 3: a Llama whose rotations are stretched (YaRN), and whose queries grow with their position.
 //!
 //! Source: `modeling_ministral3.py` of transformers.
 
@@ -15,15 +15,8 @@ pub(super) const FAMILY: Family = Family {
     describe: decoder,
 };
 
-const DEFAULTS: Defaults = Defaults {
-    layers: Some(34),
-    vocabulary: Some(131_072),
-    head_dim: Some(128),
-    positions: 262_144,
-    epsilon: 1e-5,
-    theta: 1e6,
-    ..mistral::DEFAULTS
-};
+const DEFAULTS: Defaults =
+    Defaults { head_dim: Some(128), positions: 262_144, epsilon: 1e-5, theta: 1e6, ..mistral::DEFAULTS };
 
 fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     if config.object("rope_parameters")?.is_none() && config.object("rope_scaling")?.is_none() {

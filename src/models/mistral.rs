@@ -16,17 +16,8 @@ pub(super) const FAMILY: Family = Family {
 pub(super) const MINISTRAL: Family =
     Family { model_type: "ministral", models: "Ministral 8B", names: Names::LLAMA, describe: decoder };
 
-/// Those of the class, for the text part of a Mistral 3.
-pub(super) const DEFAULTS: Defaults = Defaults {
-    hidden: Some(4096),
-    intermediate: Some(14336),
-    layers: Some(32),
-    heads: Some(32),
-    kv_heads: Some(8),
-    vocabulary: Some(32000),
-    positions: 131_072,
-    ..Defaults::LLAMA
-};
+/// Those of the class, for the text decoder of Mistral 3.
+pub(super) const DEFAULTS: Defaults = Defaults { positions: 131_072, ..Defaults::LLAMA };
 
 fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     let mut decoder = Decoder::new(config, &DEFAULTS, builder)?;

@@ -33,9 +33,11 @@ pub use tape::TapeContext;
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::nn::{AdapterParams, BuildReport, Builder, DecoderLayer, Head, LoraConfig, Norm, QuantizationConfig, Rope};
+use crate::nn::{
+    AdapterParams, BuildReport, Builder, DecoderLayer, Head, Join, LoraConfig, Norm, QuantizationConfig, Residual, Rope,
+};
 use crate::ops::cuda::AdapterMemory;
-use crate::ops::{FrozenVector, FrozenWeight, RopeTable};
+use crate::ops::{Activation, FrozenVector, FrozenWeight, RopeTable};
 use crate::weights::Base;
 use config::Config;
 use decoder::{Family, Names};
@@ -81,6 +83,20 @@ impl CausalLm {
         others
     }
 
+    /// Whether the model needs the GPU program of parts that only some families have.
+    pub fn needs_family_kernels(&self) -> bool {
+        let joins = |residual: &Residual| !matches!(residual.join, Join::Sum);
+        self.embedding_factor != 1.0
+            || self.logits_softcap.is_some()
+            || self.ropes.iter().any(|rope| rope.interleaved)
+            || self.layers.iter().any(|DecoderLayer { attention, mlp, .. }| {
+                attention.qk_norm.is_some()
+                    || mlp.activation != Activation::Silu
+                    || joins(&attention.residual)
+                    || joins(&mlp.residual)
+            })
+    }
+
     /// The model's end.
     pub const fn head(&self) -> Head<'_> {
         Head {
@@ -114,6 +130,8 @@ pub struct Dimensions {
     pub kept_outputs: usize,
     /// Whether queries and keys are normalized, and so have a copy of their own.
     pub qk_norm: bool,
+    /// Rotations that layers choose from, each with a table for the tokens of a batch.
+    pub rotations: usize,
 }
 
 /// The families, a line each.
@@ -185,7 +203,7 @@ pub fn load(
         return Err(unsupported::error(base));
     };
     let builder = Builder::new(base, quantization, lora, seed, device, plan)?;
-    let config = Config::new(base.config(), base.model_type(), base.wrapper().is_some());
+    let config = Config::new(base.config(), base.model_type());
     let decoder = (family.describe)(&config, &builder)?;
     config.check_unread()?;
     let mut lm = decoder.build(&family.names, &builder)?;

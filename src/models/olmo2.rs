@@ -34,7 +34,7 @@ fn third(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
         rope(config, Some("sliding_attention"), THIRD_DEFAULTS.rope(), head_dim, None)?,
     ];
     for (kind, sliding) in decoder.kinds.iter_mut().zip(sliding) {
-        kind.rope = usize::from(sliding);
+        kind.rope = Some(usize::from(sliding));
     }
     Ok(decoder)
 }

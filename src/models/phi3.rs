@@ -20,6 +20,10 @@ fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     let partial = config.number("partial_rotary_factor")?.unwrap_or(1.0);
     let defaults = RopeDefaults { partial, ..DEFAULTS.rope() };
     decoder.ropes = vec![rope(config, None, defaults, decoder.dimensions.head_dim, None)?];
+    // Phi-4-mini says that every layer is alike.
+    if config.count("full_attn_mod")?.is_some_and(|period| period != 1) {
+        return Err(config.error("full_attn_mod: layers of two kinds are not supported; expected 1"));
+    }
     if let Some(window) = config.count("sliding_window")? {
         let layers = decoder.dimensions.layers;
         decoder.slide(window, &vec![true; layers]);

@@ -1,4 +1,4 @@
-//! Qwen 3, and the text part of Qwen3-VL: queries and keys are normalized by head.
+//! Qwen 3, and the text decoder of Qwen3-VL: queries and keys are normalized by head.
 //!
 //! Source: arXiv 2505.09388, and `modeling_qwen3.py` of transformers.
 
@@ -12,7 +12,7 @@ pub(super) const FAMILY: Family =
     Family { model_type: "qwen3", models: "Qwen 3, II-Medical", names: Names::LLAMA, describe: decoder };
 pub(super) const VL: Family = Family {
     model_type: "qwen3_vl_text",
-    models: "Qwen3-VL, its text part",
+    models: "Qwen3-VL (text decoder)",
     names: Names::LLAMA,
     describe: vl_decoder,
 };
@@ -20,17 +20,7 @@ pub(super) const VL: Family = Family {
 const DEFAULTS: Defaults = Defaults { head_dim: Some(128), positions: 32768, ..Defaults::LLAMA };
 
 /// Of `qwen3_vl_text`, which is nested.
-const VL_DEFAULTS: Defaults = Defaults {
-    hidden: Some(4096),
-    intermediate: Some(22016),
-    layers: Some(32),
-    heads: Some(32),
-    kv_heads: Some(32),
-    vocabulary: Some(151_936),
-    positions: 128_000,
-    theta: 5e5,
-    ..DEFAULTS
-};
+const VL_DEFAULTS: Defaults = Defaults { positions: 128_000, theta: 5e5, ..DEFAULTS };
 
 fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     let mut decoder = Decoder::new(config, &DEFAULTS, builder)?;

@@ -53,7 +53,9 @@ pub(super) fn rope(
     }
     let width = (head_dim as f64 * partial) as usize;
     if width < 2 || !width.is_multiple_of(2) {
-        return Err(config.error(format!("of a head's {head_dim} numbers {width} rotate; expected an even number")));
+        let message =
+            format!("partial_rotary_factor: {partial} of {head_dim} must give an even number of rotated dimensions");
+        return Err(config.error(message));
     }
     let plain: Vec<f64> = (0..width / 2).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect();
     let mut rope = parameters.scaled(&plain, theta, factors.is_some())?;
@@ -65,6 +67,9 @@ pub(super) fn rope(
         for (frequency, (plain, factor)) in rope.frequencies.iter_mut().zip(plain.iter().zip(factors)) {
             *frequency = (plain / f64::from(*factor)) as f32;
         }
+    }
+    if !rope.frequencies.iter().all(|frequency| frequency.is_finite()) || !rope.factor.is_finite() {
+        return Err(config.error(format!("{}: its numbers give no finite rotation", parameters.key)));
     }
     if let Some(beta) = parameters.number("llama_4_scaling_beta")? {
         rope.temperature = Some(Temperature { beta: beta as f32, original: parameters.original_length()? as usize });
@@ -78,7 +83,7 @@ pub(super) fn rope(
 /// # Errors
 /// For kinds of scaling that are not known here, and for missing parameters.
 pub fn rope_frequencies(config: &Map<String, Value>, head_dim: usize, factors: Option<&[f32]>) -> Result<Vec<f32>> {
-    let config = Config::new(config, "llama", false);
+    let config = Config::new(config, "llama");
     Ok(rope(&config, None, super::decoder::Defaults::LLAMA.rope(), head_dim, factors)?.frequencies)
 }
 
@@ -144,7 +149,8 @@ impl<'a> Parameters<'a> {
         const KEY: &str = "original_max_position_embeddings";
         let said = self.config.number(KEY)?.map_or_else(|| self.number(KEY), |top| Ok(Some(top)))?;
         match said.map_or_else(|| self.config.number("max_position_embeddings"), |length| Ok(Some(length)))? {
-            Some(length) => Ok(length),
+            Some(length) if length >= 1.0 => Ok(length),
+            Some(length) => Err(self.config.error(format!("{KEY}: expected at least 1, got {length}"))),
             None => self.demanded(KEY),
         }
     }
@@ -291,7 +297,7 @@ mod tests {
     use serde_json::json;
 
     fn of(json: &Value, head_dim: usize) -> Result<Rope> {
-        let config = Config::new(json.as_object().unwrap(), "llama", false);
+        let config = Config::new(json.as_object().unwrap(), "llama");
         rope(&config, None, RopeDefaults { theta: 1e4, theta_key: "rope_theta", partial: 1.0 }, head_dim, None)
     }
 

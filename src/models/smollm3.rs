@@ -5,7 +5,7 @@
 use super::config::Config;
 use super::decoder::{Decoder, Defaults, Family, Names};
 use crate::error::Result;
-use crate::nn::{Builder, Rope};
+use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
     Family { model_type: "smollm3", models: "SmolLM3", names: Names::LLAMA, describe: decoder };
@@ -21,9 +21,8 @@ fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
         Some(rotated) => rotated.into_iter().map(|x| x != 0.0).collect(),
         None => (0..layers).map(|i| !(i + 1).is_multiple_of(period)).collect::<Vec<_>>(),
     };
-    decoder.ropes.push(Rope::none());
     for (kind, rotated) in decoder.kinds.iter_mut().zip(&rotated) {
-        kind.rope = usize::from(!rotated);
+        kind.rope = rotated.then_some(0);
     }
     config.ignore(&["max_window_layers"]);
     let window = config.count("sliding_window")?.filter(|_| config.value("use_sliding_window") == Some(&true.into()));

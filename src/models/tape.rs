@@ -134,8 +134,10 @@ fn tape_attention(attention: &SelfAttention, x: &Tensor, context: &TapeContext<'
         q = composed::head_norm(&q, &norm.query.tensor()?, norm.epsilon)?;
         k = composed::head_norm(&k, &norm.key.tensor()?, norm.epsilon)?;
     }
-    let rotation = &context.ropes[*rope];
-    let (q, k) = (rotation.apply(&q, true, shape.head_dim)?, rotation.apply(&k, false, shape.head_dim)?);
+    if let Some(rope) = rope {
+        let rotation = &context.ropes[*rope];
+        (q, k) = (rotation.apply(&q, true, shape.head_dim)?, rotation.apply(&k, false, shape.head_dim)?);
+    }
     let mask = context.masks.iter().find(|(window, _)| *window == shape.window);
     let Some((_, mask)) = mask else { candle_core::bail!("internal: a window without a mask") };
     let heads = composed::attention(&q, &k, &v, mask, *shape)?;

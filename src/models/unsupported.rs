@@ -45,7 +45,8 @@ const KNOWN: &[(&str, &str, &str)] = &[
 /// The error for a base of a family that is not in the registry.
 pub(super) fn error(base: &Base) -> Error {
     let model_type = base.model_type();
-    let whole = base.wrapper().map_or(String::new(), |whole| format!(", the text part of a `{}`,", whole.model_type));
+    let whole =
+        base.wrapper().map_or(String::new(), |whole| format!(", the text decoder of a `{}`,", whole.model_type));
     let known: Vec<_> = REGISTRY.iter().map(|family| family.model_type).collect();
     let known = known.join(", ");
     let error = |what: String| {

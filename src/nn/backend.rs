@@ -76,9 +76,6 @@ pub trait Backend {
     /// `onto += x`
     fn add(&self, x: &Self::Stream, onto: &mut Self::Stream) -> Result<()>;
 
-    /// A stream in the type of products.
-    fn rows_of(&self, x: &Self::Stream) -> Result<Self::Rows>;
-
     /// A stream times a factor, in the type of products.
     fn scaled(&self, x: &Self::Stream, factor: f32) -> Result<Self::Rows>;
 
@@ -145,7 +142,7 @@ pub trait Backend {
     /// The gradient of queries, keys and values before their rotation.
     fn attend_backward(
         &self,
-        rope: usize,
+        rope: Option<usize>,
         shape: AttentionShape,
         qkv: &Self::Rows,
         output: (&Self::Rows, &Self::Sums),

@@ -10,7 +10,7 @@ use crate::ops::element::{Element, convert_all};
 use crate::ops::{
     Activation, AttentionShape, Buffer, FrozenWeight, Group, HeadNorms, Module, SavedInput, add_normalized, add_scaled,
     branch_norm_backward, gate, gate_backward, linear_cross_entropy, normalize_heads, normalize_heads_backward,
-    rms_norm, rms_norm_backward, scaled,
+    rms_norm, rms_norm_backward, scaled, softcap as softcap_all,
 };
 use candle_core::Result;
 use rayon::prelude::*;
@@ -53,12 +53,6 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         Ok(())
     }
 
-    fn rows_of(&self, x: &Buffer<f32>) -> Result<Buffer<E>> {
-        let mut rounded = self.take(x.len() / self.tokens);
-        convert_all(x, &mut rounded);
-        Ok(rounded)
-    }
-
     fn scaled(&self, x: &Buffer<f32>, factor: f32) -> Result<Buffer<E>> {
         let mut y = self.take(x.len() / self.tokens);
         scaled(x, factor, &mut y);
@@ -84,7 +78,9 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
     }
 
     fn with_rows<R>(&self, x: &Buffer<f32>, f: impl FnOnce(&Buffer<E>) -> Result<R>) -> Result<R> {
-        f(&self.rows_of(x)?)
+        let mut rounded = self.take(x.len() / self.tokens);
+        convert_all(x, &mut rounded);
+        f(&rounded)
     }
 
     fn down(&self, group: &[Linear], x: &Buffer<E>) -> Result<Buffer<E>> {
@@ -146,7 +142,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
 
     fn attend_backward(
         &self,
-        rope: usize,
+        rope: Option<usize>,
         shape: AttentionShape,
         qkv: &Buffer<E>,
         (out, log_sums): (&Buffer<E>, &Buffer<f32>),
@@ -154,8 +150,9 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
     ) -> Result<Buffer<E>> {
         let mut d_qkv = self.take::<E>(shape.width());
         let output = AttentionOutput { out, log_sums, gradient: d_output };
+        let rope = rope.map(|rope| &self.ropes[rope]);
         self.with_heads(0, shape, qkv, |of| {
-            attention_backward(of, output, Some(&self.ropes[rope]), &mut d_qkv, self.pool);
+            attention_backward(of, output, rope, &mut d_qkv, self.pool);
         });
         Ok(d_qkv)
     }
@@ -243,9 +240,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         let group = Group { modules: &[head], pool: self.pool, capacity: n };
         group.forward(SavedInput { x: &normed[..], down: &[] }, &mut logits)?;
         if let Some(cap) = softcap {
-            for logit in &mut logits {
-                *logit = cap * (*logit / cap).tanh();
-            }
+            softcap_all(&mut logits, cap);
         }
         Ok(logits)
     }

@@ -125,10 +125,6 @@ impl Backend for GpuContext<'_> {
         self.cuda.add_to(x, onto)
     }
 
-    fn rows_of(&self, x: &Rows) -> Result<Rows> {
-        self.cuda.copy(x)
-    }
-
     fn scaled(&self, x: &Rows, factor: f32) -> Result<Rows> {
         self.cuda.scaled(x, factor)
     }
@@ -196,14 +192,16 @@ impl Backend for GpuContext<'_> {
 
     fn attend_backward(
         &self,
-        rope: usize,
+        rope: Option<usize>,
         shape: AttentionShape,
         qkv: &Rows,
         output: (&Rows, &Memory),
         d_output: &Rows,
     ) -> Result<Rows> {
         let d_qkv = self.cuda.attention_backward(shape, qkv, &self.tiles, output, d_output)?;
-        self.cuda.rotate(&d_qkv, &self.ropes[rope], shape, true)?;
+        if let Some(rope) = rope {
+            self.cuda.rotate(&d_qkv, &self.ropes[rope], shape, true)?;
+        }
         Ok(d_qkv)
     }
 

@@ -35,10 +35,11 @@ impl Mlp {
     /// # Errors
     /// When the backend refuses.
     pub fn begin<B: Backend>(&self, x: &B::Stream, backend: &B) -> Result<MlpActivations<B>> {
-        let entered = self.residual.enter(x, backend)?;
-        let gate_up_down = backend.down(&self.gate_up, &entered)?;
-        let gate_up = backend.linear(&self.gate_up, &entered, &gate_up_down)?;
-        Ok(MlpActivations { gate_up, gate_up_down, output: None })
+        self.residual.enter(x, backend, |entered| {
+            let gate_up_down = backend.down(&self.gate_up, entered)?;
+            let gate_up = backend.linear(&self.gate_up, entered, &gate_up_down)?;
+            Ok(MlpActivations { gate_up, gate_up_down, output: None })
+        })
     }
 
     /// The stream behind the branch.
@@ -82,8 +83,10 @@ impl Mlp {
         let d_gate_up = backend.gate_backward(self.activation, gate_up, width, &d_inner)?;
         drop(d_inner);
 
-        let entered = self.residual.enter(x, backend)?;
-        match backend.linear_backward(&self.gate_up, (&entered, &gate_up_down), &d_gate_up, true, gradients)? {
+        let pulled = self.residual.enter(x, backend, |entered| {
+            backend.linear_backward(&self.gate_up, (entered, &gate_up_down), &d_gate_up, true, gradients)
+        })?;
+        match pulled {
             Some(pulled) => self.residual.enter_backward(x, &pulled, gradient, backend),
             None => Ok(()),
         }

@@ -82,10 +82,6 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
         Ok(())
     }
 
-    fn rows_of(&self, x: &Lent) -> Result<Lent> {
-        Ok(self.take::<E>(self.columns(x)))
-    }
-
     fn scaled(&self, x: &Lent, _: f32) -> Result<Lent> {
         Ok(self.take::<E>(self.columns(x)))
     }
@@ -162,7 +158,14 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
         Ok(taken)
     }
 
-    fn attend_backward(&self, _: usize, shape: AttentionShape, _: &Lent, _: (&Lent, &Lent), _: &Lent) -> Result<Lent> {
+    fn attend_backward(
+        &self,
+        _: Option<usize>,
+        shape: AttentionShape,
+        _: &Lent,
+        _: (&Lent, &Lent),
+        _: &Lent,
+    ) -> Result<Lent> {
         let d_qkv = self.take::<E>(shape.width());
         lend_attention_backward::<E>(shape, (self.tokens, self.capacity), self.sequences, self.ledger);
         Ok(d_qkv)

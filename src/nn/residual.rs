@@ -53,18 +53,18 @@ impl Residual {
         matches!(self.join, Join::Normalized(_))
     }
 
-    /// What the branch gets of the stream.
+    /// Calls `f` with the branch's input.
     ///
     /// # Errors
-    /// When the backend refuses.
-    pub fn enter<B: Backend>(&self, x: &B::Stream, backend: &B) -> Result<B::Rows> {
+    /// When the backend refuses, or `f` fails.
+    pub fn enter<B: Backend, R>(&self, x: &B::Stream, backend: &B, f: impl FnOnce(&B::Rows) -> Result<R>) -> Result<R> {
         match &self.enter {
-            Some(norm) => backend.normalize(x, norm.norm()),
-            None => backend.rows_of(x),
+            Some(norm) => f(&backend.normalize(x, norm.norm())?),
+            None => backend.with_rows(x, f),
         }
     }
 
-    /// Adds to `gradient` what `pulled`, the gradient of [`Self::enter`]'s output, gives for `x`.
+    /// Adds to `gradient` what `pulled`, the gradient of the branch's input, gives for `x`.
     ///
     /// # Errors
     /// When the backend refuses.

@@ -46,11 +46,6 @@ impl Rope {
         Self::new((0..width / 2).map(|i| theta.powf(-2.0 * i as f64 / width as f64) as f32).collect())
     }
 
-    /// No rotation.
-    pub fn none() -> Self {
-        Self::new(vec![0.0])
-    }
-
     /// Takes the frequencies for texts of this length; gives whether they are other ones.
     pub fn fit(&mut self, longest: usize) -> bool {
         let Some(long) = self.long.take_if(|long| longest > long.original) else { return false };

@@ -26,8 +26,8 @@ pub struct SelfAttention {
     pub residual: Residual,
     /// The heads, and what becomes of their scores.
     pub shape: AttentionShape,
-    /// Which of the model's rotations its heads take.
-    pub rope: usize,
+    /// Which of the model's rotations its heads take; without one, positions are not encoded (`NoPE`).
+    pub rope: Option<usize>,
     /// Normalizations of queries and keys.
     pub qk_norm: Option<QkNorm>,
     /// Queries, keys, values: three layers, or one of all their outputs.
@@ -62,16 +62,17 @@ impl SelfAttention {
         x: &B::Stream,
         backend: &B,
     ) -> Result<(B::Stream, AttentionActivations<B>)> {
-        let entered = self.residual.enter(x, backend)?;
-        let qkv_down = backend.down(&self.qkv, &entered)?;
-        let mut qkv = backend.linear(&self.qkv, &entered, &qkv_down)?;
-        drop(entered);
-        let (context, log_sums) = if let Some(heads) = self.heads(&qkv, backend)? {
-            backend.attend(index, self.shape, &heads)?
-        } else {
-            backend.rotate(self.rope, self.shape, &mut qkv)?;
-            backend.attend(index, self.shape, &qkv)?
-        };
+        let (qkv_down, mut qkv) = self.residual.enter(x, backend, |entered| {
+            let down = backend.down(&self.qkv, entered)?;
+            let qkv = backend.linear(&self.qkv, entered, &down)?;
+            Ok((down, qkv))
+        })?;
+        let heads = self.heads(&qkv, backend)?;
+        if heads.is_none() {
+            self.rotate(&mut qkv, backend)?;
+        }
+        let (context, log_sums) = backend.attend(index, self.shape, heads.as_ref().unwrap_or(&qkv))?;
+        drop(heads);
         let context_down = backend.down(from_ref(&self.o), &context)?;
         let (y, output) = self.residual.join(&self.o, (&context, &context_down), x, backend)?;
         Ok((y, AttentionActivations { qkv, qkv_down, context, context_down, log_sums, output }))
@@ -81,8 +82,12 @@ impl SelfAttention {
     fn heads<B: Backend>(&self, qkv: &B::Rows, backend: &B) -> Result<Option<B::Rows>> {
         let Some(norm) = &self.qk_norm else { return Ok(None) };
         let mut heads = backend.normalize_heads(self.shape, norm, qkv)?;
-        backend.rotate(self.rope, self.shape, &mut heads)?;
+        self.rotate(&mut heads, backend)?;
         Ok(Some(heads))
+    }
+
+    fn rotate<B: Backend>(&self, heads: &mut B::Rows, backend: &B) -> Result<()> {
+        self.rope.map_or(Ok(()), |rope| backend.rotate(rope, self.shape, heads))
     }
 
     /// From the gradient of the stream behind the branch, in `gradient`, to that of `x`, in the same place; the adapters'
@@ -114,8 +119,10 @@ impl SelfAttention {
             backend.normalize_heads_backward(self.shape, norm, &qkv, &mut d_qkv)?;
         }
         drop(qkv);
-        let entered = self.residual.enter(x, backend)?;
-        match backend.linear_backward(&self.qkv, (&entered, &qkv_down), &d_qkv, wanted, gradients)? {
+        let pulled = self.residual.enter(x, backend, |entered| {
+            backend.linear_backward(&self.qkv, (entered, &qkv_down), &d_qkv, wanted, gradients)
+        })?;
+        match pulled {
             Some(pulled) => self.residual.enter_backward(x, &pulled, gradient, backend),
             None => Ok(()),
         }

@@ -61,7 +61,7 @@ impl Inner for GeluTanh {
     fn of(gate: f32) -> (f32, f32) {
         /// `√(2/π)`
         const ROOT: f32 = 0.797_884_6;
-        // Beyond 10 the sigmoid is at its ends, and a third power could be infinite.
+        // Beyond 10 the sigmoid is saturated, and the cube could overflow.
         let x = if gate > 10.0 { 10.0 } else { gate };
         let x = if x < -10.0 { -10.0 } else { x };
         let square = 0.044_715 * x * x;

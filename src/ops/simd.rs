@@ -107,7 +107,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
-/// `n` and `f` with `x = n·ln 2 + f` and `|f| ≤ ln 2 / 2`; `n` stands in the lowest bits of what stands for it.
+/// `n` and `f` with `x = n·ln 2 + f` and `|f| ≤ ln 2 / 2`; `n` is given as a float that has it in its lowest bits.
 #[inline(always)]
 fn reduce<const FMA: bool>(x: f32) -> (f32, f32) {
     let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);

@@ -196,6 +196,9 @@ impl Prepared {
         if let Some(gpu) = device.gpu() {
             let compute = recipe.compute.resolve(&device);
             ops::cuda::prepare_attention(gpu, rehearsal.lm.dimensions.head_dim, compute)?;
+            if rehearsal.lm.needs_family_kernels() {
+                ops::cuda::prepare_families(gpu)?;
+            }
         }
         let data = fitted(&recipe.data, &base, observer)?;
         let chat_template = named_template(&recipe.data, &base)?;
@@ -245,8 +248,8 @@ impl Prepared {
         let longest = self.longest_row();
         if model.lm.fit_rotations(longest) {
             observer.event(&Event::Note(format!(
-                "the longest row has {longest} tokens, which is over the base's original context: all rows take its rotations for \
-                 long texts, as servers do whose context is longer"
+                "the longest row has {longest} tokens, more than the base's original context: all rows use its long RoPE factors, \
+                 as servers with a longer context do"
             )));
         }
         if let Some(path) = &recipe.lora.init_from {

@@ -73,8 +73,8 @@ impl MemoryEstimate {
         let head_panel = panel_bytes(d.vocabulary, d.hidden, compute);
         // A layer's work is done when the head's begins, and the other way round.
         let (layer, head) = (kept * each + work, head + head_panel + (kept - 1) * each);
-        // Rotations and keys of dropout, and small tables.
-        let tables = tokens * (4 * d.head_dim as u64 + 8) + (64 << 10);
+        // Rotations, factors of queries, keys of dropout, and small tables.
+        let tables = tokens * (4 * (d.head_dim * d.rotations) as u64 + 12) + (64 << 10);
         let activations = inputs + tables + if layer > head { layer } else { 0 };
         let head = if layer > head { 0 } else { head };
         // Buffers of several sizes come and go, and leave holes.

@@ -62,8 +62,8 @@ impl Cuda {
         self.each_row(&program, kernel, (qkv.rows, touched), 2, &arguments)
     }
 
-    /// Rows with queries and keys normalized, by head or over all heads as their weights are long: the twin of
-    /// [`crate::ops::normalize_heads`].
+    /// Rows with queries and keys normalized: by head where the weights have a head's width, over all heads where they have all
+    /// heads'. The twin of [`crate::ops::normalize_heads`].
     ///
     /// # Errors
     /// When the device refuses.
@@ -81,7 +81,7 @@ impl Cuda {
         Ok(y)
     }
 
-    /// In the place of the gradient of [`Self::normalize_heads`]' output, that of its input.
+    /// Overwrites the gradient of [`Self::normalize_heads`]' output with that of its input.
     ///
     /// # Errors
     /// When the device refuses.

@@ -53,6 +53,14 @@ fn multiply_once(gpu: &Gpu, compute: Compute, [m, n, k]: [usize; 3]) -> Result<(
     cuda.multiply((a, false), (b, true), c, (1.0, 0.0))
 }
 
+/// Compiles and loads the kernels that only some families of models need.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_families(gpu: &Gpu) -> Result<()> {
+    gpu.prepare(&programs::families(), "scaled_f32")
+}
+
 /// Compiles and loads the kernels of attention for heads of a width.
 ///
 /// # Errors

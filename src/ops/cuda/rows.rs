@@ -150,7 +150,7 @@ impl Cuda {
     ///
     /// # Errors
     /// When the memory is full.
-    pub fn copy(&self, from: &Rows) -> Result<Rows> {
+    pub(super) fn copy(&self, from: &Rows) -> Result<Rows> {
         let to = self.rows_for(from.rows, from.columns, Term::Long)?;
         to.memory.copy_from(0, &from.memory, from.rows * from.columns * self.compute.bytes())?;
         Ok(to)

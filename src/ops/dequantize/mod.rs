@@ -153,26 +153,9 @@ mod x86 {
 mod tests {
     use super::*;
     use crate::rng::Rng;
-    use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+    use crate::weight_type::CANDLES;
+    use candle_core::quantized::{QStorage, QTensor};
     use candle_core::{Device, Tensor};
-
-    const TYPES: [GgmlDType; 15] = [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q8_1,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-        GgmlDType::Q8K,
-    ];
 
     /// Returns whether this machine can run it.
     type Kernel = fn(WeightType, &[u8], &mut [f32]) -> bool;
@@ -212,7 +195,7 @@ mod tests {
         let mut rng = Rng::new(1);
         let numbers: Vec<f32> = (0..5 * 256).map(|_| rng.uniform() as f32 - 0.5).collect();
         let tensor = Tensor::from_vec(numbers, (1, 5 * 256), &Device::Cpu).unwrap();
-        for dtype in TYPES {
+        for dtype in CANDLES {
             assert_bits_are_candles(&QTensor::quantize(&tensor, dtype).unwrap());
         }
     }
@@ -221,7 +204,7 @@ mod tests {
     #[test]
     fn numbers_of_random_bytes_are_candles() {
         let mut rng = Rng::new(2);
-        for dtype in TYPES {
+        for dtype in CANDLES {
             let numbers = 301 * 256;
             let words = (numbers / dtype.block_size() * dtype.type_size()).div_ceil(8);
             let mut bytes: Vec<u8> = (0..words).flat_map(|_| rng.next_u64().to_le_bytes()).collect();

@@ -51,6 +51,7 @@ impl Shape {
                 max_positions: 131_072,
                 kept_outputs: 0,
                 qk_norm: false,
+                rotations: 1,
             },
             Self::Smol => Dimensions {
                 layers: 30,
@@ -63,6 +64,7 @@ impl Shape {
                 max_positions: 8192,
                 kept_outputs: 0,
                 qk_norm: false,
+                rotations: 1,
             },
             Self::Tiny => Dimensions {
                 layers: 2,
@@ -75,6 +77,7 @@ impl Shape {
                 max_positions: 8192,
                 kept_outputs: 0,
                 qk_norm: false,
+                rotations: 1,
             },
         }
     }
@@ -195,7 +198,7 @@ impl Maker<'_> {
             attention: SelfAttention {
                 residual: Residual::pre_normalized(self.norm(d.hidden)?),
                 shape: AttentionShape::new(d.heads, d.kv_heads, d.head_dim),
-                rope: 0,
+                rope: Some(0),
                 qk_norm: None,
                 qkv: vec![
                     self.linear(index, "self_attn.q_proj", d.hidden, query)?,

@@ -133,10 +133,10 @@ store_tile(u16 *rows, u32 stride, const Tile (&sums)[PADDED / 8], u32 first, u32
     }
 }
 
-// From products to the tangents of what a cap is made of.
+// From products to the tanh of which a cap is made.
 template <u32 TILES, u32 COLUMNS>
 __device__ __forceinline__ void cap(Tile (&scores)[TILES][COLUMNS / 8], float power) {
-    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) scores[m][n][i] = tangent_of_power(scores[m][n][i] * power);
+    EACH(m, TILES) EACH(n, COLUMNS / 8) EACH(i, 4) scores[m][n][i] = tanh_of_power(scores[m][n][i] * power);
 }
 
 // Where rows are queries and columns keys, from these on: no scores for keys that are not seen.

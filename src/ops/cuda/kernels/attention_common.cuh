@@ -204,7 +204,7 @@ template <class T> struct Inputs {
     const u32 *sequences, *tiles;
     u32 q_stride, kv_stride, heads, group;
     // `unit`: what a score is multiplied with for the softmax. Where scores are capped, c·tanh(scale·s/c) of a product s, it is c,
-    // and the tangent is kept as the score; `power` is then 2·log2 e·scale/c, else 0.
+    // and the tanh is kept as the score; `power` is then 2·log2 e·scale/c, else 0.
     float scale, unit, power;
     u32 window;
 
@@ -213,7 +213,7 @@ template <class T> struct Inputs {
 };
 
 // tanh(x) of 2·log2 e·x, to about 2^-22: the GPU's own has 11 bits.
-__device__ __forceinline__ float tangent_of_power(float power) {
+__device__ __forceinline__ float tanh_of_power(float power) {
     float sum = 1.0f + power_of_two(power);
 #ifdef __CUDA_ARCH__
     float inverse;

@@ -32,9 +32,9 @@ __device__ __forceinline__ void dot_rows(Scores &scores, const float *left, cons
     }
 }
 
-// From products to the tangents of what a cap is made of.
+// From products to the tanh of which a cap is made.
 __device__ __forceinline__ void cap(Scores &scores, float power) {
-    EACH(i, DOWN) EACH(j, ACROSS) scores[i][j] = tangent_of_power(scores[i][j] * power);
+    EACH(i, DOWN) EACH(j, ACROSS) scores[i][j] = tanh_of_power(scores[i][j] * power);
 }
 
 // sums += weights·rows. A row of weights is written and read by the same sixteen threads; between two calls with the same
@@ -143,7 +143,7 @@ struct Query {
     }
 
     // From a score to its probability (of minus infinity, what is not seen: zero), and from the probability's gradient to the
-    // score's: to that of the product, where the score is its tangent.
+    // score's: to that of the product, where the score is its tanh.
     template <bool CAPPED> __device__ __forceinline__ void pull(float &score, float &gradient, float factor) const {
         float slope = CAPPED ? fmaxf(1.0f - score * score, 0.0f) : 1.0f;
         score = power_of_two(score * factor - log2_sum);

@@ -9,7 +9,7 @@ struct Silu {
 };
 
 // The gelu that is made of tanh(z): (1 + tanh(z))/2 is the sigmoid of u = 2·z = 2·sqrt(2/π)·(g + 0.044715·g³). Beyond 10 the
-// sigmoid is at its ends, and a third power could be infinite.
+// sigmoid is saturated, and the cube could overflow.
 struct GeluTanh {
     static __device__ __forceinline__ float within(float gate) { return gate > 10.0f ? 10.0f : gate < -10.0f ? -10.0f : gate; }
     static __device__ __forceinline__ float inner(float gate) {

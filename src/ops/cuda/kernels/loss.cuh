@@ -21,7 +21,7 @@ struct NoCap {
     __device__ __forceinline__ float slope(float) const { return 1.0f; }
 };
 
-// c·tanh(z/c): the tangent is 1 - 2/(1 + e^(2·z/c)), also where that power has no number.
+// c·tanh(z/c): tanh is 1 - 2/(1 + e^(2·z/c)), also where that power has no number.
 struct Cap {
     float cap, inverse;
     __device__ __forceinline__ Cap(float cap) : cap(cap), inverse(1.0f / cap) {}
@@ -30,8 +30,8 @@ struct Cap {
     }
     // Of a logit that is capped.
     __device__ __forceinline__ float slope(float capped) const {
-        float tangent = capped * inverse;
-        return 1.0f - tangent * tangent;
+        float ratio = capped * inverse;
+        return 1.0f - ratio * ratio;
     }
 };
 
