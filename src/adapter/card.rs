@@ -75,6 +75,8 @@ pub struct CardFacts<'a> {
     pub repo: Option<&'a str>,
     /// The base as the recipe names it; empty where nothing is known.
     pub base_model: &'a str,
+    /// Whether the base is a multimodal model, of which the text decoder is trained.
+    pub multimodal: bool,
     /// The adapter's rank.
     pub r: Option<usize>,
     /// `sft`, `dft` or `bft`.
@@ -306,6 +308,11 @@ mod tests {
             assert!(card.contains(command), "{command}\n{card}");
         }
         assert!(model_card(&facts()).contains("quickstart=OWNER/REPO"));
+        for (multimodal, class) in [(false, "AutoModelForCausalLM"), (true, "AutoModelForImageTextToText")] {
+            let card = model_card(&CardFacts { multimodal, ..facts() });
+            assert!(card.contains(&format!("import {class}, AutoTokenizer")), "{card}");
+            assert!(card.contains(&format!("{class}.from_pretrained(\"org/base\"")), "{card}");
+        }
         let gguf = model_card(&CardFacts { kind: CardKind::Gguf, repo: Some("me/mine"), ..facts() });
         assert!(gguf.contains("llama-server -hf me/mine") && gguf.contains("library_name: gguf"), "{gguf}");
         let merged = model_card(&CardFacts { kind: CardKind::Merged, repo: Some("me/mine"), ..facts() });

@@ -17,20 +17,21 @@ pub(super) fn usage(facts: &CardFacts<'_>) -> String {
     let short = |prompt: &&str| !prompt.contains(char::is_control) && (1..=200).contains(&prompt.chars().count());
     let prompt = facts.sample.map(|sample| sample.prompt.trim()).filter(short).unwrap_or("your prompt");
     let prompt = serde_json::to_string(prompt).unwrap_or_default();
+    let class = if facts.multimodal { "AutoModelForImageTextToText" } else { "AutoModelForCausalLM" };
     let (imports, load) = match facts.kind {
         CardKind::Gguf => return String::new(),
         CardKind::Merged => (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer".to_owned(),
-            format!("model = AutoModelForCausalLM.from_pretrained(\"{repo}\", dtype=\"auto\", device_map=\"auto\")"),
+            format!("from transformers import {class}, AutoTokenizer"),
+            format!("model = {class}.from_pretrained(\"{repo}\", dtype=\"auto\", device_map=\"auto\")"),
         ),
         CardKind::Adapter => {
             let base = hub_id(facts.base_model).unwrap_or(CARD_BASE);
             let revision = facts.base_model.split_once('@').filter(|_| hub_id(facts.base_model).is_some());
             let revision = revision.map(|(_, revision)| format!(", revision=\"{revision}\"")).unwrap_or_default();
             (
-                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer".to_owned(),
+                format!("from peft import PeftModel\nfrom transformers import {class}, AutoTokenizer"),
                 format!(
-                    "base = AutoModelForCausalLM.from_pretrained(\"{base}\"{revision}, dtype=\"auto\", device_map=\"auto\")\n\
+                    "base = {class}.from_pretrained(\"{base}\"{revision}, dtype=\"auto\", device_map=\"auto\")\n\
                      model = PeftModel.from_pretrained(base, \"{repo}\")"
                 ),
             )

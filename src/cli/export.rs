@@ -6,7 +6,7 @@ use super::progress::Progress;
 use super::verify;
 use crate::adapter::vllm_rank;
 use crate::error::Result;
-use crate::export::{ExportOptions, FloatType, GgufType, TARGETS};
+use crate::export::{ExportOptions, FloatType, GgufType, Prefix, TARGETS};
 use crate::nn::QuantizationType;
 use crate::run::{self, ExportRequest, ExportSummary, ExportedTarget, Verified};
 use clap::Args;
@@ -37,6 +37,10 @@ pub(super) struct ExportArgs {
     /// The type of a GGUF file's matrices: `q4_k`, `q8_0`, `bf16` and so on [default: `q8_0`; what the adapter leaves alone stays as it is in a GGUF base]
     #[arg(long, value_name = "TYPE", value_parser = gguf_type)]
     quantize: Option<GgufType>,
+    /// The module names of `peft`: those of a text-only model (`model.layers…`) or of a multimodal one
+    /// (`model.language_model.layers…`) [default: those of the base's own class]
+    #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+    prefix: Option<Prefix>,
     /// Replace an earlier export.
     #[arg(long)]
     overwrite: bool,
@@ -60,6 +64,14 @@ fn float_type(text: &str) -> Result<FloatType, String> {
         "f16" | "float16" | "fp16" => Ok(FloatType::F16),
         "bf16" | "bfloat16" => Ok(FloatType::BF16),
         _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
+fn prefix(text: &str) -> Result<Prefix, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "text" => Ok(Prefix::Text),
+        "multimodal" => Ok(Prefix::Multimodal),
+        _ => Err("expected text or multimodal".into()),
     }
 }
 
@@ -90,7 +102,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<u8> {
         targets,
         out: args.out.clone(),
         base: args.base.clone(),
-        options: ExportOptions { dtype: args.dtype, quantize: args.quantize },
+        options: ExportOptions { dtype: args.dtype, quantize: args.quantize, prefix: args.prefix },
         overwrite: args.overwrite,
         verify: !args.no_verify,
         offline: args.offline,

@@ -46,15 +46,57 @@ fn plain(families: &[FamilyReport]) -> String {
 }
 
 fn markdown(families: &[FamilyReport]) -> String {
-    let mut text = String::from(
-        "| `model_type` | models | `all-linear` | GGUF in and out | servers |\n| --- | --- | --- | --- | --- |\n",
-    );
+    const COLUMNS: [&str; 11] = [
+        "`model_type`",
+        "models",
+        "train CPU",
+        "train GPU",
+        "safetensors",
+        "GGUF in",
+        "GGUF out",
+        "merged",
+        "mlx",
+        "Ollama",
+        "servers",
+    ];
+    let mut text = format!("| {} |\n|{}\n", COLUMNS.join(" | "), " --- |".repeat(COLUMNS.len()));
     for family in families {
-        let code = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        let gguf = family.gguf.map_or_else(|| "no".to_owned(), |name| format!("`{name}`"));
+        let yes = |names: &[&str], name: &str| if names.contains(&name) { "yes" } else { "no" }.to_owned();
+        let gguf =
+            |there: bool| family.gguf.filter(|_| there).map_or_else(|| "no".to_owned(), |name| format!("`{name}`"));
         let servers: Vec<_> = family.servers.iter().map(|server| server.name()).collect();
-        let (modules, servers) = (code(&family.modules), servers.join(", "));
-        let _ = writeln!(text, "| `{}` | {} | {modules} | {gguf} | {servers} |", family.model_type, family.models);
+        let row = [
+            format!("`{}`", family.model_type),
+            family.models.to_owned(),
+            yes(&family.trains, "cpu"),
+            yes(&family.trains, "cuda"),
+            yes(&family.reads, "safetensors"),
+            gguf(family.reads.contains(&"gguf")),
+            gguf(family.exports.contains(&"gguf")),
+            yes(&family.exports, "merged"),
+            yes(&family.exports, "mlx"),
+            yes(&family.exports, "ollama"),
+            servers.join(", "),
+        ];
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    let _ = writeln!(text, "\n| `model_type` | what `target_modules: all-linear` adapts |\n| --- | --- |");
+    for (modules, families) in by_modules(families) {
+        let code = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "| {} | {} |", code(&families), code(modules));
     }
     text
+}
+
+/// The families that have the same linear modules, the most common ones first.
+fn by_modules(families: &[FamilyReport]) -> Vec<(&[&'static str], Vec<&'static str>)> {
+    let mut groups: Vec<(&[&str], Vec<&str>)> = Vec::new();
+    for family in families {
+        match groups.iter_mut().find(|(modules, _)| *modules == family.modules) {
+            Some((_, names)) => names.push(family.model_type),
+            None => groups.push((&family.modules, vec![family.model_type])),
+        }
+    }
+    groups.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
+    groups
 }

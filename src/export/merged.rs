@@ -15,7 +15,10 @@ use serde_json::{Map, Value, json};
 /// The most bytes of a shard, as transformers has had it for years.
 const SHARD: usize = 5_000_000_000;
 
-/// What a tokenizer and a model card's licence come in. The weights and `config.json` are written anew.
+/// Where older processors of multimodal models have the chat template.
+const PROCESSOR_TEMPLATE: &str = "chat_template.json";
+
+/// What a tokenizer, a processor of images, and a model card's licence come in. The weights and `config.json` are written anew.
 const COMPANIONS: &[&str] = &[
     "tokenizer.json",
     CONFIG,
@@ -26,6 +29,10 @@ const COMPANIONS: &[&str] = &[
     "merges.txt",
     "generation_config.json",
     TEMPLATE,
+    PROCESSOR_TEMPLATE,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",
@@ -48,20 +55,20 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     for tensor in &mut tensors {
         tensor.dtype = dtype;
     }
-    // Of a model of several parts all of it: the others as they are.
-    let whole = job.base.whole_config();
+    // Of a multimodal model all of it: the other parts as they are.
+    let whole = job.base.multimodal_config();
+    if let Some(error) = whole.and_then(|_| job.base.first_unread()) {
+        return Err(error);
+    }
     let mut config = whole.unwrap_or_else(|| job.base.config()).clone();
     if job.base.is_gguf() {
         complete_config(job.base, &mut config)?;
     }
-    config.remove("quantization_config");
     config.remove(NORMS_INCLUDE_ONE);
-    if whole.is_none() {
-        repeat_rope(&mut config);
-    }
-    for key in ["torch_dtype", "dtype"] {
-        if config.contains_key(key) || key == "torch_dtype" {
-            config.insert(key.into(), json!(name_of(dtype)));
+    plain_weights(&mut config, dtype, true);
+    for (_, part) in config.iter_mut().filter(|(key, _)| key.ends_with("_config")) {
+        if let Value::Object(part) = part {
+            plain_weights(part, dtype, false);
         }
     }
     write_shards(&weights, &tensors, out)?;
@@ -69,10 +76,22 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     if job.base.is_gguf() { write_tokenizer(job, out) } else { copy_companions(job, out) }
 }
 
+/// Makes a configuration say that the weights are floats of this type; `demanded`: also where it named no type.
+fn plain_weights(config: &mut Map<String, Value>, dtype: WeightType, demanded: bool) {
+    config.remove("quantization_config");
+    repeat_rope(config);
+    for key in ["torch_dtype", "dtype"] {
+        if config.contains_key(key) || (demanded && key == "torch_dtype") {
+            config.insert(key.into(), json!(name_of(dtype)));
+        }
+    }
+}
+
 /// The files of a folder that go along, with the template that the adapter was trained on in the place of the base's.
 fn copy_companions(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let folder = job.base.path();
-    for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || ![CONFIG, TEMPLATE].contains(name)) {
+    let replaced = [CONFIG, TEMPLATE, PROCESSOR_TEMPLATE];
+    for name in COMPANIONS.iter().filter(|name| job.chat_template.is_none() || !replaced.contains(name)) {
         out.copy_if_there(folder, name)?;
     }
     let Some(template) = job.chat_template else { return write_templates(job.base, out) };
@@ -140,7 +159,7 @@ fn write_shards(weights: &MergedWeights<'_>, tensors: &[TensorInfo], out: &mut O
     let count = shards.len();
     let mut map = Map::new();
     let base = weights.base();
-    // The parts of a whole keep the names that they have in it.
+    // The tensors of a multimodal model keep their names.
     let placed = |tensor: &TensorInfo| match base.stored_name(&tensor.name).filter(|_| base.wrapper().is_some()) {
         Some(stored) => TensorInfo { name: stored.to_owned(), ..tensor.clone() },
         None => tensor.clone(),

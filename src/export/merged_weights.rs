@@ -99,9 +99,9 @@ impl<'a> MergedWeights<'a> {
         self.updates.contains_key(name) || self.held.contains_key(name)
     }
 
-    /// Gives the bytes of some rows of a tensor (a vector is one row) in `dtype`, in pieces from the first to the last. What the merge does not change and is
-    /// stored in that type comes as it is stored. A piece is of a multiple of `height` rows, and `arrange` may bring the rows
-    /// of each piece into another order.
+    /// Gives the bytes of some rows of a tensor (a vector is one row) in `dtype`, in pieces from the first to the last. What the
+    /// merge does not change and is stored in that type comes as it is stored. A piece is of a multiple of `height` rows, and
+    /// `arrange` may bring the rows of each piece into another order.
     ///
     /// # Errors
     /// When the base cannot be read, or holds a number that is not finite or does not fit the type; and what `write` answers.

@@ -1,10 +1,9 @@
 //! mlx-lm's adapter: the matrices turned, under its names, and its own configuration.
 //!
 //! Source: `mlx_lm/tuner/utils.py` (`load_adapters`, `linear_to_lora_layers`) and `tuner/lora.py`; `models/*.py` for what modules are
-//! called. All have Hugging Face's names but for Granite 4, whose `shared_mlp` becomes `mlp` with a gate of its own, and for models that
-//! see, whose decoder is under `language_model`.
+//! called. All have Hugging Face's names but for Granite 4, whose `shared_mlp` becomes `mlp` with a gate of its own, and for multimodal
+//! models, whose decoder is under `language_model`.
 
-use super::gguf::read_json;
 use super::merged_weights::{check_range, encode};
 use super::{FloatType, Job, Output};
 use crate::device::Device;
@@ -18,7 +17,8 @@ use std::ops::Range;
 
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let dtype = job.options.dtype.unwrap_or(FloatType::F32).weight_type();
-    let wrapped = is_wrapped(job.base)?;
+    // mlx-lm keeps the decoder of a multimodal model under `language_model`.
+    let wrapped = job.base.wrapper().is_some();
     let (mut infos, mut data, mut names) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (name, tensor) in &job.adapter.tensors {
         let module = name.strip_prefix("base_model.model.").unwrap_or(name);
@@ -64,14 +64,6 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
         out.small("chat_template.jinja", template.as_bytes())?;
     }
     Ok(())
-}
-
-/// Whether the base's language model is a part of a larger one, which mlx-lm keeps under `language_model`.
-fn is_wrapped(base: &Base) -> Result<bool> {
-    if base.is_gguf() {
-        return Ok(false);
-    }
-    Ok(read_json(&base.path().join("config.json"))?.contains_key("text_config"))
 }
 
 /// mlx-lm's modules for one of the base's, with the rows of its B: it may have two, as GGUF has two tensors.

@@ -62,6 +62,11 @@ pub const TARGETS: &[Target] = &[
 ];
 
 impl Target {
+    /// Whether it is a GGUF file, which needs a name for the architecture.
+    pub fn is_gguf(&self) -> bool {
+        ["gguf", "ollama"].iter().any(|kind| self.name.starts_with(kind))
+    }
+
     /// The target of this name.
     ///
     /// # Errors
@@ -130,6 +135,15 @@ pub fn type_name(dtype: WeightType) -> String {
     name.strip_suffix('k').map_or_else(|| name.clone(), |stem| format!("{stem}_k"))
 }
 
+/// The names that a PEFT adapter's modules have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefix {
+    /// Those of a text-only model: `model.layers.0…`.
+    Text,
+    /// Those of a multimodal model: `model.language_model.layers.0…`.
+    Multimodal,
+}
+
 /// What a user chooses of an export.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExportOptions {
@@ -138,6 +152,8 @@ pub struct ExportOptions {
     pub dtype: Option<FloatType>,
     /// The type of a GGUF file's matrices; by default `q8_0`, and of what the adapter leaves alone that of a GGUF base.
     pub quantize: Option<GgufType>,
+    /// The names that a PEFT adapter's modules have; by default those of the base's own class.
+    pub prefix: Option<Prefix>,
 }
 
 /// What is to be exported.

@@ -1,6 +1,7 @@
 //! PEFT's folder: what `vLLM`, `SGLang`, TGI, `LoRAX` and mistral.rs take beside a base.
 
-use super::{FloatType, Job, Output, TOKENIZER_FILES};
+use super::{FloatType, Job, Output, Prefix, TOKENIZER_FILES};
+use crate::adapter::{AdapterBundle, AdapterConfig};
 use crate::error::Result;
 use crate::weights::CHAT_TEMPLATES_FOLDER;
 use std::path::Path;
@@ -11,7 +12,14 @@ const COMPANIONS: &[&str] = &["README.md", "recipe.yaml"];
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let dtype = job.options.dtype.unwrap_or(FloatType::F32);
     let folder = out.folder().to_owned();
-    for path in job.adapter.save(&folder, dtype.candle())? {
+    let adapter = AdapterBundle {
+        config: AdapterConfig {
+            nested: job.options.prefix.map_or(job.adapter.config.nested, |prefix| prefix == Prefix::Multimodal),
+            ..job.adapter.config.clone()
+        },
+        tensors: job.adapter.tensors.clone(),
+    };
+    for path in adapter.save(&folder, dtype.candle())? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         out.adopt(&name)?;
     }

@@ -123,6 +123,8 @@ struct Draft {
     modelfile: Option<Text>,
     /// The base as the folder names it; empty where it does not.
     base: String,
+    /// Whether the base, or the merged model, is a multimodal one.
+    multimodal: bool,
     notes: Vec<String>,
 }
 
@@ -158,7 +160,13 @@ impl Draft {
             readme: text(README)?,
             modelfile: text(MODELFILE)?,
             base: String::new(),
+            multimodal: false,
             notes: Vec::new(),
+        };
+        draft.multimodal = match kind {
+            CardKind::Adapter => draft.config.as_ref().is_some_and(|config| config.text.contains(".language_model.")),
+            CardKind::Merged => text("config.json")?.is_some_and(|config| config.text.contains("\"text_config\"")),
+            CardKind::Gguf => false,
         };
         let of_recipe =
             draft.recipe_value().and_then(|recipe| Some(recipe.get("base")?.get("model")?.as_str()?.to_owned()));
@@ -291,6 +299,7 @@ impl Draft {
             name,
             repo: Some(&options.repo),
             base_model: &self.base,
+            multimodal: self.multimodal,
             r,
             objective: objective.as_deref(),
             datasets: &datasets,

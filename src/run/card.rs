@@ -73,6 +73,7 @@ pub(super) fn write_card(
         name: &recipe.name,
         repo: hub.map(|hub| hub.repo.as_str()),
         base_model: &base_name(recipe, prepared),
+        multimodal: prepared.base.wrapper().is_some(),
         r: Some(recipe.lora.r),
         objective: objective.as_ref().and_then(serde_json::Value::as_str),
         rows: Some(rows(&recipe.data, &prepared.dataset.report)),

@@ -242,6 +242,9 @@ fn check_options(request: &ExportRequest) -> Result<()> {
         return Err(Error::invalid("--dtype is for adapters and for `--to merged`, and none is asked for")
             .with_help("the type of a merged GGUF file is --quantize: `--quantize bf16`"));
     }
+    if request.options.prefix.is_some() && !any(&["peft"]) {
+        return Err(Error::invalid("--prefix is for `--to peft`, and that is not asked for"));
+    }
     Ok(())
 }
 

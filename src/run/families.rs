@@ -1,12 +1,17 @@
 //! What can be done with each family of models: for people who choose one, and for the documentation.
 
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterConfig};
+use crate::export::TARGETS;
 use crate::export::lint::{self, AdapterFacts, BaseFacts, Layout, Server, Settings, Severity, TensorFact};
 use crate::models::{FamilyFacts, families};
 use crate::nn::LoraConfig;
 use crate::weights::gguf::architecture::Architecture;
+use crate::weights::multimodal_name;
 use serde::Serialize;
 use std::collections::BTreeSet;
+
+/// Families that only multimodal models have, and the class of those.
+const MULTIMODAL_ONLY: [(&str, &str); 1] = [("qwen3_vl_text", "Qwen3VLForConditionalGeneration")];
 
 /// What can be done with a family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,8 +22,14 @@ pub struct FamilyReport {
     pub models: &'static str,
     /// The linear modules that `all-linear` adapts, by the last parts of their names.
     pub modules: Vec<&'static str>,
-    /// GGUF's name of the architecture where GGUF is read and written; else it is a Hugging Face folder that is read.
+    /// What it is trained on.
+    pub trains: [&'static str; 2],
+    /// What it is read from.
+    pub reads: Vec<&'static str>,
+    /// GGUF's name of the architecture, where there is one.
     pub gguf: Option<&'static str>,
+    /// The targets of `export` that there are for it.
+    pub exports: Vec<&'static str>,
     /// Servers in whose way no rule of `lint` stands, for an adapter on all linear modules.
     pub servers: Vec<Server>,
 }
@@ -42,7 +53,15 @@ fn report(facts: &FamilyFacts) -> FamilyReport {
         model_type: facts.model_type,
         models: facts.models,
         modules: facts.modules.iter().map(last).collect(),
+        // The layers have one set of parts, and each part has both.
+        trains: ["cpu", "cuda"],
+        reads: ["safetensors"].into_iter().chain(gguf.map(|_| "gguf")).collect(),
         gguf,
+        exports: TARGETS
+            .iter()
+            .filter(|target| gguf.is_some() || !target.is_gguf())
+            .map(|target| target.name)
+            .collect(),
         servers: Server::ALL.into_iter().filter(takes).collect(),
     }
 }
@@ -56,8 +75,10 @@ fn adapter(facts: &FamilyFacts) -> AdapterFacts {
         lora: LoraConfig::default(),
         nested: false,
     };
-    let paths: BTreeSet<String> =
-        (0..2).flat_map(|layer| facts.modules.iter().map(move |path| format!("model.layers.{layer}.{path}"))).collect();
+    let multimodal = MULTIMODAL_ONLY.iter().find(|(text, _)| *text == facts.model_type).map(|(_, class)| *class);
+    let name = |path: String| if multimodal.is_some() { multimodal_name(&path) } else { path };
+    let layer = |layer| facts.modules.iter().map(move |path| name(format!("model.layers.{layer}.{path}")));
+    let paths: BTreeSet<String> = (0..2).flat_map(layer).collect();
     let pair = |path: &String| {
         let shapes = [("lora_A", vec![config.lora.r, WIDTH]), ("lora_B", vec![WIDTH, config.lora.r])];
         shapes.map(|(part, shape)| TensorFact::new(format!("base_model.model.{path}.{part}.weight"), shape, "F32"))
@@ -65,6 +86,7 @@ fn adapter(facts: &FamilyFacts) -> AdapterFacts {
     let base = BaseFacts {
         model_type: facts.model_type.into(),
         layers: Some(2),
+        multimodal: multimodal.map(str::to_owned),
         modules: paths.iter().map(|path| (path.clone(), (WIDTH, WIDTH))).collect(),
         ..BaseFacts::default()
     };

@@ -19,7 +19,8 @@ pub struct ChatTemplates(Vec<(String, String)>);
 
 impl ChatTemplates {
     /// Those of a Hugging Face folder: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, which go before what
-    /// `tokenizer_config.json` has: one template, or a list of `{"name", "template"}`.
+    /// `tokenizer_config.json` has (one template, or a list of `{"name", "template"}`), and that before `chat_template.json`,
+    /// which older processors of multimodal models have.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -41,6 +42,12 @@ impl ChatTemplates {
         }
         if templates.0.is_empty() {
             templates = Self::of_config(tokenizer_config);
+        }
+        let path = folder.join("chat_template.json");
+        if templates.0.is_empty() && path.is_file() {
+            let config: Map<String, Value> = serde_json::from_str(&read(&path)?)
+                .map_err(|error| Error::file(&path, format!("expected an object with `chat_template`: {error}")))?;
+            templates = Self::of_config(&config);
         }
         Ok(templates)
     }

@@ -23,7 +23,7 @@ pub(crate) use safetensors_file::{SafetensorsHeader, StoredTensor};
 pub use safetensors_header::{TensorInfo, safetensors_header};
 pub use special_tokens::SpecialTokens;
 pub use wrapper::Wrapper;
-pub(crate) use wrapper::{name_in_whole, text_name};
+pub(crate) use wrapper::{multimodal_name, text_name};
 
 use crate::error::{Error, Result};
 use crate::weight_type::WeightType;
@@ -66,7 +66,7 @@ struct Contents {
     table: Table,
     special_tokens: SpecialTokens,
     chat_templates: ChatTemplates,
-    /// The model of several parts that the decoder is one of.
+    /// The multimodal model that the decoder belongs to.
     wrapper: Option<Wrapper>,
 }
 
@@ -107,7 +107,7 @@ impl Base {
         self.gguf.as_ref()
     }
 
-    /// The model of several parts that this decoder is one of.
+    /// The multimodal model that this decoder belongs to.
     pub fn wrapper(&self) -> Option<&Wrapper> {
         self.contents.wrapper.as_ref()
     }
@@ -123,8 +123,8 @@ impl Base {
         &self.contents.config
     }
 
-    /// The configuration of the whole, where the decoder is a part of one: as its file has it.
-    pub fn whole_config(&self) -> Option<&Map<String, Value>> {
+    /// Of a multimodal model's decoder: the configuration of the multimodal model, as its file has it.
+    pub fn multimodal_config(&self) -> Option<&Map<String, Value>> {
         self.contents.said.as_ref().filter(|_| self.contents.wrapper.is_some())
     }
 
@@ -149,6 +149,11 @@ impl Base {
     /// not there. Such tensors are no fault of a base as long as nobody needs them.
     pub fn unread(&self, name: &str) -> Option<Error> {
         self.contents.table.unread(name)
+    }
+
+    /// The error for the first tensor that cannot be read, needed or not.
+    pub fn first_unread(&self) -> Option<Error> {
+        self.contents.table.first_unread()
     }
 
     /// The names of all tensors that can be read, sorted.

@@ -29,7 +29,7 @@ pub(super) fn open(folder: &Path) -> Result<Table> {
         return Err(no_weights(folder));
     }
     packed::assemble(&mut table, &others)?;
-    complete_names(&mut table);
+    complete_names(&mut table)?;
     Ok(table)
 }
 
@@ -164,17 +164,17 @@ fn unsupported(path: &Path, name: &str, dtype: &str) -> Unread {
     }
 }
 
-/// Names become those of a causal language model by itself: the text part of a model of several parts has others, and some base
-/// models are saved without the `model.` that they begin with.
-fn complete_names(table: &mut Table) {
+/// Names become those of a text-only causal language model: the text decoder of a multimodal model has others, and some base models
+/// are saved without the `model.` that they begin with.
+fn complete_names(table: &mut Table) -> Result<()> {
     if table.entries().any(|(name, _)| wrapper::text_name(name).is_some()) {
-        table.rename(|name| wrapper::text_name(&name).unwrap_or(name));
-        return;
+        return table.rename(|name| wrapper::text_name(&name).unwrap_or(name));
     }
     let bare = |name: &str| name.starts_with("layers.") || name == "embed_tokens.weight" || name == "norm.weight";
     if table.entries().all(|(name, _)| !name.starts_with("model.")) && table.entries().any(|(name, _)| bare(name)) {
-        table.rename(|name| if name.starts_with("lm_head.") { name } else { format!("model.{name}") });
+        table.rename(|name| if name.starts_with("lm_head.") { name } else { format!("model.{name}") })?;
     }
+    Ok(())
 }
 
 /// Says what is there instead of safetensors.

@@ -173,10 +173,27 @@ impl Table {
     }
 
     /// Renames all tensors.
-    pub fn rename(&mut self, rename: impl Fn(String) -> String) {
-        self.entries =
-            std::mem::take(&mut self.entries).into_iter().map(|(name, entry)| (rename(name), entry)).collect();
+    ///
+    /// # Errors
+    /// When two tensors would have one name.
+    pub fn rename(&mut self, rename: impl Fn(String) -> String) -> Result<()> {
+        for (name, entry) in std::mem::take(&mut self.entries) {
+            let (file, stored) = (entry.file, entry.stored.clone());
+            if let Some(other) = self.entries.insert(rename(name), entry) {
+                let path = &self.files[file].path;
+                let message = format!("holds one tensor under two names, `{}` and `{stored}`", other.stored);
+                return Err(
+                    Error::file(path, message).with_help("save the model again with transformers' save_pretrained")
+                );
+            }
+        }
         self.unread = std::mem::take(&mut self.unread).into_iter().map(|(name, why)| (rename(name), why)).collect();
+        Ok(())
+    }
+
+    /// The first tensor that cannot be read, and why.
+    pub fn first_unread(&self) -> Option<Error> {
+        self.unread.values().next().map(Unread::error)
     }
 
     /// Reads a tensor; `base` is what errors name.

@@ -1,22 +1,41 @@
-//! Models of several parts, such as those that see: their text part is the decoder. It owns where a configuration and tensors keep
-//! it; everything behind sees the decoder alone, under the names that it has by itself.
+//! Multimodal models: their text decoder is what is trained. It owns where a configuration and tensors keep it; everything behind sees
+//! the decoder alone, under the names that it has in a text-only model, with what its configuration leaves to the class.
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The text part's `model_type`, where its configuration leaves it out, by the whole's.
+/// The text decoder's `model_type`, where its configuration leaves it out, by the multimodal model's.
 const TEXT_PARTS: [(&str, &str); 4] =
     [("gemma3", "gemma3_text"), ("llava", "llama"), ("mistral3", "mistral"), ("qwen3_vl", "qwen3_vl_text")];
 
-/// Keys of the whole that say something of the text part, too.
-const SHARED: [&str; 5] = ["bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "torch_dtype"];
+/// Keys of the multimodal model that count for its text decoder, too.
+const SHARED: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
 
-/// The names that the text part's tensors begin with, and how they begin by themselves.
+/// What a class of text decoders takes where a nested configuration leaves a size out, as transformers does: hidden size,
+/// intermediate size, layers, heads, heads of keys, vocabulary, positions.
+const CLASS_DEFAULTS: [(&str, [u64; 7]); 4] = [
+    ("gemma3_text", [2304, 9216, 26, 8, 4, 262_208, 131_072]),
+    ("ministral3", [4096, 14336, 34, 32, 8, 131_072, 262_144]),
+    ("mistral", [4096, 14336, 32, 32, 8, 32_000, 131_072]),
+    ("qwen3_vl_text", [4096, 22016, 32, 32, 32, 151_936, 128_000]),
+];
+
+const SIZES: [&str; 7] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+];
+
+/// The names that the text decoder's tensors begin with, and how they begin in a text-only model.
 const PREFIXES: [(&str, &str); 3] =
     [("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")];
 
-/// The whole that a decoder is a part of.
+/// The multimodal model that a decoder belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrapper {
     /// Its `model_type`.
@@ -25,10 +44,10 @@ pub struct Wrapper {
     pub architecture: Option<String>,
 }
 
-/// Makes `config` that of the text part, where it has one.
+/// Makes `config` that of the text decoder, where it is a multimodal model's.
 ///
 /// # Errors
-/// When the text part is of no known kind.
+/// When the text decoder is of no known kind.
 pub(super) fn unwrap(config: &mut Map<String, Value>, folder: &Path) -> Result<Option<Wrapper>> {
     let Some(Value::Object(text)) = config.get("text_config") else { return Ok(None) };
     let text_of = |map: &Map<String, Value>| map.get("model_type").and_then(Value::as_str).map(str::to_owned);
@@ -45,7 +64,13 @@ pub(super) fn unwrap(config: &mut Map<String, Value>, folder: &Path) -> Result<O
         };
         inner.insert("model_type".into(), (*kind).into());
     }
-    // transformers 5 goes by the whole's word.
+    let kind = text_of(&inner).unwrap_or_default();
+    if let Some((_, sizes)) = CLASS_DEFAULTS.iter().find(|(name, _)| *name == kind) {
+        for (key, size) in SIZES.iter().zip(sizes) {
+            inner.entry(*key).or_insert_with(|| (*size).into());
+        }
+    }
+    // transformers 5 takes the outer one.
     if let Some(tied) = config.get("tie_word_embeddings").filter(|tied| !tied.is_null()) {
         inner.insert("tie_word_embeddings".into(), tied.clone());
     }
@@ -60,12 +85,17 @@ pub(super) fn unwrap(config: &mut Map<String, Value>, folder: &Path) -> Result<O
     Ok(Some(wrapper))
 }
 
-/// The name that a tensor or a module of a model of text alone has as part of a whole, under transformers 5.
-pub(crate) fn name_in_whole(name: &str) -> String {
-    name.strip_prefix("model.").map_or_else(|| name.to_owned(), |rest| format!("model.language_model.{rest}"))
+/// The name that a tensor or a module of the decoder has in the multimodal model, under transformers 5; other names stay.
+pub(crate) fn multimodal_name(name: &str) -> String {
+    let rest = name.strip_prefix("model.").filter(|rest| is_of_decoder(rest));
+    rest.map_or_else(|| name.to_owned(), |rest| format!("model.language_model.{rest}"))
 }
 
-/// The name that a tensor of the text part has in a model of text alone.
+/// The name that a tensor or a module of the decoder has in a text-only model, by its name in a multimodal one.
 pub(crate) fn text_name(name: &str) -> Option<String> {
     PREFIXES.iter().find_map(|(long, short)| name.strip_prefix(long).map(|rest| format!("{short}{rest}")))
+}
+
+fn is_of_decoder(rest: &str) -> bool {
+    ["layers.", "embed_tokens", "norm"].iter().any(|part| rest.starts_with(part))
 }

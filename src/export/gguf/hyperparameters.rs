@@ -32,32 +32,13 @@ struct Family {
     theta: f64,
     /// Whether the file repeats the size of the vocabulary and the width that rotates, as Llama's and its children's do.
     repeats: bool,
-    /// Sizes that files leave out where they are the class's own.
-    sizes: &'static [(&'static str, u32)],
     more: fn(&Keys<'_>, &Rope) -> Result<Written>,
 }
 
-const LLAMA: Family = Family {
-    model_type: "llama",
-    width: Width::Divided,
-    epsilon: 1e-6,
-    theta: 1e4,
-    repeats: true,
-    sizes: &[],
-    more: nothing,
-};
+const LLAMA: Family =
+    Family { model_type: "llama", width: Width::Divided, epsilon: 1e-6, theta: 1e4, repeats: true, more: nothing };
 const QWEN2: Family = Family { model_type: "qwen2", width: Width::Unsaid, repeats: false, ..LLAMA };
 const GEMMA2: Family = Family { model_type: "gemma2", width: Width::Own(256), more: gemma2, ..QWEN2 };
-
-/// The text part of a Gemma 3 that sees leaves out what is the class's own.
-const GEMMA3_SIZES: &[(&str, u32)] = &[
-    ("hidden_size", 2304),
-    ("intermediate_size", 9216),
-    ("num_hidden_layers", 26),
-    ("num_attention_heads", 8),
-    ("num_key_value_heads", 4),
-    ("max_position_embeddings", 131_072),
-];
 
 const FAMILIES: &[Family] = &[
     LLAMA,
@@ -70,7 +51,7 @@ const FAMILIES: &[Family] = &[
     Family { model_type: "qwen3", width: Width::Own(128), ..QWEN2 },
     Family { model_type: "qwen3_vl_text", width: Width::Own(128), theta: 5e5, more: qwen3_vl, ..QWEN2 },
     GEMMA2,
-    Family { model_type: "gemma3_text", theta: 1e6, sizes: GEMMA3_SIZES, more: gemma3, ..GEMMA2 },
+    Family { model_type: "gemma3_text", theta: 1e6, more: gemma3, ..GEMMA2 },
     Family { model_type: "olmo2", epsilon: 1e-5, ..QWEN2 },
     Family { model_type: "olmo3", epsilon: 1e-5, theta: 5e5, more: olmo3, ..QWEN2 },
     Family { model_type: "exaone4", epsilon: 1e-5, more: exaone4, ..QWEN2 },
@@ -90,17 +71,31 @@ fn nothing(_: &Keys<'_>, _: &Rope) -> Result<Written> {
 /// When the base's architecture is not written as GGUF, its configuration lacks something, or GGUF cannot say what it says.
 pub fn hyperparameters(base: &Base) -> Result<Vec<(String, Value)>> {
     let architecture = tensors::architecture(base)?;
-    let family = FAMILIES.iter().find(|family| family.model_type == architecture.model_type).unwrap_or(&LLAMA);
-    let keys = Keys { path: base.path().join("config.json"), config: base.config(), sizes: family.sizes };
-    let all = keys.all(family)?;
+    let keys = Keys { base, path: base.path().join("config.json"), config: base.config() };
+    let all = keys.all(family(architecture.model_type)?)?;
     Ok(all.into_iter().map(|(key, value)| (format!("{}.{key}", architecture.gguf), value)).collect())
+}
+
+fn family(model_type: &str) -> Result<&'static Family> {
+    FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
+        Error::invalid(format!("the keys of a GGUF file of `{model_type}` are not known"))
+            .with_help("export the merged model instead: `--to merged`")
+    })
+}
+
+/// The base of the rotary frequencies that the class of a base takes where its configuration says none.
+///
+/// # Errors
+/// When the base's architecture is not written as GGUF.
+pub(super) fn default_theta(base: &Base) -> Result<f64> {
+    Ok(family(tensors::architecture(base)?.model_type)?.theta)
 }
 
 /// Typed access to `config.json`.
 pub(super) struct Keys<'a> {
+    base: &'a Base,
     path: PathBuf,
     config: &'a Map<String, Json>,
-    sizes: &'static [(&'static str, u32)],
 }
 
 impl Keys<'_> {
@@ -109,8 +104,7 @@ impl Keys<'_> {
     }
 
     fn optional(&self, key: &str) -> Result<Option<u32>> {
-        let own = || self.sizes.iter().find(|(name, _)| *name == key).map(|(_, size)| *size);
-        let Some(value) = self.get(key) else { return Ok(own()) };
+        let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
         number.map(Some).ok_or_else(|| self.wrong(key, "a whole number", &value.to_string()))
     }
@@ -131,7 +125,7 @@ impl Keys<'_> {
     }
 
     fn unsaid(&self, what: &str) -> Error {
-        Error::file(&self.path, format!("{what}, which GGUF files of this architecture cannot say"))
+        Error::file(&self.path, format!("{what}, for which GGUF has no key in this architecture"))
             .with_help("export the merged model instead: `--to merged`")
     }
 
@@ -279,13 +273,15 @@ fn granite_hybrid(keys: &Keys<'_>, rope: &Rope) -> Result<Written> {
 }
 
 /// The streams of positions of images: of text all are the same.
+#[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn qwen3_vl(keys: &Keys<'_>, rope: &Rope) -> Result<Written> {
     let own = [24, 20, 20];
     let sections = rope.numbers("mrope_section").unwrap_or_else(|| own.to_vec());
     let padded = sections.into_iter().chain(std::iter::repeat(0)).take(4).map(Value::I32).collect();
     // How many layers of the image tower reach into the first ones of the decoder.
-    let tower = super::metadata::read_json(&keys.path)?.remove("vision_config").unwrap_or_default();
-    let depth = tower.get("deepstack_visual_indexes").and_then(Json::as_array).map_or(3, Vec::len);
+    let tower = keys.base.multimodal_config().and_then(|whole| whole.get("vision_config"));
+    let depth =
+        tower.and_then(|tower| tower.get("deepstack_visual_indexes")).and_then(Json::as_array).map_or(3, Vec::len);
     Ok(vec![("rope.dimension_sections", Value::Array(padded)), ("n_deepstack_layers", Value::U32(depth as u32))])
 }
 

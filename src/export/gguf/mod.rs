@@ -17,7 +17,6 @@ mod writer;
 pub use crate::weights::TensorInfo;
 pub use adapter::{AdapterFacts, adapter_metadata, write_adapter};
 pub use hyperparameters::hyperparameters;
-pub(super) use metadata::read_json;
 pub use metadata::{ModelFacts, file_type, metadata};
 pub(super) use model::export_model;
 pub use model::write_base;

@@ -13,9 +13,9 @@ pub(super) fn remarks(base: &Base) -> Vec<String> {
             number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| (hidden / heads).floor());
         let of_27b = number("num_hidden_layers") == Some(if base.model_type() == "gemma2" { 46.0 } else { 62.0 });
         let assumed = if of_27b { divided } else { number("head_dim").or(Some(256.0)) };
-        if let Some((own, assumed)) =
-            number("query_pre_attn_scalar").zip(assumed).filter(|(own, assumed)| own != assumed)
-        {
+        // The class's own, where the text decoder of a multimodal model leaves it out.
+        let own = number("query_pre_attn_scalar").unwrap_or(256.0);
+        if let Some(assumed) = assumed.filter(|assumed| *assumed != own) {
             remarks.push(format!(
                 "the model divides its scores by √{own}; GGUF has no key for that, and llama.cpp divides by √{assumed}"
             ));
@@ -32,8 +32,8 @@ pub(super) fn remarks(base: &Base) -> Vec<String> {
         number("sliding_window").filter(|&window| window > 0.0 && number("max_position_embeddings") > Some(window));
     if let Some(window) = window.filter(|_| ignores) {
         remarks.push(format!(
-            "the model sees {window} tokens back in some of its layers; llama.cpp lets it see everything, and computes \
-             otherwise on longer texts"
+            "some layers have a sliding window of {window} tokens; llama.cpp uses full attention there, so its outputs differ \
+             on longer texts"
         ));
     }
     remarks

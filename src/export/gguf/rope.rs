@@ -19,24 +19,22 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// Finds it: `rope_parameters` (transformers 5) before `rope_scaling`, for all layers or for each type of them; beside it the
-    /// keys that older versions had at the top. `theta` is the class's own.
+    /// Finds it: `rope_scaling` before `rope_parameters`, as transformers 5 does; the latter for all layers or for each type of
+    /// them. Beside it the keys that older versions had at the top. `theta` is the class's own.
     pub fn of(config: &Map<String, Value>, theta: f64) -> Result<Self> {
         let known = |key: &str| config.get(key).filter(|value| !value.is_null());
-        let mut all = match ["rope_parameters", "rope_scaling"].iter().find_map(|key| Some((key, known(key)?))) {
-            None => Map::new(),
-            Some((_, Value::Object(map))) => map.clone(),
-            Some((key, value)) => {
-                return Err(Error::invalid(format!("config.json: {key}: expected an object, got {value}")));
-            }
+        let object = |key: &str| match known(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map.clone()).filter(|map| !map.is_empty())),
+            Some(value) => Err(Error::invalid(format!("config.json: {key}: expected an object, got {value}"))),
         };
+        let mut all = object("rope_parameters")?.unwrap_or_default();
         let mut local_theta = known("rope_local_base_freq").cloned();
         if let Some(Value::Object(full)) = all.get("full_attention").cloned() {
             local_theta = all.get("sliding_attention").and_then(|local| local.get("rope_theta")).cloned();
             all = full;
-        } else if let Some(top) = known("rope_theta") {
-            all.insert("rope_theta".into(), top.clone());
         }
+        all.extend(object("rope_scaling")?.into_iter().flatten().filter(|(_, value)| !value.is_null()));
         all.retain(|_, value| !value.is_null());
         for (key, class) in [("rope_theta", Some(theta.into())), ("partial_rotary_factor", None), (LENGTH, None)] {
             let other: Option<Value> = known(key).cloned().or(class);
@@ -180,16 +178,16 @@ impl Rope {
     }
 }
 
-/// What `config.json` has of rotation and GGUF in tensors of f32: their names and numbers.
+/// What `config.json` has of rotation and GGUF in tensors of f32: their names and numbers. `theta` is the class's own.
 ///
 /// # Errors
 /// For missing parameters, and factors that are not numbers.
-pub fn rope_tensors(config: &Map<String, Value>) -> Result<Vec<(&'static str, Vec<f32>)>> {
-    let rope = Rope::of(config, 1e4)?;
+pub fn rope_tensors(config: &Map<String, Value>, theta: f64) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let rope = Rope::of(config, theta)?;
     let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|number| number as usize);
     let divided = number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| hidden / heads.max(1));
     let width = number("head_dim").or(divided).unwrap_or(0);
-    if let Some(factors) = rope_freqs(config, width)? {
+    if let Some(factors) = rope_freqs(config, width, theta)? {
         return Ok(vec![(ROPE_FREQS, factors)]);
     }
     if !rope.is_longrope() {
@@ -211,14 +209,15 @@ pub fn rope_tensors(config: &Map<String, Value>) -> Result<Vec<(&'static str, Ve
 }
 
 /// Llama 3's scaling as the factors of [`ROPE_FREQS`], one for each pair of a head's numbers, by which frequencies are
-/// divided: 1 for short waves, `factor` for long ones, blended between. `None` for every other kind of scaling.
+/// divided: 1 for short waves, `factor` for long ones, blended between. `None` for every other kind of scaling. `theta` is the
+/// class's own.
 ///
 /// Computed in `f32` step by step, as llama.cpp's converter does it.
 ///
 /// # Errors
 /// For missing parameters.
-pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize) -> Result<Option<Vec<f32>>> {
-    let rope = Rope::of(config, 1e4)?;
+pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize, theta: f64) -> Result<Option<Vec<f32>>> {
+    let rope = Rope::of(config, theta)?;
     if rope.kind() != "llama3" {
         return Ok(None);
     }
@@ -253,7 +252,7 @@ mod tests {
         let config = json!({"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
         let config = config.as_object().unwrap();
-        let factors = rope_freqs(config, 64).unwrap().unwrap();
+        let factors = rope_freqs(config, 64, 1e4).unwrap().unwrap();
         assert_eq!((factors.len(), factors[0], factors[31]), (32, 1.0, 32.0));
         let from_parameters = rope_frequencies(config, 64, None).unwrap();
         let from_factors = rope_frequencies(config, 64, Some(&factors)).unwrap();

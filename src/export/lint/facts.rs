@@ -2,7 +2,7 @@
 
 use super::names::{TensorKind, TensorName};
 use crate::adapter::AdapterConfig;
-use crate::weights::{Base, name_in_whole, text_name};
+use crate::weights::{Base, Wrapper, multimodal_name, text_name};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,8 +51,8 @@ pub struct BaseFacts {
     pub layers: Option<usize>,
     /// Whether the head is the embedding.
     pub tied: bool,
-    /// Where it is the text part of a model of several parts: the class that servers load.
-    pub whole: Option<String>,
+    /// Where it is the text decoder of a multimodal model: the class that servers load.
+    pub multimodal: Option<String>,
     /// Path → outputs and inputs, of every module with a matrix.
     pub modules: BTreeMap<String, (usize, usize)>,
 }
@@ -64,8 +64,9 @@ impl BaseFacts {
             let inner = base.config().get("text_config").and_then(|inner| inner.get(key));
             base.config().get(key).or(inner).and_then(Value::as_u64).map(|number| number as usize)
         };
-        let whole = base.wrapper().map(|whole| whole.architecture.clone().unwrap_or_else(|| whole.model_type.clone()));
-        let path = |module: &str| if whole.is_some() { name_in_whole(module) } else { module.to_owned() };
+        let class = |model: &Wrapper| model.architecture.clone().unwrap_or_else(|| model.model_type.clone());
+        let multimodal = base.wrapper().map(class);
+        let path = |module: &str| if multimodal.is_some() { multimodal_name(module) } else { module.to_owned() };
         let modules: BTreeMap<String, (usize, usize)> = base
             .tensor_names()
             .filter_map(|name| match base.tensor(name)?.0 {
@@ -80,7 +81,7 @@ impl BaseFacts {
             layers: number("num_hidden_layers"),
             tied: said.unwrap_or_else(|| !modules.contains_key("lm_head")),
             modules,
-            whole,
+            multimodal,
         }
     }
 }
@@ -111,9 +112,12 @@ impl AdapterFacts {
         let Value::Object(map) = config.to_json(target_modules) else { return Self::new(Layout::Planned) };
         let base = BaseFacts::of(base);
         let r = config.lora.r;
+        // Of a multimodal model the decoder alone.
+        let trained = |path: &str| base.multimodal.is_none() || text_name(path).is_some() || path == "lm_head";
         let adapted = |path: &&String| {
             let name = TensorName::parse(&format!("{path}.lora_A.weight"));
-            name.layer().is_some()
+            trained(path)
+                && name.layer().is_some()
                 && target_modules.contains(name.leaf())
                 && config.lora.targets(&text_name(path).unwrap_or_else(|| (*path).clone()))
         };

@@ -22,7 +22,14 @@ fn base() -> BaseFacts {
     let layer = |n: usize| MODULES.map(|(path, out, width)| (format!("model.layers.{n}.{path}"), (out, width)));
     let mut modules: BTreeMap<String, (usize, usize)> = (0..2).flat_map(layer).collect();
     modules.insert("model.embed_tokens".into(), (100, 64));
-    BaseFacts { model_type: "llama".into(), vocabulary: Some(100), layers: Some(2), tied: true, whole: None, modules }
+    BaseFacts {
+        model_type: "llama".into(),
+        vocabulary: Some(100),
+        layers: Some(2),
+        tied: true,
+        multimodal: None,
+        modules,
+    }
 }
 
 fn config() -> AdapterConfig {
@@ -106,7 +113,7 @@ type Case = (&'static str, fn(&mut AdapterFacts));
 /// A rule, and a change to a clean adapter that triggers it.
 const CASES: &[Case] = &[
     ("names-of-text-alone", |f| {
-        f.base.as_mut().unwrap().whole = Some("Gemma3ForConditionalGeneration".into());
+        f.base.as_mut().unwrap().multimodal = Some("Gemma3ForConditionalGeneration".into());
     }),
     ("peft-type", |f| set(f, "peft_type", json!("LOHA"))),
     ("peft-type-missing", |f| set(f, "peft_type", Value::Null)),

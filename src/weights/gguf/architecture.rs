@@ -111,7 +111,7 @@ const ARCHITECTURES: &[Architecture] = &[
     },
     QWEN,
     Architecture { gguf: "qwen3", model_type: "qwen3", class: "Qwen3ForCausalLM", ..QWEN },
-    // The text part of Qwen3-VL is Qwen3: of text all three streams of positions are the same.
+    // The text decoder of Qwen3-VL is Qwen3: of text all three streams of positions are the same.
     Architecture { gguf: "qwen3vl", model_type: "qwen3_vl_text", class: "Qwen3ForCausalLM", ..QWEN },
     GEMMA,
     Architecture { gguf: "gemma3", model_type: "gemma3_text", class: "Gemma3ForCausalLM", ..GEMMA },

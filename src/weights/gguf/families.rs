@@ -54,7 +54,7 @@ fn set(config: &mut Config, key: &str, value: impl Into<Value>) {
     config.insert(key.into(), value.into());
 }
 
-/// The text part is Qwen3's.
+/// The text decoder is Qwen3's.
 #[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
 fn qwen3_vl(_: &Keys<'_>, _: &Tensors<'_>, config: &mut Config) -> Result<()> {
     set(config, "model_type", "qwen3");

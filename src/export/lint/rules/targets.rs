@@ -55,14 +55,14 @@ pub(super) const RULES: &[Rule] = &[
         servers: &[Vllm, Peft],
         severity: Severity::Wrong,
         source: "vLLM lora/model_manager.py, and its open issues 34186 and 48019; PEFT utils/save_and_load.py",
-        why: "they load the whole model, whose modules have other names, and pass over what matches none: the adapter loads and \
-              does nothing",
-        fix: "export the adapter once more, `--to peft`: it is written with the names that the whole has",
+        why: "they load the multimodal model, whose modules have other names, and ignore tensors that match none: the adapter \
+              loads and does nothing",
+        fix: "re-export with `--to peft`, which uses the multimodal model's module names",
         check: facts_only!(|facts: &AdapterFacts| {
-            let whole = facts.base.as_ref()?.whole.as_ref()?;
+            let class = facts.base.as_ref()?.multimodal.as_ref()?;
             let of_text = |tensor: &&TensorFact| tensor.parsed.module.starts_with("model.layers.");
             let name = &facts.tensors.iter().find(of_text)?.name;
-            Some(format!("`{name}` is named as in a model of text alone, but the base is a {whole}").into())
+            Some(format!("`{name}` is named as in a text-only model, but the base is a {class}").into())
         }),
     },
     Rule {
