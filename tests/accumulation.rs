@@ -1,13 +1,14 @@
 //! A step does not depend on how it is cut, on padding, on packing, or on whether activations are computed again.
 
 use crate::support::{
-    ALL_LINEAR, TINY, Tiny, batch, eight_rows, engine, lora, objective_kinds, pack, pad, relative_distance, rows,
+    ALL_LINEAR, TINY, Tiny, assert_rehearsed, batch, eight_rows, engine, lora, objective_kinds, pack, pad,
+    relative_distance, rows,
 };
 use equipoise::data::{Arrangement, Batch, Plan, Rows, Sequence};
 use equipoise::models::Model;
 use equipoise::nn::{LoraConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig};
-use equipoise::ops::{Compute, Ledger, Pool};
+use equipoise::ops::{Compute, Pool};
 use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
 
 fn step(model: &Model, config: &ObjectiveConfig, batches: &[Batch]) -> StepGradients {
@@ -201,36 +202,14 @@ fn a_rehearsal_takes_what_the_steps_take() {
         (lora(5, &["q_proj", "down_proj"]), pack(&rows(&[150, 31, 512, 7], tiny.vocabulary))),
         (lora(16, &["v_proj"]), batch(&rows(&[3], tiny.vocabulary))),
     ];
-    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let objective = objectives::build(&ObjectiveConfig::default());
     for (config, large) in &cases {
-        let model = tiny.model(QuantizationType::Q8_0, config);
-        let plan = tiny.plan(QuantizationType::Q8_0, config);
+        let (model, plan) = (tiny.model(QuantizationType::Q8_0, config), tiny.plan(QuantizationType::Q8_0, config));
         let small = batch(&rows(&[9, 17], tiny.vocabulary));
         let all = [small.clone(), large.clone(), small];
         for compute in [Compute::F32, Compute::Bf16] {
             for kept_layers in [3, 1, 0] {
-                let pool = Pool::default();
-                let settings =
-                    |model| Engine { compute, kept_layers, capacity: 800, ..engine(model, &*objective, &pool) };
-                let held = one_thread.install(|| {
-                    let ledger = Ledger::default();
-                    let (engine, drops) = (settings(&model), config.lora_dropout > 0.0);
-                    for batch in &all {
-                        let keys = |_| drops.then(|| dropout_keys(batch, 1, &[0; 8]));
-                        engine.step(std::slice::from_ref(batch), keys).unwrap();
-                        engine.evaluate(batch).unwrap();
-                        engine.evaluate_base(batch).unwrap();
-                    }
-                    settings(&plan).rehearse(&all, drops, &[], &ledger).unwrap();
-                    ledger.held()
-                });
-                let rank = config.r;
-                assert_eq!(
-                    (held.buffers, held.allocated),
-                    pool.allocated(),
-                    "rank {rank}, {compute:?}, {kept_layers} layers kept"
-                );
+                let what = format!("rank {}, {compute:?}, {kept_layers} layers kept", config.r);
+                let held = assert_rehearsed(&what, [&model, &plan], config, &all, (compute, kept_layers));
                 assert!(held.touched <= held.allocated && held.touched > held.allocated / 20, "{held:?}");
             }
         }

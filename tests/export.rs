@@ -138,7 +138,11 @@ fn a_merge_takes_the_weights_of_the_training() {
             base: &base,
             chat_template: None,
             stop: &[],
-            options: ExportOptions { dtype: Some(FloatType::F32), quantize: Some(GgufType::Float(FloatType::F32)) },
+            options: ExportOptions {
+                dtype: Some(FloatType::F32),
+                quantize: Some(GgufType::Float(FloatType::F32)),
+                prefix: None,
+            },
         };
         let out = folder.path().join(format!("merged-{near}"));
         let target = Target::find("merged").unwrap();

@@ -175,3 +175,27 @@ fn the_estimate_of_a_gpus_memory_holds() {
         assert!(estimate <= 2 * peak, "{settings:?}: {peak} bytes were taken, {estimate} estimated");
     }
 }
+
+/// Also with norms behind the branches, windows, caps and factors.
+#[test]
+fn the_estimate_of_a_gpus_memory_holds_for_families() {
+    for family in ["gemma2", "granite", "olmo3", "phi3"] {
+        let Some((gpu, _)) = host_gpu() else { return };
+        let place = Workplace::new();
+        let base = format!("base.model={}", place.copy_family(family).display());
+        let settings = [
+            base.as_str(),
+            "quantization.type=none",
+            "data.chat_template=chatml",
+            "output_dir=out",
+            "training.max_steps=1",
+            "training.gradient_accumulation_steps=1",
+            "training.eval_steps=0",
+            "data.max_seq_len=256",
+        ];
+        let summary = train(&recipe(&place, &settings), &gpu, false, &mut Heard::default()).unwrap();
+        let (estimate, peak) = (summary.estimated_memory, summary.peak_gpu_memory.unwrap());
+        assert!(peak <= estimate, "{family}: {peak} bytes were taken, {estimate} estimated");
+        assert!(estimate <= 2 * peak, "{family}: {peak} bytes were taken, {estimate} estimated");
+    }
+}

@@ -9,21 +9,26 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// What is said of a family's folder whose configuration was changed, as an error with its help.
+#[track_caller]
 fn refusal(family: &str, change: impl FnOnce(&mut Map<String, Value>)) -> String {
+    let place = changed(family, change);
+    let error = loaded(place.path()).expect_err("it must be refused");
+    format!("{error} {}", error.help().unwrap_or_default())
+}
+
+fn changed(family: &str, change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir {
     let (from, place) = (golden("families").join(family), tempfile::tempdir().unwrap());
     let read = |name: &str| std::fs::read(from.join(name)).unwrap();
     let mut config: Map<String, Value> = serde_json::from_slice(&read("config.json")).unwrap();
     change(&mut config);
     std::fs::write(place.path().join("config.json"), Value::Object(config).to_string()).unwrap();
     std::fs::write(place.path().join("model.safetensors"), read("model.safetensors")).unwrap();
-    said_of(place.path())
+    place
 }
 
-fn said_of(path: &Path) -> String {
-    let loaded = Base::open(path)
-        .and_then(|base| models::load(&base, QuantizationConfig::default(), None, 0, &Device::Cpu, true).map(|_| ()));
-    let error = loaded.expect_err("it must be refused");
-    format!("{error} {}", error.help().unwrap_or_default())
+fn loaded(path: &Path) -> equipoise::error::Result<()> {
+    let base = Base::open(path)?;
+    models::load(&base, QuantizationConfig::default(), None, 0, &Device::Cpu, true).map(drop)
 }
 
 #[track_caller]
@@ -51,14 +56,33 @@ fn keys_that_change_the_arithmetic_are_not_passed_over() {
     }
     let said = refusal("gemma3", |config| drop(text(config).insert("hidden_softcap".into(), json!(2.0))));
     says(&said, &["hidden_softcap"]);
-    // What is switched off, and what describes the file, says nothing.
-    let said = refusal("qwen3", |config| {
-        config.insert("attn_scale".into(), json!(1.0));
-        config.insert("router_aux_loss_coef".into(), json!(0.001));
-        config.insert("torch_dtype".into(), json!("float16"));
-        config.insert("hidden_size".into(), json!(0));
-    });
-    says(&said, &["hidden_size: expected 1 to", "got 0"]);
+}
+
+/// What is switched off, and what describes the file, changes nothing; published files have such keys.
+#[test]
+fn keys_that_change_nothing_are_passed_over() {
+    for (family, key, value) in [
+        ("qwen3", "attn_scale", json!(1.0)),
+        ("qwen3", "router_aux_loss_coef", json!(0.001)),
+        ("qwen3", "torch_dtype", json!("float16")),
+        ("gemma2", "sliding_window_size", json!(4096)),
+        ("granitemoehybrid", "normalization_function", json!("rmsnorm")),
+        ("phi3_longrope", "full_attn_mod", json!(1)),
+    ] {
+        let place = changed(family, |config| drop(config.insert(key.into(), value.clone())));
+        loaded(place.path()).unwrap_or_else(|error| panic!("{family} with {key}: {error}"));
+    }
+    for (family, key, value) in [
+        ("granitemoehybrid", "normalization_function", json!("layernorm")),
+        ("phi3_longrope", "full_attn_mod", json!(2)),
+    ] {
+        let said = refusal(family, |config| drop(config.insert(key.into(), value)));
+        says(&said, &[key]);
+    }
+    says(
+        &refusal("qwen3", |config| drop(config.insert("hidden_size".into(), json!(0)))),
+        &["hidden_size: expected 1 to", "got 0"],
+    );
 }
 
 #[test]
@@ -114,10 +138,29 @@ fn families_that_are_not_known_are_told_the_nearest() {
     says(&refusal("qwen3", named("quen3")), &["`quen3` is not supported", "nearest family by name is `qwen3`"]);
     says(&refusal("qwen3", named("zzz")), &["`zzz` is not supported", "supported are: exaone4, gemma2"]);
     let said = refusal("gemma3", |config| drop(text(config).insert("model_type".into(), json!("gemma9_text"))));
-    says(&said, &["`gemma9_text`, the text part of a `gemma3`, is not supported"]);
+    says(&said, &["`gemma9_text`, the text decoder of a `gemma3`, is not supported"]);
     let said = refusal("gemma3", |config| {
         text(config).remove("model_type");
         config.insert("model_type".into(), json!("sees_all"));
     });
     says(&said, &["text_config has no `model_type`", "`sees_all`"]);
+}
+
+/// A GGUF file that lacks a tensor: its header names another one in the place.
+#[test]
+fn a_gguf_file_without_a_tensor_is_refused_by_its_name() {
+    for (family, stored, name) in [
+        ("qwen3", "blk.1.attn_q_norm.weight", "model.layers.1.self_attn.q_norm.weight"),
+        ("gemma2", "blk.0.post_ffw_norm.weight", "model.layers.0.post_feedforward_layernorm.weight"),
+        ("phi3", "blk.1.ffn_up.weight", "model.layers.1.mlp.gate_up_proj.weight"),
+    ] {
+        let mut file = std::fs::read(golden("families").join(family).join("model.gguf")).unwrap();
+        let at = file.windows(stored.len()).position(|bytes| bytes == stored.as_bytes()).unwrap();
+        file[at + 6..at + 9].copy_from_slice(b"xyz");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, file).unwrap();
+        let error = loaded(&path).expect_err("a tensor is missing");
+        says(&format!("{error} {}", error.help().unwrap_or_default()), &[name, "model.gguf"]);
+    }
 }

@@ -91,26 +91,29 @@ fn elementwise<E: Element>(c: &mut Criterion, kind: &str) {
     bench(c, &format!("{kind} rope"), TOKENS * 768, || rope.rotate(&mut qkv, SHAPE));
 }
 
-fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize) {
+/// Of rows of so many tokens, `TOKENS` or one row; `throughput` is of the scores that causality and the window leave.
+fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize, window: Option<usize>) {
     let pool = Pool::default();
     let AttentionShape { heads, kv_heads, head_dim, .. } = SHAPE;
     let stride = (heads + 2 * kv_heads) * head_dim;
-    let qkv = random::<E>(TOKENS * stride, 1);
-    let sequences: Vec<_> = (0..TOKENS / length)
+    let tokens = TOKENS.max(length);
+    let qkv = random::<E>(tokens * stride, 1);
+    let sequences: Vec<_> = (0..tokens / length)
         .map(|i| i * length..(i + 1) * length)
         .map(|rows| Sequence { queries: rows.clone(), keys: rows })
         .collect();
     let from = |column: usize| Heads { data: &qkv[column * head_dim..], stride };
     let (q, k, v) = (from(0), from(heads), from(heads + kv_heads));
-    let of = Attention { shape: SHAPE, q, k, v, sequences: &sequences, capacity: 0 };
-    let (mut out, mut log_sums) = (random::<E>(TOKENS * heads * head_dim, 2), vec![0f32; TOKENS * heads]);
-    // Half of the scores are masked.
-    let flop = 4 * TOKENS * length / 2 * heads * head_dim;
-    bench(c, &format!("{kind} attention forward t={length}"), flop, || attention(&of, &mut out, &mut log_sums, &pool));
+    let of = Attention { shape: AttentionShape { window, ..SHAPE }, q, k, v, sequences: &sequences, capacity: 0 };
+    let (mut out, mut log_sums) = (random::<E>(tokens * heads * head_dim, 2), vec![0f32; tokens * heads]);
+    let seen: usize = (1..=length).map(|position| window.map_or(position, |window| position.min(window))).sum();
+    let flop = 4 * tokens / length * seen * heads * head_dim;
+    let length = window.map_or_else(|| format!("t={length}"), |window| format!("t={length} window={window}"));
+    bench(c, &format!("{kind} attention forward {length}"), flop, || attention(&of, &mut out, &mut log_sums, &pool));
     let gradient = random::<E>(out.len(), 3);
     let mut d_qkv = qkv.clone();
     let output = AttentionOutput { out: &out, log_sums: &log_sums, gradient: &gradient };
-    bench(c, &format!("{kind} attention backward t={length}"), flop / 2 * 5, || {
+    bench(c, &format!("{kind} attention backward {length}"), flop / 2 * 5, || {
         attention_backward(&of, output, None, &mut d_qkv, &pool);
     });
 }
@@ -132,8 +135,8 @@ fn all_of<E: Element>(c: &mut Criterion, kind: &str) {
     linear::<E>(c, &format!("{kind} linear gate_up"), HIDDEN, &[INTERMEDIATE; 2]);
     linear::<E>(c, &format!("{kind} linear down"), INTERMEDIATE, &[HIDDEN]);
     elementwise::<E>(c, kind);
-    for length in [256, 1024] {
-        attend::<E>(c, kind, length);
+    for (length, window) in [(256, None), (1024, None), (4096, None), (4096, Some(1024)), (4096, Some(512))] {
+        attend::<E>(c, kind, length, window);
     }
     head::<E>(c, kind);
 }

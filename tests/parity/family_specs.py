@@ -183,6 +183,13 @@ LONGROPE = {
 }
 PHI3 = {"hidden_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, **GEMMA}
 
+GEMMA3_SWITCHES = {
+    "window": set_text(sliding_window=512),
+    "linear factor": plain_rope("full_attention"),
+    "two thetas": set_rope("sliding_attention", rope_theta=1e6),
+    "embedding scale": EMBEDDING_SCALE,
+}
+
 FAMILIES = {
     "qwen2": Family(
         "Qwen2Config",
@@ -241,13 +248,7 @@ FAMILIES = {
         "Gemma3ForCausalLM",
         rewrite=older_gemma3,
         zero_centred=True,
-        switches={
-            "window": set_text(sliding_window=512),
-            "linear factor": plain_rope("full_attention"),
-            "two thetas": set_rope("sliding_attention", rope_theta=1e6),
-            "embedding scale": EMBEDDING_SCALE,
-            "qk-norm": QK_NORM,
-        },
+        switches={**GEMMA3_SWITCHES, "qk-norm": QK_NORM},
         sentencepiece=True,
     ),
     "smollm3": Family(
@@ -364,10 +365,7 @@ FAMILIES = {
         targets=IN_DECODER,
         zero_centred=True,
         switches={
-            "window": set_text(sliding_window=512),
-            "linear factor": plain_rope("full_attention"),
-            "two thetas": set_rope("sliding_attention", rope_theta=1e6),
-            "embedding scale": EMBEDDING_SCALE,
+            **GEMMA3_SWITCHES,
             "query_pre_attn_scalar": set_text(query_pre_attn_scalar=8),
             "qk-norm": QK_NORM,
         },

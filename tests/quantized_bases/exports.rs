@@ -64,7 +64,7 @@ fn a_merge_of_nf4_is_dequantized() {
     let trained = Trained::new(&golden("quantized/nf4"), &ALL_LINEAR);
     let alone = trained.reference.base_alone.max_logit_difference;
     assert!(alone > 1e-2, "the adapter does something: {alone}");
-    let f32 = ExportOptions { dtype: Some(FloatType::F32), quantize: None };
+    let f32 = ExportOptions { dtype: Some(FloatType::F32), quantize: None, prefix: None };
     let (out, manifest, difference) = trained.export("merged", folder.path(), f32);
     assert!(difference < 1e-4, "{difference}");
     assert_eq!(manifest.types.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["f32"]);
@@ -102,7 +102,7 @@ fn a_gguf_file_in_iq4_keeps_what_the_adapter_leaves_alone() {
 
     // Asked for, everything is written anew.
     let folder = tempfile::tempdir().unwrap();
-    let f16 = ExportOptions { dtype: None, quantize: Some(GgufType::Float(FloatType::F16)) };
+    let f16 = ExportOptions { dtype: None, quantize: Some(GgufType::Float(FloatType::F16)), prefix: None };
     let (_, manifest, difference) = trained.export("gguf", folder.path(), f16);
     assert!(manifest.types.iter().all(|(name, _)| name == "f16" || name == "f32"), "{:?}", manifest.types);
     assert!(difference < 0.05, "{difference}");

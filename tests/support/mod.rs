@@ -17,10 +17,10 @@ use equipoise::data::{Batch, IGNORED, Sequence};
 use equipoise::device::Device;
 use equipoise::models::{self, Model};
 use equipoise::nn::{LoraConfig, QuantizationConfig, QuantizationType, TargetModules};
-use equipoise::objectives::{Objective, ObjectiveConfig, ObjectiveKind, TokenWeighting};
-use equipoise::ops::{Compute, Pool};
+use equipoise::objectives::{self, Objective, ObjectiveConfig, ObjectiveKind, TokenWeighting};
+use equipoise::ops::{Compute, Held, Ledger, Pool};
 use equipoise::rng::Rng;
-use equipoise::train::backward::Engine;
+use equipoise::train::backward::{Engine, dropout_keys};
 use equipoise::weights::Base;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -272,4 +272,33 @@ pub fn quantization_types() -> Vec<(QuantizationType, Tiny, GgmlDType)> {
         (Q::Q5K, WIDE, GgmlDType::Q5K),
         (Q::Q6K, WIDE, GgmlDType::Q6K),
     ]
+}
+
+/// Fails unless a rehearsal of these batches, one a step, says to the byte what buffers they take: trained and validated, with and
+/// without the adapter. On one thread: how many small buffers the tasks of several hold at once is chance.
+#[track_caller]
+pub fn assert_rehearsed(
+    what: &str,
+    [model, plan]: [&Model; 2],
+    lora: &LoraConfig,
+    batches: &[Batch],
+    (compute, kept_layers): (Compute, usize),
+) -> Held {
+    let (pool, objective) = (Pool::default(), objectives::build(&ObjectiveConfig::default()));
+    let settings = |model| Engine { compute, kept_layers, capacity: 800, ..engine(model, &*objective, &pool) };
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let held = one_thread.install(|| {
+        let ledger = Ledger::default();
+        let (engine, drops) = (settings(model), lora.lora_dropout > 0.0);
+        for batch in batches {
+            let keys = |_| drops.then(|| dropout_keys(batch, 1, &[0; 8]));
+            engine.step(std::slice::from_ref(batch), keys).unwrap();
+            engine.evaluate(batch).unwrap();
+            engine.evaluate_base(batch).unwrap();
+        }
+        settings(plan).rehearse(batches, drops, &[], &ledger).unwrap();
+        ledger.held()
+    });
+    assert_eq!((held.buffers, held.allocated), pool.allocated(), "{what}");
+    held
 }
