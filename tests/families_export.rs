@@ -20,6 +20,20 @@ fn place(folder: &Path) -> tempfile::TempDir {
     copy(&folder.join("adapter"), "adapter");
     let chatml = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data/template/named/chatml.jinja");
     std::fs::copy(chatml, place.path().join("base/chat_template.jinja")).unwrap();
+    let path = place.path().join("base/config.json");
+    let mut config = json(&path);
+    if !config["text_config"].is_null() {
+        // As files of multimodal models have them.
+        for part in ["", "/text_config", "/vision_config"] {
+            if let Some(part) = config.pointer_mut(part) {
+                part["quantization_config"] =
+                    serde_json::json!({ "quant_method": "bitsandbytes", "load_in_4bit": true });
+                part["torch_dtype"] = "bfloat16".into();
+            }
+        }
+        std::fs::write(path, config.to_string()).unwrap();
+        std::fs::write(place.path().join("base/preprocessor_config.json"), "{}").unwrap();
+    }
     place
 }
 
@@ -107,6 +121,10 @@ fn multimodal_model_stays_whole(folder: &Path, place: &Path) {
         (&after["model_type"], &after["architectures"], &after["text_config"]["hidden_size"]),
         (&before["model_type"], &before["architectures"], &before["text_config"]["hidden_size"])
     );
+    for part in ["", "/text_config", "/vision_config"].iter().filter_map(|part| after.pointer(part)) {
+        assert!(part.get("quantization_config").is_none() && part["torch_dtype"] == "float32", "{part}");
+    }
+    assert!(place.join("exports/adapter/merged/preprocessor_config.json").is_file());
     let names = |path: &Path| {
         let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
         tensors.into_keys().collect::<std::collections::BTreeSet<_>>()
@@ -126,6 +144,8 @@ fn multimodal_model_stays_whole(folder: &Path, place: &Path) {
     };
     let (code, said) = equipoise("export adapter --base base --to peft --prefix text --out text");
     assert_eq!(code, Some(0), "{said}");
+    let (code, _) = equipoise("export adapter --base base --to mlx --prefix text --out none");
+    assert!(code == Some(2) && !place.join("none").exists(), "{code:?}");
     let adapter = names(&place.join("text/adapter_model.safetensors"));
     assert!(adapter.iter().all(|name| name.starts_with("base_model.model.model.layers.")), "{adapter:?}");
     for (folder, wrong) in [("exports/adapter/peft", false), ("text", true)] {
@@ -143,4 +163,58 @@ fn the_documentation_lists_the_families_that_there_are() {
     let table = String::from_utf8(printed.stdout).unwrap();
     assert!(table.lines().count() > 20);
     assert!(page.contains(&table), "docs/models.md does not hold what `equipoise models --markdown` prints:\n{table}");
+}
+
+/// An adapter that reaches into the image tower is refused: only the text decoder is here.
+#[test]
+fn adapters_of_other_parts_are_refused() {
+    let place = place(&golden("families/gemma3"));
+    let path = place.path().join("adapter/adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let base =
+        candle_core::safetensors::load(place.path().join("base/model.safetensors"), &candle_core::Device::Cpu).unwrap();
+    let (name, weight) =
+        base.iter().find(|(name, _)| name.contains("vision") && name.ends_with("k_proj.weight")).unwrap();
+    let (out, width) = weight.dims2().unwrap();
+    for (part, shape) in [("lora_A", (2, width)), ("lora_B", (out, 2))] {
+        let module = name.strip_suffix(".weight").unwrap();
+        let tensor = candle_core::Tensor::zeros(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        tensors.insert(format!("base_model.model.{module}.{part}.weight"), tensor);
+    }
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let path = place.path().join("adapter/adapter_config.json");
+    let mut config = json(&path);
+    config["target_modules"] =
+        serde_json::json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    std::fs::write(path, config.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
+    let arguments = ["export", "adapter", "--base", "base", "--to", "gguf", "--out", "none"];
+    let output = command.args(arguments).current_dir(place.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("vision") && said.contains("which is not a layer"), "{said}");
+    assert!(!place.path().join("none").exists());
+}
+
+/// Buffers of whole numbers are made anew by transformers; a weight that cannot be read is missed.
+#[test]
+fn a_merged_multimodal_model_lacks_no_weight() {
+    use candle_core::{DType, Device, Tensor, safetensors};
+    let place = place(&golden("families/gemma3"));
+    let path = place.path().join("base/model.safetensors");
+    let mut tensors = safetensors::load(&path, &Device::Cpu).unwrap();
+    let export = || {
+        let arguments = ["export", "adapter", "--base", "base", "--to", "merged", "--overwrite", "--no-verify"];
+        Command::new(env!("CARGO_BIN_EXE_equipoise")).args(arguments).current_dir(place.path()).output().unwrap()
+    };
+    let mut add = |name: &str, dtype| {
+        tensors.insert(name.into(), Tensor::zeros(4, dtype, &Device::Cpu).unwrap());
+        safetensors::save(&tensors, &path).unwrap();
+    };
+    add("vision_tower.embeddings.position_ids", DType::I64);
+    let output = export();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    add("vision_tower.scale", DType::F64);
+    let output = export();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("vision_tower.scale") && said.contains("--to peft"), "{said}");
 }

@@ -124,6 +124,16 @@ fn rotations_that_are_not_known_are_refused() {
         config.insert("rope_parameters".into(), json!({ "full_attention": { "rope_theta": 1e4 } }));
     });
     says(&said, &["rope_parameters has an object for each type of layer"]);
+    let said = refusal("gemma3_text", |config| {
+        config.remove("rope_scaling");
+        config.insert("rope_parameters".into(), json!({ "rope_type": "linear", "factor": 8.0 }));
+    });
+    says(&said, &["rope_parameters: expected an object for each type of layer", "sliding_attention"]);
+    let said = refusal("qwen2", |config| {
+        config.remove("rope_parameters");
+        config.insert("rope_theta".into(), json!(1e-60));
+    });
+    says(&said, &["rope_theta (", "no finite frequencies"]);
 }
 
 #[test]

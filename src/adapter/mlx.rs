@@ -32,7 +32,7 @@ pub(super) fn read(folder: &Path, base: Option<&Base>) -> Result<RawAdapter> {
             return Err(Error::file(&adapter.file, format!("holds the tensor `{name}`, which is not a LoRA matrix"))
                 .with_help("adapters of plain LoRA are read (mlx-lm's `--fine-tune-type lora`)"));
         };
-        // Of a model that sees, the part that speaks.
+        // The text decoder of a multimodal model.
         let module = module.strip_prefix("language_model.").unwrap_or(module);
         let tensor = tensor.t()?.contiguous()?;
         match own(base, module) {

@@ -219,18 +219,16 @@ impl RawAdapter {
                 }
             }
         }
-        let outside = |module: &str| !plain_name(module).starts_with("model.layers.") && module != "lm_head";
+        if pairs.keys().any(|module| plain_name(module) == "lm_head") {
+            return Err(Error::file(&self.file, "adapts the head, `lm_head`: not supported")
+                .with_help("train the adapter on the linear modules of the layers alone"));
+        }
+        let outside = |module: &str| !plain_name(module).starts_with("model.layers.");
         let foreign = pairs.keys().find(|module| outside(module));
         if let Some(first) = foreign.filter(|_| base.wrapper().is_some()) {
             let message = format!("adapts `{first}`, which is not a layer of the text decoder: not supported");
             return Err(Error::file(&self.file, message).with_help(
                 "train the adapter on the language layers alone (PEFT's `exclude_modules` leaves the others out)",
-            ));
-        }
-        if unknown.first() == Some(&"lm_head") {
-            return Err(Error::file(
-                &self.file,
-                "adapts the head, which the base shares with its embeddings: not supported",
             ));
         }
         if let Some(first) = unknown.first() {

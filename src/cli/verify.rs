@@ -125,7 +125,14 @@ pub(super) fn exit_code(verified: &[Verified], most: Option<f64>) -> u8 {
     for verified in verified {
         let (folder, kl) = (verified.folder.display(), verified.difference.mean_kl);
         let alone = verified.base_alone.mean_kl;
-        if verified.lost {
+        let floats = verified.types.iter().all(|(name, _)| ["f32", "f16", "bf16"].contains(&name.as_str()));
+        if verified.lost && kl > alone && floats {
+            say(&format!(
+                "{folder}: {kl:.2e} nats of mean KL from base and adapter, farther than the base alone ({alone:.2e}): the export does \
+                 not compute what the model does. The notes on it name what its format cannot express; else, is the base the right \
+                 one? `--to peft` or `--to merged` keep everything"
+            ));
+        } else if verified.lost {
             say(&format!(
                 "{folder}: {kl:.2e} nats of mean KL from base and adapter, where the base alone is {alone:.2e}: what the adapter does \
                  is lost in the rounding of the weights. Take more bits (--quantize, --dtype), or export the adapter by itself"

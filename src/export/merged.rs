@@ -57,8 +57,10 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     }
     // Of a multimodal model all of it: the other parts as they are.
     let whole = job.base.multimodal_config();
-    if let Some(error) = whole.and_then(|_| job.base.first_unread()) {
-        return Err(error);
+    if let Some(why) = whole.and_then(|_| job.base.first_unread()) {
+        let message = format!("a merged multimodal model has all of its tensors, and one cannot be read: {why}");
+        return Err(Error::file(job.base.path(), message)
+            .with_help("export the adapter by itself, `--to peft`, or merge into a model in F32, F16 or BF16"));
     }
     let mut config = whole.unwrap_or_else(|| job.base.config()).clone();
     if job.base.is_gguf() {

@@ -12,13 +12,10 @@ const COMPANIONS: &[&str] = &["README.md", "recipe.yaml"];
 pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     let dtype = job.options.dtype.unwrap_or(FloatType::F32);
     let folder = out.folder().to_owned();
-    let adapter = AdapterBundle {
-        config: AdapterConfig {
-            nested: job.options.prefix.map_or(job.adapter.config.nested, |prefix| prefix == Prefix::Multimodal),
-            ..job.adapter.config.clone()
-        },
-        tensors: job.adapter.tensors.clone(),
-    };
+    let own = job.adapter.config.nested;
+    let nested = job.options.prefix.map_or(own, |prefix| prefix == Prefix::Multimodal);
+    let config = AdapterConfig { nested, ..job.adapter.config.clone() };
+    let adapter = AdapterBundle { config, tensors: job.adapter.tensors.clone() };
     for path in adapter.save(&folder, dtype.candle())? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         out.adopt(&name)?;
@@ -26,8 +23,17 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     for _ in &job.adapter.tensors {
         out.count(dtype.weight_type());
     }
+    // The card loads the base's own class, in which these names do nothing.
+    let other_class = nested != own;
+    if other_class {
+        let class = if nested { "a multimodal" } else { "a text-only" };
+        out.note(format!(
+            "the modules are named as in {class} model; README.md is left out, for it loads the base's own class"
+        ));
+    }
     if job.path.is_dir() {
-        for name in COMPANIONS.iter().chain(TOKENIZER_FILES) {
+        let companions = COMPANIONS.iter().filter(|name| !other_class || **name != "README.md");
+        for name in companions.chain(TOKENIZER_FILES) {
             out.copy_if_there(job.path, name)?;
         }
         let named = std::fs::read_dir(job.path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten();

@@ -20,6 +20,11 @@ const SIDE_FILES: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    // Of multimodal models.
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 ];
 
 /// Fetches a model's files, or one GGUF file, and returns the snapshot's folder, or that file.

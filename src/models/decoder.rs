@@ -19,7 +19,7 @@ pub(super) struct Defaults {
     pub epsilon: f64,
     pub theta: f64,
     /// Share of a head that rotates.
-    pub partial: f64,
+    pub partial: Option<f64>,
     /// The key that names the activation, and the one that is taken where it is not there.
     pub activation: (&'static str, Activation),
 }
@@ -30,13 +30,13 @@ impl Defaults {
         positions: 2048,
         epsilon: 1e-6,
         theta: 1e4,
-        partial: 1.0,
+        partial: None,
         activation: ("hidden_act", Activation::Silu),
     };
 
     /// What rotations take.
     pub const fn rope(&self) -> RopeDefaults {
-        RopeDefaults { theta: self.theta, theta_key: "rope_theta", partial: self.partial }
+        RopeDefaults { theta: self.theta, theta_key: "rope_theta", partial: self.partial, original: None }
     }
 }
 

@@ -17,11 +17,12 @@ fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     decoder.qk_norm = Some(QkNormKind::Head);
     let layers = decoder.dimensions.layers;
     let window = if config.has("sliding_window") { config.count("sliding_window")? } else { Some(4096) };
-    // A number, or a word such as LLLG, whose length it is.
+    // A number, or a word such as LLLG with L for the layers that slide, over and over.
     let pattern = config.value("sliding_window_pattern");
-    let period = pattern.and_then(|p| p.as_u64().map(|n| n as usize).or_else(|| p.as_str().map(str::len)));
-    let period = period.unwrap_or(4).max(1);
-    let slides = |i: usize| window.is_some() && !(i + 1).is_multiple_of(period);
+    let word = pattern.and_then(serde_json::Value::as_str).filter(|word| !word.is_empty()).map(str::as_bytes);
+    let period = pattern.and_then(serde_json::Value::as_u64).map_or(4, |period| period.max(1) as usize);
+    let in_pattern = |i: usize| word.map_or(!(i + 1).is_multiple_of(period), |word| word[i % word.len()] == b'L');
+    let slides = |i: usize| window.is_some() && in_pattern(i);
     let sliding = config.sliding_layers(layers, slides)?;
     if let Some(window) = window {
         decoder.slide(window, &sliding);

@@ -17,20 +17,22 @@ pub(super) const FAMILY: Family = Family {
     describe: decoder,
 };
 
-/// Those of the class: the text decoders of MedGemma and Gemma 3 4B leave them out.
+/// Those of the class.
 const DEFAULTS: Defaults = Defaults { positions: 131_072, ..gemma2::DEFAULTS };
 
 fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     let mut decoder = Decoder::without_rope(config, &DEFAULTS)?;
     gemma(config, &mut decoder)?;
     decoder.qk_norm = Some(QkNormKind::Head);
-    decoder.softcap = config.number("attn_logit_softcapping")?;
+    if let Some(cap) = config.number("attn_logit_softcapping")? {
+        return Err(config.error(format!("attn_logit_softcapping: expected null, got {cap}: Gemma 3 caps no scores")));
+    }
     decoder.logits_softcap = config.number("final_logit_softcapping")?;
     if config.flag("use_bidirectional_attention")? == Some(true) {
         return Err(config.error("use_bidirectional_attention: a model that sees what follows is not supported"));
     }
     let (layers, head_dim) = (decoder.dimensions.layers, decoder.dimensions.head_dim);
-    let period = config.count("sliding_window_pattern")?.or(config.count("_sliding_window_pattern")?).unwrap_or(6);
+    let period = config.count("sliding_window_pattern")?.unwrap_or(6);
     let sliding = config.sliding_layers(layers, |i| !(i + 1).is_multiple_of(period))?;
     decoder.slide(config.count("sliding_window")?.unwrap_or(4096), &sliding);
 

@@ -12,7 +12,7 @@ pub(super) const FAMILY: Family =
     Family { model_type: "glm4", models: "GLM-4-0414, GLM-Z1", names: NAMES, describe: decoder };
 
 const DEFAULTS: Defaults =
-    Defaults { head_dim: Some(128), positions: 131_072, epsilon: 1.5625e-7, partial: 0.5, ..Defaults::LLAMA };
+    Defaults { head_dim: Some(128), positions: 131_072, epsilon: 1.5625e-7, partial: Some(0.5), ..Defaults::LLAMA };
 const NAMES: Names = Names {
     attention: [Some("input_layernorm"), Some("post_self_attn_layernorm")],
     mlp: [Some("post_attention_layernorm"), Some("post_mlp_layernorm")],

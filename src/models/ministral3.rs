@@ -15,8 +15,7 @@ pub(super) const FAMILY: Family = Family {
     describe: decoder,
 };
 
-const DEFAULTS: Defaults =
-    Defaults { head_dim: Some(128), positions: 262_144, epsilon: 1e-5, theta: 1e6, ..mistral::DEFAULTS };
+const DEFAULTS: Defaults = Defaults { head_dim: Some(128), positions: 262_144, epsilon: 1e-5, ..mistral::DEFAULTS };
 
 fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {
     if config.object("rope_parameters")?.is_none() && config.object("rope_scaling")?.is_none() {

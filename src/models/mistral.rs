@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
 pub(super) const MINISTRAL: Family =
     Family { model_type: "ministral", models: "Ministral 8B", names: Names::LLAMA, describe: decoder };
 
-/// Those of the class, for the text decoder of Mistral 3.
+/// Those of the class.
 pub(super) const DEFAULTS: Defaults = Defaults { positions: 131_072, ..Defaults::LLAMA };
 
 fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {

@@ -18,7 +18,7 @@ const NAMES: Names = Names { qkv: &["self_attn.qkv_proj"], gate_up: &["mlp.gate_
 fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     let mut decoder = Decoder::without_rope(config, &DEFAULTS)?;
     let partial = config.number("partial_rotary_factor")?.unwrap_or(1.0);
-    let defaults = RopeDefaults { partial, ..DEFAULTS.rope() };
+    let defaults = RopeDefaults { partial: Some(partial), original: Some(4096.0), ..DEFAULTS.rope() };
     decoder.ropes = vec![rope(config, None, defaults, decoder.dimensions.head_dim, None)?];
     // Phi-4-mini says that every layer is alike.
     if config.count("full_attn_mod")?.is_some_and(|period| period != 1) {

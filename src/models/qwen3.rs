@@ -19,7 +19,7 @@ pub(super) const VL: Family = Family {
 
 const DEFAULTS: Defaults = Defaults { head_dim: Some(128), positions: 32768, ..Defaults::LLAMA };
 
-/// Of `qwen3_vl_text`, which is nested.
+/// Those of the class `qwen3_vl_text`.
 const VL_DEFAULTS: Defaults = Defaults { positions: 128_000, theta: 5e5, ..DEFAULTS };
 
 fn decoder(config: &Config<'_>, builder: &Builder<'_>) -> Result<Decoder> {

@@ -16,8 +16,10 @@ pub(super) struct RopeDefaults {
     pub theta: f64,
     /// The key of the configuration's top that says it.
     pub theta_key: &'static str,
-    /// Share of a head that rotates.
-    pub partial: f64,
+    /// Share of a head that rotates, in families whose heads may rotate in part.
+    pub partial: Option<f64>,
+    /// The positions that the model was made for at first, where the class has a default of its own for them.
+    pub original: Option<f64>,
 }
 
 /// The rotation of the layers of a type, for heads of this width.
@@ -33,22 +35,29 @@ pub(super) fn rope(
     head_dim: usize,
     factors: Option<&[f32]>,
 ) -> Result<Rope> {
-    let parameters = Parameters::of(config, layer_type)?;
-    config.ignore(&["original_max_position_embeddings", "rope_theta"]);
+    let parameters = Parameters::of(config, layer_type, defaults.original)?;
+    config.ignore(&["original_max_position_embeddings", "rope_theta", defaults.theta_key]);
     let theta = match parameters.number("rope_theta")? {
         Some(theta) => theta,
         None => config.number(defaults.theta_key)?.unwrap_or(defaults.theta),
     };
     // Whether a family's heads rotate in part is the family's matter: only then the key is read at the top.
-    let partial = match (defaults.partial < 1.0, parameters.number("partial_rotary_factor")?) {
-        (true, None) => config.number("partial_rotary_factor")?.unwrap_or(defaults.partial),
-        (true, Some(partial)) => partial,
-        (false, partial) => partial.unwrap_or(1.0),
+    let proportional = parameters.kind()? == "proportional";
+    let partial = match (defaults.partial, parameters.number("partial_rotary_factor")?) {
+        (Some(default), None) => config.number("partial_rotary_factor")?.unwrap_or(default),
+        (None, Some(partial)) if partial != 1.0 && !proportional => {
+            let message = format!(
+                "{}.partial_rotary_factor is {partial}, but heads of this family rotate as a whole",
+                parameters.key
+            );
+            return Err(config.error(message).with_help("remove the key: transformers ignores it here"));
+        }
+        (_, partial) => partial.unwrap_or(1.0),
     };
     if partial > 1.0 {
         return Err(config.error(format!("partial_rotary_factor: expected at most 1, got {partial}")));
     }
-    if parameters.kind()? == "proportional" {
+    if proportional {
         return parameters.proportional(theta, partial, head_dim);
     }
     let width = (head_dim as f64 * partial) as usize;
@@ -68,8 +77,10 @@ pub(super) fn rope(
             *frequency = (plain / f64::from(*factor)) as f32;
         }
     }
-    if !rope.frequencies.iter().all(|frequency| frequency.is_finite()) || !rope.factor.is_finite() {
-        return Err(config.error(format!("{}: its numbers give no finite rotation", parameters.key)));
+    let long = rope.long.iter().flat_map(|long| &long.frequencies);
+    if !rope.frequencies.iter().chain(long).all(|frequency| frequency.is_finite()) || !rope.factor.is_finite() {
+        let from = if parameters.maps.is_empty() { "" } else { &format!(" and {}", parameters.key) };
+        return Err(config.error(format!("rope_theta ({theta}){from}: no finite frequencies come of it")));
     }
     if let Some(beta) = parameters.number("llama_4_scaling_beta")? {
         rope.temperature = Some(Temperature { beta: beta as f32, original: parameters.original_length()? as usize });
@@ -94,10 +105,12 @@ struct Parameters<'a> {
     key: String,
     /// The objects that count, the first one first.
     maps: Vec<&'a Map<String, Value>>,
+    /// See [`RopeDefaults::original`].
+    original: Option<f64>,
 }
 
 impl<'a> Parameters<'a> {
-    fn of(config: &'a Config<'a>, layer_type: Option<&str>) -> Result<Self> {
+    fn of(config: &'a Config<'a>, layer_type: Option<&str>, original: Option<f64>) -> Result<Self> {
         let (scaling, parameters) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = parameters.is_some_and(|map| map.values().any(Value::is_object));
         let (parameters, key) = match (layer_type, nested) {
@@ -110,12 +123,19 @@ impl<'a> Parameters<'a> {
                     config.error("rope_parameters has an object for each type of layer, of which this family has one")
                 );
             }
+            // With scaling at the top, it says the same once more.
+            (Some(_), false) if scaling.is_some() => (None, String::new()),
+            (Some(_), false) if parameters.is_some() => {
+                return Err(config.error(
+                    "rope_parameters: expected an object for each type of layer, `full_attention` and `sliding_attention`",
+                ));
+            }
             (_, false) => (parameters, "rope_parameters".to_owned()),
         };
         // Scaling at the top is that of the layers that see everything.
         let scaling = scaling.filter(|_| layer_type != Some("sliding_attention"));
         let key = if scaling.is_some() { "rope_scaling".to_owned() } else { key };
-        Ok(Self { config, key, maps: scaling.into_iter().chain(parameters).collect() })
+        Ok(Self { config, key, maps: scaling.into_iter().chain(parameters).collect(), original })
     }
 
     fn value(&self, name: &str) -> Option<&'a Value> {
@@ -147,7 +167,8 @@ impl<'a> Parameters<'a> {
     /// configuration's top first, and all positions where none are said.
     fn original_length(&self) -> Result<f64> {
         const KEY: &str = "original_max_position_embeddings";
-        let said = self.config.number(KEY)?.map_or_else(|| self.number(KEY), |top| Ok(Some(top)))?;
+        let top = self.config.number(KEY)?.or(self.original);
+        let said = top.map_or_else(|| self.number(KEY), |top| Ok(Some(top)))?;
         match said.map_or_else(|| self.config.number("max_position_embeddings"), |length| Ok(Some(length)))? {
             Some(length) if length >= 1.0 => Ok(length),
             Some(length) => Err(self.config.error(format!("{KEY}: expected at least 1, got {length}"))),
@@ -229,7 +250,12 @@ impl<'a> Parameters<'a> {
         }
         let factor = self.factor()?;
         let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { (0.1 * weight).mul_add(factor.ln(), 1.0) };
-        Ok(match (self.number("mscale")?, self.number("mscale_all_dim")?) {
+        // 0 is as good as nothing there.
+        let weight = |name: &str| match self.value(name).and_then(Value::as_f64) {
+            Some(0.0) => Ok(None),
+            _ => self.number(name),
+        };
+        Ok(match (weight("mscale")?, weight("mscale_all_dim")?) {
             (Some(one), Some(all)) => scale(one) / scale(all),
             _ => scale(1.0),
         })
@@ -293,12 +319,13 @@ impl Llama3 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decoder::Defaults;
     use super::*;
     use serde_json::json;
 
     fn of(json: &Value, head_dim: usize) -> Result<Rope> {
         let config = Config::new(json.as_object().unwrap(), "llama");
-        rope(&config, None, RopeDefaults { theta: 1e4, theta_key: "rope_theta", partial: 1.0 }, head_dim, None)
+        rope(&config, None, Defaults::LLAMA.rope(), head_dim, None)
     }
 
     #[test]
@@ -324,7 +351,12 @@ mod tests {
         assert_eq!(rope.frequencies.len(), 32);
         assert_eq!((&rope.frequencies[..8], &rope.frequencies[8..]), (&plain.frequencies[..8], &[0.0; 24][..]));
         let partial = json!({"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25});
-        let partial = of(&json!({ "rope_parameters": partial }), 64).unwrap();
+        let partial = json!({ "rope_parameters": partial });
+        let refused = of(&partial, 64).unwrap_err().to_string();
+        assert!(refused.contains("partial_rotary_factor is 0.25"), "{refused}");
+        let config = Config::new(partial.as_object().unwrap(), "glm4");
+        let defaults = RopeDefaults { partial: Some(0.5), ..Defaults::LLAMA.rope() };
+        let partial = super::rope(&config, None, defaults, 64, None).unwrap();
         assert_eq!(partial.frequencies.len(), 8);
         assert_ne!(partial.frequencies[1], rope.frequencies[1]);
     }
@@ -338,6 +370,24 @@ mod tests {
         assert_eq!(rope.frequencies[0], plain.frequencies[0]);
         assert_eq!(rope.frequencies[63], plain.frequencies[63] / 4.0);
         assert!((rope.factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6, "{}", rope.factor);
+    }
+
+    /// transformers takes the top's original length before the inner one, also where it is the class's own; and 0 for no `mscale`.
+    #[test]
+    fn defaults_are_those_of_transformers() {
+        let scaling = json!({"rope_type": "longrope", "long_factor": [2.0, 4.0], "short_factor": [1.0, 1.0],
+            "original_max_position_embeddings": 64});
+        let config = json!({"max_position_embeddings": 131_072, "rope_scaling": scaling});
+        let config = Config::new(config.as_object().unwrap(), "phi3");
+        let defaults = RopeDefaults { original: Some(4096.0), ..Defaults::LLAMA.rope() };
+        let rope = super::rope(&config, None, defaults, 4, None).unwrap();
+        assert_eq!(rope.long.unwrap().original, 4096);
+        let yarn = |all: f64| {
+            let scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.5,
+                "mscale_all_dim": all});
+            of(&json!({ "rope_scaling": scaling }), 8).unwrap().factor
+        };
+        assert!((yarn(0.0) - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6 && yarn(1.0) < 1.0);
     }
 
     #[test]

@@ -243,7 +243,8 @@ fn check_options(request: &ExportRequest) -> Result<()> {
             .with_help("the type of a merged GGUF file is --quantize: `--quantize bf16`"));
     }
     if request.options.prefix.is_some() && !any(&["peft"]) {
-        return Err(Error::invalid("--prefix is for `--to peft`, and that is not asked for"));
+        return Err(Error::invalid("--prefix is for `--to peft`, and that is not asked for")
+            .with_help("add `peft` to `--to`, or leave `--prefix` out"));
     }
     Ok(())
 }

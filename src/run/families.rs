@@ -1,8 +1,8 @@
 //! What can be done with each family of models: for people who choose one, and for the documentation.
 
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterConfig};
-use crate::export::TARGETS;
 use crate::export::lint::{self, AdapterFacts, BaseFacts, Layout, Server, Settings, Severity, TensorFact};
+use crate::export::{TARGETS, Target};
 use crate::models::{FamilyFacts, families};
 use crate::nn::LoraConfig;
 use crate::weights::gguf::architecture::Architecture;
@@ -49,6 +49,11 @@ fn report(facts: &FamilyFacts) -> FamilyReport {
         let converted = gguf.is_some() || ![Server::LlamaCpp, Server::Ollama].contains(server);
         converted && findings.iter().all(|finding| finding.severity == Severity::Note)
     };
+    let servers: Vec<_> = Server::ALL.into_iter().filter(takes).collect();
+    let written = |target: &&Target| match target.name {
+        "mlx" => servers.contains(&Server::Mlx),
+        _ => gguf.is_some() || !target.is_gguf(),
+    };
     FamilyReport {
         model_type: facts.model_type,
         models: facts.models,
@@ -57,12 +62,8 @@ fn report(facts: &FamilyFacts) -> FamilyReport {
         trains: ["cpu", "cuda"],
         reads: ["safetensors"].into_iter().chain(gguf.map(|_| "gguf")).collect(),
         gguf,
-        exports: TARGETS
-            .iter()
-            .filter(|target| gguf.is_some() || !target.is_gguf())
-            .map(|target| target.name)
-            .collect(),
-        servers: Server::ALL.into_iter().filter(takes).collect(),
+        exports: TARGETS.iter().filter(|target| written(target)).map(|target| target.name).collect(),
+        servers,
     }
 }
 

@@ -52,9 +52,36 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         return Ok(None);
     }
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+    let parsed = serde_json::from_slice(&bytes)
+        .or_else(|error| serde_json::from_str(&quoted(&String::from_utf8_lossy(&bytes))).map_err(|_| error));
+    parsed.map(Some).map_err(|error| {
         Error::file(path, format!("cannot be read as JSON: {error}")).with_help("fetch the file again")
     })
+}
+
+/// JSON with the numbers that Python writes and JSON does not have as texts: whoever reads one of them names its key.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    // Parts between quotes are within a string, or not, by turns.
+    let (mut rest, mut within) = (text, false);
+    while !rest.is_empty() {
+        let mut escaped = false;
+        let quote = rest.find(|letter: char| {
+            let found = letter == '"' && !escaped;
+            escaped = within && letter == '\\' && !escaped;
+            found
+        });
+        let (part, next) = rest.split_at(quote.map_or(rest.len(), |at| at + 1));
+        if within {
+            out.push_str(part);
+        } else {
+            out.push_str(
+                &part.replace("-Infinity", "\"-inf\"").replace("Infinity", "\"inf\"").replace("NaN", "\"nan\""),
+            );
+        }
+        (rest, within) = (next, !within);
+    }
+    out
 }
 
 fn no_config(folder: &Path) -> Error {
@@ -98,4 +125,16 @@ pub(super) fn tokenizer(folder: &Path) -> Result<Tokenizer> {
     let tokenizer_config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     token_files(folder, tokenizer_config)?.complete(&mut tokenizer, folder)?;
     Ok(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn numbers_of_pythons_become_texts_outside_of_texts_alone() {
+        let json = r#"{"a \" Infinity": [0.0, Infinity, -Infinity], "b": "NaN\\", "c": NaN}"#;
+        let wanted = r#"{"a \" Infinity": [0.0, "inf", "-inf"], "b": "NaN\\", "c": "nan"}"#;
+        assert_eq!(quoted(json), wanted);
+    }
 }

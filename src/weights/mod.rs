@@ -151,9 +151,9 @@ impl Base {
         self.contents.table.unread(name)
     }
 
-    /// The error for the first tensor that cannot be read, needed or not.
-    pub fn first_unread(&self) -> Option<Error> {
-        self.contents.table.first_unread()
+    /// Of the weights that cannot be read, needed or not, the first: why, for people. Buffers of whole numbers are no weights.
+    pub fn first_unread(&self) -> Option<&str> {
+        self.contents.table.first_unread().map(|unread| unread.message.as_str())
     }
 
     /// The names of all tensors that can be read, sorted.

@@ -142,7 +142,7 @@ impl Search<'_> {
             Err(Misfit { path: other, message, help }) => {
                 let path =
                     other.or(path).or_else(|| Some(self.table.files().first()?.path.clone())).unwrap_or_default();
-                self.table.leave(name.to_owned(), Unread { path, message, help });
+                self.table.leave(name.to_owned(), Unread { path, message, help, is_buffer: false });
                 Ok(())
             }
         }
@@ -151,7 +151,7 @@ impl Search<'_> {
     /// A tensor that a weight cannot do without; of one in a shard that is not there, that is the reason.
     fn need(&self, name: &str, without: impl FnOnce() -> String) -> std::result::Result<Part, Misfit> {
         self.part(name).ok_or_else(|| match self.table.why_unread(name).cloned() {
-            Some(Unread { path, message, help }) => Misfit { path: Some(path), message, help },
+            Some(Unread { path, message, help, .. }) => Misfit { path: Some(path), message, help },
             None => Misfit::new(without()),
         })
     }

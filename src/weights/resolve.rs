@@ -32,9 +32,9 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
         }
     }
     let object = |key: &str| known(config, key).and_then(Value::as_object).cloned();
-    if object("rope_parameters").is_some_and(|map| map.values().any(Value::is_object)) {
+    if let Some(parameters) = object("rope_parameters").filter(|map| map.values().any(Value::is_object)) {
         // An object for each type of layer: the family knows what else counts.
-        return Vec::new();
+        return by_layer(config, &parameters);
     }
     let (scaling, parameters) = (object("rope_scaling"), object("rope_parameters"));
     let (key, Some(mut chosen)) = (match scaling {
@@ -44,9 +44,11 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
         return Vec::new();
     };
     let mut notes = Vec::new();
-    let theta = known(&chosen, "rope_theta").or_else(|| known(config, "rope_theta")).cloned().unwrap_or(json!(1e4));
-    if let Some(top) = known(config, "rope_theta").filter(|top| top.as_f64() != theta.as_f64()) {
-        notes.push(differs("rope_theta", top, &theta, &format!("in {key}")));
+    let theta = known(&chosen, "rope_theta").or_else(|| known(config, "rope_theta")).cloned();
+    if let (Some(top), Some(theta)) = (known(config, "rope_theta"), &theta)
+        && top.as_f64() != theta.as_f64()
+    {
+        notes.push(differs("rope_theta", top, theta, &format!("in {key}")));
     }
     if let (Some(old), Some(new)) = (known(&chosen, "type"), known(&chosen, "rope_type"))
         && old != new
@@ -58,12 +60,17 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
     if completed {
         notes.extend(original_length(config, &mut chosen, key));
     }
-    chosen.insert("rope_theta".into(), theta.clone());
+    if let Some(theta) = &theta {
+        chosen.insert("rope_theta".into(), theta.clone());
+    }
     chosen.remove("type");
     chosen.insert("rope_type".into(), kind.clone());
     if let (Some(_), Some(mut other)) = (&scaling, parameters) {
-        for (key, value) in [("rope_theta", &theta), ("rope_type", &kind)] {
-            other.entry(key).or_insert_with(|| value.clone());
+        // What is said of neither is the class's own.
+        for (key, value) in [("rope_theta", theta.as_ref()), ("rope_type", Some(&kind))] {
+            if let Some(value) = value {
+                other.entry(key).or_insert_with(|| value.clone());
+            }
         }
         other.remove("type");
         if other != chosen {
@@ -75,6 +82,17 @@ fn rope(config: &mut Map<String, Value>) -> Vec<String> {
         settle(config, chosen, theta, &kind);
     }
     notes
+}
+
+/// The bases of the frequencies that older versions had at the top, beside those of each type of layer, which count.
+fn by_layer(config: &Map<String, Value>, parameters: &Map<String, Value>) -> Vec<String> {
+    let pairs = [("rope_theta", "full_attention"), ("rope_local_base_freq", "sliding_attention")];
+    let note = |(key, kind): (&str, &str)| {
+        let (top, inner) = (known(config, key)?, known(parameters.get(kind)?.as_object()?, "rope_theta")?);
+        let differ = top.as_f64() != inner.as_f64();
+        differ.then(|| differs(key, top, inner, &format!("in rope_parameters.{kind}")))
+    };
+    pairs.into_iter().filter_map(note).collect()
 }
 
 /// A note of two values, the latter of which counts.
@@ -96,13 +114,21 @@ fn original_length(config: &Map<String, Value>, chosen: &mut Map<String, Value>,
 }
 
 /// Writes what counts under each of its names.
-fn settle(config: &mut Map<String, Value>, chosen: Map<String, Value>, theta: Value, kind: &Value) {
-    config.insert("rope_theta".into(), theta);
+fn settle(config: &mut Map<String, Value>, chosen: Map<String, Value>, theta: Option<Value>, kind: &Value) {
+    if let Some(theta) = theta {
+        config.insert("rope_theta".into(), theta);
+    }
     config.remove("rope_scaling");
     if kind != "default" {
         config.insert("rope_scaling".into(), Value::Object(chosen.clone()));
     }
-    config.insert("rope_parameters".into(), Value::Object(chosen));
+    // Families with a rotation for each type of layer have an object for each there.
+    let one_rotation = !["gemma3_text", "olmo3"].iter().any(|kind| config.get("model_type") == Some(&json!(kind)));
+    if one_rotation {
+        config.insert("rope_parameters".into(), Value::Object(chosen));
+    } else {
+        config.remove("rope_parameters");
+    }
     config.remove(LENGTH);
 }
 
@@ -152,6 +178,10 @@ mod tests {
         let (config, notes) = resolved(&json!({ "rope_theta": 1e4, "rope_parameters": { "rope_theta": 500.0 } }));
         assert_eq!((&config["rope_theta"], &config["rope_parameters"]["rope_theta"]), (&json!(500.0), &json!(500.0)));
         assert!(notes[0].contains("10000.0") && notes[0].contains("500.0 in rope_parameters"), "{notes:?}");
+        let twice = json!({ "rope_scaling": { "rope_type": "linear", "factor": 2.0 },
+            "rope_parameters": { "rope_type": "default", "rope_theta": 5e6 } });
+        let (config, notes) = resolved(&twice);
+        assert!(!config.contains_key("rope_theta") && notes.len() == 1, "the class's own counts: {config:?} {notes:?}");
         let (config, notes) = resolved(&json!({ "max_position_embeddings": 64, "rope_scaling": { "type": "llama3" } }));
         assert_eq!((&config["rope_scaling"][LENGTH], notes.len()), (&json!(64), 0));
     }

@@ -75,6 +75,7 @@ fn absent(index: &Path, shard: &str) -> Unread {
         path: index.to_owned(),
         message: format!("names the shard `{shard}`, which is not in the folder"),
         help: "fetch that file too, next to the others".into(),
+        is_buffer: false,
     }
 }
 
@@ -83,6 +84,7 @@ fn not_in(shard: &Path, tensor: &str) -> Unread {
         path: shard.to_owned(),
         message: format!("tensor `{tensor}` is missing, though {INDEX} says that it is here"),
         help: "index and shards are of different downloads; fetch them again".into(),
+        is_buffer: false,
     }
 }
 
@@ -161,6 +163,7 @@ fn unsupported(path: &Path, name: &str, dtype: &str) -> Unread {
         path: path.to_owned(),
         message: format!("tensor `{name}` is of type {dtype}; F32, F16 and BF16 are read"),
         help: help.into(),
+        is_buffer: ["I64", "I32", "I16", "BOOL"].contains(&dtype),
     }
 }
 

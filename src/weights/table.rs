@@ -88,6 +88,8 @@ pub(super) struct Unread {
     pub path: PathBuf,
     pub message: String,
     pub help: String,
+    /// Whether it is of whole numbers: a buffer, such as positions, which transformers makes anew.
+    pub is_buffer: bool,
 }
 
 impl Unread {
@@ -178,10 +180,13 @@ impl Table {
     /// When two tensors would have one name.
     pub fn rename(&mut self, rename: impl Fn(String) -> String) -> Result<()> {
         for (name, entry) in std::mem::take(&mut self.entries) {
-            let (file, stored) = (entry.file, entry.stored.clone());
+            let (path, stored) = (self.files[entry.file].path.clone(), entry.stored.clone());
             if let Some(other) = self.entries.insert(rename(name), entry) {
-                let path = &self.files[file].path;
-                let message = format!("holds one tensor under two names, `{}` and `{stored}`", other.stored);
+                let beside = match &self.files[other.file].path {
+                    same if *same == path => String::new(),
+                    another => format!(" (in {})", another.display()),
+                };
+                let message = format!("`{stored}` and `{}`{beside} are two names of one tensor", other.stored);
                 return Err(
                     Error::file(path, message).with_help("save the model again with transformers' save_pretrained")
                 );
@@ -191,9 +196,9 @@ impl Table {
         Ok(())
     }
 
-    /// The first tensor that cannot be read, and why.
-    pub fn first_unread(&self) -> Option<Error> {
-        self.unread.values().next().map(Unread::error)
+    /// The first weight that cannot be read, and why.
+    pub fn first_unread(&self) -> Option<&Unread> {
+        self.unread.values().find(|unread| !unread.is_buffer)
     }
 
     /// Reads a tensor; `base` is what errors name.

@@ -14,8 +14,9 @@ const SHARED: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
 
 /// What a class of text decoders takes where a nested configuration leaves a size out, as transformers does: hidden size,
 /// intermediate size, layers, heads, heads of keys, vocabulary, positions.
-const CLASS_DEFAULTS: [(&str, [u64; 7]); 4] = [
+const CLASS_DEFAULTS: [(&str, [u64; 7]); 5] = [
     ("gemma3_text", [2304, 9216, 26, 8, 4, 262_208, 131_072]),
+    ("llama", [4096, 11008, 32, 32, 32, 32_000, 2048]),
     ("ministral3", [4096, 14336, 34, 32, 8, 131_072, 262_144]),
     ("mistral", [4096, 14336, 32, 32, 8, 32_000, 131_072]),
     ("qwen3_vl_text", [4096, 22016, 32, 32, 32, 151_936, 128_000]),
@@ -32,8 +33,13 @@ const SIZES: [&str; 7] = [
 ];
 
 /// The names that the text decoder's tensors begin with, and how they begin in a text-only model.
-const PREFIXES: [(&str, &str); 3] =
-    [("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")];
+const PREFIXES: [(&str, &str); 4] = [
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    // A model that was saved without its head.
+    ("language_model.", "model."),
+];
 
 /// The multimodal model that a decoder belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]

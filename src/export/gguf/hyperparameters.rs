@@ -43,7 +43,7 @@ const GEMMA2: Family = Family { model_type: "gemma2", width: Width::Own(256), mo
 const FAMILIES: &[Family] = &[
     LLAMA,
     Family { model_type: "mistral", ..LLAMA },
-    Family { model_type: "ministral3", width: Width::Own(128), epsilon: 1e-5, theta: 1e6, more: ministral3, ..LLAMA },
+    Family { model_type: "ministral3", width: Width::Own(128), epsilon: 1e-5, more: ministral3, ..LLAMA },
     Family { model_type: "smollm3", width: Width::Unsaid, theta: 2e6, more: smollm3, ..LLAMA },
     Family { model_type: "granite", width: Width::Unsaid, more: granite, ..LLAMA },
     Family { model_type: "granitemoehybrid", width: Width::Unsaid, more: granite_hybrid, ..LLAMA },
@@ -125,7 +125,7 @@ impl Keys<'_> {
     }
 
     fn unsaid(&self, what: &str) -> Error {
-        Error::file(&self.path, format!("{what}, for which GGUF has no key in this architecture"))
+        Error::file(&self.path, format!("{what}: GGUF files of this architecture have no way to say so"))
             .with_help("export the merged model instead: `--to merged`")
     }
 

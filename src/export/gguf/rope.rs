@@ -20,7 +20,8 @@ pub(super) struct Rope {
 
 impl Rope {
     /// Finds it: `rope_scaling` before `rope_parameters`, as transformers 5 does; the latter for all layers or for each type of
-    /// them. Beside it the keys that older versions had at the top. `theta` is the class's own.
+    /// them. Beside it the keys that older versions had at the top, of which the original length goes before the inner one. `theta` is
+    /// the class's own.
     pub fn of(config: &Map<String, Value>, theta: f64) -> Result<Self> {
         let known = |key: &str| config.get(key).filter(|value| !value.is_null());
         let object = |key: &str| match known(key) {
@@ -31,12 +32,17 @@ impl Rope {
         let mut all = object("rope_parameters")?.unwrap_or_default();
         let mut local_theta = known("rope_local_base_freq").cloned();
         if let Some(Value::Object(full)) = all.get("full_attention").cloned() {
-            local_theta = all.get("sliding_attention").and_then(|local| local.get("rope_theta")).cloned();
+            let of_sliding = all.get("sliding_attention").and_then(|local| local.get("rope_theta")).cloned();
+            local_theta = of_sliding.or(local_theta);
             all = full;
         }
         all.extend(object("rope_scaling")?.into_iter().flatten().filter(|(_, value)| !value.is_null()));
         all.retain(|_, value| !value.is_null());
-        for (key, class) in [("rope_theta", Some(theta.into())), ("partial_rotary_factor", None), (LENGTH, None)] {
+        let of_phi3 = || (config.get("model_type")? == "phi3").then(|| Value::from(4096));
+        if let Some(length) = known(LENGTH).cloned().or_else(of_phi3) {
+            all.insert(LENGTH.into(), length);
+        }
+        for (key, class) in [("rope_theta", Some(theta.into())), ("partial_rotary_factor", None)] {
             let other: Option<Value> = known(key).cloned().or(class);
             if let Some(value) = other.filter(|_| !all.contains_key(key)) {
                 all.insert(key.into(), value);
@@ -259,6 +265,22 @@ mod tests {
         for (a, b) in from_parameters.iter().zip(&from_factors) {
             assert!((a - b).abs() <= 1e-5 * a, "{a} {b}");
         }
+    }
+
+    /// As `models` takes them for training: scaling before parameters, and the top's original length before theirs.
+    #[test]
+    fn what_is_said_twice_counts_as_in_training() {
+        let of = |json: Value| Rope::of(json.as_object().unwrap(), 2e6).unwrap();
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, LENGTH: 16384});
+        let rope = of(json!({"rope_scaling": yarn, LENGTH: 32768,
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}));
+        assert_eq!((rope.kind(), rope.float("factor"), rope.theta().unwrap()), ("yarn", Some(4.0), 5e5));
+        assert_eq!(rope.original_length().unwrap(), 32768);
+        assert_eq!(of(json!({})).theta().unwrap(), 2e6, "the class's own");
+        let nested = json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}},
+            "rope_local_base_freq": 2e4});
+        let rope = of(nested);
+        assert_eq!((rope.theta().unwrap(), rope.local_theta().unwrap()), (1e6, Some(2e4)));
     }
 
     #[test]

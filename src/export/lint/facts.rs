@@ -60,10 +60,7 @@ pub struct BaseFacts {
 impl BaseFacts {
     /// What an opened base says.
     pub fn of(base: &Base) -> Self {
-        let number = |key: &str| {
-            let inner = base.config().get("text_config").and_then(|inner| inner.get(key));
-            base.config().get(key).or(inner).and_then(Value::as_u64).map(|number| number as usize)
-        };
+        let number = |key: &str| base.config().get(key).and_then(Value::as_u64).map(|number| number as usize);
         let class = |model: &Wrapper| model.architecture.clone().unwrap_or_else(|| model.model_type.clone());
         let multimodal = base.wrapper().map(class);
         let path = |module: &str| if multimodal.is_some() { multimodal_name(module) } else { module.to_owned() };

@@ -22,14 +22,8 @@ fn base() -> BaseFacts {
     let layer = |n: usize| MODULES.map(|(path, out, width)| (format!("model.layers.{n}.{path}"), (out, width)));
     let mut modules: BTreeMap<String, (usize, usize)> = (0..2).flat_map(layer).collect();
     modules.insert("model.embed_tokens".into(), (100, 64));
-    BaseFacts {
-        model_type: "llama".into(),
-        vocabulary: Some(100),
-        layers: Some(2),
-        tied: true,
-        multimodal: None,
-        modules,
-    }
+    let (vocabulary, layers) = (Some(100), Some(2));
+    BaseFacts { model_type: "llama".into(), vocabulary, layers, tied: true, modules, ..BaseFacts::default() }
 }
 
 fn config() -> AdapterConfig {
@@ -112,9 +106,8 @@ type Case = (&'static str, fn(&mut AdapterFacts));
 
 /// A rule, and a change to a clean adapter that triggers it.
 const CASES: &[Case] = &[
-    ("names-of-text-alone", |f| {
-        f.base.as_mut().unwrap().multimodal = Some("Gemma3ForConditionalGeneration".into());
-    }),
+    ("names-of-text-alone", |f| f.base.as_mut().unwrap().multimodal = Some("Gemma3".into())),
+    ("mlx-architecture", |f| f.base.as_mut().unwrap().model_type = "ministral".into()),
     ("peft-type", |f| set(f, "peft_type", json!("LOHA"))),
     ("peft-type-missing", |f| set(f, "peft_type", Value::Null)),
     ("dora", |f| set(f, "use_dora", json!(true))),

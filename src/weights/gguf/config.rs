@@ -101,7 +101,7 @@ fn widths(keys: &Keys<'_>, head_dim: Option<u32>, partial: bool) -> Result<()> {
 }
 
 fn numerics(keys: &Keys<'_>, tensors: &Tensors<'_>, config: &mut Map<String, Value>) -> Result<()> {
-    if let Some(epsilon) = keys.float("attention.layer_norm_rms_epsilon")? {
+    if let Some(epsilon) = keys.demanded_float("attention.layer_norm_rms_epsilon")? {
         config.insert("rms_norm_eps".into(), epsilon.into());
     }
     config.insert("rope_theta".into(), keys.float("rope.freq_base")?.unwrap_or(10000.0).into());

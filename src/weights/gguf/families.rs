@@ -206,7 +206,17 @@ fn phi3(keys: &Keys<'_>, tensors: &Tensors<'_>, config: &mut Config) -> Result<(
     let original = keys.number("rope.scaling.original_context_length")?.map_or(most, u64::from);
     set(config, "original_max_position_embeddings", original);
     let factors = |name: &str| tensors.numbers(&format!("rope_factors_{name}.weight"));
-    let (Some(long), Some(short)) = (factors("long")?, factors("short")?) else { return Ok(()) };
+    let (long, short) = match (factors("long")?, factors("short")?) {
+        (Some(long), Some(short)) => (long, short),
+        (None, None) => return Ok(()),
+        (long, _) => {
+            return Err(keys.without(if long.is_none() {
+                "rope_factors_long.weight"
+            } else {
+                "rope_factors_short.weight"
+            }));
+        }
+    };
     // Shortest decimals of f32, so that 1.1 stays 1.1.
     let plain = |factors: Vec<f32>| -> Value {
         factors.into_iter().map(|factor| factor.to_string().parse::<f64>().unwrap_or(f64::NAN)).collect()

@@ -202,6 +202,7 @@ pub(super) fn unread(path: &Path, name: &str, kind: u32) -> Unread {
         path: path.to_owned(),
         message: format!("tensor `{name}` is of type {}, which is not read", type_name(kind)),
         help: format!("take a file of another quantization; these are read: {TYPES_READ}"),
+        is_buffer: false,
     }
 }
 

@@ -36,7 +36,14 @@ impl Keys<'_> {
     }
 
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
-        self.of(self.metadata.float(&self.full(key)))
+        match self.of(self.metadata.float(&self.full(key)))? {
+            Some(number) if self.strict && !number.is_finite() => Err(Error::file(
+                self.path,
+                format!("metadata `{}`: expected a finite number, got {number}", self.full(key)),
+            )
+            .with_help("fetch the file again, or convert the model again with a current llama.cpp")),
+            number => Ok(number.filter(|number| number.is_finite())),
+        }
     }
 
     pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
@@ -56,7 +63,11 @@ impl Keys<'_> {
         self.present(key, self.of_layers(key, layers)?)
     }
 
-    fn present(&self, key: &str, value: Option<u32>) -> Result<Option<u32>> {
+    pub fn demanded_float(&self, key: &str) -> Result<Option<f64>> {
+        self.present(key, self.float(key)?)
+    }
+
+    fn present<T>(&self, key: &str, value: Option<T>) -> Result<Option<T>> {
         if value.is_none() && self.strict {
             return Err(Error::file(self.path, format!("metadata has no `{}`", self.full(key)))
                 .with_help("convert the model again with a current llama.cpp"));
@@ -107,6 +118,12 @@ impl Keys<'_> {
                 format!("metadata `{key}`: expected a period, or true or false for each of {layers} layers"),
             )
         })
+    }
+
+    /// The error for a tensor that is missing beside another one.
+    pub fn without(&self, tensor: &str) -> Error {
+        Error::file(self.path, format!("has no tensor `{tensor}`"))
+            .with_help("fetch the file again, or convert the model again with a current llama.cpp")
     }
 
     /// The error for a value that is known and not supported.

@@ -188,6 +188,7 @@ fn special_tokens_and_templates_come_from_where_transformers_looks() {
     let config = json!({ "bos_token": "<s>", "pad_token": null, "add_bos_token": false, "chat_template":
         [{ "name": "tool_use", "template": "T" }, { "name": "default", "template": "D" }] });
     fs::write(path.join("tokenizer_config.json"), config.to_string()).unwrap();
+    fs::write(path.join("chat_template.json"), r#"{"chat_template": "P"}"#).unwrap();
     let base = Base::open(path).unwrap();
     let tokens = base.special_tokens();
     assert_eq!((tokens.bos.clone(), tokens.eos.clone()), (Some(("<s>".into(), 3)), Some(("</s>".into(), 2))));
@@ -198,6 +199,33 @@ fn special_tokens_and_templates_come_from_where_transformers_looks() {
     assert_eq!(ids, [0, 1, 0, 1], "neither cut nor padded, and nothing before");
     fs::write(path.join("chat_template.jinja"), "J").unwrap();
     assert_eq!(Base::open(path).unwrap().chat_template(), Some("J"));
+    // What older processors of multimodal models have counts where nothing else does.
+    for name in ["chat_template.jinja", "tokenizer_config.json"] {
+        fs::remove_file(path.join(name)).unwrap();
+    }
+    assert_eq!(Base::open(path).unwrap().chat_template(), Some("P"));
+}
+
+/// As `Gemma3Model`, which has no head, is saved.
+#[test]
+fn a_multimodal_model_without_its_head_has_names_of_its_own() {
+    let folder = folder();
+    let tensors = ["norm.weight", "layers.0.mlp.up_proj.weight"].map(|name| format!("language_model.{name}"));
+    let tensors: Vec<_> = tensors.iter().map(|name| (name.as_str(), [1].as_slice(), [1.0].as_slice())).collect();
+    write_safetensors(&folder.path().join("model.safetensors"), &tensors);
+    let base = Base::open(folder.path()).unwrap();
+    assert!(base.tensor_names().eq(["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]));
+}
+
+/// Tensors of a multimodal model under names of two versions of transformers.
+#[test]
+fn one_tensor_under_two_names_is_refused() {
+    let folder = folder();
+    let names = ["model.language_model.norm.weight", "language_model.model.norm.weight"];
+    let tensors = names.map(|name| (name, [1].as_slice(), [1.0].as_slice()));
+    write_safetensors(&folder.path().join("model.safetensors"), &tensors);
+    let said = refused(folder.path());
+    assert!(names.iter().all(|name| said.contains(name)) && said.contains("two names of one tensor"), "{said}");
 }
 
 #[test]

@@ -171,6 +171,18 @@ fn longrope_is_in_tensors_and_parts_of_heads_may_rotate() {
 }
 
 #[test]
+fn numbers_that_are_none_and_factors_without_their_fellows_are_refused() {
+    for number in [f32::NAN, f32::INFINITY] {
+        for (architecture, key) in [("granite", "embedding_scale"), ("llama", "rope.freq_base")] {
+            let said = refused(architecture, &[(key, Value::F32(number))], Vec::new());
+            assert!(said.contains(&format!("`{architecture}.{key}`: expected a finite number")), "{said}");
+        }
+    }
+    let said = refused("phi3", &[], vec![("rope_factors_short.weight", quantized(&[8], &[1.5; 8], GgmlDType::F32))]);
+    assert!(said.contains("has no tensor `rope_factors_long.weight`"), "{said}");
+}
+
+#[test]
 fn q_k_and_v_in_one_tensor_must_be_of_all_heads() {
     let fused =
         |rows: usize| vec![("blk.0.attn_qkv.weight", quantized(&[rows, 32], &vec![1.0; rows * 32], GgmlDType::Q8_0))];

@@ -8,6 +8,9 @@ use super::{Check, Found, cut, facts_only, listed};
 use std::fmt::Write as _;
 use std::path::Path;
 
+/// Architectures that Equipoise trains and mlx-lm does not have.
+const NOT_IN_MLX: [&str; 1] = ["ministral"];
+
 pub(super) const RULES: &[Rule] = &[
     Rule {
         name: "no-tensors",
@@ -163,6 +166,19 @@ pub(super) const RULES: &[Rule] = &[
         why: "it reads adapters.safetensors, with transposed matrices, and `num_layers` and `lora_parameters`",
         fix: "make such a folder with `equipoise export --to mlx`",
         check: facts_only!(folder),
+    },
+    Rule {
+        name: "mlx-architecture",
+        servers: &[Mlx],
+        severity: Severity::Refused,
+        source: "mlx-lm mlx_lm/utils.py (MODEL_REMAPPING), mlx_lm/models",
+        why: "it has no model of this architecture",
+        fix: "serve the adapter with another program",
+        check: facts_only!(|facts: &AdapterFacts| {
+            let model_type = &facts.base.as_ref()?.model_type;
+            let unknown = NOT_IN_MLX.contains(&model_type.as_str());
+            unknown.then(|| format!("the base is of the architecture `{model_type}`").into())
+        }),
     },
     Rule {
         name: "ollama-folder",
