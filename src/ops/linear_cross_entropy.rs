@@ -22,9 +22,14 @@ const FORWARD_PANEL: usize = PANEL / 4;
 /// Tokens of a task of the forward pass.
 const TASK_ROWS: usize = 4 * TILE_ROWS;
 
-/// The most bytes that a chunk of tokens × vocabulary takes, and the most tokens in it.
+/// The bytes that a chunk of tokens × vocabulary takes, and the most tokens in it.
 const CHUNK_BYTES: usize = 64 << 20;
 const CHUNK_TOKENS: usize = 512;
+
+/// Each chunk dequantizes and packs the head twice, however few its tokens are: so there are that many, also of a vocabulary of
+/// 262,144, as far as they fit into so many bytes.
+const WORTHWHILE_TOKENS: usize = 256;
+const MOST_BYTES: usize = 256 << 20;
 
 /// How far a logit may lie above a row's reference before the row is scaled anew: `e⁴⁰` is far from the type's end.
 const HEADROOM: f32 = 40.0;
@@ -42,7 +47,8 @@ pub struct HeadPass {
 
 /// Tokens whose exponentials are held at a time.
 pub fn chunk_tokens<E: Element>(vocabulary: usize) -> usize {
-    (CHUNK_BYTES / (vocabulary.max(1) * size_of::<E>()) / TILE_ROWS * TILE_ROWS).clamp(TILE_ROWS, CHUNK_TOKENS)
+    let within = |bytes: usize| bytes / (vocabulary.max(1) * size_of::<E>()) / TILE_ROWS * TILE_ROWS;
+    within(CHUNK_BYTES).max(within(MOST_BYTES).min(WORTHWHILE_TOKENS)).clamp(TILE_ROWS, CHUNK_TOKENS)
 }
 
 /// For `hidden: [n, d]`, the head `W: [vocabulary, d]` and a target for each row: `log softmax(hidden·Wᵀ)[target]`, and under

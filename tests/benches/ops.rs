@@ -118,13 +118,12 @@ fn attend<E: Element>(c: &mut Criterion, kind: &str, length: usize, window: Opti
     });
 }
 
-fn head<E: Element>(c: &mut Criterion, kind: &str) {
+fn head<E: Element>(c: &mut Criterion, kind: &str, vocabulary: usize, width: usize) {
     let pool = Pool::default();
-    let vocabulary = 49_152;
-    let weight = weight(vocabulary, HIDDEN, GgmlDType::Q8_0);
-    let hidden = random::<E>(TOKENS * HIDDEN, 1);
+    let weight = weight(vocabulary, width, GgmlDType::Q8_0);
+    let hidden = random::<E>(TOKENS * width, 1);
     let targets: Vec<u32> = (0..TOKENS as u32).collect();
-    bench(c, &format!("{kind} linear_cross_entropy"), 4 * TOKENS * HIDDEN * vocabulary, || {
+    bench(c, &format!("{kind} linear_cross_entropy v={vocabulary}"), 4 * TOKENS * width * vocabulary, || {
         linear_cross_entropy(&hidden, &weight, &targets, true, None, (&pool, 0)).expect("on the CPU");
     });
 }
@@ -138,7 +137,9 @@ fn all_of<E: Element>(c: &mut Criterion, kind: &str) {
     for (length, window) in [(256, None), (1024, None), (4096, None), (4096, Some(1024)), (4096, Some(512))] {
         attend::<E>(c, kind, length, window);
     }
-    head::<E>(c, kind);
+    head::<E>(c, kind, 49_152, HIDDEN);
+    // Gemma 3 270M's.
+    head::<E>(c, kind, 262_144, 640);
 }
 
 fn ops(c: &mut Criterion) {
