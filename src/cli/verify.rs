@@ -128,9 +128,9 @@ pub(super) fn exit_code(verified: &[Verified], most: Option<f64>) -> u8 {
         let floats = verified.types.iter().all(|(name, _)| ["f32", "f16", "bf16"].contains(&name.as_str()));
         if verified.lost && kl > alone && floats {
             say(&format!(
-                "{folder}: {kl:.2e} nats of mean KL from base and adapter, farther than the base alone ({alone:.2e}): the export does \
-                 not compute what the model does. The notes on it name what its format cannot express; else, is the base the right \
-                 one? `--to peft` or `--to merged` keep everything"
+                "{folder}: {kl:.2e} nats of mean KL from base and adapter, further than the base alone ({alone:.2e}): the export \
+                 computes something else than the model. See its notes for what the format cannot express, and check that the \
+                 base is the right one. `--to peft` and `--to merged` do not have this limit"
             ));
         } else if verified.lost {
             say(&format!(

@@ -18,7 +18,7 @@ const SHARD: usize = 5_000_000_000;
 /// Where older processors of multimodal models have the chat template.
 const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 
-/// What a tokenizer, a processor of images, and a model card's licence come in. The weights and `config.json` are written anew.
+/// The files of a tokenizer, an image processor, and the licence. The weights and `config.json` are written anew.
 const COMPANIONS: &[&str] = &[
     "tokenizer.json",
     CONFIG,
@@ -58,9 +58,10 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     // Of a multimodal model all of it: the other parts as they are.
     let whole = job.base.multimodal_config();
     if let Some(why) = whole.and_then(|_| job.base.first_unread()) {
-        let message = format!("a merged multimodal model has all of its tensors, and one cannot be read: {why}");
+        let message =
+            format!("`--to merged` copies every tensor of the multimodal model, and one cannot be read: {why}");
         return Err(Error::file(job.base.path(), message)
-            .with_help("export the adapter by itself, `--to peft`, or merge into a model in F32, F16 or BF16"));
+            .with_help("use `--to peft`, or merge into a model in F32, F16 or BF16"));
     }
     let mut config = whole.unwrap_or_else(|| job.base.config()).clone();
     if job.base.is_gguf() {

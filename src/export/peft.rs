@@ -28,7 +28,7 @@ pub(super) fn export(job: &Job<'_>, out: &mut Output<'_>) -> Result<()> {
     if other_class {
         let class = if nested { "a multimodal" } else { "a text-only" };
         out.note(format!(
-            "the modules are named as in {class} model; README.md is left out, for it loads the base's own class"
+            "the modules are named as in {class} model; README.md is not copied, because it loads the base's own class"
         ));
     }
     if job.path.is_dir() {

@@ -25,7 +25,9 @@ fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     gemma(config, &mut decoder)?;
     decoder.qk_norm = Some(QkNormKind::Head);
     if let Some(cap) = config.number("attn_logit_softcapping")? {
-        return Err(config.error(format!("attn_logit_softcapping: expected null, got {cap}: Gemma 3 caps no scores")));
+        return Err(config.error(format!(
+            "attn_logit_softcapping: expected null, got {cap}: Gemma 3 does not cap attention scores"
+        )));
     }
     decoder.logits_softcap = config.number("final_logit_softcapping")?;
     if config.flag("use_bidirectional_attention")? == Some(true) {

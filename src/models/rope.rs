@@ -80,7 +80,7 @@ pub(super) fn rope(
     let long = rope.long.iter().flat_map(|long| &long.frequencies);
     if !rope.frequencies.iter().chain(long).all(|frequency| frequency.is_finite()) || !rope.factor.is_finite() {
         let from = if parameters.maps.is_empty() { "" } else { &format!(" and {}", parameters.key) };
-        return Err(config.error(format!("rope_theta ({theta}){from}: no finite frequencies come of it")));
+        return Err(config.error(format!("rope_theta ({theta}){from}: the RoPE frequencies are not finite")));
     }
     if let Some(beta) = parameters.number("llama_4_scaling_beta")? {
         rope.temperature = Some(Temperature { beta: beta as f32, original: parameters.original_length()? as usize });
@@ -109,6 +109,17 @@ struct Parameters<'a> {
     original: Option<f64>,
 }
 
+/// Whether an object for all layers says no more than `rope_theta` at the top: then families with a rotation for each type of layer
+/// can do without it.
+fn repeats_the_top(parameters: &Map<String, Value>, config: &Config<'_>) -> bool {
+    let same = |(key, value): (&String, &Value)| match key.as_str() {
+        "rope_type" => value == "default",
+        "rope_theta" => config.value("rope_theta") == Some(value),
+        _ => false,
+    };
+    parameters.iter().all(same)
+}
+
 impl<'a> Parameters<'a> {
     fn of(config: &'a Config<'a>, layer_type: Option<&str>, original: Option<f64>) -> Result<Self> {
         let (scaling, parameters) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
@@ -123,14 +134,13 @@ impl<'a> Parameters<'a> {
                     config.error("rope_parameters has an object for each type of layer, of which this family has one")
                 );
             }
-            // With scaling at the top, it says the same once more.
-            (Some(_), false) if scaling.is_some() => (None, String::new()),
-            (Some(_), false) if parameters.is_some() => {
+            (Some(_), false) if scaling.is_none() && parameters.is_some_and(|map| !repeats_the_top(map, config)) => {
                 return Err(config.error(
                     "rope_parameters: expected an object for each type of layer, `full_attention` and `sliding_attention`",
                 ));
             }
-            (_, false) => (parameters, "rope_parameters".to_owned()),
+            (Some(_), false) => (None, "rope_theta".to_owned()),
+            (None, false) => (parameters, "rope_parameters".to_owned()),
         };
         // Scaling at the top is that of the layers that see everything.
         let scaling = scaling.filter(|_| layer_type != Some("sliding_attention"));
@@ -250,7 +260,7 @@ impl<'a> Parameters<'a> {
         }
         let factor = self.factor()?;
         let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { (0.1 * weight).mul_add(factor.ln(), 1.0) };
-        // 0 is as good as nothing there.
+        // 0 means unset, as in transformers.
         let weight = |name: &str| match self.value(name).and_then(Value::as_f64) {
             Some(0.0) => Ok(None),
             _ => self.number(name),

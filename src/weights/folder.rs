@@ -21,7 +21,7 @@ pub(super) fn open(folder: &Path) -> Result<Contents> {
     let wrapper = wrapper::unwrap(&mut config, folder)?;
     let mut notes = resolve::resolve(&mut config, &table, folder)?;
     notes.extend(wrapper.as_ref().map(|whole| {
-        format!("`{}` is multimodal: its text decoder is trained, the other parts stay as they are", whole.model_type)
+        format!("`{}` is multimodal: its text decoder is trained, the rest stays frozen", whole.model_type)
     }));
     notes.extend(shards::left_out(folder));
     let tokenizer_config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();

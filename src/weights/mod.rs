@@ -151,7 +151,7 @@ impl Base {
         self.contents.table.unread(name)
     }
 
-    /// Of the weights that cannot be read, needed or not, the first: why, for people. Buffers of whole numbers are no weights.
+    /// Why the first weight that cannot be read cannot, whether it is needed or not. Buffers of integers do not count.
     pub fn first_unread(&self) -> Option<&str> {
         self.contents.table.first_unread().map(|unread| unread.message.as_str())
     }

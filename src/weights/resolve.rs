@@ -122,13 +122,7 @@ fn settle(config: &mut Map<String, Value>, chosen: Map<String, Value>, theta: Op
     if kind != "default" {
         config.insert("rope_scaling".into(), Value::Object(chosen.clone()));
     }
-    // Families with a rotation for each type of layer have an object for each there.
-    let one_rotation = !["gemma3_text", "olmo3"].iter().any(|kind| config.get("model_type") == Some(&json!(kind)));
-    if one_rotation {
-        config.insert("rope_parameters".into(), Value::Object(chosen));
-    } else {
-        config.remove("rope_parameters");
-    }
+    config.insert("rope_parameters".into(), Value::Object(chosen));
     config.remove(LENGTH);
 }
 

@@ -88,7 +88,7 @@ pub(super) struct Unread {
     pub path: PathBuf,
     pub message: String,
     pub help: String,
-    /// Whether it is of whole numbers: a buffer, such as positions, which transformers makes anew.
+    /// Whether it is of integers: a buffer, such as position ids, which transformers recreates.
     pub is_buffer: bool,
 }
 

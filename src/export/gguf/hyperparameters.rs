@@ -3,7 +3,7 @@
 //! Source: `conversion/*.py` of llama.cpp. It reads configurations through transformers, so that a key which a file leaves out has
 //! the default of its class; those that matter are here.
 
-use super::rope::Rope;
+use super::rope::{Rope, RopeClass};
 use super::tensors;
 use crate::error::{Error, Result};
 use crate::weights::Base;
@@ -29,14 +29,24 @@ struct Family {
     model_type: &'static str,
     width: Width,
     epsilon: f64,
-    theta: f64,
+    rope: RopeClass,
     /// Whether the file repeats the size of the vocabulary and the width that rotates, as Llama's and its children's do.
     repeats: bool,
     more: fn(&Keys<'_>, &Rope) -> Result<Written>,
 }
 
-const LLAMA: Family =
-    Family { model_type: "llama", width: Width::Divided, epsilon: 1e-6, theta: 1e4, repeats: true, more: nothing };
+const fn theta(theta: f64) -> RopeClass {
+    RopeClass { theta, original_length: None }
+}
+
+const LLAMA: Family = Family {
+    model_type: "llama",
+    width: Width::Divided,
+    epsilon: 1e-6,
+    rope: theta(1e4),
+    repeats: true,
+    more: nothing,
+};
 const QWEN2: Family = Family { model_type: "qwen2", width: Width::Unsaid, repeats: false, ..LLAMA };
 const GEMMA2: Family = Family { model_type: "gemma2", width: Width::Own(256), more: gemma2, ..QWEN2 };
 
@@ -44,18 +54,24 @@ const FAMILIES: &[Family] = &[
     LLAMA,
     Family { model_type: "mistral", ..LLAMA },
     Family { model_type: "ministral3", width: Width::Own(128), epsilon: 1e-5, more: ministral3, ..LLAMA },
-    Family { model_type: "smollm3", width: Width::Unsaid, theta: 2e6, more: smollm3, ..LLAMA },
+    Family { model_type: "smollm3", width: Width::Unsaid, rope: theta(2e6), more: smollm3, ..LLAMA },
     Family { model_type: "granite", width: Width::Unsaid, more: granite, ..LLAMA },
     Family { model_type: "granitemoehybrid", width: Width::Unsaid, more: granite_hybrid, ..LLAMA },
     QWEN2,
     Family { model_type: "qwen3", width: Width::Own(128), ..QWEN2 },
-    Family { model_type: "qwen3_vl_text", width: Width::Own(128), theta: 5e5, more: qwen3_vl, ..QWEN2 },
+    Family { model_type: "qwen3_vl_text", width: Width::Own(128), rope: theta(5e5), more: qwen3_vl, ..QWEN2 },
     GEMMA2,
-    Family { model_type: "gemma3_text", theta: 1e6, more: gemma3, ..GEMMA2 },
+    Family { model_type: "gemma3_text", rope: theta(1e6), more: gemma3, ..GEMMA2 },
     Family { model_type: "olmo2", epsilon: 1e-5, ..QWEN2 },
-    Family { model_type: "olmo3", epsilon: 1e-5, theta: 5e5, more: olmo3, ..QWEN2 },
+    Family { model_type: "olmo3", epsilon: 1e-5, rope: theta(5e5), more: olmo3, ..QWEN2 },
     Family { model_type: "exaone4", epsilon: 1e-5, more: exaone4, ..QWEN2 },
-    Family { model_type: "phi3", epsilon: 1e-5, more: phi3, ..QWEN2 },
+    Family {
+        model_type: "phi3",
+        epsilon: 1e-5,
+        rope: RopeClass { original_length: Some(4096), ..QWEN2.rope },
+        more: phi3,
+        ..QWEN2
+    },
     Family { model_type: "glm4", width: Width::Own(128), epsilon: 1.5625e-7, more: glm4, ..QWEN2 },
     Family { model_type: "seed_oss", width: Width::Own(128), ..QWEN2 },
 ];
@@ -83,12 +99,12 @@ fn family(model_type: &str) -> Result<&'static Family> {
     })
 }
 
-/// The base of the rotary frequencies that the class of a base takes where its configuration says none.
+/// What the class of a base takes for rotation where its configuration says nothing.
 ///
 /// # Errors
 /// When the base's architecture is not written as GGUF.
-pub(super) fn default_theta(base: &Base) -> Result<f64> {
-    Ok(family(tensors::architecture(base)?.model_type)?.theta)
+pub(super) fn rope_class(base: &Base) -> Result<RopeClass> {
+    Ok(family(tensors::architecture(base)?.model_type)?.rope)
 }
 
 /// Typed access to `config.json`.
@@ -125,7 +141,7 @@ impl Keys<'_> {
     }
 
     fn unsaid(&self, what: &str) -> Error {
-        Error::file(&self.path, format!("{what}: GGUF files of this architecture have no way to say so"))
+        Error::file(&self.path, format!("{what}: GGUF cannot express this for this architecture"))
             .with_help("export the merged model instead: `--to merged`")
     }
 
@@ -161,7 +177,7 @@ impl Keys<'_> {
     /// The keys, after the architecture's name.
     fn all(&self, family: &Family) -> Result<Written> {
         let heads = self.number("num_attention_heads")?;
-        let rope = Rope::of(self.config, family.theta)?;
+        let rope = Rope::of(self.config, family.rope)?;
         let width = self.width(family)?;
         let mut keys = vec![
             ("block_count", Value::U32(self.number("num_hidden_layers")?)),

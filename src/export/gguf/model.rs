@@ -1,6 +1,6 @@
 //! A merged model as one GGUF file.
 
-use super::hyperparameters::default_theta;
+use super::hyperparameters::rope_class;
 use super::remarks::remarks;
 use super::tensors::placements_as;
 use super::{GgufWriter, ModelFacts, Placement, file_size, is_left_out, metadata, rope_tensors};
@@ -115,7 +115,7 @@ impl<'a> Plan<'a> {
             weights.shift_norms(1.0);
         }
         let base = weights.base();
-        let rope = if base.is_gguf() { Vec::new() } else { rope_tensors(base.config(), default_theta(base)?)? };
+        let rope = if base.is_gguf() { Vec::new() } else { rope_tensors(base.config(), rope_class(base)?)? };
         Ok(Self { weights, moves, rope })
     }
 

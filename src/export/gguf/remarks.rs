@@ -17,7 +17,7 @@ pub(super) fn remarks(base: &Base) -> Vec<String> {
         let own = number("query_pre_attn_scalar").unwrap_or(256.0);
         if let Some(assumed) = assumed.filter(|assumed| *assumed != own) {
             remarks.push(format!(
-                "the model divides its scores by √{own}; GGUF has no key for that, and llama.cpp divides by √{assumed}"
+                "the model scales attention scores by 1/√{own}; GGUF has no key for that, and llama.cpp uses 1/√{assumed}"
             ));
         }
     }

@@ -10,6 +10,15 @@ pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
 const LENGTH: &str = "original_max_position_embeddings";
 
+/// What a class takes where its configuration says nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeClass {
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// The length that the model was first made for.
+    pub original_length: Option<u64>,
+}
+
 /// What `config.json` says of rotation, in one place: that of the layers that see everything, and of those with a window the base
 /// of the frequencies where it is another.
 pub(super) struct Rope {
@@ -20,9 +29,8 @@ pub(super) struct Rope {
 
 impl Rope {
     /// Finds it: `rope_scaling` before `rope_parameters`, as transformers 5 does; the latter for all layers or for each type of
-    /// them. Beside it the keys that older versions had at the top, of which the original length goes before the inner one. `theta` is
-    /// the class's own.
-    pub fn of(config: &Map<String, Value>, theta: f64) -> Result<Self> {
+    /// them. Beside it the keys that older versions had at the top, of which the original length goes before the inner one.
+    pub fn of(config: &Map<String, Value>, class: RopeClass) -> Result<Self> {
         let known = |key: &str| config.get(key).filter(|value| !value.is_null());
         let object = |key: &str| match known(key) {
             None => Ok(None),
@@ -38,12 +46,11 @@ impl Rope {
         }
         all.extend(object("rope_scaling")?.into_iter().flatten().filter(|(_, value)| !value.is_null()));
         all.retain(|_, value| !value.is_null());
-        let of_phi3 = || (config.get("model_type")? == "phi3").then(|| Value::from(4096));
-        if let Some(length) = known(LENGTH).cloned().or_else(of_phi3) {
+        if let Some(length) = known(LENGTH).cloned().or(class.original_length.map(Value::from)) {
             all.insert(LENGTH.into(), length);
         }
-        for (key, class) in [("rope_theta", Some(theta.into())), ("partial_rotary_factor", None)] {
-            let other: Option<Value> = known(key).cloned().or(class);
+        for (key, default) in [("rope_theta", Some(class.theta.into())), ("partial_rotary_factor", None)] {
+            let other: Option<Value> = known(key).cloned().or(default);
             if let Some(value) = other.filter(|_| !all.contains_key(key)) {
                 all.insert(key.into(), value);
             }
@@ -184,16 +191,16 @@ impl Rope {
     }
 }
 
-/// What `config.json` has of rotation and GGUF in tensors of f32: their names and numbers. `theta` is the class's own.
+/// What `config.json` has of rotation and GGUF in tensors of f32: their names and numbers.
 ///
 /// # Errors
 /// For missing parameters, and factors that are not numbers.
-pub fn rope_tensors(config: &Map<String, Value>, theta: f64) -> Result<Vec<(&'static str, Vec<f32>)>> {
-    let rope = Rope::of(config, theta)?;
+pub fn rope_tensors(config: &Map<String, Value>, class: RopeClass) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let rope = Rope::of(config, class)?;
     let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|number| number as usize);
     let divided = number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| hidden / heads.max(1));
     let width = number("head_dim").or(divided).unwrap_or(0);
-    if let Some(factors) = rope_freqs(config, width, theta)? {
+    if let Some(factors) = rope_freqs(config, width, class.theta)? {
         return Ok(vec![(ROPE_FREQS, factors)]);
     }
     if !rope.is_longrope() {
@@ -223,7 +230,7 @@ pub fn rope_tensors(config: &Map<String, Value>, theta: f64) -> Result<Vec<(&'st
 /// # Errors
 /// For missing parameters.
 pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize, theta: f64) -> Result<Option<Vec<f32>>> {
-    let rope = Rope::of(config, theta)?;
+    let rope = Rope::of(config, RopeClass { theta, original_length: None })?;
     if rope.kind() != "llama3" {
         return Ok(None);
     }
@@ -253,6 +260,8 @@ mod tests {
     use crate::models::rope_frequencies;
     use serde_json::json;
 
+    const LLAMA: RopeClass = RopeClass { theta: 1e4, original_length: None };
+
     #[test]
     fn factors_of_llama3_give_the_frequencies_of_its_parameters() {
         let config = json!({"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
@@ -270,7 +279,7 @@ mod tests {
     /// As `models` takes them for training: scaling before parameters, and the top's original length before theirs.
     #[test]
     fn what_is_said_twice_counts_as_in_training() {
-        let of = |json: Value| Rope::of(json.as_object().unwrap(), 2e6).unwrap();
+        let of = |json: Value| Rope::of(json.as_object().unwrap(), RopeClass { theta: 2e6, ..LLAMA }).unwrap();
         let yarn = json!({"rope_type": "yarn", "factor": 4.0, LENGTH: 16384});
         let rope = of(json!({"rope_scaling": yarn, LENGTH: 32768,
             "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}));
@@ -287,7 +296,7 @@ mod tests {
     fn linear_and_yarn_become_keys_and_others_are_refused() {
         let of = |scaling: Value| {
             let config = json!({"rope_theta": 1e4, "rope_scaling": scaling});
-            Rope::of(config.as_object().unwrap(), 1e4)?.keys().map(|keys| format!("{keys:?}"))
+            Rope::of(config.as_object().unwrap(), LLAMA)?.keys().map(|keys| format!("{keys:?}"))
         };
         assert_eq!(of(json!(null)).unwrap(), "[]");
         let linear = of(json!({"type": "linear", "factor": 4})).unwrap();

@@ -171,7 +171,7 @@ fn longrope_is_in_tensors_and_parts_of_heads_may_rotate() {
 }
 
 #[test]
-fn numbers_that_are_none_and_factors_without_their_fellows_are_refused() {
+fn metadata_that_is_not_finite_and_half_of_longropes_factors_are_refused() {
     for number in [f32::NAN, f32::INFINITY] {
         for (architecture, key) in [("granite", "embedding_scale"), ("llama", "rope.freq_base")] {
             let said = refused(architecture, &[(key, Value::F32(number))], Vec::new());
