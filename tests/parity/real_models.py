@@ -8,7 +8,7 @@ For each GGUF file, Equipoise in f32 on the CPU, from the same weights as its pe
 1. Ten LoRA steps of sft and of bft, against transformers and PEFT in float32 on the file's dequantized weights. Both begin
    with the adapter that `training.max_steps=0` writes, and see the same rows in the same order. The rows are tokenized by
    llama.cpp, and tokens and learnt tokens of each step must be those that Equipoise counts. Losses and gradient norms must
-   agree to 1e-3 of their value: float32 alone gives some 1e-5. How far the matrices B are apart is told and not judged, for
+   agree to 1e-3 of their value: float32 alone gives some 1e-5. How far the matrices B are apart is reported and not judged, for
    Adam makes a whole step of the sign of a gradient that is nearly zero.
 2. The base, 64 greedy tokens and the distribution of the next token after three prompts, against transformers and llama.cpp.
 3. An adapter far from zero (sft at 2e-3), exported to all that these programs read, against them in the same way.
@@ -22,7 +22,7 @@ leads Equipoise's by 0.01 in logits. Both are far above what float32 rounds (som
 weights or order. llama.cpp alone has a coarser step there: its GELU is a table in float16, which moves Gemma by 4e-3 in log p.
 llama.cpp rounds activations to 8 bits in products with quantized matrices, and `gguf` has its matrices in q8_0: there a lead of
 0.2, since partings at leads up to 0.1 or so are expected, and a KL of 1e-2. How far llama.cpp on the quantized file is from
-itself on the same weights in float32 is told beside it (`own rounding`) and changes no bound.
+itself on the same weights in float32 is reported beside it (`own rounding`) and changes no bound.
 
 Tables are printed for each model. The exit code is 1 where a bound is broken. CPU only. Bases in float32, exports and merged
 files take some 12 GiB of disk for a model of 0.6 billion weights. Versions: see README.md.
