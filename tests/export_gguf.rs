@@ -9,6 +9,7 @@ use equipoise::adapter::AdapterBundle;
 use equipoise::export::gguf::{
     AdapterFacts, GgufWriter, ModelFacts, TensorInfo, file_size, metadata, placements, rope_freqs, write_adapter,
 };
+use equipoise::models::Defaults;
 use equipoise::weight_type::WeightType;
 use equipoise::weights::Base;
 use equipoise::weights::gguf::open_adapter;
@@ -191,7 +192,7 @@ fn factors_of_llama3s_scaling_are_those_of_llama_cpps_converter() {
     for case in golden["cases"].as_array().unwrap() {
         let config = json!({"rope_scaling": case["rope_scaling"]});
         let head_dim = case["head_dim"].as_u64().unwrap() as usize;
-        let factors = rope_freqs(config.as_object().unwrap(), head_dim, 1e4).unwrap().unwrap();
+        let factors = rope_freqs(config.as_object().unwrap(), head_dim, &Defaults::LLAMA).unwrap().unwrap();
         let expected = case["factors"].as_array().unwrap();
         assert_eq!(factors.len(), expected.len());
         for (got, expected) in factors.iter().zip(expected) {

@@ -1,6 +1,7 @@
 //! The tiny models of `tests/golden/families` against what llama.cpp's converters make of them (`tests/parity/families.py`,
 //! `tests/parity/family_adapters.py`): opened they are the model of the folder, and written by us they are the same file.
 
+use crate::support::workplace::Workplace;
 use crate::support::{golden, json};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
@@ -272,6 +273,36 @@ fn contents(path: &Path) -> (Content, Tensors) {
 
 /// What the converter writes of Granite 4 though nothing of it is there: experts and layers of state space.
 const NOT_OURS: &[&str] = &["expert", "ssm"];
+
+/// transformers' classes have these, and a runtime takes them from the file alone.
+#[test]
+fn what_config_json_leaves_out_is_written_as_the_class_has_it() {
+    for (family, positions, epsilon, theta) in
+        [("qwen3", 32768, 1e-6, 1e4), ("glm4", 131_072, 1.5625e-7, 1e4), ("smollm3", 32768, 1e-6, 2e6)]
+    {
+        let place = Workplace::new();
+        let path = place.copy_family(family).join("config.json");
+        let mut config = json(&path);
+        let keys = config.as_object_mut().unwrap();
+        for key in ["max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling"] {
+            keys.remove(key);
+        }
+        std::fs::write(&path, config.to_string()).unwrap();
+        let written: BTreeMap<_, _> =
+            hyperparameters(&Base::open(&place.path("base")).unwrap()).unwrap().into_iter().collect();
+        for (key, expected) in [
+            ("context_length", Value::U32(positions)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(epsilon)),
+            ("rope.freq_base", Value::F32(theta)),
+        ] {
+            assert_eq!(
+                format!("{:?}", written[&format!("{family}.{key}")]),
+                format!("{expected:?}"),
+                "{family}: {key}"
+            );
+        }
+    }
+}
 
 #[test]
 fn folders_become_the_files_of_the_converter() {

@@ -43,7 +43,7 @@ fn text(config: &mut Map<String, Value>) -> &mut Map<String, Value> {
 }
 
 #[test]
-fn keys_that_change_the_arithmetic_are_not_passed_over() {
+fn keys_that_change_the_arithmetic_stop_the_load() {
     for (family, key, value) in [
         ("qwen3", "final_logit_softcapping", json!(30.0)),
         ("qwen2", "attention_multiplier", json!(0.5)),

@@ -10,33 +10,41 @@ use crate::error::{Error, Result};
 use crate::nn::{Builder, DecoderLayer, FrozenNorm, Join, Linear, Mlp, QkNorm, Residual, Rope, SelfAttention};
 use crate::ops::{Activation, AttentionShape};
 
-/// What a family's class takes where nothing is said.
+/// What a family's class in transformers takes where `config.json` says nothing.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Defaults {
+pub struct Defaults {
     /// Width of a head, where it is not hidden size over heads.
     pub head_dim: Option<usize>,
+    /// `max_position_embeddings`.
     pub positions: usize,
+    /// `rms_norm_eps`.
     pub epsilon: f64,
+    /// `rope_theta`, the base of the rotary frequencies.
     pub theta: f64,
-    /// Share of a head that rotates.
+    /// Share of a head that rotates, in families whose heads may rotate in part.
     pub partial: Option<f64>,
+    /// `original_max_position_embeddings`, where the class has a default of its own for it.
+    pub original: Option<usize>,
     /// The key that names the activation, and the one that is taken where it is not there.
-    pub activation: (&'static str, Activation),
+    pub(super) activation: (&'static str, Activation),
 }
 
 impl Defaults {
+    /// Llama's, which most families share but for one or two.
     pub const LLAMA: Self = Self {
         head_dim: None,
         positions: 2048,
         epsilon: 1e-6,
         theta: 1e4,
         partial: None,
+        original: None,
         activation: ("hidden_act", Activation::Silu),
     };
 
     /// What rotations take.
-    pub const fn rope(&self) -> RopeDefaults {
-        RopeDefaults { theta: self.theta, theta_key: "rope_theta", partial: self.partial, original: None }
+    pub(super) const fn rope(&self) -> RopeDefaults {
+        let Self { theta, partial, original, .. } = *self;
+        RopeDefaults { theta, theta_key: "rope_theta", partial, original }
     }
 }
 
@@ -115,6 +123,7 @@ pub(super) struct Family {
     /// Models of it that people know.
     pub models: &'static str,
     pub names: Names,
+    pub defaults: Defaults,
     /// Describes the decoder of a configuration.
     pub describe: fn(&Config<'_>, &Builder<'_>) -> Result<Decoder>,
 }

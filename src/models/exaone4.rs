@@ -7,8 +7,13 @@ use super::decoder::{Decoder, Defaults, Family, Names, QkNormKind};
 use crate::error::Result;
 use crate::nn::Builder;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "exaone4", models: "EXAONE 4", names: Names::POST_NORM, describe: decoder };
+pub(super) const FAMILY: Family = Family {
+    model_type: "exaone4",
+    models: "EXAONE 4",
+    names: Names::POST_NORM,
+    defaults: DEFAULTS,
+    describe: decoder,
+};
 
 const DEFAULTS: Defaults = Defaults { epsilon: 1e-5, ..Defaults::LLAMA };
 

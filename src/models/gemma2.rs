@@ -8,8 +8,13 @@ use crate::error::Result;
 use crate::nn::Builder;
 use crate::ops::Activation;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gemma2", models: "Gemma 2, TxGemma", names: Names::SANDWICH, describe: decoder };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gemma2",
+    models: "Gemma 2, TxGemma",
+    names: Names::SANDWICH,
+    defaults: DEFAULTS,
+    describe: decoder,
+};
 
 /// `hidden_act` in these files is left alone.
 pub(super) const DEFAULTS: Defaults = Defaults {

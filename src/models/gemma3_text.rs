@@ -14,11 +14,12 @@ pub(super) const FAMILY: Family = Family {
     model_type: "gemma3_text",
     models: "Gemma 3, MedGemma, FunctionGemma",
     names: Names::SANDWICH,
+    defaults: DEFAULTS,
     describe: decoder,
 };
 
 /// Those of the class.
-const DEFAULTS: Defaults = Defaults { positions: 131_072, ..gemma2::DEFAULTS };
+const DEFAULTS: Defaults = Defaults { positions: 131_072, theta: 1e6, ..gemma2::DEFAULTS };
 
 fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     let mut decoder = Decoder::without_rope(config, &DEFAULTS)?;
@@ -38,10 +39,9 @@ fn decoder(config: &Config<'_>, _: &Builder<'_>) -> Result<Decoder> {
     let sliding = config.sliding_layers(layers, |i| !(i + 1).is_multiple_of(period))?;
     decoder.slide(config.count("sliding_window")?.unwrap_or(4096), &sliding);
 
-    let full = RopeDefaults { theta: 1e6, ..DEFAULTS.rope() };
-    let local = RopeDefaults { theta_key: "rope_local_base_freq", ..DEFAULTS.rope() };
+    let local = RopeDefaults { theta: 1e4, theta_key: "rope_local_base_freq", ..DEFAULTS.rope() };
     decoder.ropes = vec![
-        rope(config, Some("full_attention"), full, head_dim, None)?,
+        rope(config, Some("full_attention"), DEFAULTS.rope(), head_dim, None)?,
         rope(config, Some("sliding_attention"), local, head_dim, None)?,
     ];
     for (kind, sliding) in decoder.kinds.iter_mut().zip(sliding) {

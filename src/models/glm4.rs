@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
-    Family { model_type: "glm4", models: "GLM-4-0414, GLM-Z1", names: NAMES, describe: decoder };
+    Family { model_type: "glm4", models: "GLM-4-0414, GLM-Z1", names: NAMES, defaults: DEFAULTS, describe: decoder };
 
 const DEFAULTS: Defaults =
     Defaults { head_dim: Some(128), positions: 131_072, epsilon: 1.5625e-7, partial: Some(0.5), ..Defaults::LLAMA };

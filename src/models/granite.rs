@@ -7,12 +7,18 @@ use super::decoder::{Decoder, Defaults, Family, Names};
 use crate::error::Result;
 use crate::nn::Builder;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "granite", models: "Granite 3", names: Names::LLAMA, describe: decoder };
+pub(super) const FAMILY: Family = Family {
+    model_type: "granite",
+    models: "Granite 3",
+    names: Names::LLAMA,
+    defaults: Defaults::LLAMA,
+    describe: decoder,
+};
 pub(super) const FOUR: Family = Family {
     model_type: "granitemoehybrid",
     models: "Granite 4 without experts and state spaces",
     names: NAMES,
+    defaults: Defaults::LLAMA,
     describe: four,
 };
 

@@ -12,6 +12,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: "llama",
     models: "Llama 1 to 3, SmolLM2, R1-Distill-Llama, OpenBioLLM, Meditron",
     names: Names::LLAMA,
+    defaults: Defaults::LLAMA,
     describe: decoder,
 };
 

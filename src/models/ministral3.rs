@@ -12,6 +12,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: "ministral3",
     models: "Ministral 3, Devstral Small 2",
     names: Names::LLAMA,
+    defaults: DEFAULTS,
     describe: decoder,
 };
 

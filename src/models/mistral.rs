@@ -11,10 +11,16 @@ pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
     models: "Mistral, Nemo, Mistral Small, BioMistral",
     names: Names::LLAMA,
+    defaults: DEFAULTS,
     describe: decoder,
 };
-pub(super) const MINISTRAL: Family =
-    Family { model_type: "ministral", models: "Ministral 8B", names: Names::LLAMA, describe: decoder };
+pub(super) const MINISTRAL: Family = Family {
+    model_type: "ministral",
+    models: "Ministral 8B",
+    names: Names::LLAMA,
+    defaults: DEFAULTS,
+    describe: decoder,
+};
 
 /// Those of the class.
 pub(super) const DEFAULTS: Defaults = Defaults { positions: 131_072, ..Defaults::LLAMA };

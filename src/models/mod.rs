@@ -26,6 +26,7 @@ mod smollm3;
 mod tape;
 mod unsupported;
 
+pub use decoder::Defaults;
 pub use forward::Runner;
 pub use generate::{Generator, Sampling};
 pub use rope::rope_frequencies;
@@ -176,6 +177,15 @@ pub fn families() -> impl Iterator<Item = FamilyFacts> {
     })
 }
 
+/// The defaults of a `model_type`'s class, where the family is supported.
+pub fn defaults(model_type: &str) -> Option<&'static Defaults> {
+    family(model_type).map(|family| &family.defaults)
+}
+
+fn family(model_type: &str) -> Option<&'static Family> {
+    REGISTRY.iter().find(|family| family.model_type == model_type)
+}
+
 /// A model, its adapter's variables, and what building it has found out.
 pub struct Model {
     /// The layers.
@@ -199,7 +209,7 @@ pub fn load(
     device: &Device,
     plan: bool,
 ) -> Result<Model> {
-    let Some(family) = REGISTRY.iter().find(|family| family.model_type == base.model_type()) else {
+    let Some(family) = family(base.model_type()) else {
         return Err(unsupported::error(base));
     };
     let builder = Builder::new(base, quantization, lora, seed, device, plan)?;

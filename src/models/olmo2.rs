@@ -10,9 +10,14 @@ use crate::error::Result;
 use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
-    Family { model_type: "olmo2", models: "OLMo 2", names: Names::POST_NORM, describe: decoder };
-pub(super) const THIRD: Family =
-    Family { model_type: "olmo3", models: "OLMo 3", names: Names::POST_NORM, describe: third };
+    Family { model_type: "olmo2", models: "OLMo 2", names: Names::POST_NORM, defaults: DEFAULTS, describe: decoder };
+pub(super) const THIRD: Family = Family {
+    model_type: "olmo3",
+    models: "OLMo 3",
+    names: Names::POST_NORM,
+    defaults: THIRD_DEFAULTS,
+    describe: third,
+};
 
 const DEFAULTS: Defaults = Defaults { epsilon: 1e-5, ..Defaults::LLAMA };
 const THIRD_DEFAULTS: Defaults = Defaults { theta: 5e5, ..DEFAULTS };

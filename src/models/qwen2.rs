@@ -11,6 +11,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: "qwen2",
     models: "Qwen 2, Qwen 2.5, R1-Distill-Qwen, HuatuoGPT-o1, Baichuan-M2",
     names: Names::LLAMA,
+    defaults: DEFAULTS,
     describe: decoder,
 };
 

@@ -8,12 +8,18 @@ use super::qwen2::slide;
 use crate::error::Result;
 use crate::nn::Builder;
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "qwen3", models: "Qwen 3, II-Medical", names: Names::LLAMA, describe: decoder };
+pub(super) const FAMILY: Family = Family {
+    model_type: "qwen3",
+    models: "Qwen 3, II-Medical",
+    names: Names::LLAMA,
+    defaults: DEFAULTS,
+    describe: decoder,
+};
 pub(super) const VL: Family = Family {
     model_type: "qwen3_vl_text",
     models: "Qwen3-VL (text decoder)",
     names: Names::LLAMA,
+    defaults: VL_DEFAULTS,
     describe: vl_decoder,
 };
 

@@ -19,7 +19,7 @@ pub(super) struct RopeDefaults {
     /// Share of a head that rotates, in families whose heads may rotate in part.
     pub partial: Option<f64>,
     /// The positions that the model was made for at first, where the class has a default of its own for them.
-    pub original: Option<f64>,
+    pub original: Option<usize>,
 }
 
 /// The rotation of the layers of a type, for heads of this width.
@@ -106,7 +106,7 @@ struct Parameters<'a> {
     /// The objects that count, the first one first.
     maps: Vec<&'a Map<String, Value>>,
     /// See [`RopeDefaults::original`].
-    original: Option<f64>,
+    original: Option<usize>,
 }
 
 /// Whether an object for all layers says no more than `rope_theta` at the top: then families with a rotation for each type of layer
@@ -121,7 +121,7 @@ fn repeats_the_top(parameters: &Map<String, Value>, config: &Config<'_>) -> bool
 }
 
 impl<'a> Parameters<'a> {
-    fn of(config: &'a Config<'a>, layer_type: Option<&str>, original: Option<f64>) -> Result<Self> {
+    fn of(config: &'a Config<'a>, layer_type: Option<&str>, original: Option<usize>) -> Result<Self> {
         let (scaling, parameters) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = parameters.is_some_and(|map| map.values().any(Value::is_object));
         let (parameters, key) = match (layer_type, nested) {
@@ -177,7 +177,7 @@ impl<'a> Parameters<'a> {
     /// configuration's top first, and all positions where none are said.
     fn original_length(&self) -> Result<f64> {
         const KEY: &str = "original_max_position_embeddings";
-        let top = self.config.number(KEY)?.or(self.original);
+        let top = self.config.number(KEY)?.or(self.original.map(|length| length as f64));
         let said = top.map_or_else(|| self.number(KEY), |top| Ok(Some(top)))?;
         match said.map_or_else(|| self.config.number("max_position_embeddings"), |length| Ok(Some(length)))? {
             Some(length) if length >= 1.0 => Ok(length),
@@ -389,7 +389,7 @@ mod tests {
             "original_max_position_embeddings": 64});
         let config = json!({"max_position_embeddings": 131_072, "rope_scaling": scaling});
         let config = Config::new(config.as_object().unwrap(), "phi3");
-        let defaults = RopeDefaults { original: Some(4096.0), ..Defaults::LLAMA.rope() };
+        let defaults = RopeDefaults { original: Some(4096), ..Defaults::LLAMA.rope() };
         let rope = super::rope(&config, None, defaults, 4, None).unwrap();
         assert_eq!(rope.long.unwrap().original, 4096);
         let yarn = |all: f64| {

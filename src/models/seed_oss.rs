@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
-    Family { model_type: "seed_oss", models: "Seed-OSS", names: Names::LLAMA, describe: decoder };
+    Family { model_type: "seed_oss", models: "Seed-OSS", names: Names::LLAMA, defaults: DEFAULTS, describe: decoder };
 
 const DEFAULTS: Defaults = Defaults { head_dim: Some(128), positions: 524_288, ..Defaults::LLAMA };
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::nn::Builder;
 
 pub(super) const FAMILY: Family =
-    Family { model_type: "smollm3", models: "SmolLM3", names: Names::LLAMA, describe: decoder };
+    Family { model_type: "smollm3", models: "SmolLM3", names: Names::LLAMA, defaults: DEFAULTS, describe: decoder };
 
 const DEFAULTS: Defaults = Defaults { positions: 32768, theta: 2e6, ..Defaults::LLAMA };
 

@@ -22,12 +22,12 @@ const FORWARD_PANEL: usize = PANEL / 4;
 /// Tokens of a task of the forward pass.
 const TASK_ROWS: usize = 4 * TILE_ROWS;
 
-/// The bytes that a chunk of tokens × vocabulary takes, and the most tokens in it.
+/// The size of a chunk of tokens × vocabulary in bytes, and the most tokens in it.
 const CHUNK_BYTES: usize = 64 << 20;
 const CHUNK_TOKENS: usize = 512;
 
-/// Each chunk dequantizes and packs the head twice, however few its tokens are: so there are that many, also of a vocabulary of
-/// 262,144, as far as they fit into so many bytes.
+/// Each chunk dequantizes and packs the head twice, whatever its size. So with a large vocabulary a chunk grows beyond
+/// `CHUNK_BYTES` until it has this many tokens, or takes `MOST_BYTES`.
 const WORTHWHILE_TOKENS: usize = 256;
 const MOST_BYTES: usize = 256 << 20;
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from gguf import GGUFReader
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 STAMP = "made_from.json"
 VERSION = 2
@@ -46,9 +46,8 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """Writes the folder; its stamp comes last, so that an interrupted conversion is done again."""
-    tokenizer = read_tokenizer(gguf)
+def dequantized(gguf: Path) -> PreTrainedModel:
+    """The model in float32, as transformers dequantizes it."""
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # What was read is no longer quantized, and must not be taken for it.
     for config in (model.config, model):
@@ -56,7 +55,13 @@ def convert(gguf: Path, folder: Path) -> None:
             del config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    model.to(torch.bfloat16).save_pretrained(folder)
+    return model
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Writes the folder; its stamp comes last, so that an interrupted conversion is done again."""
+    tokenizer = read_tokenizer(gguf)
+    dequantized(gguf).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

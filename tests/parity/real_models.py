@@ -7,7 +7,7 @@ For each GGUF file, Equipoise in f32 on the CPU, from the same weights as its pe
 
 1. Ten LoRA steps of sft and of bft, against transformers and PEFT in float32 on the file's dequantized weights. Both begin
    with the adapter that `training.max_steps=0` writes, and see the same rows in the same order. The rows are tokenized by
-   llama.cpp, and tokens and learnt tokens of each step must be those that Equipoise counts. Losses and gradient norms must
+   llama.cpp, and tokens and supervised tokens of each step must be those that Equipoise counts. Losses and gradient norms must
    agree to 1e-3 of their value: float32 alone gives some 1e-5. How far the matrices B are apart is reported and not judged, for
    Adam makes a whole step of the sign of a gradient that is nearly zero.
 2. The base, 64 greedy tokens and the distribution of the next token after three prompts, against transformers and llama.cpp.
@@ -153,10 +153,10 @@ def prepare_rows(source: Path, vocabulary: peers.Vocabulary, work: Path) -> tupl
             if "instruction" in row:
                 parts = [row["instruction"], row.get("input")]
                 row = {"prompt": "\n\n".join(filter(None, parts)) + "\n", "completion": row["output"]}
-            told = vocabulary.row(row["prompt"], row["completion"], LENGTH)
-            if kept < STEPS * BATCH and len(told["ids"]) > told["given"]:
+            tokenized = vocabulary.row(row["prompt"], row["completion"], LENGTH)
+            if kept < STEPS * BATCH and len(tokenized["ids"]) > tokenized["given"]:
                 texts.write(json.dumps({key: row[key] for key in ("prompt", "completion")}) + "\n")
-                tokens.write(json.dumps(told) + "\n")
+                tokens.write(json.dumps(tokenized) + "\n")
                 kept += 1
     if kept < STEPS * BATCH:
         sys.exit(f"{source}: {kept} rows with something to learn in {LENGTH} tokens, {STEPS * BATCH} are needed")
@@ -178,7 +178,7 @@ def compare_steps(ours: Equipoise, base: Path, start: Path, rows: tuple[Path, Pa
         folder, mine = ours.train(name, text, {"objective": objective})
         counted = [(step["tokens"], step["supervised_tokens"]) for step in mine]
         if counted != [(work.tokens, work.supervised) for work in works]:
-            sys.exit(f"{name}: tokens and learnt tokens of the steps are {counted}, should be {works}")
+            sys.exit(f"{name}: tokens and supervised tokens of the steps are {counted}, should be {works}")
         theirs, adapter = peers.lora_steps(base, start, batches, name, RATE)
         keys = ("objective_loss", "cross_entropy", "grad_norm")
         most = {key: max(apart(a[key], getattr(b, key)) for a, b in zip(mine, theirs, strict=True)) for key in keys}

@@ -17,12 +17,13 @@ from families import EPSILON, OBJECTIVE, least_group_confidence
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benches"))
+from gguf_to_hf import dequantized  # noqa: E402
 from peer_peft import IGNORED, batches, collate  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Step:
-    """What an optimizer step tells: both losses, and the gradient's norm before it is clipped."""
+    """What an optimizer step reports: both losses, and the gradient's norm before it is clipped."""
 
     objective_loss: float
     cross_entropy: float
@@ -58,13 +59,7 @@ def dequantized_folder(file: Path, folder: Path) -> Path:
     if not (folder / "config.json").exists():
         made = folder.with_name(folder.name + ".new")
         shutil.rmtree(made, ignore_errors=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        # What was read is no longer quantized, and must not be taken for it.
-        for config in (model.config, model):
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config
-        model.hf_quantizer, model.is_quantized = None, False
-        model.save_pretrained(made)
+        dequantized(file).save_pretrained(made)
         made.rename(folder)
     return folder
 

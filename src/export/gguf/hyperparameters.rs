@@ -1,79 +1,51 @@
 //! The keys of a model's own numbers, from `config.json`: what all families have, and what each has besides.
 //!
 //! Source: `conversion/*.py` of llama.cpp. It reads configurations through transformers, so that a key which a file leaves out has
-//! the default of its class; those that matter are here.
+//! the default of its class.
 
-use super::rope::{Rope, RopeClass};
+use super::rope::Rope;
 use super::tensors;
 use crate::error::{Error, Result};
+use crate::models::{self, Defaults};
 use crate::weights::Base;
+use crate::weights::gguf::architecture::Architecture;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, Value as Json};
 use std::path::PathBuf;
 
 type Written = Vec<(&'static str, Value)>;
 
-/// The width of a head where `head_dim` is not given.
-#[derive(Clone, Copy)]
-enum Width {
-    /// The class has none; the file says nothing either, and readers divide.
-    Unsaid,
-    /// The class divides by itself, so the file says it.
-    Divided,
-    /// The class's own.
-    Own(u32),
-}
-
-/// What is particular to a `model_type`.
+/// What is particular to a `model_type` in the file; what its class takes by default is known to [`models`].
 struct Family {
     model_type: &'static str,
-    width: Width,
-    epsilon: f64,
-    rope: RopeClass,
+    /// Whether the file says the width of a head even where it is hidden size over heads.
+    says_width: bool,
     /// Whether the file repeats the size of the vocabulary and the width that rotates, as Llama's and its children's do.
     repeats: bool,
     more: fn(&Keys<'_>, &Rope) -> Result<Written>,
 }
 
-const fn theta(theta: f64) -> RopeClass {
-    RopeClass { theta, original_length: None }
-}
-
-const LLAMA: Family = Family {
-    model_type: "llama",
-    width: Width::Divided,
-    epsilon: 1e-6,
-    rope: theta(1e4),
-    repeats: true,
-    more: nothing,
-};
-const QWEN2: Family = Family { model_type: "qwen2", width: Width::Unsaid, repeats: false, ..LLAMA };
-const GEMMA2: Family = Family { model_type: "gemma2", width: Width::Own(256), more: gemma2, ..QWEN2 };
+const LLAMA: Family = Family { model_type: "llama", says_width: true, repeats: true, more: nothing };
+const QWEN2: Family = Family { model_type: "qwen2", says_width: false, repeats: false, ..LLAMA };
 
 const FAMILIES: &[Family] = &[
     LLAMA,
     Family { model_type: "mistral", ..LLAMA },
-    Family { model_type: "ministral3", width: Width::Own(128), epsilon: 1e-5, more: ministral3, ..LLAMA },
-    Family { model_type: "smollm3", width: Width::Unsaid, rope: theta(2e6), more: smollm3, ..LLAMA },
-    Family { model_type: "granite", width: Width::Unsaid, more: granite, ..LLAMA },
-    Family { model_type: "granitemoehybrid", width: Width::Unsaid, more: granite_hybrid, ..LLAMA },
+    Family { model_type: "ministral3", more: ministral3, ..LLAMA },
+    Family { model_type: "smollm3", says_width: false, more: smollm3, ..LLAMA },
+    Family { model_type: "granite", says_width: false, more: granite, ..LLAMA },
+    Family { model_type: "granitemoehybrid", says_width: false, more: granite_hybrid, ..LLAMA },
     QWEN2,
-    Family { model_type: "qwen3", width: Width::Own(128), ..QWEN2 },
-    Family { model_type: "qwen3_vl_text", width: Width::Own(128), rope: theta(5e5), more: qwen3_vl, ..QWEN2 },
-    GEMMA2,
-    Family { model_type: "gemma3_text", rope: theta(1e6), more: gemma3, ..GEMMA2 },
-    Family { model_type: "olmo2", epsilon: 1e-5, ..QWEN2 },
-    Family { model_type: "olmo3", epsilon: 1e-5, rope: theta(5e5), more: olmo3, ..QWEN2 },
-    Family { model_type: "exaone4", epsilon: 1e-5, more: exaone4, ..QWEN2 },
-    Family {
-        model_type: "phi3",
-        epsilon: 1e-5,
-        rope: RopeClass { original_length: Some(4096), ..QWEN2.rope },
-        more: phi3,
-        ..QWEN2
-    },
-    Family { model_type: "glm4", width: Width::Own(128), epsilon: 1.5625e-7, more: glm4, ..QWEN2 },
-    Family { model_type: "seed_oss", width: Width::Own(128), ..QWEN2 },
+    Family { model_type: "qwen3", ..QWEN2 },
+    Family { model_type: "qwen3_vl_text", more: qwen3_vl, ..QWEN2 },
+    Family { model_type: "gemma2", more: gemma2, ..QWEN2 },
+    Family { model_type: "gemma3_text", more: gemma3, ..QWEN2 },
+    Family { model_type: "olmo2", ..QWEN2 },
+    Family { model_type: "olmo3", more: olmo3, ..QWEN2 },
+    Family { model_type: "exaone4", more: exaone4, ..QWEN2 },
+    Family { model_type: "phi3", more: phi3, ..QWEN2 },
+    Family { model_type: "glm4", more: glm4, ..QWEN2 },
+    Family { model_type: "seed_oss", ..QWEN2 },
 ];
 
 #[expect(clippy::unnecessary_wraps, reason = "as its neighbours in the table")]
@@ -87,24 +59,26 @@ fn nothing(_: &Keys<'_>, _: &Rope) -> Result<Written> {
 /// When the base's architecture is not written as GGUF, its configuration lacks something, or GGUF cannot say what it says.
 pub fn hyperparameters(base: &Base) -> Result<Vec<(String, Value)>> {
     let architecture = tensors::architecture(base)?;
-    let keys = Keys { base, path: base.path().join("config.json"), config: base.config() };
-    let all = keys.all(family(architecture.model_type)?)?;
+    let Some(family) = FAMILIES.iter().find(|family| family.model_type == architecture.model_type) else {
+        return Err(unknown(architecture));
+    };
+    let defaults = class_defaults(architecture)?;
+    let keys = Keys { base, path: base.path().join("config.json"), config: base.config(), defaults };
+    let all = keys.all(family)?;
     Ok(all.into_iter().map(|(key, value)| (format!("{}.{key}", architecture.gguf), value)).collect())
 }
 
-fn family(model_type: &str) -> Result<&'static Family> {
-    FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
-        Error::invalid(format!("the keys of a GGUF file of `{model_type}` are not known"))
-            .with_help("export the merged model instead: `--to merged`")
-    })
-}
-
-/// What the class of a base takes for rotation where its configuration says nothing.
+/// What the class of an architecture takes where its configuration says nothing.
 ///
 /// # Errors
-/// When the base's architecture is not written as GGUF.
-pub(super) fn rope_class(base: &Base) -> Result<RopeClass> {
-    Ok(family(tensors::architecture(base)?.model_type)?.rope)
+/// When it is no family of [`models`].
+pub(super) fn class_defaults(architecture: &Architecture) -> Result<&'static Defaults> {
+    models::defaults(architecture.model_type).ok_or_else(|| unknown(architecture))
+}
+
+fn unknown(architecture: &Architecture) -> Error {
+    Error::invalid(format!("the keys of a GGUF file of `{}` are not known", architecture.model_type))
+        .with_help("export the merged model instead: `--to merged`")
 }
 
 /// Typed access to `config.json`.
@@ -112,6 +86,7 @@ pub(super) struct Keys<'a> {
     base: &'a Base,
     path: PathBuf,
     config: &'a Map<String, Json>,
+    defaults: &'static Defaults,
 }
 
 impl Keys<'_> {
@@ -146,12 +121,22 @@ impl Keys<'_> {
     }
 
     /// The width of a head.
-    fn width(&self, family: &Family) -> Result<u32> {
-        let divided = || Ok(self.number("hidden_size")? / self.number("num_attention_heads")?);
-        match (self.optional("head_dim")?, family.width) {
-            (Some(width), _) | (None, Width::Own(width)) => Ok(width),
-            (None, Width::Unsaid | Width::Divided) => divided(),
+    fn width(&self) -> Result<u32> {
+        match self.optional("head_dim")?.or(self.defaults.head_dim.map(|width| width as u32)) {
+            Some(width) => Ok(width),
+            None => Ok(self.number("hidden_size")? / self.number("num_attention_heads")?),
         }
+    }
+
+    /// How many of a head's numbers rotate.
+    fn rotated(&self, rope: &Rope) -> Result<u32> {
+        rope.rotated(self.width()?, self.defaults.partial.unwrap_or(1.0))
+    }
+
+    /// `max_position_embeddings`.
+    fn positions(&self) -> Result<u32> {
+        const KEY: &str = "max_position_embeddings";
+        if self.get(KEY).is_some() { self.number(KEY) } else { Ok(self.defaults.positions as u32) }
     }
 
     /// Which layers see a window only, where `layer_types` or an older key says so.
@@ -177,11 +162,11 @@ impl Keys<'_> {
     /// The keys, after the architecture's name.
     fn all(&self, family: &Family) -> Result<Written> {
         let heads = self.number("num_attention_heads")?;
-        let rope = Rope::of(self.config, family.rope)?;
-        let width = self.width(family)?;
+        let rope = Rope::of(self.config, self.defaults)?;
+        let width = self.width()?;
         let mut keys = vec![
             ("block_count", Value::U32(self.number("num_hidden_layers")?)),
-            ("context_length", Value::U32(self.number("max_position_embeddings")?)),
+            ("context_length", Value::U32(self.positions()?)),
             ("embedding_length", Value::U32(self.number("hidden_size")?)),
             ("feed_forward_length", Value::U32(self.number("intermediate_size")?)),
             ("attention.head_count", Value::U32(heads)),
@@ -192,9 +177,9 @@ impl Keys<'_> {
         if let Some(theta) = rope.local_theta()? {
             keys.push(("rope.freq_base_swa", Value::F32(theta as f32)));
         }
-        let epsilon = self.float("rms_norm_eps")?.unwrap_or(family.epsilon);
+        let epsilon = self.float("rms_norm_eps")?.unwrap_or(self.defaults.epsilon);
         keys.push(("attention.layer_norm_rms_epsilon", Value::F32(epsilon as f32)));
-        if self.get("head_dim").is_some() || !matches!(family.width, Width::Unsaid) {
+        if family.says_width || self.get("head_dim").is_some() || self.defaults.head_dim.is_some() {
             keys.extend([("attention.key_length", Value::U32(width)), ("attention.value_length", Value::U32(width))]);
         }
         if family.repeats {
@@ -339,10 +324,9 @@ fn exaone4(keys: &Keys<'_>, _: &Rope) -> Result<Written> {
 }
 
 fn phi3(keys: &Keys<'_>, rope: &Rope) -> Result<Written> {
-    let width = keys.width(&QWEN2)?;
     let mut written = vec![
         ("rope.scaling.original_context_length", Value::U32(rope.original_length()?)),
-        ("rope.dimension_count", Value::U32(rope.rotated(width, 1.0)?)),
+        ("rope.dimension_count", Value::U32(keys.rotated(rope)?)),
         // llama.cpp knows Phi-4 by this 0.
         ("attention.sliding_window", Value::U32(keys.optional("sliding_window")?.unwrap_or(0))),
     ];
@@ -353,6 +337,5 @@ fn phi3(keys: &Keys<'_>, rope: &Rope) -> Result<Written> {
 }
 
 fn glm4(keys: &Keys<'_>, rope: &Rope) -> Result<Written> {
-    let width = keys.optional("head_dim")?.unwrap_or(128);
-    Ok(vec![("rope.dimension_count", Value::U32(rope.rotated(width, 0.5)?))])
+    Ok(vec![("rope.dimension_count", Value::U32(keys.rotated(rope)?))])
 }

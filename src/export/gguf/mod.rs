@@ -20,7 +20,7 @@ pub use hyperparameters::hyperparameters;
 pub use metadata::{ModelFacts, file_type, metadata};
 pub(super) use model::export_model;
 pub use model::write_base;
-pub use rope::{ROPE_FREQS, RopeClass, rope_freqs, rope_tensors};
+pub use rope::{ROPE_FREQS, rope_freqs, rope_tensors};
 pub(super) use tensors::norms_include_one;
 pub use tensors::{Placement, is_left_out, placements};
 pub use writer::{GgufWriter, file_size};

@@ -1,8 +1,8 @@
 //! A merged model as one GGUF file.
 
-use super::hyperparameters::rope_class;
+use super::hyperparameters::class_defaults;
 use super::remarks::remarks;
-use super::tensors::placements_as;
+use super::tensors::{architecture, placements_as};
 use super::{GgufWriter, ModelFacts, Placement, file_size, is_left_out, metadata, rope_tensors};
 use crate::error::{Error, Result};
 use crate::export::{GgufType, Job, MergedWeights, Output, type_name};
@@ -115,7 +115,11 @@ impl<'a> Plan<'a> {
             weights.shift_norms(1.0);
         }
         let base = weights.base();
-        let rope = if base.is_gguf() { Vec::new() } else { rope_tensors(base.config(), rope_class(base)?)? };
+        let rope = if base.is_gguf() {
+            Vec::new()
+        } else {
+            rope_tensors(base.config(), class_defaults(architecture(base)?)?)?
+        };
         Ok(Self { weights, moves, rope })
     }
 

@@ -1,6 +1,7 @@
 //! Rotary embeddings in metadata: linear and `YaRN` scaling are keys; the factors of Llama 3's and of longrope are tensors.
 
 use crate::error::{Error, Result};
+use crate::models::Defaults;
 use candle_core::quantized::gguf_file::Value as Metadatum;
 use serde_json::{Map, Value};
 use std::f32::consts::PI;
@@ -9,15 +10,6 @@ use std::f32::consts::PI;
 pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
 const LENGTH: &str = "original_max_position_embeddings";
-
-/// What a class takes where its configuration says nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct RopeClass {
-    /// The base of the frequencies.
-    pub theta: f64,
-    /// The length that the model was first made for.
-    pub original_length: Option<u64>,
-}
 
 /// What `config.json` says of rotation, in one place: that of the layers that see everything, and of those with a window the base
 /// of the frequencies where it is another.
@@ -30,7 +22,7 @@ pub(super) struct Rope {
 impl Rope {
     /// Finds it: `rope_scaling` before `rope_parameters`, as transformers 5 does; the latter for all layers or for each type of
     /// them. Beside it the keys that older versions had at the top, of which the original length goes before the inner one.
-    pub fn of(config: &Map<String, Value>, class: RopeClass) -> Result<Self> {
+    pub fn of(config: &Map<String, Value>, defaults: &Defaults) -> Result<Self> {
         let known = |key: &str| config.get(key).filter(|value| !value.is_null());
         let object = |key: &str| match known(key) {
             None => Ok(None),
@@ -46,10 +38,10 @@ impl Rope {
         }
         all.extend(object("rope_scaling")?.into_iter().flatten().filter(|(_, value)| !value.is_null()));
         all.retain(|_, value| !value.is_null());
-        if let Some(length) = known(LENGTH).cloned().or(class.original_length.map(Value::from)) {
+        if let Some(length) = known(LENGTH).cloned().or(defaults.original.map(Value::from)) {
             all.insert(LENGTH.into(), length);
         }
-        for (key, default) in [("rope_theta", Some(class.theta.into())), ("partial_rotary_factor", None)] {
+        for (key, default) in [("rope_theta", Some(defaults.theta.into())), ("partial_rotary_factor", None)] {
             let other: Option<Value> = known(key).cloned().or(default);
             if let Some(value) = other.filter(|_| !all.contains_key(key)) {
                 all.insert(key.into(), value);
@@ -195,18 +187,18 @@ impl Rope {
 ///
 /// # Errors
 /// For missing parameters, and factors that are not numbers.
-pub fn rope_tensors(config: &Map<String, Value>, class: RopeClass) -> Result<Vec<(&'static str, Vec<f32>)>> {
-    let rope = Rope::of(config, class)?;
+pub fn rope_tensors(config: &Map<String, Value>, defaults: &Defaults) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let rope = Rope::of(config, defaults)?;
     let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|number| number as usize);
     let divided = number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| hidden / heads.max(1));
-    let width = number("head_dim").or(divided).unwrap_or(0);
-    if let Some(factors) = rope_freqs(config, width, class.theta)? {
+    let width = number("head_dim").or(defaults.head_dim).or(divided).unwrap_or(0);
+    if let Some(factors) = rope_freqs(config, width, defaults)? {
         return Ok(vec![(ROPE_FREQS, factors)]);
     }
     if !rope.is_longrope() {
         return Ok(Vec::new());
     }
-    let rotated = rope.rotated(width as u32, 1.0)? as usize;
+    let rotated = rope.rotated(width as u32, defaults.partial.unwrap_or(1.0))? as usize;
     let factors = |key: &str| {
         let numbers = rope.all.get(key).and_then(Value::as_array);
         let numbers: Option<Vec<f32>> =
@@ -222,15 +214,14 @@ pub fn rope_tensors(config: &Map<String, Value>, class: RopeClass) -> Result<Vec
 }
 
 /// Llama 3's scaling as the factors of [`ROPE_FREQS`], one for each pair of a head's numbers, by which frequencies are
-/// divided: 1 for short waves, `factor` for long ones, blended between. `None` for every other kind of scaling. `theta` is the
-/// class's own.
+/// divided: 1 for short waves, `factor` for long ones, blended between. `None` for every other kind of scaling.
 ///
 /// Computed in `f32` step by step, as llama.cpp's converter does it.
 ///
 /// # Errors
 /// For missing parameters.
-pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize, theta: f64) -> Result<Option<Vec<f32>>> {
-    let rope = Rope::of(config, RopeClass { theta, original_length: None })?;
+pub fn rope_freqs(config: &Map<String, Value>, head_dim: usize, defaults: &Defaults) -> Result<Option<Vec<f32>>> {
+    let rope = Rope::of(config, defaults)?;
     if rope.kind() != "llama3" {
         return Ok(None);
     }
@@ -260,14 +251,12 @@ mod tests {
     use crate::models::rope_frequencies;
     use serde_json::json;
 
-    const LLAMA: RopeClass = RopeClass { theta: 1e4, original_length: None };
-
     #[test]
     fn factors_of_llama3_give_the_frequencies_of_its_parameters() {
         let config = json!({"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
         let config = config.as_object().unwrap();
-        let factors = rope_freqs(config, 64, 1e4).unwrap().unwrap();
+        let factors = rope_freqs(config, 64, &Defaults::LLAMA).unwrap().unwrap();
         assert_eq!((factors.len(), factors[0], factors[31]), (32, 1.0, 32.0));
         let from_parameters = rope_frequencies(config, 64, None).unwrap();
         let from_factors = rope_frequencies(config, 64, Some(&factors)).unwrap();
@@ -279,7 +268,8 @@ mod tests {
     /// As `models` takes them for training: scaling before parameters, and the top's original length before theirs.
     #[test]
     fn what_is_said_twice_counts_as_in_training() {
-        let of = |json: Value| Rope::of(json.as_object().unwrap(), RopeClass { theta: 2e6, ..LLAMA }).unwrap();
+        let defaults = crate::models::defaults("smollm3").unwrap();
+        let of = |json: Value| Rope::of(json.as_object().unwrap(), defaults).unwrap();
         let yarn = json!({"rope_type": "yarn", "factor": 4.0, LENGTH: 16384});
         let rope = of(json!({"rope_scaling": yarn, LENGTH: 32768,
             "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}));
@@ -292,11 +282,22 @@ mod tests {
         assert_eq!((rope.theta().unwrap(), rope.local_theta().unwrap()), (1e6, Some(2e4)));
     }
 
+    /// The published files of Qwen 3 say `head_dim`, but a configuration without it is one of 128.
+    #[test]
+    fn factors_are_of_the_width_that_the_class_takes() {
+        let config = json!({"hidden_size": 2048, "num_attention_heads": 32, "rope_scaling": {"rope_type": "llama3",
+            "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, LENGTH: 8192}});
+        for (family, pairs) in [("qwen3", 64), ("qwen2", 32)] {
+            let tensors = rope_tensors(config.as_object().unwrap(), crate::models::defaults(family).unwrap()).unwrap();
+            assert_eq!((tensors[0].0, tensors[0].1.len()), (ROPE_FREQS, pairs), "{family}");
+        }
+    }
+
     #[test]
     fn linear_and_yarn_become_keys_and_others_are_refused() {
         let of = |scaling: Value| {
             let config = json!({"rope_theta": 1e4, "rope_scaling": scaling});
-            Rope::of(config.as_object().unwrap(), LLAMA)?.keys().map(|keys| format!("{keys:?}"))
+            Rope::of(config.as_object().unwrap(), &Defaults::LLAMA)?.keys().map(|keys| format!("{keys:?}"))
         };
         assert_eq!(of(json!(null)).unwrap(), "[]");
         let linear = of(json!({"type": "linear", "factor": 4})).unwrap();
