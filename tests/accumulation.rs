@@ -7,7 +7,7 @@ use crate::support::{
 use equipoise::data::{Arrangement, Batch, Plan, Rows, Sequence};
 use equipoise::models::Model;
 use equipoise::nn::{LoraConfig, QuantizationType};
-use equipoise::objectives::{self, ObjectiveConfig};
+use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::train::backward::{Engine, StepGradients, dropout_keys};
 
@@ -103,6 +103,30 @@ fn an_epoch_in_packs_is_the_same_step_as_its_rows_one_by_one() {
                 .map(|packs| Batch::collate_packed(&packs.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0))
                 .collect();
             assert_same(&format!("{config:?}, {micro} packs at a time"), &step(&model, &config, &batches), &apart);
+        }
+    }
+}
+
+/// A step is linear in the weights of its rows, and what it is divided by does not depend on them.
+#[test]
+fn a_rows_weight_multiplies_its_loss_and_its_gradient() {
+    let (model, rows) = (model(), eight_rows());
+    let weighted = |weights: [f32; 2]| -> Batch {
+        batch(
+            &rows[..2].iter().zip(weights).map(|(row, weight)| Sequence { weight, ..row.clone() }).collect::<Vec<_>>(),
+        )
+    };
+    for config in objective_kinds().into_iter().filter(|config| !config.normalize_weights) {
+        let of = |weights| step(&model, &config, &[weighted(weights)]);
+        let (first, second, both) = (of([1.0, 0.0]), of([0.0, 1.0]), of([2.0, 0.5]));
+        assert_eq!([first.denominator, second.denominator], [both.denominator; 2]);
+        let sum = 2.0 * first.loss.sum + 0.5 * second.loss.sum;
+        assert!((sum / both.loss.sum - 1.0).abs() < 1e-6, "{config:?}: {sum} is not {}", both.loss.sum);
+        for (name, gradient) in &both.gradients {
+            let expected =
+                ((&first.gradients[name] * 2.0).unwrap() + (&second.gradients[name] * 0.5).unwrap()).unwrap();
+            let distance = relative_distance(gradient, &expected);
+            assert!(distance < 1e-5, "{config:?}: {name} is {distance} apart");
         }
     }
 }
@@ -207,9 +231,12 @@ fn a_rehearsal_takes_what_the_steps_take() {
         let small = batch(&rows(&[9, 17], tiny.vocabulary));
         let all = [small.clone(), large.clone(), small];
         for compute in [Compute::F32, Compute::Bf16] {
-            for kept_layers in [3, 1, 0] {
-                let what = format!("rank {}, {compute:?}, {kept_layers} layers kept", config.r);
-                let held = assert_rehearsed(&what, [&model, &plan], config, &all, (compute, kept_layers));
+            // With a reference, another pass comes first.
+            for (kept_layers, kind) in
+                [(3, ObjectiveKind::Bft), (1, ObjectiveKind::Bft), (0, ObjectiveKind::Eaft), (1, ObjectiveKind::Asft)]
+            {
+                let what = format!("rank {}, {compute:?}, {kept_layers} layers kept, {kind:?}", config.r);
+                let held = assert_rehearsed(&what, [&model, &plan], config, &all, (compute, kept_layers, kind));
                 assert!(held.touched <= held.allocated && held.touched > held.allocated / 20, "{held:?}");
             }
         }

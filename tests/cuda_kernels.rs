@@ -142,6 +142,8 @@ const FAMILIES: [&str; 11] = [
     "softcap",
 ];
 
+const OBJECTIVES: [&str; 2] = ["along", "largest_entropy"];
+
 const ATTENTION: [&str; 4] = ["attention", "attention_backward_keys", "attention_backward_queries", "attention_delta"];
 
 /// The kernels that a file must have, and no others.
@@ -156,6 +158,7 @@ fn kernels_of(module: &str) -> Vec<String> {
             in_both_types(&TYPES.map(|(_, name)| format!("dequantize_{name}")).each_ref().map(|name| &**name))
         }
         "families" => in_both_types(&FAMILIES),
+        "objectives" => in_both_types(&OBJECTIVES),
         "rows" => in_both_types(&ROWS),
         _ => panic!("{module}.cu: its kernels must be named here"),
     }

@@ -80,7 +80,7 @@ fn rows(expected: &Value) -> Vec<Sequence> {
         let (input_ids, masked) = (ids(&prompt["input_ids"]), prompt["masked_tokens"].as_u64().unwrap() as usize);
         let labels = input_ids.iter().enumerate();
         let labels = labels.map(|(i, &id)| if i < masked { IGNORED } else { i64::from(id) }).collect();
-        Sequence { input_ids, labels }
+        Sequence::new(input_ids, labels)
     };
     expected["prompts"].as_array().unwrap().iter().map(row).collect()
 }
@@ -231,7 +231,8 @@ fn a_rehearsal_of_a_family_takes_what_its_steps_take() {
         for compute in [Compute::F32, Compute::Bf16] {
             for kept_layers in [2, 0] {
                 let what = format!("{}, {compute:?}, {kept_layers} layers kept", name(folder));
-                assert_rehearsed(&what, [&model, &plan], &lora, &[batch(&rows), pack(&rows)], (compute, kept_layers));
+                let settings = (compute, kept_layers, ObjectiveKind::Bft);
+                assert_rehearsed(&what, [&model, &plan], &lora, &[batch(&rows), pack(&rows)], settings);
             }
         }
     });

@@ -1,6 +1,6 @@
 //! Every adapter tensor gets a gradient, and it is the slope of the loss.
 
-use crate::support::{ALL_LINEAR, batch, engine, lora, quantization_types, rows};
+use crate::support::{ALL_LINEAR, TINY, Tiny, batch, engine, lora, quantization_types, rows};
 use candle_core::{DType, Device, Tensor};
 use equipoise::nn::{LoraConfig, QuantizationType, TargetKeyword, TargetModules};
 use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
@@ -22,11 +22,16 @@ fn dot(a: &Tensor, b: &Tensor) -> f64 {
 
 /// The slope of the loss along a random direction of each adapter tensor. Weights of tokens and samples carry no gradient, so
 /// the slope is that of the cross-entropy: SFT.
-fn adapter_slopes(kind: QuantizationType, tiny: crate::support::Tiny, lora: &LoraConfig) {
+fn adapter_slopes(kind: QuantizationType, tiny: Tiny, lora: &LoraConfig) {
+    adapter_slopes_of(&ObjectiveConfig::of(ObjectiveKind::Sft), kind, tiny, lora);
+}
+
+/// As [`adapter_slopes`], of an objective whose loss has no weight to speak of that is held constant.
+fn adapter_slopes_of(objective: &ObjectiveConfig, kind: QuantizationType, tiny: Tiny, lora: &LoraConfig) {
     let model = tiny.model(kind, lora);
-    let sft = objectives::build(&ObjectiveConfig { kind: ObjectiveKind::Sft, ..ObjectiveConfig::default() });
+    let objective = objectives::build(objective);
     let pool = Pool::default();
-    let engine = engine(&model, &*sft, &pool);
+    let engine = engine(&model, &*objective, &pool);
     let rows = batch(&rows(&[9, 14], tiny.vocabulary));
     let keys = (lora.lora_dropout > 0.0).then(|| dropout_keys(&rows, 1, &[0, 1]));
     let taken = engine.step(std::slice::from_ref(&rows), |_| keys.clone()).unwrap();
@@ -51,6 +56,15 @@ fn adapter_slopes(kind: QuantizationType, tiny: crate::support::Tiny, lora: &Lor
         let got = dot(gradient, &direction);
         assert!((got / slope - 1.0).abs() < 1e-2, "{kind:?} {name}: the gradient says {got}, the slope is {slope}");
     }
+}
+
+/// `(1 - p^q)/q` has no weight that is held constant; beside a divergence of so large a factor, ASFT's has no weight to speak of.
+#[test]
+fn the_gradients_of_powers_and_of_divergences_are_the_slopes_of_the_loss() {
+    let (lora, kind) = (lora(4, &ALL_LINEAR), QuantizationType::Q8_0);
+    adapter_slopes_of(&ObjectiveConfig::of(ObjectiveKind::Prob), kind, TINY, &lora);
+    let anchored = ObjectiveConfig { alpha: Some(1e4), ..ObjectiveConfig::of(ObjectiveKind::Asft) };
+    adapter_slopes_of(&anchored, kind, TINY, &lora);
 }
 
 #[test]

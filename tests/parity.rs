@@ -199,7 +199,7 @@ fn peft_row(batches: &HashMap<String, Tensor>, step: usize, row: usize) -> Seque
     };
     let length = numbers("attention_mask").iter().filter(|&&mask| mask == 1).count();
     let input_ids = numbers("input_ids")[..length].iter().map(|&id| id as u32).collect();
-    Sequence { input_ids, labels: numbers("labels")[..length].to_vec() }
+    Sequence::new(input_ids, numbers("labels")[..length].to_vec())
 }
 
 #[test]

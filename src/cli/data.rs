@@ -3,7 +3,7 @@
 use super::RecipeArgs;
 use super::output::{Stdout, Table, colors, count, duration, printable};
 use super::progress::Progress;
-use crate::data::{DataReport, Lengths};
+use crate::data::{DataReport, Lengths, RowWeights};
 use crate::error::Result;
 use crate::run::{self, DataSummary, RunOptions, ShownRow};
 use clap::Args;
@@ -65,6 +65,9 @@ fn render(summary: &DataSummary, colors: bool) -> String {
     table.row("rows", printable(&rows(data)));
     table.row("tokens", format!("{}\nread in {}", tokens(data), duration(summary.seconds)));
     table.row("lengths", histogram(data, summary.max_seq_len));
+    if let Some(RowWeights { min, mean, max }) = data.row_weights {
+        table.row("row weights", format!("from {min} to {max}, {mean:.3} on average"));
+    }
     if let Some(packing) = &data.packing {
         table.row(
             "packing",

@@ -5,7 +5,7 @@ use super::tokenize::{IGNORED, Sequence};
 /// Samples side by side: `rows × width`, row by row.
 ///
 /// Padding is known by its segment, 0, never by its token: the padding token may well be EOS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Rows.
     pub rows: usize,
@@ -19,6 +19,8 @@ pub struct Batch {
     pub position_ids: Vec<u32>,
     /// 0 for padding, else the number of the sample within the row, from 1, `[rows, width]`.
     pub segment_ids: Vec<u32>,
+    /// The weight of each sample, in the order of rows and segments.
+    pub weights: Vec<f32>,
 }
 
 /// A supervised prediction.
@@ -52,6 +54,7 @@ impl Batch {
             labels: vec![IGNORED; rows * width],
             position_ids: vec![0; rows * width],
             segment_ids: vec![0; rows * width],
+            weights: packs.iter().flat_map(|pack| pack.iter().map(|sequence| sequence.weight)).collect(),
         };
         for (row, pack) in packs.iter().enumerate() {
             let mut begin = row * width;
@@ -107,7 +110,7 @@ mod tests {
     use super::*;
 
     fn sequence(ids: &[u32], labels: &[i64]) -> Sequence {
-        Sequence { input_ids: ids.to_vec(), labels: labels.to_vec() }
+        Sequence::new(ids.to_vec(), labels.to_vec())
     }
 
     fn target(position: usize, label: u32, sample: usize) -> Target {
@@ -131,6 +134,7 @@ mod tests {
     #[test]
     fn left_padding_and_packed_rows_keep_samples_apart() {
         let batch = Batch {
+            weights: vec![1.0; 3],
             rows: 2,
             width: 5,
             input_ids: vec![0, 0, 1, 2, 3, 4, 5, 6, 7, 0],

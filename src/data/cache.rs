@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Below so many bytes, `auto` keeps no file: they are tokenized in a moment.
 const WORTH_KEEPING: u64 = 8 << 20;
 /// Changes when the same settings would give other tokens than before.
-const VERSION: &str = concat!("4 of ", env!("CARGO_PKG_VERSION"));
+const VERSION: &str = concat!("5 of ", env!("CARGO_PKG_VERSION"));
 /// How long nobody must have written to an unfinished file, so that no run can be at work on it; and how long where the
 /// process that wrote it is gone from this machine.
 const ABANDONED: Duration = Duration::from_hours(48);

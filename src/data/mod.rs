@@ -32,7 +32,7 @@ pub use dataset::{DataFiles, Dataset, Split};
 pub use example::{Example, Message, Role};
 pub use formats::{FormatName, RowFormat};
 pub use plan::{Arrangement, Epoch, Plan};
-pub use report::{Bin, DataReport, Lengths, PackingReport, Preview, SourceReport};
+pub use report::{Bin, DataReport, Lengths, PackingReport, Preview, RowWeights, SourceReport};
 pub use rows::Rows;
 pub use store::Entry;
 pub use stream::TextStream;

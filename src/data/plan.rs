@@ -270,7 +270,7 @@ mod tests {
     use crate::data::tokenize::Sequence;
 
     fn rows(lengths: &[usize]) -> Rows {
-        let row = |&n: &usize| Sequence { input_ids: vec![1; n], labels: vec![1; n] };
+        let row = |&n: &usize| Sequence::new(vec![1; n], vec![1; n]);
         Rows::of(&lengths.iter().map(row).collect::<Vec<_>>())
     }
 

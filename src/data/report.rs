@@ -76,6 +76,9 @@ pub struct DataReport {
     pub leak_examples: Vec<String>,
     /// Rows to validate on whose prompt is also one of the rows to train on, with another answer.
     pub shared_prompts: usize,
+    /// The weights of the rows to train on, where they are not all 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_weights: Option<RowWeights>,
     /// What packing makes of the rows, where it is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packing: Option<PackingReport>,
@@ -103,6 +106,17 @@ pub struct SourceReport {
     /// The file that holds its tokens, if one does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
+}
+
+/// What the losses of rows are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RowWeights {
+    /// The least.
+    pub min: f64,
+    /// Their mean.
+    pub mean: f64,
+    /// The largest.
+    pub max: f64,
 }
 
 /// How long rows are, in tokens.
@@ -157,6 +171,7 @@ impl DataReport {
             validation_rows: validation.len(),
             tokens: train.entries().map(|entry| entry.tokens as usize).sum(),
             supervised_tokens: train.entries().map(|entry| entry.supervised as usize).sum(),
+            row_weights: RowWeights::of(train),
             ..Self::default()
         };
         let mut lengths = BTreeMap::<u32, usize>::new();
@@ -292,6 +307,17 @@ fn source_report(store: &TokenStore, files: &[PathBuf], source: &SourceConfig, s
         kept: store.len(),
         weight: source.weight.unwrap_or(1.0),
         cache: store.path().map(ToOwned::to_owned),
+    }
+}
+
+impl RowWeights {
+    fn of(rows: &Rows) -> Option<Self> {
+        let weights = || rows.entries().map(|entry| f64::from(entry.weight));
+        weights().any(|weight| weight != 1.0).then(|| Self {
+            min: weights().fold(f64::INFINITY, f64::min),
+            mean: weights().sum::<f64>() / rows.len() as f64,
+            max: weights().fold(0.0, f64::max),
+        })
     }
 }
 

@@ -26,7 +26,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// How every store begins and ends; the digits change with the layout.
-pub(super) const MAGIC: &[u8; 8] = b"EQTOK001";
+pub(super) const MAGIC: &[u8; 8] = b"EQTOK002";
 /// Rows, bytes of the account, the hash of all that is before it, and the magic.
 const TRAILER: usize = 8 + 8 + 32 + 8;
 /// The most bytes of an account.
@@ -207,7 +207,7 @@ impl TokenStore {
                 }
             }
         }
-        Sequence { input_ids, labels }
+        Sequence { input_ids, labels, weight: entry.weight }
     }
 }
 
@@ -223,13 +223,13 @@ mod tests {
         let label = |i: usize| {
             if learnt.iter().any(|&(from, to)| (from..to).contains(&i)) { i64::from(ids[i]) } else { IGNORED }
         };
-        Sequence { input_ids: ids.to_vec(), labels: (0..ids.len()).map(label).collect() }
+        Sequence::new(ids.to_vec(), (0..ids.len()).map(label).collect())
     }
 
     fn rows(largest: u32) -> Vec<Sequence> {
         vec![
             sequence(&[1, 2, largest], &[(1, 3)]),
-            sequence(&[5], &[]),
+            Sequence { weight: 2.5, ..sequence(&[5], &[]) },
             sequence(&[7, 7, 8, 9, 7], &[(0, 1), (2, 3), (4, 5)]),
             sequence(&(0..5000).map(|i| i % 60_000).collect::<Vec<_>>(), &[(10, 4999)]),
         ]

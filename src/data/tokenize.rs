@@ -21,15 +21,22 @@ use tokenizers::{ModelWrapper, PostProcessorWrapper, Tokenizer};
 pub const IGNORED: i64 = -100;
 
 /// One row as tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
     /// The tokens.
     pub input_ids: Vec<u32>,
     /// For each token itself where it is learnt, else [`IGNORED`]. Not shifted, as Hugging Face has it.
     pub labels: Vec<i64>,
+    /// What the row's loss is multiplied by, beside what the objective makes of it; mostly 1.
+    pub weight: f32,
 }
 
 impl Sequence {
+    /// Tokens and labels, with the weight 1.
+    pub const fn new(input_ids: Vec<u32>, labels: Vec<i64>) -> Self {
+        Self { input_ids, labels, weight: 1.0 }
+    }
+
     /// Number of tokens.
     pub fn len(&self) -> usize {
         self.input_ids.len()
@@ -272,7 +279,7 @@ impl Encoder {
         }
         let tokens = self.tokenize(&rendering.text)?;
         let (ids, starts) = (&tokens.ids, &tokens.offsets);
-        let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
+        let mut sequence = Sequence::new(Vec::new(), Vec::new());
         sequence.push(ids, false);
         let mut last_is_closed = false;
         for turn in &rendering.turns {
@@ -327,7 +334,7 @@ impl Encoder {
     }
 
     fn encode_completion(&self, prompt: &str, completion: &str) -> Result<Sequence> {
-        let mut sequence = Sequence { input_ids: Vec::new(), labels: Vec::new() };
+        let mut sequence = Sequence::new(Vec::new(), Vec::new());
         sequence.push(self.leading_bos(), false);
         let apart = if self.prepends_space { without_one_space(completion) } else { Some(completion) };
         if let Some(completion) = apart {

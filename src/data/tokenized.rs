@@ -366,10 +366,12 @@ fn read_row(
 ) -> Result<Outcome, Fault> {
     let Source { config, encoder, .. } = source;
     let fields = row.parse(path)?;
-    let example = format.read(&fields).map_err(|error| {
+    let bad = |error: RowError| {
         let fault = if error.teaches_nothing { Fault::Unlearnt } else { Fault::Bad };
         fault(row.row_error(path, error))
-    })?;
+    };
+    let example = format.read(&fields).map_err(bad)?;
+    let weight = format.weight(&fields).map_err(bad)?;
     let conversation = matches!(example, Example::Chat { .. });
     let (empty_answers, unread) = (empty_answers(&example), unread(encoder, &example));
     let too_long = |length: String| {
@@ -387,6 +389,7 @@ fn read_row(
             return Ok(Outcome { length, ends_supervised, conversation, empty_answers, unread, ..Outcome::default() });
         }
     };
+    sequence.weight = weight;
     let length = sequence.len();
     if sequence.supervised() == 0 {
         let error = Error::invalid("no token of the row is learnt").with_help(

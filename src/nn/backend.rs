@@ -5,7 +5,7 @@
 
 use super::linear::Linear;
 use super::self_attention::QkNorm;
-use crate::ops::{Activation, AttentionShape, FrozenVector, FrozenWeight};
+use crate::ops::{Activation, AttentionShape, FrozenVector, FrozenWeight, HeadRequest};
 use candle_core::Result;
 
 /// A normalization.
@@ -35,10 +35,30 @@ pub struct Prediction<S> {
     pub log_probabilities: Vec<f64>,
     /// Whether the target has the largest logit.
     pub top1: Vec<bool>,
+    /// The entropy of each row's largest logits, in nats; empty where it was not asked for.
+    pub entropies: Vec<f64>,
     /// The rows, `[n, d]`.
     pub(super) picked: S,
-    /// The gradient of each row's cross-entropy after the normalization, `[n, d]`; under `with_gradient`.
+    /// The gradient of each row's cross-entropy after the normalization, `[n, d]`, where it was asked for.
     pub(super) pulled: Option<S>,
+}
+
+/// What a prediction is to stay near to.
+#[derive(Debug)]
+pub struct Reference<'a, S> {
+    /// With its gradient.
+    pub prediction: Prediction<S>,
+    /// The factor of each row's `∇KL(reference ‖ prediction)`, which is the difference of the two gradients of cross-entropy: both
+    /// are `(p - onehot)·W`.
+    pub weights: &'a [f64],
+}
+
+/// `ce - ce0 - ∇ce0·(h - h0)` of each row, whose last part is `along`; rounding may leave it a little below 0.
+pub(super) fn divergences<S>(prediction: &Prediction<S>, reference: &Prediction<S>, along: Vec<f64>) -> Vec<f64> {
+    let log_p = prediction.log_probabilities.iter().zip(&reference.log_probabilities);
+    // Not `f64::max`: it would hide a NaN.
+    let clamped = |x: f64| if x < 0.0 { 0.0 } else { x };
+    log_p.zip(along).map(|((log_p, log_p0), along)| clamped(log_p0 - log_p - along)).collect()
 }
 
 /// Computes with a batch of tokens, whose positions and sequences it knows. Rows are those of the batch's tokens, unless said
@@ -161,23 +181,37 @@ pub trait Backend {
         dy: &Self::Stream,
     ) -> Result<Self::Rows>;
 
-    /// What the head says of `rows`, and under `with_gradient` what [`Self::pull`] needs.
+    /// What the head says of `rows`; with their gradient, what [`Self::pull`] needs.
     fn predict(
         &self,
         hidden: &Self::Stream,
         rows: &[usize],
         head: Head<'_>,
         labels: &[u32],
-        with_gradient: bool,
+        request: HeadRequest,
     ) -> Result<Prediction<Self::Stream>>;
 
-    /// The gradient of the stream under a weight for each of `rows`, the same as in [`Self::predict`]; zero in other rows.
+    /// `KL(reference ‖ prediction)` of each row, in nats, from two predictions of the same labels by the same head, which does not cap
+    /// its logits. `reference` has its gradient.
+    ///
+    /// Cross-entropy is convex in the rows `h` that the head multiplies, and its gradient at the reference's rows `h0` is
+    /// `(p0 - onehot)·W`. So the divergence over the whole vocabulary is `ce - ce0 - ∇ce0·(h - h0)`: no logits are needed.
+    fn divergences(
+        &self,
+        prediction: &Prediction<Self::Stream>,
+        reference: &Prediction<Self::Stream>,
+        head: Head<'_>,
+    ) -> Result<Vec<f64>>;
+
+    /// The gradient of the stream: that of the cross-entropies under a weight for each of `rows`, the same as in [`Self::predict`], and
+    /// that of their divergences from a reference; zero in other rows.
     fn pull(
         &self,
         prediction: Prediction<Self::Stream>,
         rows: &[usize],
         head: Head<'_>,
         weights: &[f64],
+        reference: Option<Reference<'_, Self::Stream>>,
     ) -> Result<Self::Stream>;
 
     /// The logits of the rows from `first` on, `[n, vocabulary]`.

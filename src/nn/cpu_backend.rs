@@ -1,6 +1,6 @@
 //! The CPU's operations as a backend. Padding never enters: the tokens of all samples lie one after the other.
 
-use super::backend::{Backend, Head, Norm, Prediction};
+use super::backend::{Backend, Head, Norm, Prediction, Reference, divergences};
 use super::context::ForwardContext;
 use super::gradients::Gradients;
 use super::linear::{Linear, LinearGroup};
@@ -8,11 +8,11 @@ use super::self_attention::QkNorm;
 use crate::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
 use crate::ops::element::{Element, convert_all};
 use crate::ops::{
-    Activation, AttentionShape, Buffer, FrozenWeight, Group, HeadNorms, Module, SavedInput, add_normalized, add_scaled,
-    branch_norm_backward, gate, gate_backward, linear_cross_entropy, normalize_heads, normalize_heads_backward,
-    rms_norm, rms_norm_backward, scaled, softcap as softcap_all,
+    Activation, AttentionShape, Buffer, FrozenWeight, Group, HeadNorms, HeadPass, HeadRequest, Module, SavedInput,
+    add_normalized, add_scaled, branch_norm_backward, gate, gate_backward, linear_cross_entropy, normalize_heads,
+    normalize_heads_backward, rms_norm, rms_norm_backward, scaled, softcap as softcap_all,
 };
-use candle_core::Result;
+use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 impl<E: Element> Backend for ForwardContext<'_, E> {
@@ -181,7 +181,7 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         rows: &[usize],
         head: Head<'_>,
         labels: &[u32],
-        with_gradient: bool,
+        request: HeadRequest,
     ) -> Result<Prediction<Buffer<f32>>> {
         let (n, d) = (rows.len(), head.weight.columns());
         let mut picked = self.pool.take::<f32>(n, d, self.capacity);
@@ -190,16 +190,28 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         }
         let mut normalized = self.pool.take::<E>(n, d, self.capacity);
         rms_norm(&picked, head.norm.weight.numbers(), head.norm.epsilon, &mut normalized);
-        let pass = linear_cross_entropy(
-            &normalized,
-            head.weight,
-            labels,
-            with_gradient,
-            head.softcap,
-            (self.pool, self.capacity),
-        )?;
-        let (log_probabilities, top1) = (pass.log_probabilities, pass.top1);
-        Ok(Prediction { log_probabilities, top1, picked, pulled: pass.gradient })
+        let pass =
+            linear_cross_entropy(&normalized, head.weight, labels, head.softcap, request, (self.pool, self.capacity))?;
+        let HeadPass { log_probabilities, top1, gradient: pulled, entropies } = pass;
+        Ok(Prediction { log_probabilities, top1, entropies, picked, pulled })
+    }
+
+    fn divergences(
+        &self,
+        prediction: &Prediction<Buffer<f32>>,
+        reference: &Prediction<Buffer<f32>>,
+        head: Head<'_>,
+    ) -> Result<Vec<f64>> {
+        let Some(pulled) = &reference.pulled else { bail!("internal: a reference without a gradient") };
+        let (n, d) = (prediction.log_probabilities.len(), head.weight.columns());
+        let [h, h0] = [prediction, reference].map(|of| {
+            let mut normalized = self.pool.take::<E>(n, d, self.capacity);
+            rms_norm(&of.picked, head.norm.weight.numbers(), head.norm.epsilon, &mut normalized);
+            normalized
+        });
+        let rows = pulled.par_chunks(d).zip(h.par_chunks(d)).zip(h0.par_chunks(d)).with_min_len(8);
+        let along: Vec<f64> = rows.map(|((gradient, h), h0)| along(gradient, h, h0)).collect();
+        Ok(divergences(prediction, reference, along))
     }
 
     fn pull(
@@ -208,14 +220,22 @@ impl<E: Element> Backend for ForwardContext<'_, E> {
         rows: &[usize],
         head: Head<'_>,
         weights: &[f64],
+        reference: Option<Reference<'_, Buffer<f32>>>,
     ) -> Result<Buffer<f32>> {
         let d = head.weight.columns();
         let mut gradient = self.take::<f32>(d);
         gradient.fill(0.0);
         let Some(mut pulled) = prediction.pulled else { return Ok(gradient) };
-        for (row, weight) in pulled.chunks_exact_mut(d).zip(weights) {
+        for (i, row) in pulled.chunks_exact_mut(d).enumerate() {
+            let of_reference = reference.as_ref().map_or(0.0, |reference| reference.weights[i]);
+            let weight = (weights[i] + of_reference) as f32;
             for x in row {
-                *x *= *weight as f32;
+                *x *= weight;
+            }
+        }
+        if let Some(Reference { prediction: Prediction { pulled: Some(base), .. }, weights }) = &reference {
+            for ((row, base), weight) in pulled.chunks_exact_mut(d).zip(base.chunks_exact(d)).zip(*weights) {
+                row.iter_mut().zip(base).for_each(|(x, base)| *x -= *weight as f32 * base);
             }
         }
         let mut through = self.pool.take::<f32>(rows.len(), d, self.capacity);
@@ -278,4 +298,9 @@ impl QkNorm {
     fn numbers(&self) -> HeadNorms<'_> {
         HeadNorms { query: self.query.numbers(), key: self.key.numbers(), epsilon: self.epsilon }
     }
+}
+
+/// `Σ g·(h - h0)`, in `f64`: what is left of it beside two cross-entropies is small.
+fn along<E: Element>(gradient: &[f32], h: &[E], h0: &[E]) -> f64 {
+    gradient.iter().zip(h).zip(h0).map(|((g, h), h0)| f64::from(*g) * f64::from(h.to_f32() - h0.to_f32())).sum()
 }

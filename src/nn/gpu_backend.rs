@@ -1,13 +1,13 @@
 //! A GPU as a backend.
 
-use super::backend::{Backend, Head, Norm, Prediction};
+use super::backend::{Backend, Head, Norm, Prediction, Reference, divergences};
 use super::linear::Linear;
 use super::self_attention::QkNorm;
 use crate::device::{Gpu, Memory, PinnedMemory};
 use crate::ops::cuda::{
     AdapterMemory, Cuda, DropoutKeys, GpuModule, GpuUpdate, KeyValueMemory, Operands, RopeMemory, Rows, Tiles,
 };
-use crate::ops::{Activation, AttentionShape, Compute, FrozenWeight, RopeTable, Sequence};
+use crate::ops::{Activation, AttentionShape, Compute, FrozenWeight, HeadPass, HeadRequest, RopeTable, Sequence};
 use candle_core::{Result, bail};
 use std::slice::from_ref;
 
@@ -219,21 +219,48 @@ impl Backend for GpuContext<'_> {
         rows: &[usize],
         head: Head<'_>,
         labels: &[u32],
-        with_gradient: bool,
+        request: HeadRequest,
     ) -> Result<Prediction<Rows>> {
         let picked = self.cuda.gather(hidden, &self.cuda.places(rows)?)?;
         let normalized = self.cuda.rms_norm(&picked, head.norm.weight, head.norm.epsilon)?;
-        let (pass, pulled) =
-            self.cuda.linear_cross_entropy(&normalized, head.weight, labels, with_gradient, head.softcap)?;
-        Ok(Prediction { log_probabilities: pass.log_probabilities, top1: pass.top1, picked, pulled })
+        let (pass, pulled) = self.cuda.linear_cross_entropy(&normalized, head.weight, labels, head.softcap, request)?;
+        let HeadPass { log_probabilities, top1, entropies, .. } = pass;
+        Ok(Prediction { log_probabilities, top1, entropies, picked, pulled })
     }
 
-    fn pull(&self, prediction: Prediction<Rows>, rows: &[usize], head: Head<'_>, weights: &[f64]) -> Result<Rows> {
+    fn divergences(
+        &self,
+        prediction: &Prediction<Rows>,
+        reference: &Prediction<Rows>,
+        head: Head<'_>,
+    ) -> Result<Vec<f64>> {
+        let Some(pulled) = &reference.pulled else { bail!("internal: a reference without a gradient") };
+        let [h, h0] =
+            [prediction, reference].map(|of| self.cuda.rms_norm(&of.picked, head.norm.weight, head.norm.epsilon));
+        let along = self.cuda.along(pulled, &h?, &h0?)?;
+        Ok(divergences(prediction, reference, along.into_iter().map(f64::from).collect()))
+    }
+
+    fn pull(
+        &self,
+        prediction: Prediction<Rows>,
+        rows: &[usize],
+        head: Head<'_>,
+        weights: &[f64],
+        reference: Option<Reference<'_, Rows>>,
+    ) -> Result<Rows> {
         let Prediction { picked, pulled: Some(pulled), .. } = prediction else {
             bail!("internal: the head was asked for no gradient")
         };
-        let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
-        self.cuda.scale(&pulled, &weights)?;
+        let of_reference = |i: usize| reference.as_ref().map_or(0.0, |reference| reference.weights[i]);
+        let factors: Vec<f32> =
+            weights.iter().enumerate().map(|(i, weight)| (weight + of_reference(i)) as f32).collect();
+        self.cuda.scale(&pulled, &factors)?;
+        if let Some(Reference { prediction: Prediction { pulled: Some(base), .. }, weights }) = reference {
+            let factors: Vec<f32> = weights.iter().map(|&weight| -weight as f32).collect();
+            self.cuda.scale(&base, &factors)?;
+            self.cuda.add_to(&base, &pulled)?;
+        }
         let through = self.cuda.zeros(picked.rows(), picked.columns())?;
         self.cuda.rms_norm_backward(&picked, head.norm.weight, head.norm.epsilon, &pulled, &through)?;
         drop((picked, pulled));

@@ -20,7 +20,7 @@ mod residual;
 mod rope;
 mod self_attention;
 
-pub use backend::{Backend, Head, Norm, Prediction};
+pub use backend::{Backend, Head, Norm, Prediction, Reference};
 pub use builder::{BuildReport, Builder};
 pub use context::{ForwardContext, KvCache};
 pub use decoder_layer::{Activations, DecoderLayer};

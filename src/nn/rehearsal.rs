@@ -3,12 +3,12 @@
 //! The code of a layer and of a step is the same for all backends; here a [`Ledger`] records what it takes. The layers may be
 //! hollow.
 
-use super::backend::{Backend, Head, Norm, Prediction};
+use super::backend::{Backend, Head, Norm, Prediction, Reference};
 use super::linear::Linear;
 use super::self_attention::QkNorm;
 use crate::ops::attention::{lend_attention, lend_attention_backward};
 use crate::ops::{
-    Activation, AttentionShape, Element, FrozenWeight, GroupSizes, Ledger, Lent, ModuleSizes, Sequence,
+    Activation, AttentionShape, Element, FrozenWeight, GroupSizes, HeadRequest, Ledger, Lent, ModuleSizes, Sequence,
     lend_linear_cross_entropy,
 };
 use candle_core::Result;
@@ -187,17 +187,31 @@ impl<E: Element> Backend for Rehearsal<'_, E> {
         rows: &[usize],
         head: Head<'_>,
         _: &[u32],
-        with_gradient: bool,
+        request: HeadRequest,
     ) -> Result<Prediction<Lent>> {
         let (n, d) = (rows.len(), head.weight.columns());
         let picked = self.ledger.take::<f32>(n, d, self.capacity);
         let _normalized = self.ledger.take::<E>(n, d, self.capacity);
         let pulled =
-            lend_linear_cross_entropy::<E>(n, (head.weight.rows(), d), with_gradient, (self.ledger, self.capacity));
-        Ok(Prediction { log_probabilities: vec![0.0; n], top1: vec![false; n], picked, pulled })
+            lend_linear_cross_entropy::<E>(n, (head.weight.rows(), d), request.gradient, (self.ledger, self.capacity));
+        let entropies = request.top_k.map_or_else(Vec::new, |_| vec![0.0; n]);
+        Ok(Prediction { log_probabilities: vec![0.0; n], top1: vec![false; n], entropies, picked, pulled })
     }
 
-    fn pull(&self, prediction: Prediction<Lent>, rows: &[usize], head: Head<'_>, _: &[f64]) -> Result<Lent> {
+    fn divergences(&self, prediction: &Prediction<Lent>, _: &Prediction<Lent>, head: Head<'_>) -> Result<Vec<f64>> {
+        let (n, d) = (prediction.log_probabilities.len(), head.weight.columns());
+        let _normalized = [(); 2].map(|()| self.ledger.take::<E>(n, d, self.capacity));
+        Ok(vec![0.0; n])
+    }
+
+    fn pull(
+        &self,
+        prediction: Prediction<Lent>,
+        rows: &[usize],
+        head: Head<'_>,
+        _: &[f64],
+        _: Option<Reference<'_, Lent>>,
+    ) -> Result<Lent> {
         let gradient = self.take::<f32>(head.weight.columns());
         if prediction.pulled.is_some() {
             drop(self.ledger.take::<f32>(rows.len(), head.weight.columns(), self.capacity));

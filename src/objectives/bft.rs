@@ -4,10 +4,19 @@
 //! cannot say yet in some stretch counts more, and within a sample the tokens that it is unsure of count less. Where the
 //! paper's prose and the authors' code differ, the code stands; but a step is divided once, by all of its samples, where
 //! the authors' code divides within each micro-batch and so lets the gradient grow with accumulation.
+//!
+//! Under `token_weighting: group_normalized` it is the later form, as the first author's follow-up defines it (`PertMind`, appendix
+//! A.2, equations 20 to 24): with `C[t]` the mean probability of the `group_size` tokens around `t`, cut at the sample's ends,
+//! `w = clip(p / (C + ε), 0, 1)`, and `s = 1 - min_t C[t]`. What is not said there: ε, and on which side an even window has its
+//! extra token; here that is the later side.
+//!
+//! With `token_weight_floor`, `w` is at least that. With `normalize_weights` the loss is divided by `Σ_b s_b/n_b·Σ_t m·w` in place of
+//! B, so that the weights of a step's tokens have the mean 1: neither is the paper's.
 
-use super::confidence::{Mean, centred_means, min_group_confidence};
+use super::confidence::{Confidence, local_means, min_group_confidence, min_local_confidence};
 use super::{
-    EPSILON, LabelLogProbs, Objective, ObjectiveConfig, Observations, SampleWeighting, TokenWeighting, Weighted,
+    EPSILON, LabelLogProbs, Objective, ObjectiveConfig, Observations, SampleWeighting, StepTotals, TokenWeighting,
+    Weighted,
 };
 
 pub(super) struct Bft {
@@ -15,6 +24,15 @@ pub(super) struct Bft {
     gamma: f64,
     token_weighting: TokenWeighting,
     sample_weighting: SampleWeighting,
+    token_weight_floor: f64,
+    normalize_weights: bool,
+}
+
+/// The weights of a sample.
+struct Sample {
+    tokens: Vec<f64>,
+    confidence: Confidence,
+    weight: f64,
 }
 
 impl Bft {
@@ -24,32 +42,35 @@ impl Bft {
             gamma: config.gamma,
             token_weighting: config.token_weighting,
             sample_weighting: config.sample_weighting,
+            token_weight_floor: config.token_weight_floor,
+            normalize_weights: config.normalize_weights,
         }
     }
 
-    fn token_weights(&self, sample: &[f64]) -> Vec<f64> {
-        match self.token_weighting {
-            TokenWeighting::None => vec![1.0; sample.len()],
-            TokenWeighting::Probability => sample.iter().map(|log_p| log_p.exp()).collect(),
+    /// `w`, `c_b` and `s_b`.
+    fn sample(&self, log_probabilities: &[f64]) -> Sample {
+        let probabilities = || log_probabilities.iter().map(|log_p| log_p.exp());
+        let floor = |w: f64| w.max(self.token_weight_floor);
+        let (tokens, confidence) = match self.token_weighting {
             TokenWeighting::GroupNormalized => {
-                let probabilities: Vec<f64> = sample.iter().map(|log_p| log_p.exp()).collect();
-                let neighbourhood = centred_means(&probabilities, self.group_size);
-                probabilities.iter().zip(neighbourhood).map(|(p, c)| (p / (c + EPSILON)).clamp(0.0, 1.0)).collect()
+                let probabilities: Vec<f64> = probabilities().collect();
+                let means = local_means(&probabilities, self.group_size);
+                let ratios = probabilities.iter().zip(&means).map(|(p, c)| floor((p / (c + EPSILON)).clamp(0.0, 1.0)));
+                (ratios.collect(), min_local_confidence(&means, self.group_size))
             }
-        }
-    }
-
-    /// `c_b` and `s_b`.
-    fn sample_weight(&self, sample: &[f64]) -> (f64, f64) {
-        let mean = match self.token_weighting {
-            TokenWeighting::GroupNormalized => Mean::Arithmetic,
-            TokenWeighting::Probability | TokenWeighting::None => Mean::Geometric,
+            TokenWeighting::Probability => {
+                (probabilities().map(floor).collect(), min_group_confidence(log_probabilities, self.group_size))
+            }
+            TokenWeighting::None => {
+                (vec![1.0; log_probabilities.len()], min_group_confidence(log_probabilities, self.group_size))
+            }
         };
-        let confidence = min_group_confidence(sample, self.group_size, mean).value;
-        match self.sample_weighting {
-            SampleWeighting::MinGroupConfidence => (confidence, 1.0 - confidence.powf(self.gamma)),
-            SampleWeighting::None => (confidence, 1.0),
-        }
+        let weight = match (self.sample_weighting, self.token_weighting) {
+            (SampleWeighting::None, _) => 1.0,
+            (_, TokenWeighting::GroupNormalized) => 1.0 - confidence.value,
+            _ => 1.0 - confidence.value.powf(self.gamma),
+        };
+        Sample { tokens, confidence, weight }
     }
 }
 
@@ -58,24 +79,24 @@ impl Objective for Bft {
         let mut weights = Vec::with_capacity(labels.log_probabilities.len());
         let mut tokens = Vec::with_capacity(labels.log_probabilities.len());
         let (mut confidences, mut sample_weights) = (Vec::new(), Vec::new());
-        for sample in labels.samples() {
-            let token_weights = self.token_weights(sample);
-            let (confidence, sample_weight) = self.sample_weight(sample);
-            let scale = sample_weight / (sample.len() as f64 + EPSILON);
-            weights.extend(token_weights.iter().map(|w| w * scale));
-            tokens.extend(token_weights);
-            if !sample.is_empty() {
-                confidences.push(confidence);
-                sample_weights.push(sample_weight);
+        for log_probabilities in labels.samples() {
+            let sample = self.sample(log_probabilities);
+            let scale = sample.weight / (log_probabilities.len() as f64 + EPSILON);
+            weights.extend(sample.tokens.iter().map(|w| w * scale));
+            tokens.extend(sample.tokens);
+            if !log_probabilities.is_empty() {
+                confidences.push(sample.confidence.value);
+                sample_weights.push(sample.weight);
             }
         }
         let mut observations = Observations::of_tokens(labels, &tokens);
         observations.sample_confidence = confidences;
         observations.sample_weight = sample_weights;
-        Weighted { weights, observations }
+        let losses = weights.iter().zip(labels.log_probabilities).map(|(w, log_p)| -w * log_p).collect();
+        Weighted { weights, divergence_weight: 0.0, losses, observations }
     }
 
-    fn denominator(&self, samples: usize, _supervised_tokens: usize) -> f64 {
-        samples.max(1) as f64
+    fn denominator(&self, totals: &StepTotals) -> f64 {
+        if self.normalize_weights { totals.weight.max(EPSILON) } else { totals.samples.max(1) as f64 }
     }
 }

@@ -93,8 +93,20 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, shape: Atten
     probabilities.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * head_dim))
 }
 
-/// The head: log-probabilities of the targets, whether each is above all others, and the gradient `[n, d]` of each token's
-/// cross-entropy, for `hidden: [n, d]` and logits under a cap.
+/// What [`head`] gives.
+#[derive(Debug)]
+pub struct HeadPass {
+    /// Of the targets, in nats.
+    pub log_probabilities: Vec<f64>,
+    /// Whether each is above all others.
+    pub top1: Vec<bool>,
+    /// The gradient of each token's cross-entropy, `[n, d]`.
+    pub gradient: Tensor,
+    /// Of the softmax over the largest logits, in nats; empty without `top_k`.
+    pub entropies: Vec<f64>,
+}
+
+/// The head for `hidden: [n, d]` and logits under a cap, with the entropy of the `top_k` largest.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -103,8 +115,9 @@ pub fn head(
     head: &FrozenWeight,
     targets: &[u32],
     cap: Option<f32>,
-) -> Result<(Vec<f64>, Vec<bool>, Tensor)> {
-    let (mut found, mut top1, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
+    top_k: Option<usize>,
+) -> Result<HeadPass> {
+    let (mut found, mut top1, mut gradients, mut entropies) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (i, targets) in targets.chunks(HEAD_CHUNK).enumerate() {
         let logits = softcap(linear(&hidden.narrow(0, i * HEAD_CHUNK, targets.len())?, head)?, cap)?;
         let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
@@ -115,6 +128,13 @@ pub fn head(
             let target = target as usize;
             let others = logits[..target].iter().chain(&logits[target + 1..]);
             top1.push(others.into_iter().all(|other| logits[target] > *other));
+            if let Some(k) = top_k {
+                let mut sorted = logits.clone();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                sorted.truncate(k);
+                let p = candle_nn::ops::softmax(&Tensor::new(sorted.as_slice(), hidden.device())?, 0)?;
+                entropies.push(-p.to_vec1::<f32>()?.iter().map(|&p| f64::from(p) * f64::from(p).ln()).sum::<f64>());
+            }
         }
         let minus_one = Tensor::ones_like(&picked)?.neg()?;
         let mut pulled = log_probabilities.exp()?.scatter_add(&index, &minus_one, 1)?;
@@ -123,7 +143,34 @@ pub fn head(
         }
         gradients.push(pulled.matmul(&head.dequantize()?)?);
     }
-    Ok((found, top1, Tensor::cat(&gradients, 0)?))
+    Ok(HeadPass { log_probabilities: found, top1, gradient: Tensor::cat(&gradients, 0)?, entropies })
+}
+
+/// What [`divergences`] gives.
+#[derive(Debug)]
+pub struct Reference {
+    /// `KL(reference ‖ hidden)` of each row over the whole vocabulary, in nats.
+    pub divergences: Vec<f64>,
+    /// Its gradient for `hidden`, `[n, d]`.
+    pub gradient: Tensor,
+}
+
+/// How far the head's distributions for `hidden: [n, d]` are from those for `reference`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn divergences(hidden: &Tensor, reference: &Tensor, head: &FrozenWeight) -> Result<Reference> {
+    let (mut divergences, mut gradients) = (Vec::new(), Vec::new());
+    let n = hidden.dim(0)?;
+    for start in (0..n).step_by(HEAD_CHUNK) {
+        let count = HEAD_CHUNK.min(n - start);
+        let log_softmax = |of: &Tensor| candle_nn::ops::log_softmax(&linear(&of.narrow(0, start, count)?, head)?, 1);
+        let (log_p, log_q) = (log_softmax(reference)?, log_softmax(hidden)?);
+        let kl = (log_p.exp()? * (&log_p - &log_q)?)?.sum(1)?;
+        divergences.extend(kl.to_vec1::<f32>()?.into_iter().map(f64::from));
+        gradients.push((log_q.exp()? - log_p.exp()?)?.matmul(&head.dequantize()?)?);
+    }
+    Ok(Reference { divergences, gradient: Tensor::cat(&gradients, 0)? })
 }
 
 /// Tokens whose logits are held at a time.

@@ -9,6 +9,7 @@ use super::element::Element;
 use super::frozen_weight::{DEPTH_BLOCK, FrozenWeight, lend_pack_rows, lend_pack_transposed};
 use super::gemm::pack::Shape;
 use super::gemm::{LANES, Lhs, Place, TILE_COLUMNS, TILE_ROWS, Term, ZERO, add, multiply, store};
+use super::largest::Largest;
 use super::linear::{PANEL, panel_rows};
 use super::pool::{Buffer, Ledger, Lent, Pool, room};
 use super::simd::{Level, exp, sum_lanes, vectorized};
@@ -34,8 +35,17 @@ const MOST_BYTES: usize = 256 << 20;
 /// How far a logit may lie above a row's reference before the row is scaled anew: `e⁴⁰` is far from the type's end.
 const HEADROOM: f32 = 40.0;
 
+/// What is asked of a pass through the head.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HeadRequest {
+    /// Whether the gradient of each token's cross-entropy is wanted.
+    pub gradient: bool,
+    /// Of how many of the largest logits the entropy is wanted.
+    pub top_k: Option<usize>,
+}
+
 /// What one pass through the head gives for `n` supervised tokens.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct HeadPass {
     /// Log-probability of each target, in nats.
     pub log_probabilities: Vec<f64>,
@@ -43,6 +53,8 @@ pub struct HeadPass {
     pub top1: Vec<bool>,
     /// `∂(-log p(target)) / ∂hidden`, `[n, d]`: to be multiplied by each token's weight.
     pub gradient: Option<Buffer<f32>>,
+    /// The entropy of the softmax over each token's `k` largest logits, in nats; empty where it was not asked for.
+    pub entropies: Vec<f64>,
 }
 
 /// Tokens whose exponentials are held at a time.
@@ -51,9 +63,9 @@ pub fn chunk_tokens<E: Element>(vocabulary: usize) -> usize {
     within(CHUNK_BYTES).max(within(MOST_BYTES).min(WORTHWHILE_TOKENS)).clamp(TILE_ROWS, CHUNK_TOKENS)
 }
 
-/// For `hidden: [n, d]`, the head `W: [vocabulary, d]` and a target for each row: `log softmax(hidden·Wᵀ)[target]`, and under
-/// `with_gradient` the gradient `(softmax - onehot)·W` of its negative. `capacity`: tokens that buffers have room for; with 0,
-/// those that are there.
+/// For `hidden: [n, d]`, the head `W: [vocabulary, d]` and a target for each row: `log softmax(hidden·Wᵀ)[target]`; where they are
+/// asked for, the gradient `(softmax - onehot)·W` of its negative and the entropy of the largest logits. `capacity`: tokens that
+/// buffers have room for; with 0, those that are there.
 ///
 /// With a `softcap` of `c`, a logit `z` is `c·tanh(z/c)` before the softmax; its slope is `1 - tanh²`.
 ///
@@ -63,8 +75,8 @@ pub fn linear_cross_entropy<E: Element>(
     hidden: &[E],
     head: &FrozenWeight,
     targets: &[u32],
-    with_gradient: bool,
     softcap: Option<f32>,
+    HeadRequest { gradient: with_gradient, top_k }: HeadRequest,
     (pool, capacity): (&Pool, usize),
 ) -> Result<HeadPass> {
     let (n, d, vocabulary) = (targets.len(), head.columns(), head.rows());
@@ -75,16 +87,17 @@ pub fn linear_cross_entropy<E: Element>(
         bail!("head: the target {target} is outside of the vocabulary of {vocabulary}");
     }
     let chunk = chunk_tokens::<E>(vocabulary);
-    let mut pass = HeadPass { log_probabilities: Vec::with_capacity(n), top1: Vec::with_capacity(n), gradient: None };
+    let mut pass = HeadPass::default();
     let mut gradient = with_gradient.then(|| pool.take::<f32>(n, d, room(n, capacity)));
     let stride = vocabulary.next_multiple_of(LANES);
     let mut exponentials = pool.take::<E>(n.min(chunk), stride, chunk);
     for (i, (hidden, targets)) in hidden.chunks(chunk * d).zip(targets.chunks(chunk)).enumerate() {
         let exponentials = &mut exponentials[..targets.len() * stride];
-        let rows = forward(hidden, head, targets, (exponentials, softcap), pool)?;
+        let rows = forward(hidden, head, targets, (exponentials, softcap, top_k), pool)?;
         for row in &rows {
             pass.log_probabilities.push(f64::from(row.target_logit - row.reference) - row.sum.ln());
             pass.top1.push(row.target_logit > row.rival);
+            pass.entropies.extend(row.largest.as_ref().map(Largest::entropy));
         }
         if let Some(gradient) = &mut gradient {
             let out = &mut gradient[i * chunk * d..][..targets.len() * d];
@@ -127,7 +140,7 @@ fn forward_panel_rows(d: usize) -> usize {
 }
 
 /// What is known of a token's logits so far.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Row {
     /// What exponentials are relative to: the largest logit of the first panel, unless later ones lie far above.
     reference: f32,
@@ -136,6 +149,14 @@ struct Row {
     /// `Σ exp(logit - reference)`
     sum: f64,
     target_logit: f32,
+    /// The largest logits, where their entropy is wanted.
+    largest: Option<Largest>,
+}
+
+impl Row {
+    fn new(top_k: Option<usize>) -> Self {
+        Self { reference: 0.0, rival: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0, largest: top_k.map(Largest::new) }
+    }
 }
 
 /// The exponentials of a chunk, `[n, vocabulary padded]`, panel by panel of the vocabulary; under a cap each times the slope of
@@ -144,14 +165,14 @@ fn forward<E: Element>(
     hidden: &[E],
     head: &FrozenWeight,
     targets: &[u32],
-    (exponentials, softcap): (&mut [E], Option<f32>),
+    (exponentials, softcap, top_k): (&mut [E], Option<f32>, Option<usize>),
     pool: &Pool,
 ) -> Result<Vec<Row>> {
     let (d, vocabulary) = (head.columns(), head.rows());
     let stride = exponentials.len() / targets.len();
     let panel_rows = forward_panel_rows(d);
     let mut packed = pool.take::<E>(1, Shape::new::<E>(d, panel_rows).numbers(), 1);
-    let mut rows = vec![Row { reference: 0.0, rival: f32::NEG_INFINITY, sum: 0.0, target_logit: 0.0 }; targets.len()];
+    let mut rows = vec![Row::new(top_k); targets.len()];
     for start in (0..vocabulary).step_by(panel_rows) {
         let range = start..(start + panel_rows).min(vocabulary);
         let shape = Shape::new::<E>(d, range.len());
@@ -208,6 +229,9 @@ impl Row {
             let max = largest(logits);
             (max, max)
         };
+        if let Some(largest) = &mut self.largest {
+            largest.take(logits, max);
+        }
         if start == 0 {
             self.reference = max;
         } else if max > self.reference + HEADROOM {

@@ -3,7 +3,6 @@
 use super::Prepared;
 use crate::error::Result;
 use crate::models::Model;
-use crate::objectives::ObjectiveKind;
 use crate::recipe::Recipe;
 use crate::train::metrics::{RunHeader, Validation};
 use crate::train::{Health, MetricForBest, Verdict};
@@ -24,7 +23,7 @@ impl Prepared {
             adapter_parameters: model.params.parameters(),
             device: self.device_name(),
             compute: self.compute.name().to_owned(),
-            objective: objective_name(recipe.objective.kind).to_owned(),
+            objective: recipe.objective.kind.name().to_owned(),
             metric_for_best_model: metric(recipe),
             train_rows: report.train_rows,
             validation_rows: report.validation_rows,
@@ -41,15 +40,6 @@ impl Prepared {
             output_dir: recipe.output_dir.display().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
-    }
-}
-
-/// The objective as the recipe writes it.
-pub(super) const fn objective_name(kind: ObjectiveKind) -> &'static str {
-    match kind {
-        ObjectiveKind::Sft => "sft",
-        ObjectiveKind::Dft => "dft",
-        ObjectiveKind::Bft => "bft",
     }
 }
 

@@ -93,8 +93,8 @@ impl Prepared {
 
     fn memory_with(&self, recipe: &Recipe, kept_layers: usize) -> MemoryEstimate {
         let Device::Gpu(gpu) = &self.device else { return self.cpu_memory(recipe, kept_layers) };
-        let (adapter, kept) =
-            ((self.rehearsal.report.adapter_parameters, recipe.lora.r), (kept_layers, offloads(recipe)));
+        let adapter = (self.rehearsal.report.adapter_parameters, recipe.lora.r);
+        let kept = (kept_layers, offloads(recipe), objectives::build(&recipe.objective).needs().reference);
         let (weights, tokens) = (self.gpu_weights_bytes(), self.micro_batches.most_tokens);
         MemoryEstimate::on_gpu(weights, adapter, self.dimensions(), tokens, kept, self.compute)
             .with_workspace(gpu.memory().workspace as u64)

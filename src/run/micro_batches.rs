@@ -92,9 +92,9 @@ fn validation(rows: &Rows, at_once: usize) -> Vec<Batch> {
 
 /// A batch of packs of rows of so many tokens, of which the last so many are supervised.
 fn batch(packs: &[Vec<(usize, usize)>]) -> Batch {
-    let row = |&(tokens, supervised): &(usize, usize)| Sequence {
-        input_ids: vec![0; tokens],
-        labels: (0..tokens).map(|place| if place + supervised < tokens { IGNORED } else { 0 }).collect(),
+    let row = |&(tokens, supervised): &(usize, usize)| {
+        let label = |place| if place + supervised < tokens { IGNORED } else { 0 };
+        Sequence::new(vec![0; tokens], (0..tokens).map(label).collect())
     };
     let packs: Vec<Vec<Sequence>> = packs.iter().map(|pack| pack.iter().map(row).collect()).collect();
     let packs: Vec<Vec<&Sequence>> = packs.iter().map(|pack| pack.iter().collect()).collect();

@@ -187,7 +187,7 @@ fn summary(
         was_finished: fit.was_finished,
         longer: output::longer(recipe, &fit),
         begins_with_adapter: recipe.lora.init_from.is_some(),
-        objective: header::objective_name(recipe.objective.kind).to_owned(),
+        objective: recipe.objective.kind.name().to_owned(),
         metric_for_best_model: header::metric(recipe),
         verdict: verdict(recipe, &fit),
         health: fit.health,

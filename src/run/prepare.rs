@@ -9,7 +9,7 @@ use crate::device::{Device, DeviceConfig};
 use crate::error::{Error, Result};
 use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
 use crate::models::{self, Dimensions, Model};
-use crate::objectives::Objective;
+use crate::objectives::{self, Needs, Objective};
 use crate::ops::simd::Level;
 use crate::ops::{self, Compute, Pool};
 use crate::recipe::Recipe;
@@ -184,6 +184,19 @@ pub(super) fn ends(base: &Base, encoder: &Encoder) -> Vec<u32> {
     ends
 }
 
+/// The divergence from the base is taken from gradients of the head's input, which a cap on logits would bend.
+fn check_reference(recipe: &Recipe, model: &Model) -> Result<()> {
+    if model.lm.logits_softcap.is_none() || !objectives::build(&recipe.objective).needs().reference {
+        return Ok(());
+    }
+    let name = recipe.objective.kind.name();
+    Err(Error::invalid(format!(
+        "objective.type: `{name}` measures the divergence from the base by logits that are linear in the last hidden state, and this \
+         base caps them (`final_logit_softcapping`)"
+    ))
+    .with_help("take `dft` or `bft`, or a base without that cap"))
+}
+
 impl Prepared {
     pub(super) fn new(recipe: &Recipe, options: &RunOptions, now: u64, observer: &mut dyn Observer) -> Result<Self> {
         let device = match &options.device {
@@ -199,7 +212,11 @@ impl Prepared {
             if rehearsal.lm.needs_family_kernels() {
                 ops::cuda::prepare_families(gpu)?;
             }
+            if objectives::build(&recipe.objective).needs() != Needs::default() {
+                ops::cuda::prepare_objectives(gpu)?;
+            }
         }
+        check_reference(recipe, &rehearsal)?;
         let data = fitted(&recipe.data, &base, observer)?;
         let chat_template = named_template(&recipe.data, &base)?;
         let encoder = data_encoder(&base, &recipe.data, chat_template.as_deref(), now)?;

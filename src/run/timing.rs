@@ -95,11 +95,11 @@ impl Prepared {
     fn some_tokens(&self, most: usize) -> Result<Option<Batch>> {
         let (mut rows, mut tokens) = (Vec::new(), 0);
         for row in 0..self.dataset.train.len() {
-            let Sequence { mut input_ids, mut labels } = self.dataset.train.get(row)?;
+            let Sequence { mut input_ids, mut labels, weight } = self.dataset.train.get(row)?;
             // Its end: that is where something is learnt.
             let cut = input_ids.len().saturating_sub(most.saturating_sub(tokens).max(2));
             tokens += input_ids.len() - cut;
-            rows.push(Sequence { input_ids: input_ids.split_off(cut), labels: labels.split_off(cut) });
+            rows.push(Sequence { input_ids: input_ids.split_off(cut), labels: labels.split_off(cut), weight });
             if tokens >= most {
                 break;
             }

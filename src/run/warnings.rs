@@ -22,6 +22,10 @@ impl Prepared {
             let r = recipe.lora.r;
             warnings.push(format!("lora.r is {r}, and the base is {width} wide: a rank over the width adds nothing"));
         }
+        for key in recipe.objective.unused_keys() {
+            let name = recipe.objective.kind.name();
+            warnings.push(format!("objective.{key} does nothing: `objective.type` is `{name}`"));
+        }
         warnings.extend(self.memory_warnings(recipe));
         warnings.extend(export_warnings(recipe, &self.base, &self.rehearsal.report.target_modules));
         warnings

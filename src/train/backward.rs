@@ -13,7 +13,7 @@ use crate::device::{Device, Gpu};
 use crate::error::{Error, Result};
 use crate::models::CausalLm;
 use crate::nn::{AdapterParams, Gradients};
-use crate::objectives::{LabelLogProbs, Objective, Observations};
+use crate::objectives::{LabelLogProbs, Objective, Observations, StepTotals};
 use crate::ops::{Compute, Element, Ledger, Pool};
 use crate::rng;
 use candle_core::Tensor;
@@ -24,14 +24,18 @@ use std::collections::BTreeMap;
 /// What a micro-batch adds to its step.
 #[derive(Debug, Clone, Default)]
 pub struct Loss {
-    /// `Σ weight·ce`: the objective's loss before its division.
+    /// The objective's loss before its division.
     pub sum: f64,
+    /// `Σ weight`, the factors of the tokens' cross-entropies.
+    pub weight: f64,
     /// `Σ ce` of the supervised tokens, in nats.
     pub cross_entropy: f64,
     /// Supervised tokens.
     pub supervised: usize,
     /// `Σ p` of the supervised tokens.
     pub probability: f64,
+    /// Of the supervised tokens, those with a probability above one half.
+    pub likely: usize,
     /// Of the supervised tokens, those that the model ranks first.
     pub top1: usize,
     /// Tokens without padding.
@@ -44,12 +48,19 @@ impl Loss {
     /// Adds another micro-batch.
     pub fn join(&mut self, other: Self) {
         self.sum += other.sum;
+        self.weight += other.weight;
         self.cross_entropy += other.cross_entropy;
         self.supervised += other.supervised;
         self.probability += other.probability;
+        self.likely += other.likely;
         self.top1 += other.top1;
         self.tokens += other.tokens;
         self.observations.join(other.observations);
+    }
+
+    /// What loss and gradients of so many samples are divided by.
+    pub fn denominator(&self, objective: &dyn Objective, samples: usize) -> f64 {
+        objective.denominator(&StepTotals { samples, supervised_tokens: self.supervised, weight: self.weight })
     }
 }
 
@@ -179,7 +190,8 @@ impl<'e> Engine<'e> {
             let tokens = Tokens::of(batch);
             let keys = dropout_keys(i).map(|keys| tokens.pick(&keys));
             let context = self.gpu_context(gpu, batch, &tokens, (keys.as_deref(), true))?;
-            loss.join(self.accumulate_on(&context, batch, &tokens, &mut ())?);
+            let base = self.gpu_reference(gpu, batch, &tokens, true)?;
+            loss.join(self.accumulate_on(&context, base.as_ref(), batch, &tokens, &mut ())?);
         }
         self.check_complete(&loss, memory.touched()?)?;
         Ok(self.step_sums(batches, loss, GradientSums::Gpu(memory)))
@@ -195,7 +207,7 @@ impl<'e> Engine<'e> {
 
     fn step_sums(&self, batches: &[Batch], loss: Loss, gradients: GradientSums<'e>) -> StepSums<'e> {
         let samples = batches.iter().map(Batch::samples).sum();
-        let denominator = self.objective.denominator(samples, loss.supervised);
+        let denominator = loss.denominator(self.objective, samples);
         StepSums { loss, denominator, gradients }
     }
 
@@ -219,13 +231,19 @@ impl<'e> Engine<'e> {
         let tokens = Tokens::of(batch);
         if let Device::Gpu(gpu) = self.device {
             let context = self.gpu_context(gpu, batch, &tokens, (None, adapter))?;
-            return self.evaluate_on(&context, batch, &tokens);
+            let base = self.gpu_reference(gpu, batch, &tokens, adapter)?;
+            return self.evaluate_on(&context, base.as_ref(), batch, &tokens);
         }
-        let keys = (None, adapter);
         rayon::scope(|_| match self.compute {
-            Compute::F32 => self.evaluate_on(&self.cpu_context::<f32>(batch, &tokens, keys), batch, &tokens),
-            Compute::Bf16 => self.evaluate_on(&self.cpu_context::<bf16>(batch, &tokens, keys), batch, &tokens),
+            Compute::F32 => self.evaluate_in::<f32>(batch, &tokens, adapter),
+            Compute::Bf16 => self.evaluate_in::<bf16>(batch, &tokens, adapter),
         })
+    }
+
+    fn evaluate_in<E: Element>(&self, batch: &Batch, tokens: &Tokens, adapter: bool) -> Result<Loss> {
+        let context = self.cpu_context::<E>(batch, tokens, (None, adapter));
+        let base = self.cpu_reference::<E>(batch, tokens, adapter);
+        self.evaluate_on(&context, base.as_ref(), batch, tokens)
     }
 
     /// Lends from `ledger` what the batches take on the CPU: each is trained on, with or without `dropout`, and measured with
@@ -265,7 +283,8 @@ impl<'e> Engine<'e> {
         let tokens = Tokens::of(batch);
         let dropout_keys = dropout_keys.map(|keys| tokens.pick(keys));
         let context = self.cpu_context::<E>(batch, &tokens, (dropout_keys.as_deref(), true));
-        self.accumulate_on(&context, batch, &tokens, gradients)
+        let base = self.cpu_reference::<E>(batch, &tokens, true);
+        self.accumulate_on(&context, base.as_ref(), batch, &tokens, gradients)
     }
 }
 
@@ -276,7 +295,24 @@ struct Head {
     labels: Vec<u32>,
     /// Predictions of each sample.
     lengths: Vec<usize>,
+    /// The weight of each sample.
+    row_weights: Vec<f32>,
     tokens: usize,
+}
+
+/// What a model says of a batch's supervised predictions.
+struct Seen<'a> {
+    log_probabilities: &'a [f64],
+    top1: &'a [bool],
+    /// Empty unless the objective needs them.
+    entropies: &'a [f64],
+    divergences: &'a [f64],
+}
+
+/// What each prediction's gradient is multiplied by.
+struct Factors {
+    cross_entropy: Vec<f64>,
+    divergence: Vec<f64>,
 }
 
 impl Head {
@@ -290,6 +326,7 @@ impl Head {
             places: targets.iter().map(|target| target.position).collect(),
             labels: targets.iter().map(|target| target.label).collect(),
             lengths,
+            row_weights: batch.weights.clone(),
             tokens: batch.tokens(),
         }
     }
@@ -299,19 +336,28 @@ impl Head {
         Loss { tokens: self.tokens, ..Loss::default() }
     }
 
-    /// The objective's loss, and its weight for each prediction.
-    fn loss(&self, objective: &dyn Objective, log_probabilities: &[f64], top1: &[bool]) -> (Loss, Vec<f64>) {
-        let weighted = objective.weigh(&LabelLogProbs { log_probabilities, lengths: &self.lengths });
+    /// The objective's loss, and the factors of its gradient. A row's weight is a factor of both.
+    fn loss(&self, objective: &dyn Objective, seen: &Seen<'_>) -> (Loss, Factors) {
+        let Seen { log_probabilities, top1, entropies, divergences } = *seen;
+        let labels = LabelLogProbs { log_probabilities, lengths: &self.lengths, entropies, divergences };
+        let weighted = objective.weigh(&labels);
+        let of_tokens = self.lengths.iter().zip(&self.row_weights);
+        let rows: Vec<f64> =
+            of_tokens.flat_map(|(&length, &weight)| std::iter::repeat_n(f64::from(weight), length)).collect();
+        let cross_entropy: Vec<f64> = weighted.weights.iter().zip(&rows).map(|(weight, row)| weight * row).collect();
         let loss = Loss {
-            sum: -weighted.weights.iter().zip(log_probabilities).map(|(w, log_p)| w * log_p).sum::<f64>(),
+            sum: weighted.losses.iter().zip(&rows).map(|(loss, row)| loss * row).sum::<f64>(),
+            weight: cross_entropy.iter().sum(),
             cross_entropy: -log_probabilities.iter().sum::<f64>(),
             probability: log_probabilities.iter().map(|log_p| log_p.exp()).sum(),
+            likely: log_probabilities.iter().filter(|&&log_p| log_p > -std::f64::consts::LN_2).count(),
             supervised: self.labels.len(),
             top1: top1.iter().filter(|&&top| top).count(),
             tokens: self.tokens,
             observations: weighted.observations,
         };
-        (loss, weighted.weights)
+        let divergence = rows.iter().map(|row| weighted.divergence_weight * row).collect();
+        (loss, Factors { cross_entropy, divergence })
     }
 }
 

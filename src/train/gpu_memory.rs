@@ -19,7 +19,7 @@ pub struct GpuBudget {
 impl Engine<'_> {
     /// What a GPU's memory is estimated to need for micro-batches of so many tokens.
     pub fn gpu_estimate(&self, budget: &GpuBudget, tokens: usize) -> MemoryEstimate {
-        let kept = (self.kept_layers, self.offload);
+        let kept = (self.kept_layers, self.offload, self.objective.needs().reference);
         let workspace = self.device.gpu().map_or(0, |gpu| gpu.memory().workspace as u64);
         MemoryEstimate::on_gpu(budget.weights, budget.adapter, &self.lm.dimensions, tokens, kept, self.compute)
             .with_workspace(workspace)

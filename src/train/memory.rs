@@ -44,7 +44,8 @@ impl MemoryEstimate {
     /// `tokens`. What the driver takes for itself is not in it: it is not in what the driver calls free either. What cuBLAS works
     /// in comes with [`Self::with_workspace`].
     ///
-    /// A layer keeps its input, but under `offload`; of the last `kept_layers` layers, what [`Activations`] hold.
+    /// A layer keeps its input, but under `offload`; of the last `kept_layers` layers, what [`Activations`] hold. With a `reference`, the
+    /// head's rows of the base alone and their gradient stay besides.
     ///
     /// [`Activations`]: crate::nn::Activations
     pub fn on_gpu(
@@ -52,7 +53,7 @@ impl MemoryEstimate {
         (adapter_parameters, r): (usize, usize),
         d: &Dimensions,
         tokens: usize,
-        (kept_layers, offload): (usize, bool),
+        (kept_layers, offload, reference): (usize, bool, bool),
         compute: Compute,
     ) -> Self {
         let (tokens, bytes, r) = (tokens as u64, compute.bytes() as u64, r as u64);
@@ -60,7 +61,7 @@ impl MemoryEstimate {
         let (query, key) = ((d.heads * d.head_dim) as u64, (d.kv_heads * d.head_dim) as u64);
         let outputs = d.kept_outputs as u64 * hidden;
         let each = tokens * (bytes * (2 * query + 2 * key + hidden + 2 * inner + 6 * r + outputs) + 4 * d.heads as u64);
-        let inputs = if offload { 1 } else { layers } * tokens * hidden * bytes;
+        let inputs = (if offload { 1 } else { layers } + if reference { 2 } else { 0 }) * tokens * hidden * bytes;
         let kept = (kept_layers as u64 + 1).min(layers);
         // Backward through an MLP: the product within beside its gradient (those of gate and up take their place); the
         // stream's, a normalized state and what is pulled through it.

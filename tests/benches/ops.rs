@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use equipoise::ops::attention::{Attention, AttentionOutput, Heads, attention, attention_backward};
 use equipoise::ops::{
-    Activation, AttentionShape, Element, FrozenWeight, Group, Module, Pool, RopeTable, SavedInput, Sequence, Update,
-    UpdateGradient, gate, gate_backward, linear_cross_entropy, rms_norm, rms_norm_backward,
+    Activation, AttentionShape, Element, FrozenWeight, Group, HeadRequest, Module, Pool, RopeTable, SavedInput,
+    Sequence, Update, UpdateGradient, gate, gate_backward, linear_cross_entropy, rms_norm, rms_norm_backward,
 };
 use equipoise::rng::Rng;
 use half::bf16;
@@ -124,7 +124,8 @@ fn head<E: Element>(c: &mut Criterion, kind: &str, vocabulary: usize, width: usi
     let hidden = random::<E>(TOKENS * width, 1);
     let targets: Vec<u32> = (0..TOKENS as u32).collect();
     bench(c, &format!("{kind} linear_cross_entropy v={vocabulary}"), 4 * TOKENS * width * vocabulary, || {
-        linear_cross_entropy(&hidden, &weight, &targets, true, None, (&pool, 0)).expect("on the CPU");
+        linear_cross_entropy(&hidden, &weight, &targets, None, HeadRequest { gradient: true, top_k: None }, (&pool, 0))
+            .expect("on the CPU");
     });
 }
 

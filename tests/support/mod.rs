@@ -166,7 +166,7 @@ pub fn rows(lengths: &[usize], vocabulary: usize) -> Vec<Sequence> {
         let input_ids: Vec<u32> = (0..length).map(|_| rng.below(vocabulary as u64) as u32).collect();
         let labels = input_ids.iter().enumerate();
         let labels = labels.map(|(i, &id)| if i < length / 3 { IGNORED } else { i64::from(id) }).collect();
-        Sequence { input_ids, labels }
+        Sequence::new(input_ids, labels)
     };
     lengths.iter().map(row).collect()
 }
@@ -190,10 +190,11 @@ pub fn engine<'a>(model: &'a Model, objective: &'a dyn Objective, pool: &'a Pool
     }
 }
 
-/// Ragged rows; one has nothing supervised.
+/// Ragged rows; one has nothing supervised, two have weights of their own.
 pub fn eight_rows() -> Vec<Sequence> {
     let mut rows = rows(&[7, 31, 12, 3, 25, 18, 9, 22], TINY.vocabulary);
     rows[6].labels.fill(IGNORED);
+    (rows[1].weight, rows[4].weight) = (0.25, 3.0);
     rows
 }
 
@@ -207,6 +208,7 @@ pub fn pad(rows: &[Sequence], left: usize, width: usize) -> Batch {
         labels: vec![-100; size],
         position_ids: vec![0; size],
         segment_ids: vec![0; size],
+        weights: rows.iter().map(|row| row.weight).collect(),
     };
     for (i, row) in rows.iter().enumerate() {
         place(&mut batch, i * width + left, row, 1);
@@ -229,6 +231,7 @@ pub fn pack(rows: &[Sequence]) -> Batch {
     let mut batch = pad(&[], 0, width);
     batch.rows = 1;
     batch.input_ids = vec![0; width];
+    batch.weights = rows.iter().map(|row| row.weight).collect();
     (batch.labels, batch.position_ids, batch.segment_ids) = (vec![-100; width], vec![0; width], vec![0; width]);
     let mut start = 0;
     for (i, row) in rows.iter().enumerate() {
@@ -240,9 +243,17 @@ pub fn pack(rows: &[Sequence]) -> Batch {
 
 /// All objectives, one of them twice.
 pub fn objective_kinds() -> Vec<ObjectiveConfig> {
+    use ObjectiveKind::{Asft, Bft, Dft, Eaft, Prob, Profit, Sft};
     let config = |kind| ObjectiveConfig { kind, group_size: 5, ..ObjectiveConfig::default() };
-    let mut kinds: Vec<_> = [ObjectiveKind::Sft, ObjectiveKind::Dft, ObjectiveKind::Bft].map(config).into();
-    kinds.push(ObjectiveConfig { token_weighting: TokenWeighting::GroupNormalized, ..config(ObjectiveKind::Bft) });
+    let mut kinds: Vec<_> = [Sft, Dft, Bft, Prob].map(config).into();
+    kinds.extend([
+        ObjectiveConfig { token_weighting: TokenWeighting::GroupNormalized, ..config(Bft) },
+        ObjectiveConfig { token_weight_floor: 0.1, normalize_weights: true, ..config(Bft) },
+        ObjectiveConfig { k: Some(7), ..config(Eaft) },
+        ObjectiveConfig { alpha: Some(0.7), ..config(Asft) },
+        // Among the tiny models' probabilities, which are all small.
+        ObjectiveConfig { threshold: Some(0.003), ..config(Profit) },
+    ]);
     kinds
 }
 
@@ -282,9 +293,9 @@ pub fn assert_rehearsed(
     [model, plan]: [&Model; 2],
     lora: &LoraConfig,
     batches: &[Batch],
-    (compute, kept_layers): (Compute, usize),
+    (compute, kept_layers, kind): (Compute, usize, ObjectiveKind),
 ) -> Held {
-    let (pool, objective) = (Pool::default(), objectives::build(&ObjectiveConfig::default()));
+    let (pool, objective) = (Pool::default(), objectives::build(&ObjectiveConfig::of(kind)));
     let settings = |model| Engine { compute, kept_layers, capacity: 800, ..engine(model, &*objective, &pool) };
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let held = one_thread.install(|| {

@@ -152,6 +152,8 @@ fn part_of(kernel: &str) -> &'static str {
         ("dropout", "dropout"),
         ("cross_entropy", "cross-entropy"),
         ("softcap", "cross-entropy"),
+        ("largest_entropy", "cross-entropy"),
+        ("along", "cross-entropy"),
         ("adamw", "optimizer"),
         ("sum_of_squares", "optimizer"),
     ];

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+/// The field of a row's weight, whatever the format.
+const WEIGHT: &str = "weight";
+
 /// How the rows of one source are read: the format, the names that the rows have for its fields, and the template.
 pub struct RowFormat {
     format: &'static dyn Format,
@@ -78,6 +81,42 @@ impl RowFormat {
         self.fields.values().any(|own| own == column)
             || self.templates.as_ref().is_some_and(|templates| templates.reads(column))
             || known(column)
+            || self.weight_column() == Some(column)
+    }
+
+    /// What the rows call their weight: `weight`, or what `fields` says. Rows that a template reads have fields of any meaning, so that
+    /// their weight must be named.
+    fn weight_column(&self) -> Option<&str> {
+        match self.fields.get(WEIGHT) {
+            Some(column) => Some(column),
+            None => (self.format.template() != TemplateUse::Required).then_some(WEIGHT),
+        }
+    }
+
+    /// What a row's loss is multiplied by: its weight, 1 where it has none or it is null.
+    ///
+    /// # Errors
+    /// When it is not a number of at least 0.
+    pub fn weight(&self, row: &Map<String, Value>) -> Result<f32, RowError> {
+        let given = self.weight_column().and_then(|column| Some((column, row.get(column)?)));
+        let Some((column, value)) = given.filter(|(_, value)| !value.is_null()) else { return Ok(1.0) };
+        let number = match value {
+            // A table without a number here.
+            Value::String(text) if text.trim().is_empty() => Some(1.0),
+            Value::String(text) => text.trim().parse().ok(),
+            other => other.as_f64(),
+        };
+        let weight = number.map(|number| number as f32).filter(|weight| weight.is_finite() && *weight >= 0.0);
+        weight.ok_or_else(|| {
+            RowError::new(
+                [Step::from(column.to_owned())],
+                format!("is the row's weight, which is a number of at least 0, and not {}", shown(&value.to_string())),
+            )
+            .with_help(
+                "correct it; if the field means something else, give it another name, or write `data.fields: {weight: NAME}` with \
+                 the field that holds weights",
+            )
+        })
     }
 
     /// Checks what a recipe says, without a row. `key` is where it says so: `data`, or that of a source.
@@ -245,7 +284,7 @@ fn promised(fields: &BTreeMap<String, String>, of_turns: &[&str], row: &Map<Stri
 
 /// Whether a format has a field, in a row or in a turn.
 fn has_field(format: &dyn Format, field: &str) -> bool {
-    known(format).any(|known| known == field) || format.turn_fields().contains(&field)
+    field == WEIGHT || known(format).any(|known| known == field) || format.turn_fields().contains(&field)
 }
 
 /// The fields of a format, for people.

@@ -1,7 +1,7 @@
 //! A row's line in the index of a store.
 
 /// What is known of a row without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Entry {
     /// Where its bytes begin.
     pub(super) offset: u64,
@@ -15,6 +15,8 @@ pub struct Entry {
     pub file: u32,
     /// Its line there, or its number, from 1.
     pub line: u32,
+    /// What its loss is multiplied by.
+    pub weight: f32,
     /// The same for rows with the same tokens of which the same are learnt.
     pub content: u64,
     /// The same for rows with the same tokens before the first that is learnt.
@@ -33,7 +35,7 @@ impl Entry {
 
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.offset.to_le_bytes());
-        for word in [self.tokens, self.supervised, self.spans, self.file, self.line, 0] {
+        for word in [self.tokens, self.supervised, self.spans, self.file, self.line, self.weight.to_bits()] {
             out.extend(word.to_le_bytes());
         }
         out.extend(self.content.to_le_bytes());
@@ -51,6 +53,7 @@ impl Entry {
             spans: word(16),
             file: word(20),
             line: word(24),
+            weight: f32::from_bits(word(28)),
             content: long(32),
             prompt: long(40),
         }

@@ -20,6 +20,7 @@ pub struct Encoded {
     supervised: u32,
     spans: u32,
     largest: u32,
+    weight: f32,
     pub(super) content: u64,
     pub(super) prompt: u64,
 }
@@ -60,6 +61,7 @@ pub fn encode(sequence: &Sequence, token_bytes: u8) -> Encoded {
         supervised: sequence.supervised() as u32,
         spans,
         largest: ids.iter().max().copied().unwrap_or(0),
+        weight: sequence.weight,
         content,
         prompt,
         bytes,
@@ -123,6 +125,7 @@ impl<'a> StoreWriter<'a> {
             spans: row.spans,
             file: u32::try_from(file).unwrap_or(u32::MAX),
             line: u32::try_from(line).unwrap_or(u32::MAX),
+            weight: row.weight,
             content: row.content,
             prompt: row.prompt,
         });

@@ -4,7 +4,7 @@ use super::programs;
 use super::rows::{Cuda, Rows, address, size};
 use crate::device::Memory;
 use crate::device::driver::{Argument, Matrix, Number, Work};
-use crate::ops::{FrozenWeight, HeadPass};
+use crate::ops::{FrozenWeight, HeadPass, HeadRequest};
 use candle_core::{Error, Result, bail};
 
 /// Threads of a block of the loss.
@@ -34,8 +34,8 @@ impl Cuda {
         hidden: &Rows,
         head: &FrozenWeight,
         targets: &[u32],
-        with_gradient: bool,
         softcap: Option<f32>,
+        HeadRequest { gradient: with_gradient, top_k }: HeadRequest,
     ) -> Result<(HeadPass, Option<Rows>)> {
         let (n, vocabulary) = (targets.len(), head.rows());
         if (hidden.rows, hidden.columns) != (n, head.columns()) {
@@ -48,12 +48,16 @@ impl Cuda {
         let chunk = chunk_tokens(vocabulary).min(n);
         let (targets_at, log_p) = (self.gpu.upload_numbers(targets)?, self.gpu.allocate(4 * n)?);
         let top1 = self.gpu.allocate(4 * n)?;
+        let entropies = top_k.map(|_| self.gpu.allocate(4 * n)).transpose()?;
         let logits = self.gpu.allocate(4 * chunk * vocabulary)?;
         let pulled = with_gradient.then(|| self.gpu.allocate(self.compute.bytes() * chunk * vocabulary)).transpose()?;
         for first in (0..n).step_by(chunk.max(1)) {
             let rows = chunk.min(n - first);
             self.chunk_logits(hidden, first, rows, head, logits.address())?;
             let from = |memory: &Memory| Argument::Address(memory.address() + 4 * first as u64);
+            if let (Some(entropies), Some(k)) = (&entropies, top_k) {
+                self.largest_entropy((rows, vocabulary), [address(&logits), from(entropies)], k, softcap)?;
+            }
             let pulled_at = Argument::Address(pulled.as_ref().map_or(0, Memory::address));
             let arguments = [address(&logits), from(&targets_at), pulled_at, from(&log_p), from(&top1)];
             self.cross_entropy((rows, vocabulary), &arguments, pulled.is_some(), softcap)?;
@@ -70,7 +74,38 @@ impl Cuda {
         }
         let log_probabilities = log_p.read::<f32>(0, n)?.into_iter().map(f64::from).collect();
         let top1 = top1.read::<u32>(0, n)?.into_iter().map(|top| top != 0).collect();
-        Ok((HeadPass { log_probabilities, top1, gradient: None }, gradient))
+        let entropies = entropies.map_or_else(|| Ok(Vec::new()), |entropies| entropies.read::<f32>(0, n))?;
+        let entropies = entropies.into_iter().map(f64::from).collect();
+        Ok((HeadPass { log_probabilities, top1, gradient: None, entropies }, gradient))
+    }
+
+    /// The entropy of the `k` largest logits of each row: `arguments` say where both are.
+    fn largest_entropy(
+        &self,
+        (rows, vocabulary): (usize, usize),
+        [logits, entropies]: [Argument; 2],
+        k: usize,
+        softcap: Option<f32>,
+    ) -> Result<()> {
+        let grid = [u32::try_from(rows).map_err(Error::wrap)?, 1, 1];
+        let arguments = [logits, entropies, size(vocabulary)?, size(k)?, Argument::F32(softcap.unwrap_or(0.0))];
+        let work = Work { bytes: (4 * rows * vocabulary) as u64, flop: 0 };
+        self.launch(&programs::objectives(), "largest_entropy", (grid, THREADS), 0, &arguments, work)
+    }
+
+    /// `Σ g·(x - y)` of each row.
+    ///
+    /// # Errors
+    /// When shapes differ, or the device refuses.
+    pub fn along(&self, g: &Rows, x: &Rows, y: &Rows) -> Result<Vec<f32>> {
+        let shape = (g.rows, g.columns);
+        if shape != (x.rows, x.columns) || shape != (y.rows, y.columns) {
+            bail!("internal: rows of different shapes along each other");
+        }
+        let sums = self.gpu.allocate(4 * g.rows)?;
+        let arguments = [address(&g.memory), address(&x.memory), address(&y.memory), address(&sums), size(g.columns)?];
+        self.each_row(&programs::objectives(), "along", shape, 3, &arguments)?;
+        sums.read::<f32>(0, g.rows)
     }
 
     /// Log-probabilities, whether they are the largest, and the gradient of logits if it is wanted: `arguments` say where.

@@ -61,6 +61,14 @@ pub fn prepare_families(gpu: &Gpu) -> Result<()> {
     gpu.prepare(&programs::families(), "scaled_f32")
 }
 
+/// Compiles and loads the kernels that only some objectives need.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_objectives(gpu: &Gpu) -> Result<()> {
+    gpu.prepare(&programs::objectives(), "along_f32")
+}
+
 /// Compiles and loads the kernels of attention for heads of a width.
 ///
 /// # Errors

@@ -36,6 +36,19 @@ pub(super) fn families() -> Program {
     Program { name: "families", source, defines: Vec::new() }
 }
 
+/// What some objectives must know of a token.
+pub(super) fn objectives() -> Program {
+    let source = &[
+        PRELUDE,
+        include_str!("kernels/rows_common.cuh"),
+        include_str!("kernels/norms.cuh"),
+        include_str!("kernels/gates.cuh"),
+        include_str!("kernels/loss.cuh"),
+        include_str!("kernels/objectives.cu"),
+    ];
+    Program { name: "objectives", source, defines: Vec::new() }
+}
+
 /// The optimizer.
 pub(super) fn adamw() -> Program {
     Program { name: "adamw", source: &[PRELUDE, include_str!("kernels/adamw.cu")], defines: Vec::new() }
@@ -54,8 +67,8 @@ pub(super) fn attention(head_dim: usize) -> Program {
 }
 
 /// All programs, attention for this width of heads.
-pub fn programs(head_dim: usize) -> [Program; 5] {
-    [dequantize(), rows(), families(), adamw(), attention(head_dim)]
+pub fn programs(head_dim: usize) -> [Program; 6] {
+    [dequantize(), rows(), families(), objectives(), adamw(), attention(head_dim)]
 }
 
 /// The programs that do not depend on a model, and a kernel of each.

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::ops::linear_cross_entropy::chunk_tokens;
-use crate::ops::{Pool, composed, linear_cross_entropy};
+use crate::ops::{HeadRequest, Pool, composed, linear_cross_entropy};
+
+const GRADIENT: HeadRequest = HeadRequest { gradient: true, top_k: None };
 
 struct Head {
     weight: FrozenWeight,
@@ -27,8 +29,15 @@ impl Head {
 impl Operation for Head {
     fn forward<E: Element>(&self, inputs: &[Vec<f32>]) -> Vec<f32> {
         let hidden = rounded::<E>(&inputs[0]);
-        let pass =
-            linear_cross_entropy(&hidden, &self.weight, &self.targets, false, self.softcap, (&self.pool(), 0)).unwrap();
+        let pass = linear_cross_entropy(
+            &hidden,
+            &self.weight,
+            &self.targets,
+            self.softcap,
+            HeadRequest::default(),
+            (&self.pool(), 0),
+        )
+        .unwrap();
         assert!(pass.gradient.is_none());
         pass.log_probabilities.iter().map(|&x| -x as f32).collect()
     }
@@ -36,7 +45,8 @@ impl Operation for Head {
     fn backward<E: Element>(&self, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Vec<f32>> {
         let hidden = rounded::<E>(&inputs[0]);
         let pass =
-            linear_cross_entropy(&hidden, &self.weight, &self.targets, true, self.softcap, (&self.pool(), 0)).unwrap();
+            linear_cross_entropy(&hidden, &self.weight, &self.targets, self.softcap, GRADIENT, (&self.pool(), 0))
+                .unwrap();
         let rows = pass.gradient.as_deref().unwrap().chunks_exact(self.weight.columns());
         vec![rows.zip(dy).flat_map(|(row, dy)| row.iter().map(move |x| x * dy)).collect()]
     }
@@ -73,8 +83,9 @@ fn the_head_agrees_with_its_composition_in_what_it_counts() {
     let logits = composed::linear(&tensor, &head.weight).unwrap();
     let mut targets = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
     targets.iter_mut().step_by(3).for_each(|target| *target = (*target + 1) % 5000);
-    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, None, (&head.pool(), 0)).unwrap();
-    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets, None).unwrap();
+    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, None, GRADIENT, (&head.pool(), 0)).unwrap();
+    let composed::HeadPass { log_probabilities, top1, gradient, .. } =
+        composed::head(&tensor, &head.weight, &targets, None, None).unwrap();
     assert_eq!(pass.top1, top1);
     assert_eq!(top1.iter().filter(|&&top| top).count(), 80 - 27);
     for (a, b) in pass.log_probabilities.iter().zip(&log_probabilities) {
@@ -109,8 +120,10 @@ fn a_capped_head_agrees_with_its_composition_in_what_it_counts() {
     let hidden = random(80 * 64, 2);
     let tensor = Tensor::from_slice(&hidden, (80, 64), &Device::Cpu).unwrap();
     let targets = composed::linear(&tensor, &head.weight).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();
-    let pass = linear_cross_entropy(&hidden, &head.weight, &targets, true, head.softcap, (&head.pool(), 0)).unwrap();
-    let (log_probabilities, top1, gradient) = composed::head(&tensor, &head.weight, &targets, head.softcap).unwrap();
+    let pass =
+        linear_cross_entropy(&hidden, &head.weight, &targets, head.softcap, GRADIENT, (&head.pool(), 0)).unwrap();
+    let composed::HeadPass { log_probabilities, top1, gradient, .. } =
+        composed::head(&tensor, &head.weight, &targets, head.softcap, None).unwrap();
     assert_eq!(pass.top1, top1);
     assert!(top1.iter().all(|&top| top), "a cap keeps the order");
     for (a, b) in pass.log_probabilities.iter().zip(&log_probabilities) {
@@ -145,10 +158,12 @@ fn a_tie_ranks_nothing_first() {
     let tensor = Tensor::from_vec(numbers, (vocabulary, d), &Device::Cpu).unwrap();
     let weight = FrozenWeight::quantized(&QTensor::quantize(&tensor, GgmlDType::F32).unwrap()).unwrap();
     for (targets, expected) in [([1, 0, 77], [false, false]), ([4700, 4999, 77], [false, false])] {
-        let pass = linear_cross_entropy(&hidden, &weight, &targets, false, None, (&Pool::default(), 0)).unwrap();
+        let pass =
+            linear_cross_entropy(&hidden, &weight, &targets, None, HeadRequest::default(), (&Pool::default(), 0))
+                .unwrap();
         assert_eq!(pass.top1[..2], expected, "equal rows, and logits that are all 0");
         let rows = Tensor::from_slice(&hidden, (3, d), &Device::Cpu).unwrap();
-        assert_eq!(composed::head(&rows, &weight, &targets, None).unwrap().1, pass.top1);
+        assert_eq!(composed::head(&rows, &weight, &targets, None, None).unwrap().top1, pass.top1);
     }
 }
 
@@ -168,7 +183,7 @@ fn logits_of_any_size_keep_the_loss_finite_and_right() {
         let expected = head.composed(std::slice::from_ref(&tensor)).flatten_all().unwrap().to_vec1::<f32>().unwrap();
         close("the loss of large logits", &head.forward::<f32>(std::slice::from_ref(&hidden)), &expected, COMPOSED);
         let rows = tensor.reshape((n, d)).unwrap();
-        let (_, _, gradient) = composed::head(&rows, &head.weight, &head.targets, None).unwrap();
+        let gradient = composed::head(&rows, &head.weight, &head.targets, None, None).unwrap().gradient;
         let expected = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let got = head.backward::<f32>(std::slice::from_ref(&hidden), &[1.0; 9]);
         close("the gradient of large logits", &got[0], &expected, 1e-4);
@@ -182,10 +197,32 @@ fn a_target_outside_of_the_vocabulary_is_an_error() {
     let head = Head::new(5, 32, 50, GgmlDType::F32);
     let mut targets = head.targets.clone();
     targets[3] = 50;
-    let error = linear_cross_entropy(&random(5 * 32, 2), &head.weight, &targets, true, None, (&Pool::default(), 0))
+    let error = linear_cross_entropy(&random(5 * 32, 2), &head.weight, &targets, None, GRADIENT, (&Pool::default(), 0))
         .unwrap_err();
     assert!(error.to_string().contains("50"), "{error}");
     assert!(
-        linear_cross_entropy(&random(4 * 32, 2), &head.weight, &targets, true, None, (&Pool::default(), 0)).is_err()
+        linear_cross_entropy(&random(4 * 32, 2), &head.weight, &targets, None, GRADIENT, (&Pool::default(), 0))
+            .is_err()
     );
+}
+
+/// In one panel of the vocabulary and in several, in one chunk of tokens and in several, with and without a cap, for more logits than
+/// there are.
+#[test]
+fn the_entropy_of_the_largest_logits_is_that_of_the_composition() {
+    for (n, vocabulary, k, softcap) in
+        [(9, 97, 20, None), (70, 5000, 20, None), (30, 5000, 5, Some(2.0)), (4, 13, 20, None), (1100, 61, 3, None)]
+    {
+        let head = Head { softcap, ..Head::new(n, 64, vocabulary, GgmlDType::F32) };
+        let hidden: Vec<f32> = random(n * 64, 2).iter().map(|x| 3.0 * x).collect();
+        let tensor = Tensor::from_slice(&hidden, (n, 64), &Device::Cpu).unwrap();
+        let expected = composed::head(&tensor, &head.weight, &head.targets, softcap, Some(k)).unwrap().entropies;
+        let request = HeadRequest { gradient: false, top_k: Some(k) };
+        let pass =
+            linear_cross_entropy(&hidden, &head.weight, &head.targets, softcap, request, (&head.pool(), 0)).unwrap();
+        assert_eq!(pass.entropies.len(), n);
+        for (got, expected) in pass.entropies.iter().zip(&expected) {
+            assert!((got - expected).abs() < 2e-5, "{n}×{vocabulary}, {k}: {got} is not {expected}");
+        }
+    }
 }

@@ -3,11 +3,13 @@
 //! Padding never enters: the tokens of all samples lie one after the other. A layer keeps its [`Activations`], or its input
 //! alone, from which the same code computes them again: no bit of the result changes.
 
-use super::{Engine, Head, Loss};
+use super::{Engine, Factors, Head, Loss, Seen};
 use crate::data::Batch;
 use crate::error::Result;
-use crate::nn::{Activations, Backend, DecoderLayer, ForwardContext, GpuBatch, GpuContext, Rehearsal};
-use crate::ops::{Element, Ledger, Sequence};
+use crate::nn::{
+    Activations, Backend, DecoderLayer, ForwardContext, GpuBatch, GpuContext, Prediction, Reference, Rehearsal,
+};
+use crate::ops::{Element, HeadRequest, Ledger, Sequence};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
@@ -80,7 +82,7 @@ impl Engine<'_> {
         ledger: &Ledger,
     ) -> Result<()> {
         let tokens = Tokens::of(batch);
-        let backend = Rehearsal::<E> {
+        let rehearsal = |dropout, adapter| Rehearsal::<E> {
             sequences: &tokens.sequences,
             dropout,
             adapter,
@@ -89,10 +91,12 @@ impl Engine<'_> {
             ledger,
             element: PhantomData,
         };
+        let (backend, base) = (rehearsal(dropout, adapter), rehearsal(false, false));
+        let base = self.has_reference(adapter).then_some(&base);
         if trained {
-            self.accumulate_on(&backend, batch, &tokens, &mut BTreeMap::new())?;
+            self.accumulate_on(&backend, base, batch, &tokens, &mut BTreeMap::new())?;
         } else {
-            self.evaluate_on(&backend, batch, &tokens)?;
+            self.evaluate_on(&backend, base, batch, &tokens)?;
         }
         Ok(())
     }
@@ -120,26 +124,105 @@ impl Engine<'_> {
         Ok(GpuContext::new(gpu, &batch)?)
     }
 
-    /// The loss of a batch, without gradients.
-    pub(super) fn evaluate_on<B: Backend>(&self, backend: &B, batch: &Batch, tokens: &Tokens) -> Result<Loss> {
-        let head = Head::of(batch);
-        if head.labels.is_empty() {
-            return Ok(head.nothing());
-        }
+    /// The CPU's context without the adapter, where the objective needs it beside one with it.
+    pub(super) fn cpu_reference<'a, E: Element>(
+        &'a self,
+        batch: &Batch,
+        tokens: &Tokens,
+        adapter: bool,
+    ) -> Option<ForwardContext<'a, E>> {
+        self.has_reference(adapter).then(|| self.cpu_context::<E>(batch, tokens, (None, false)))
+    }
+
+    /// As [`Self::cpu_reference`], for a GPU.
+    pub(super) fn gpu_reference<'a>(
+        &'a self,
+        gpu: &crate::device::Gpu,
+        batch: &Batch,
+        tokens: &Tokens,
+        adapter: bool,
+    ) -> Result<Option<GpuContext<'a>>> {
+        self.has_reference(adapter).then(|| self.gpu_context(gpu, batch, tokens, (None, false))).transpose()
+    }
+
+    /// Whether the objective compares what runs, with its adapter or without, with the base alone.
+    pub(super) fn has_reference(&self, adapter: bool) -> bool {
+        adapter && self.objective.needs().reference
+    }
+
+    /// What the model says of a batch's supervised tokens; nothing else is kept.
+    fn predict_on<B: Backend>(
+        &self,
+        backend: &B,
+        batch: &Batch,
+        tokens: &Tokens,
+        head: &Head,
+        request: HeadRequest,
+    ) -> Result<Prediction<B::Stream>> {
         let mut hidden =
             backend.embed(&self.lm.embed_tokens, &tokens.pick(&batch.input_ids), self.lm.embedding_factor)?;
         for layer in &self.lm.layers {
             hidden = layer.forward(&hidden, backend)?.0;
         }
-        let rows = rows(&head, tokens);
-        let prediction = backend.predict(&hidden, &rows, self.lm.head(), &head.labels, false)?;
-        Ok(head.loss(self.objective, &prediction.log_probabilities, &prediction.top1).0)
+        Ok(backend.predict(&hidden, &rows(head, tokens), self.lm.head(), &head.labels, request)?)
     }
 
-    /// The loss of a batch; its gradients are added to `gradients`.
+    /// What the base alone says, with its gradient: what a divergence is measured from.
+    fn reference_on<B: Backend>(
+        &self,
+        base: &B,
+        batch: &Batch,
+        tokens: &Tokens,
+        head: &Head,
+    ) -> Result<Prediction<B::Stream>> {
+        self.predict_on(base, batch, tokens, head, HeadRequest { gradient: true, top_k: None })
+    }
+
+    fn request(&self, gradient: bool) -> HeadRequest {
+        HeadRequest { gradient, top_k: self.objective.needs().top_k }
+    }
+
+    /// The loss of a batch, without gradients. `base` is the backend without the adapter, where the objective needs it.
+    pub(super) fn evaluate_on<B: Backend>(
+        &self,
+        backend: &B,
+        base: Option<&B>,
+        batch: &Batch,
+        tokens: &Tokens,
+    ) -> Result<Loss> {
+        let head = Head::of(batch);
+        if head.labels.is_empty() {
+            return Ok(head.nothing());
+        }
+        let reference = base.map(|base| self.reference_on(base, batch, tokens, &head)).transpose()?;
+        let prediction = self.predict_on(backend, batch, tokens, &head, self.request(false))?;
+        Ok(self.loss_on(backend, &head, &prediction, reference.as_ref())?.0)
+    }
+
+    /// The objective's loss of a prediction, and what its gradient is made of.
+    fn loss_on<B: Backend>(
+        &self,
+        backend: &B,
+        head: &Head,
+        prediction: &Prediction<B::Stream>,
+        reference: Option<&Prediction<B::Stream>>,
+    ) -> Result<(Loss, Factors)> {
+        let divergences =
+            reference.map(|reference| backend.divergences(prediction, reference, self.lm.head())).transpose()?;
+        let seen = Seen {
+            log_probabilities: &prediction.log_probabilities,
+            top1: &prediction.top1,
+            entropies: &prediction.entropies,
+            divergences: divergences.as_deref().unwrap_or_default(),
+        };
+        Ok(head.loss(self.objective, &seen))
+    }
+
+    /// The loss of a batch; its gradients are added to `gradients`. `base` is as in [`Self::evaluate_on`].
     pub(super) fn accumulate_on<B: Backend>(
         &self,
         backend: &B,
+        base: Option<&B>,
         batch: &Batch,
         tokens: &Tokens,
         gradients: &mut B::Gradients,
@@ -148,6 +231,7 @@ impl Engine<'_> {
         if head.labels.is_empty() {
             return Ok(head.nothing()); // Nothing is supervised: no gradient.
         }
+        let reference = base.map(|base| self.reference_on(base, batch, tokens, &head)).transpose()?;
         let layers = &self.lm.layers;
         let recomputed = layers.len().saturating_sub(self.kept_layers);
         let mut kept = Vec::with_capacity(layers.len());
@@ -160,10 +244,11 @@ impl Engine<'_> {
             kept.push(Kept { input: backend.keep(std::mem::replace(&mut hidden, output))?, activations });
         }
         let rows = rows(&head, tokens);
-        let prediction = backend.predict(&hidden, &rows, self.lm.head(), &head.labels, true)?;
+        let prediction = backend.predict(&hidden, &rows, self.lm.head(), &head.labels, self.request(true))?;
         drop(hidden);
-        let (loss, weights) = head.loss(self.objective, &prediction.log_probabilities, &prediction.top1);
-        let mut gradient = backend.pull(prediction, &rows, self.lm.head(), &weights)?;
+        let (loss, factors) = self.loss_on(backend, &head, &prediction, reference.as_ref())?;
+        let reference = reference.map(|prediction| Reference { prediction, weights: &factors.divergence });
+        let mut gradient = backend.pull(prediction, &rows, self.lm.head(), &factors.cross_entropy, reference)?;
         for (layer, kept) in layers.iter().zip(kept).rev() {
             backward_layer(layer, kept, &mut gradient, backend, gradients)?;
         }

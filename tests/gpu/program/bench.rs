@@ -99,7 +99,7 @@ impl Arguments {
             .map(|_| {
                 let input_ids: Vec<u32> = (0..self.length).map(|_| rng.below(vocabulary as u64) as u32).collect();
                 let labels = input_ids.iter().map(|&id| i64::from(id)).collect();
-                Sequence { input_ids, labels }
+                Sequence::new(input_ids, labels)
             })
             .collect();
         pack(&rows)

@@ -4,7 +4,7 @@ use super::Judge;
 use crate::support::random_weights::{random, random_weight};
 use candle_core::quantized::GgmlDType;
 use equipoise::error::Result;
-use equipoise::ops::{Compute, Pool, linear_cross_entropy, softcap};
+use equipoise::ops::{Compute, HeadRequest, Pool, linear_cross_entropy, softcap};
 use equipoise::rng::Rng;
 
 pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
@@ -38,17 +38,20 @@ fn compared(
     let head = random_weight(vocabulary, width, dtype, 1)?;
     let (hidden, mut rng) = (random(tokens * width, 2, 3.0), Rng::new(3));
     let targets: Vec<u32> = (0..tokens).map(|_| rng.below(vocabulary as u64) as u32).collect();
-    let pass = linear_cross_entropy(&hidden, &head, &targets, true, softcap, (&Pool::default(), 0))?;
+    let request = HeadRequest { gradient: true, top_k: Some(20) };
+    let pass = linear_cross_entropy(&hidden, &head, &targets, softcap, request, (&Pool::default(), 0))?;
     let numbers = |log_p: &[f64]| log_p.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     let gradient = pass.gradient.as_ref().map_or_else(Vec::new, |gradient| gradient.to_vec());
-    let (expected, head) = ([numbers(&pass.log_probabilities), gradient], head.to_device(judge.device)?);
+    let expected = [numbers(&pass.log_probabilities), gradient, numbers(&pass.entropies)];
+    let head = head.to_device(judge.device)?;
     let capped = softcap.map_or_else(String::new, |cap| format!(", cap {cap}"));
     let of = format!("{dtype:?} {tokens}x{width}x{vocabulary}{capped}");
-    judge.each(["linear_cross_entropy", "linear_cross_entropy: gradient"], &of, &expected, |cuda| {
+    let names = ["", ": gradient", ": entropy of the largest logits"].map(|of| format!("linear_cross_entropy{of}"));
+    judge.each(names.each_ref().map(|name| &**name), &of, &expected, |cuda| {
         let hidden = cuda.upload(&hidden, width)?;
-        let (pass, gradient) = cuda.linear_cross_entropy(&hidden, &head, &targets, true, softcap)?;
+        let (pass, gradient) = cuda.linear_cross_entropy(&hidden, &head, &targets, softcap, request)?;
         let gradient = gradient.map_or_else(|| Ok(Vec::new()), |gradient| cuda.download(&gradient))?;
-        Ok([numbers(&pass.log_probabilities), gradient])
+        Ok([numbers(&pass.log_probabilities), gradient, numbers(&pass.entropies)])
     })
 }
 

@@ -74,7 +74,10 @@ pub fn compare(judge: &mut Judge<'_>) -> Result<()> {
 fn of_each_objective(judge: &mut Judge<'_>) -> Result<()> {
     let both = Both::new(QuantizationType::Q8_0, TINY, &lora(3, &ALL_LINEAR), judge.device);
     for config in objective_kinds() {
-        let name = format!("{:?} {:?}", config.kind, config.token_weighting);
+        let name = match config.kind {
+            ObjectiveKind::Bft => format!("bft {:?}", config.token_weighting),
+            kind => kind.name().to_owned(),
+        };
         let pieces = pieces();
         // The ragged batch, which is slow where there is no GPU, once.
         let pieces =
