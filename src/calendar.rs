@@ -24,6 +24,13 @@ pub fn rfc3339(moment: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
+/// The date and the time of a second since 1970: year, month, day, hour, minute, second.
+pub const fn date_time(seconds: u64) -> [i64; 6] {
+    let (year, month, day) = civil((seconds / 86_400) as i64);
+    let of_day = (seconds % 86_400) as i64;
+    [year, month, day, of_day / 3600, of_day / 60 % 60, of_day % 60]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

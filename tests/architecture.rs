@@ -11,8 +11,8 @@ const FLOORS: &[&[&str]] = &[
     &["objectives", "adapter"],
     &["models", "data"],
     &["nn"],
-    &["weights", "ops"],
-    &["calendar", "device", "fs", "rng", "weight_type"],
+    &["weights", "ops", "statistics"],
+    &["calendar", "device", "fs", "rng", "text_scores", "weight_type"],
     &["error"],
 ];
 

@@ -4,6 +4,7 @@
 
 mod check;
 mod data;
+mod eval;
 mod export;
 mod generate;
 mod interrupt;
@@ -50,6 +51,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Say what a recipe's data amounts to, and show rows as the model sees them.
     Data(data::DataArgs),
+    /// Measure a model on tasks, as lm-evaluation-harness has them; an adapter beside its base.
+    Eval(eval::EvalArgs),
     /// Write text with a trained adapter.
     Generate(generate::GenerateArgs),
     /// Write an adapter in the forms that inference servers take, or merge it.
@@ -121,6 +124,7 @@ pub fn main() -> u8 {
         Command::Train(args) => (train::run(args), args.recipe.json),
         Command::Check(args) => (check::run(args), args.recipe.json),
         Command::Data(args) => (data::run(args), args.recipe.json),
+        Command::Eval(args) => (eval::run(args), args.json),
         Command::Generate(args) => (generate::run(args), args.json),
         Command::Export(args) => (export::run(args), args.json),
         Command::Verify(args) => (verify::run(args), args.json),

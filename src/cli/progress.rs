@@ -137,6 +137,16 @@ impl Progress {
 
     /// Bytes on their way: a bar, or elsewhere a line at the beginning of a file.
     fn bytes(&mut self, what: &str, done: u64, total: u64) {
+        let quiet = what == "tokenizing";
+        self.share(what, (done, total), "{prefix} {bar:24} {bytes}/{total_bytes}  {eta} left", quiet);
+    }
+
+    /// Items, as [`Self::bytes`].
+    fn items(&mut self, what: &str, done: usize, total: usize) {
+        self.share(what, (done as u64, total as u64), "{prefix} {bar:24} {pos}/{len}  {eta} left", false);
+    }
+
+    fn share(&mut self, what: &str, (done, total): (u64, u64), template: &str, quiet: bool) {
         match &self.screen {
             Screen::Bar(bar) => {
                 if let Some(bar) = bar.get().filter(|bar| bar.prefix() == what) {
@@ -144,12 +154,11 @@ impl Progress {
                     bar.set_position(done);
                     return;
                 }
-                let style = ProgressStyle::with_template("{prefix} {bar:24} {bytes}/{total_bytes}  {eta} left")
-                    .expect("the template is well-formed");
+                let style = ProgressStyle::with_template(template).expect("the template is well-formed");
                 let bar = ProgressBar::new(total).with_style(style.progress_chars("━╸ "));
                 self.show_bar(&bar.with_prefix(what.to_owned()));
             }
-            Screen::Lines if done == 0 && what != "tokenizing" => self.say(&printable(what)),
+            Screen::Lines if done == 0 && !quiet => self.say(&printable(what)),
             Screen::Lines | Screen::Nothing => {}
         }
     }
@@ -289,6 +298,7 @@ impl Observer for Progress {
         match event {
             Event::Phase(name) => self.phase(name),
             Event::Bytes { what, done, total } => self.bytes(what, *done, *total),
+            Event::Items { what, done, total } => self.items(what, *done, *total),
             Event::Note(text) => self.say(&format!("note: {}", printable(text))),
             Event::Warning(text) => self.say(&format!("warning: {}", printable(text))),
             Event::Run(header) => self.run(header),
@@ -319,7 +329,7 @@ fn write_json(stdout: &mut Stdout, event: &Event) {
     match event {
         Event::Phase(name) => stdout.json("phase", &json!({ "name": name })),
         // A line for each piece of a download would drown the rest.
-        Event::Bytes { .. } | Event::Validating { .. } => return,
+        Event::Bytes { .. } | Event::Items { .. } | Event::Validating { .. } => return,
         Event::Note(text) => stdout.json("note", &json!({ "text": text })),
         Event::Warning(text) => stdout.json("warning", &json!({ "text": text })),
         Event::Run(header) => stdout.json("run", header),

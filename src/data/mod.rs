@@ -36,5 +36,6 @@ pub use report::{Bin, DataReport, Lengths, PackingReport, Preview, RowWeights, S
 pub use rows::Rows;
 pub use store::Entry;
 pub use stream::TextStream;
-pub use template::{ChatTemplate, named};
+pub(crate) use template::python_regex;
+pub use template::{ChatTemplate, DocumentTemplate, named, python_text};
 pub use tokenize::{Encoder, IGNORED, Notes, Sequence};

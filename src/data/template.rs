@@ -10,6 +10,7 @@
 //! and a namespace inside of another value.
 
 mod clock;
+mod document;
 mod environment;
 mod expressions;
 mod filters;
@@ -25,6 +26,9 @@ mod percent;
 pub(super) mod python;
 mod text;
 mod translate;
+
+pub(crate) use document::python_regex;
+pub use document::{DocumentTemplate, python_text};
 
 use super::example::{Message, Role};
 use super::forms::Takes;

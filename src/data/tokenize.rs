@@ -378,6 +378,19 @@ impl Encoder {
         Ok(ids)
     }
 
+    /// The tokens of plain text as it is, without BOS.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenize(text)?.ids)
+    }
+
+    /// BOS, text and id, whether or not it is put before plain text.
+    pub fn bos(&self) -> Option<(&str, u32)> {
+        self.bos.as_ref().map(|(text, id)| (text.as_str(), *id))
+    }
+
     /// The ids at which generation stops: EOS, and what the chat template ends an answer with.
     pub fn stop_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.eos().map(|(_, id)| id).into_iter().collect();

@@ -83,6 +83,7 @@ impl CausalLm {
                 let context = ForwardContext {
                     ropes,
                     sequences,
+                    key_rows: None,
                     dropout_keys: None,
                     adapter,
                     cache,
@@ -113,6 +114,7 @@ impl CausalLm {
             adapter,
             ropes,
             sequences,
+            key_rows: None,
             head_dim: self.dimensions.head_dim,
             dropout_keys: None,
             cache: cache.and_then(|cache| match cache {

@@ -21,6 +21,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod score;
 mod seed_oss;
 mod smollm3;
 mod tape;
@@ -30,6 +31,7 @@ pub use decoder::Defaults;
 pub use forward::Runner;
 pub use generate::{Generator, Sampling};
 pub use rope::rope_frequencies;
+pub use score::{Continuations, Score};
 pub use tape::TapeContext;
 
 use crate::device::Device;

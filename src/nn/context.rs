@@ -11,6 +11,9 @@ pub struct ForwardContext<'a, E: Element> {
     pub ropes: Vec<RopeTable>,
     /// Which tokens attend to which; they lie one sequence after the other.
     pub sequences: Vec<Sequence>,
+    /// The rows of this batch whose keys and values `sequences` speak of, where these are not all rows in their order: a context
+    /// that several continuations share stands there once for each. Not in training.
+    pub key_rows: Option<&'a [usize]>,
     /// In training under dropout: a key for each token.
     pub dropout_keys: Option<&'a [u64]>,
     /// Whether adapters take part; without them the layer is the base's.

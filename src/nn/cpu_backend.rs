@@ -287,7 +287,16 @@ impl<E: Element> ForwardContext<'_, E> {
             f(&Attention { shape, q, k, v, sequences, capacity: self.capacity });
         };
         match self.cache {
-            None => of(keys, values, stride),
+            None => match self.key_rows {
+                None => of(keys, values, stride),
+                Some(rows) => {
+                    let mut gathered = self.pool.take::<E>(rows.len(), stride, 0);
+                    for (gathered, &row) in gathered.chunks_exact_mut(stride).zip(rows) {
+                        gathered[queries..].copy_from_slice(&qkv[row * stride..][queries..stride]);
+                    }
+                    of(&gathered[queries..], &gathered[queries + width..], stride);
+                }
+            },
             Some(cache) => cache.append(index, [keys, values], (width, stride), |keys, values| of(keys, values, width)),
         }
     }

@@ -5,7 +5,7 @@ use super::linear::Linear;
 use super::self_attention::QkNorm;
 use crate::device::{Gpu, Memory, PinnedMemory};
 use crate::ops::cuda::{
-    AdapterMemory, Cuda, DropoutKeys, GpuModule, GpuUpdate, KeyValueMemory, Operands, RopeMemory, Rows, Tiles,
+    AdapterMemory, Cuda, DropoutKeys, GpuModule, GpuUpdate, KeyValueMemory, Operands, Places, RopeMemory, Rows, Tiles,
 };
 use crate::ops::{Activation, AttentionShape, Compute, FrozenWeight, HeadPass, HeadRequest, RopeTable, Sequence};
 use candle_core::{Result, bail};
@@ -20,6 +20,7 @@ pub struct GpuContext<'a> {
     tiles: Tiles,
     dropout_keys: Option<DropoutKeys>,
     cache: Option<&'a KeyValueMemory>,
+    key_rows: Option<Places>,
     /// Whether layers' inputs wait in the CPU's memory.
     offload: bool,
 }
@@ -37,6 +38,8 @@ pub struct GpuBatch<'a, 'b> {
     pub ropes: Vec<RopeTable>,
     /// Which tokens attend to which.
     pub sequences: &'b [Sequence],
+    /// As in [`ForwardContext`](super::ForwardContext).
+    pub key_rows: Option<&'b [usize]>,
     /// Width of a head.
     pub head_dim: usize,
     /// In training under dropout: a key for each token.
@@ -71,6 +74,7 @@ impl<'a> GpuContext<'a> {
             tiles: cuda.tiles(batch.sequences, batch.head_dim)?,
             dropout_keys: batch.dropout_keys.map(|keys| cuda.dropout_keys(keys)).transpose()?,
             cache: batch.cache,
+            key_rows: batch.key_rows.map(|rows| cuda.places(rows)).transpose()?,
             offload: batch.offload,
             cuda,
         })
@@ -187,6 +191,9 @@ impl Backend for GpuContext<'_> {
     }
 
     fn attend(&self, index: usize, shape: AttentionShape, qkv: &Rows) -> Result<(Rows, Memory)> {
+        if let Some(rows) = &self.key_rows {
+            return self.cuda.attention_to(shape, qkv, &self.cuda.gather(qkv, rows)?, &self.tiles);
+        }
         self.cuda.attention(shape, qkv, &self.tiles, self.cache.map(|cache| (cache, index)))
     }
 

@@ -3,6 +3,7 @@
 
 mod card;
 mod data;
+mod eval;
 mod export;
 mod families;
 mod generate;
@@ -21,6 +22,7 @@ mod verify;
 mod warnings;
 
 pub use data::{DataSummary, ShownRow, data};
+pub use eval::{EvalRequest, ModelResults, ResultRow, evaluate};
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use families::{FamilyReport, family_reports};
 pub use generate::{GenerateRequest, GenerateSummary, generate};

@@ -45,6 +45,15 @@ pub enum Event {
         /// Rows in all.
         total: usize,
     },
+    /// Items are being answered or compared.
+    Items {
+        /// Of what.
+        what: String,
+        /// Items so far.
+        done: usize,
+        /// Items in all.
+        total: usize,
+    },
     /// The adapter was compared with the base alone, and there is something new to say.
     Health(Health),
     /// The validation rows were measured.

@@ -147,6 +147,20 @@ impl Cuda {
         }
     }
 
+    /// As [`Self::attention`], of the queries in `qkv` and the keys and values in other rows of that width.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn attention_to(
+        &self,
+        shape: AttentionShape,
+        qkv: &Rows,
+        others: &Rows,
+        tiles: &Tiles,
+    ) -> Result<(Rows, Memory)> {
+        self.attend(shape, qkv, tiles, self.own(shape, others))
+    }
+
     fn attend(&self, shape: AttentionShape, qkv: &Rows, tiles: &Tiles, kv: KeysValues) -> Result<(Rows, Memory)> {
         let sizes = sizes(shape.head_dim, self.compute)?;
         if qkv.columns != shape.width() || qkv.rows < tiles.tokens || kv.keys.rows < tiles.key_rows {

@@ -65,6 +65,7 @@ impl Engine<'_> {
         ForwardContext {
             ropes: self.lm.rotations(&tokens.pick(&batch.position_ids)),
             sequences: tokens.sequences.clone(),
+            key_rows: None,
             dropout_keys,
             adapter,
             cache: None,
@@ -115,6 +116,7 @@ impl Engine<'_> {
             adapter: self.params.memory().map(|memory| &**memory).filter(|_| adapter),
             ropes: self.lm.rotations(&tokens.pick(&batch.position_ids)),
             sequences: &tokens.sequences,
+            key_rows: None,
             head_dim: self.lm.dimensions.head_dim,
             dropout_keys,
             cache: None,

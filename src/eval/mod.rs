@@ -1,0 +1,27 @@
+//! Evaluation on tasks, as lm-evaluation-harness (lm-eval) defines them: its YAML keys, its requests, its metrics and its files.
+//!
+//! YAML → [`TaskConfig`] (`config`, `registry`) → documents and prompts (`document`, `prompt`) → tokens (`request`) → scores → metrics of
+//! each item and of all (`metrics`, `aggregate`) → files (`files`). It reads no model and fetches nothing: whoever calls it gives
+//! the documents and a [`Scorer`].
+
+mod aggregate;
+mod config;
+mod document;
+mod files;
+mod filter;
+mod metrics;
+mod prompt;
+mod registry;
+mod request;
+mod scoring;
+mod value;
+
+pub use aggregate::{Aggregate, TaskResult, aggregate, group_results};
+pub use config::{GroupConfig, MetricConfig, OutputType, TaskConfig};
+pub use document::{Documents, Prepared};
+pub use files::{Journal, RunFacts, TaskHash, file_stamp, model_folder, results_json};
+pub use metrics::ItemValue;
+pub use prompt::ChatSettings;
+pub use registry::{Registry, Selected, SelectedGroup};
+pub use request::Tokens;
+pub use scoring::{Answer, Asked, Generation, ItemResult, Scorer, evaluate_item, requests_of};

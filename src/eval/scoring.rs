@@ -1,0 +1,273 @@
+//! An item: what is asked, what is answered, and what that is worth.
+
+use super::config::OutputType;
+use super::document::{Parts, Prepared};
+use super::metrics::{self, Values};
+use super::prompt::ChatSettings;
+use super::request::{Tokens, grouped};
+use super::value;
+use crate::error::{Error, Result};
+use crate::models::{Continuations, Score};
+use serde_json::{Map, Value, json};
+
+/// Tokens that a task generates at most, where it says nothing.
+const MOST_NEW_TOKENS: usize = 256;
+
+/// A model that answers.
+pub trait Scorer {
+    /// What it says of each continuation of each item.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn score(&mut self, items: &[&Continuations]) -> Result<Vec<Vec<Score>>>;
+
+    /// The likeliest text behind a prompt, of at most so many tokens, up to the first of the stop strings.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn generate(&mut self, prompt: &[u32], most: usize, until: &[String]) -> Result<String>;
+}
+
+/// What is asked of a model about a document.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The document's number.
+    pub doc_id: usize,
+    parts: Parts,
+    /// Each request as lm-eval writes it.
+    arguments: Vec<Value>,
+    /// Texts whose likelihood is asked for.
+    pub items: Vec<Continuations>,
+    /// For each request, its windows' places in `items`.
+    places: Vec<Vec<(usize, usize)>>,
+    /// A text that is to be continued.
+    pub generation: Option<Generation>,
+}
+
+/// A text that is to be continued.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// The most new tokens.
+    pub most: usize,
+    /// What ends it.
+    pub until: Vec<String>,
+}
+
+/// What a model answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// For each request.
+    Scores(Vec<Score>),
+    /// A text.
+    Text(String),
+}
+
+/// An item's outcome under each filter.
+#[derive(Debug, Clone)]
+pub struct ItemResult {
+    /// Values by filter, in the task's order.
+    pub values: Vec<Values>,
+    /// The lines of the samples file, one for each filter.
+    pub lines: Vec<Map<String, Value>>,
+}
+
+/// What is asked about a document.
+///
+/// # Errors
+/// Names the task and the document, and what is wrong with it.
+pub fn requests_of(prepared: &Prepared, id: usize, chat: &ChatSettings<'_>, tokens: &Tokens<'_>) -> Result<Asked> {
+    let document =
+        prepared.documents.row(id).ok_or_else(|| Error::invalid("internal: a document that is not there"))?;
+    ask(prepared, id, document, chat, tokens).map_err(|error| prepared.place(id, &error))
+}
+
+fn ask(
+    prepared: &Prepared,
+    doc_id: usize,
+    document: &Map<String, Value>,
+    chat: &ChatSettings<'_>,
+    tokens: &Tokens<'_>,
+) -> Result<Asked> {
+    let parts = prepared.checked_parts(document)?;
+    let context = prepared.context(document, &parts, chat)?;
+    let mut asked =
+        Asked { doc_id, parts, arguments: Vec::new(), items: Vec::new(), places: Vec::new(), generation: None };
+    let target = || value::text(&asked.parts.target);
+    match prepared.config.output_type {
+        OutputType::GenerateUntil => {
+            let kwargs = prepared.config.generation_kwargs.clone().unwrap_or_default();
+            let most = new_tokens(&kwargs)?;
+            let room = tokens.max_length.checked_sub(most).filter(|&room| room > 0).ok_or_else(|| {
+                Error::invalid(format!("`max_gen_toks` is {most}, and the model has {} positions", tokens.max_length))
+            })?;
+            let prompt = tokens.prompt(&context, room)?;
+            let until = stops(prepared, &kwargs, tokens);
+            asked.arguments = vec![Value::from(context), generation_arguments(prepared)];
+            asked.arguments = vec![json!({"arg_0": asked.arguments[0], "arg_1": asked.arguments[1]})];
+            asked.generation = Some(Generation { prompt, most, until });
+        }
+        OutputType::LoglikelihoodRolling => {
+            let text = target();
+            let windows = tokens.windows(&text)?;
+            asked.arguments = vec![json!({"arg_0": text})];
+            let (items, places) = grouped(windows);
+            (asked.items, asked.places) = (items, vec![places]);
+        }
+        OutputType::Loglikelihood | OutputType::MultipleChoice => {
+            let is_choice = prepared.config.output_type == OutputType::MultipleChoice;
+            let delimiter = prepared.delimiter(document, chat)?;
+            let texts: Vec<String> = match (&asked.parts.choices, is_choice) {
+                (Some(choices), true) => choices.iter().map(|choice| format!("{delimiter}{choice}")).collect(),
+                _ => vec![target()],
+            };
+            let mut pairs: Vec<(&str, &String)> = texts.iter().map(|text| (context.as_str(), text)).collect();
+            if is_choice && prepared.metrics.iter().any(|metric| metric.metric == "acc_mutual_info") {
+                pairs.extend(texts.iter().map(|text| ("", text)));
+            }
+            asked.arguments = pairs.iter().map(|(context, text)| json!({"arg_0": context, "arg_1": text})).collect();
+            let tokenized = pairs.iter().map(|(context, text)| tokens.pair(context, text)).collect::<Result<_>>()?;
+            let (items, places) = grouped(tokenized);
+            (asked.items, asked.places) = (items, places.into_iter().map(|place| vec![place]).collect());
+        }
+    }
+    Ok(asked)
+}
+
+fn new_tokens(kwargs: &Map<String, Value>) -> Result<usize> {
+    let names = ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"];
+    let Some(given) = names.iter().find_map(|name| kwargs.get(*name)) else { return Ok(MOST_NEW_TOKENS) };
+    let most = given.as_u64().filter(|&most| most > 0).map(|most| most as usize);
+    let sampled = kwargs.get("do_sample").and_then(Value::as_bool) == Some(true)
+        || kwargs.get("temperature").and_then(Value::as_f64).is_some_and(|temperature| temperature > 0.0);
+    if sampled && kwargs.get("do_sample").and_then(Value::as_bool) != Some(false) {
+        return Err(Error::invalid("`generation_kwargs`: sampling is not built; the likeliest text is taken")
+            .with_help("set `do_sample: false`"));
+    }
+    most.ok_or_else(|| Error::invalid(format!("`generation_kwargs`: {given} is no number of tokens")))
+}
+
+/// The task's stop strings, or the few-shot delimiter; and EOS.
+fn stops(prepared: &Prepared, kwargs: &Map<String, Value>, tokens: &Tokens<'_>) -> Vec<String> {
+    let mut stops = match kwargs.get("until") {
+        Some(Value::String(stop)) => vec![stop.clone()],
+        Some(Value::Array(stops)) => stops.iter().map(value::text).collect(),
+        _ => vec![prepared.config.fewshot_delimiter.clone()],
+    };
+    if let Some((eos, _)) = tokens.encoder.eos().filter(|(eos, _)| !stops.iter().any(|stop| stop == eos)) {
+        stops.push(eos.to_owned());
+    }
+    stops.retain(|stop| !stop.is_empty());
+    stops
+}
+
+/// A task's settings as lm-eval gives them to the model.
+fn generation_arguments(prepared: &Prepared) -> Value {
+    let stop = json!([prepared.config.fewshot_delimiter]);
+    let Some(kwargs) = &prepared.config.generation_kwargs else {
+        return json!({"temperature": 0.0, "do_sample": false, "max_gen_toks": MOST_NEW_TOKENS, "until": stop});
+    };
+    let mut kwargs = kwargs.clone();
+    kwargs.entry("until").or_insert(stop);
+    if let Some(temperature) = kwargs.get("temperature").and_then(Value::as_f64) {
+        kwargs.insert("temperature".to_owned(), Value::from(temperature));
+    }
+    Value::Object(kwargs)
+}
+
+impl Asked {
+    /// Tokens that it takes to answer, of the prompt and of texts whose likelihood is asked for.
+    pub fn tokens(&self) -> usize {
+        let prompt = self.generation.as_ref().map_or(0, |generation| generation.prompt.len());
+        prompt + self.items.iter().map(Continuations::tokens).sum::<usize>()
+    }
+
+    /// A score for each request, from those of its items.
+    pub fn scores(&self, of_items: &[Vec<Score>]) -> Vec<Score> {
+        let of_request = |places: &Vec<(usize, usize)>| {
+            let parts = places.iter().map(|&(item, at)| of_items[item][at]);
+            parts.fold(Score { log_probability: 0.0, is_greedy: true }, |sum, part| Score {
+                log_probability: sum.log_probability + part.log_probability,
+                is_greedy: sum.is_greedy && part.is_greedy,
+            })
+        };
+        self.places.iter().map(of_request).collect()
+    }
+}
+
+/// What an answer is worth, and how it is written down.
+///
+/// # Errors
+/// Names the task and the document where the model gave no number.
+pub fn evaluate_item(prepared: &Prepared, asked: &Asked, answer: &Answer) -> Result<ItemResult> {
+    let place = |error: Error| prepared.place(asked.doc_id, &error);
+    let Parts { target, choices, .. } = &asked.parts;
+    let metrics = &prepared.metrics;
+    if let Answer::Scores(scores) = answer
+        && scores.iter().any(|score| score.log_probability.is_nan())
+    {
+        let error = Error::invalid("the model gives no number for its log-likelihood (NaN)");
+        return Err(place(
+            error.with_help("its weights or its adapter are damaged, or overflow under `--compute bf16`"),
+        ));
+    }
+    let (mut values, mut filtered) = (Vec::new(), Vec::new());
+    match answer {
+        Answer::Text(text) => {
+            for pipeline in &prepared.filters {
+                let text = pipeline.apply(text);
+                values.push(metrics::of_text(metrics, (choices.as_deref(), target), &text).map_err(place)?);
+                filtered.push(json!([text]));
+            }
+        }
+        Answer::Scores(scores) => {
+            let of = match (prepared.config.output_type, choices) {
+                (OutputType::MultipleChoice, Some(choices)) => {
+                    let (first, others) = scores.split_at(choices.len().min(scores.len()));
+                    metrics::of_choices(metrics, (choices, target), first, others)
+                }
+                (OutputType::LoglikelihoodRolling, _) => {
+                    let text = value::text(target);
+                    metrics::of_rolling(metrics, &text, scores.first().map_or(0.0, |score| score.log_probability))
+                }
+                _ => metrics::of_loglikelihood(
+                    metrics,
+                    scores.first().copied().unwrap_or(Score { log_probability: 0.0, is_greedy: true }),
+                ),
+            };
+            values.push(of);
+            filtered.push(Value::Array(scores.iter().map(|score| written(prepared, score)).collect()));
+        }
+    }
+    let lines = prepared.filters.iter().zip(&values).zip(filtered);
+    let lines = lines.map(|((pipeline, values), filtered)| {
+        super::files::sample_line(prepared, asked, answer, (&pipeline.name, values, filtered))
+    });
+    let lines = lines.collect();
+    Ok(ItemResult { values, lines })
+}
+
+/// A score as lm-eval writes it.
+pub(super) fn written(prepared: &Prepared, score: &Score) -> Value {
+    let number = value::text(&Value::from(score.log_probability));
+    if prepared.config.output_type == OutputType::LoglikelihoodRolling {
+        return Value::from(number);
+    }
+    json!([number, if score.is_greedy { "True" } else { "False" }])
+}
+
+impl Asked {
+    pub(super) fn target_text(&self) -> String {
+        value::text(&self.parts.target)
+    }
+
+    pub(super) fn arguments(&self) -> &[Value] {
+        &self.arguments
+    }
+
+    /// How many scores answer it.
+    pub fn requests(&self) -> usize {
+        self.arguments.len()
+    }
+}
