@@ -107,12 +107,11 @@ fn check(config: &MetricConfig, of: OutputType) -> Result<()> {
     let known: Vec<&str> =
         METRICS.iter().filter(|metric| metric.types.contains(&of)).map(|metric| metric.name).collect();
     if !known.contains(&config.metric.as_str()) {
-        let similar = known.iter().filter(|known| strsim::jaro_winkler(known, &config.metric) > 0.8);
-        let near: Vec<_> = similar.map(|name| format!("`{name}`")).collect();
-        let help = if near.is_empty() {
-            format!("for this `output_type` there are {}", known.join(", "))
-        } else {
-            format!("did you mean {}?", near.join(" or "))
+        let similarity = |name: &&&str| strsim::jaro_winkler(name, &config.metric);
+        let near = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+        let help = match near.filter(|near| similarity(near) > 0.8) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("for this `output_type` there are {}", known.join(", ")),
         };
         return Err(Error::invalid(format!("`metric_list`: the metric `{}` is not one of this task's", config.metric))
             .with_help(help));
