@@ -183,6 +183,18 @@ fn a_tiny_model_has_the_scores_that_lm_eval_gives_it() {
     evaluated("examples/gene_ontology/base", &json(&golden("eval/tiny.json")), "tests/golden/eval/tasks");
 }
 
+/// The same weights with a tokenizer that puts BOS before each text.
+#[test]
+fn a_tokenizer_that_adds_bos_has_the_scores_that_lm_eval_gives_it() {
+    let base = tempfile::tempdir().unwrap();
+    for folder in [crate::support::workplace::embedded_base(), golden("eval/bos")] {
+        for file in files(&folder) {
+            std::fs::copy(&file, base.path().join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    evaluated(base.path().to_str().unwrap(), &json(&golden("eval/bos.json")), "tests/golden/eval/tasks");
+}
+
 /// Runs the command in a folder of its own, with a task of these keys and rows; what it says.
 fn evaluated_task(yaml: &str, rows: &str, more: &[&str]) -> (i32, String, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use crate::support::host_gpu::host_gpu;
 use crate::support::{ALL_LINEAR, TINY, batch, eight_rows, engine, lora, relative_distance, rows};
 use clap::ValueEnum as _;
 use equipoise::device::Device;
-use equipoise::models::{Generator, Model, Sampling};
+use equipoise::models::{Continuations, Generator, Model, Sampling};
 use equipoise::nn::{Gradients, LoraConfig, QuantizationType};
 use equipoise::objectives::{self, ObjectiveConfig};
 use equipoise::ops::{Compute, Pool};
@@ -154,6 +154,43 @@ fn assert_same_bits(both: &Both) {
     };
     for (name, _) in both.cpu.params.iter() {
         assert_eq!(bits(&both.gpu, name), bits(&both.cpu, name), "{name}");
+    }
+}
+
+/// Continuations that share a context, whose keys the sequences then have several times: on the CPU and on a GPU, with the adapter
+/// and without, against the logits of each text by itself.
+#[test]
+fn scores_of_continuations_are_those_of_whole_texts() {
+    let Some(both) = both(QuantizationType::Q8_0, &lora(3, &ALL_LINEAR)) else { return };
+    let ids = |seed: u32, n: u32| (0..n).map(|i| (i * 37 + seed * 11) % TINY.vocabulary as u32).collect::<Vec<u32>>();
+    let item = |seed, context, lengths: &[u32]| Continuations {
+        context: ids(seed, context),
+        continuations: lengths.iter().map(|&n| ids(seed + n, n)).collect(),
+    };
+    let items = [item(1, 70, &[1, 3, 2, 5]), item(2, 1, &[4]), item(3, 9, &[1, 1]), item(4, 33, &[2, 2, 1])];
+    let items: Vec<&Continuations> = items.iter().collect();
+    for adapter in [true, false] {
+        let expected = |item: &Continuations, tokens: &[u32]| {
+            let whole = [&item.context[..], tokens].concat();
+            let logits = both.cpu.lm.logits(&whole, adapter, &Device::Cpu).unwrap();
+            let rows = logits.chunks(TINY.vocabulary).skip(item.context.len() - 1);
+            rows.zip(tokens).fold((0.0, true), |(sum, greedy), (row, &token)| {
+                let log_sum = row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+                let is_largest = (0..row.len()).all(|i| i == token as usize || row[i] < row[token as usize]);
+                (sum + f64::from(row[token as usize]) - log_sum, greedy && is_largest)
+            })
+        };
+        for (model, device, limit) in [(&both.cpu, &Device::Cpu, 1e-4), (&both.gpu, &both.device, 1e-3)] {
+            let runner = model.lm.runner(device, adapter);
+            let scores = model.lm.score(&items, runner, Compute::F32, (&Pool::default(), 0)).unwrap();
+            for (item, scores) in items.iter().zip(scores) {
+                for (tokens, score) in item.continuations.iter().zip(scores) {
+                    let (log_p, greedy) = expected(item, tokens);
+                    assert!((score.log_probability - log_p).abs() < limit, "{score:?} is not {log_p}");
+                    assert_eq!(score.is_greedy, greedy);
+                }
+            }
+        }
     }
 }
 

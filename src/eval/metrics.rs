@@ -96,8 +96,9 @@ pub(super) fn of_task(config: &TaskConfig) -> Result<Vec<MetricConfig>> {
     let mut list = config.metric_list.clone().unwrap_or_else(|| names.iter().map(default).collect());
     if config.output_type == GenerateUntil {
         // Each text has a number of its own, F1 too.
-        list.iter_mut()
-            .for_each(|metric| metric.aggregation = Some(metric.aggregation.take().unwrap_or("mean".into())));
+        for metric in &mut list {
+            metric.aggregation.get_or_insert_with(|| "mean".to_owned());
+        }
     }
     list.iter().try_for_each(|metric| check(metric, config.output_type))?;
     Ok(list)

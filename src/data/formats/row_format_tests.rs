@@ -320,3 +320,23 @@ fn two_fields_are_not_read_from_one_place() {
     check(FormatName::Chat, &[("messages", "value"), ("content", "value")], None).unwrap();
     check(FormatName::Auto, &[("a", "x"), ("b", "x")], Some(&chat_template())).unwrap();
 }
+
+#[test]
+fn a_row_may_have_a_weight_under_its_own_name_or_another() {
+    let row = json!({"question": "q", "answer": "a", "weight": "2.5", "importance": 3, "odd": -1});
+    let row = row.as_object().unwrap();
+    let read = |fields: &[(&str, &str)]| auto(&Value::Object(row.clone()), fields).unwrap().weight(row);
+    assert_eq!(read(&[]), Ok(2.5));
+    assert_eq!(read(&[("weight", "importance")]), Ok(3.0));
+    let error = read(&[("weight", "odd")]).unwrap_err();
+    assert_eq!(error.path, [Step::from("odd".to_owned())]);
+    assert!(error.message.contains("at least 0") && error.message.contains("-1"), "{}", error.message);
+    let format = auto(&json!({"text": "t"}), &[]).unwrap();
+    for without in [json!({"text": "t"}), json!({"text": "t", "weight": null}), json!({"text": "t", "weight": " "})] {
+        assert_eq!(format.weight(without.as_object().unwrap()), Ok(1.0));
+    }
+    assert!(format.needs("weight"), "a table's column of weights is read");
+    // What a template reads may mean anything: a patient's weight, for one.
+    let template = RowFormat::new(FormatName::Auto, &mapping(&[]), Some(&chat_template()), row).unwrap();
+    assert_eq!(template.weight(row), Ok(1.0));
+}
