@@ -30,7 +30,6 @@ SPACES = [
     {"prompt": "\u7cd6\u5c3f\u75c5\u7684\u539f\u56e0\u662f", "choices": ["\u80f0\u5c9b\u7d20\u4e0d\u8db3", "\u611f\u67d3", "na\u00efve \U0001f9ec cells"], "target": "\u611f\u67d3"},
     {"prompt": "  leading blanks, and e\u0301 in two code points:", "choices": ["e\u0301tude", "\u00e9tude"], "target": "\u00e9tude"},
     {"prompt": "x", "choices": [" two blanks", "no blank", "a much longer choice that goes on for a while"], "target": "no blank"},
-    {"prompt": "A choice that is not among the targets:", "choices": ["one", "two"], "target": "three"},
 ]
 STATEMENTS = [
     ("Insulin is made by the beta cells of the pancreas.", 1), ("The femur is a bone of the arm.", 0), ("DNA contains uracil.", 0),
