@@ -473,7 +473,9 @@ mod tests {
     fn a_key_of_ours_is_never_answered_as_someone_elses_in_its_own_section() {
         for section in keys_of("").iter().filter(|section| !keys_of(section).is_empty()) {
             for key in keys_of(section) {
-                if let Some(Ours(path)) = answer(key) {
+                // By itself `alpha` is LoRA's, as others write it; under `objective` it is known, and nobody is asked.
+                let is_short = (*section, *key) == ("objective", "alpha");
+                if let Some(Ours(path)) = answer(key).filter(|_| !is_short) {
                     assert_eq!(path, format!("{section}.{key}"));
                 }
             }
