@@ -80,8 +80,12 @@ fn of_each_objective(judge: &mut Judge<'_>) -> Result<()> {
         };
         let pieces = pieces();
         // The ragged batch, which is slow where there is no GPU, once.
-        let pieces =
-            if judge.extent == Extent::Small && config.kind != ObjectiveKind::Bft { &pieces[1..] } else { &pieces };
+        let pieces = if judge.extent == Extent::Small && (config.kind != ObjectiveKind::Bft || config.normalize_weights)
+        {
+            &pieces[1..]
+        } else {
+            &pieces
+        };
         for (kind, batches) in pieces {
             compared(judge, &format!("step {name}, {kind}"), &both, &config, batches, 0.0)?;
         }
