@@ -2,7 +2,7 @@
 
 use super::device;
 use super::interrupt::Interrupt;
-use super::output::{Stdout, bytes, duration, say};
+use super::output::{Stdout, bytes, columns, duration, say};
 use super::progress::Progress;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
@@ -165,14 +165,7 @@ fn table(results: &[ModelResults]) -> String {
         cells.extend([floor(row.chance), floor(row.best_constant)]);
         rows.push(cells);
     }
-    let columns = rows[0].len();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    columns(&rows)
 }
 
 fn summary(results: &[ModelResults]) -> String {

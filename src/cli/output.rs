@@ -94,6 +94,19 @@ fn reader_left(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe || (hung_up.contains(&error.raw_os_error()) && terminal())
 }
 
+/// Rows as columns, each as wide as its widest cell, with two spaces between them.
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
+    let widths: Vec<usize> =
+        (0..count).map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Whether to color what goes to `stream`: on a terminal, unless `NO_COLOR` is set or the terminal is a dumb one.
 pub(super) fn colors(stream: &impl IsTerminal) -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());

@@ -1,7 +1,7 @@
 //! `equipoise verify`: exports compared with base and adapter.
 
 use super::interrupt::Interrupt;
-use super::output::{Stdout, say};
+use super::output::{Stdout, columns, say};
 use super::progress::Progress;
 use crate::error::{Error, Result};
 use crate::export::Difference;
@@ -87,9 +87,10 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
 
 /// A row for each export.
 pub(super) fn table(verified: &[Verified]) -> String {
-    let mut rows = vec![["export", "mean KL", "allowed", "max KL", "top-1", "max Δlogit", "tokens"].map(String::from)];
+    let head = ["export", "mean KL", "allowed", "max KL", "top-1", "max Δlogit", "tokens"];
+    let mut rows = vec![head.map(String::from).to_vec()];
     let row = |name: &str, difference: &Difference, allowed: String, mark: &str| {
-        [
+        vec![
             name.to_owned(),
             format!("{:.2e}", difference.mean_kl),
             allowed,
@@ -111,13 +112,7 @@ pub(super) fn table(verified: &[Verified]) -> String {
     if let Some(verified) = verified.first() {
         rows.push(row("(base alone)", &verified.base_alone, String::new(), ""));
     }
-    let widths: Vec<usize> =
-        (0..7).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    let line = |row: &[String; 7]| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    columns(&rows)
 }
 
 /// The exit code: 1 where an export is too far from base and adapter, which is said.

@@ -2,8 +2,10 @@
 
 use super::config::MetricConfig;
 use super::metrics::ItemValue;
-use crate::rng::Rng;
-use std::collections::BTreeMap;
+use crate::statistics::{
+    Confusion, Resampling, bootstrap_stderr, mean, mean_stderr, pooled_stderr, unweighted_mean_stderr, weighted_mean,
+};
+use crate::text_scores::{RollingLikelihood, perplexity};
 
 /// Resamples of a bootstrapped standard error. lm-eval draws 100,000; a thousand tell a standard error to 3%.
 const RESAMPLES: usize = 1000;
@@ -40,19 +42,18 @@ pub struct TaskResult {
 pub fn aggregate(metric: &MetricConfig, filter: &str, values: &[ItemValue], seed: u64) -> Aggregate {
     let aggregation = metric.aggregation();
     let all: Vec<usize> = (0..values.len()).collect();
-    let value = of(aggregation, values, &all);
     let stderr = match aggregation {
         _ if values.len() < 2 => None,
-        "mean" => {
-            let numbers: Vec<f64> = numbers(values, &all).collect();
-            Some(sample_std(&numbers) / (numbers.len() as f64).sqrt())
-        }
+        "mean" => mean_stderr(&numbers(values, &all).collect::<Vec<f64>>()),
         "weighted_perplexity" | "bits_per_byte" | "brier_score" => None,
-        _ => Some(bootstrap(aggregation, values, seed)),
+        _ => {
+            let resampling = Resampling { resamples: RESAMPLES, seed, ..Resampling::default() };
+            bootstrap_stderr(values.len(), &resampling, |chosen| of(aggregation, values, chosen))
+        }
     };
     Aggregate {
         key: format!("{},{filter}", metric.metric),
-        value,
+        value: of(aggregation, values, &all),
         stderr,
         higher_is_better: metric.higher_is_better(),
         items: values.len(),
@@ -68,48 +69,44 @@ fn numbers<'v>(values: &'v [ItemValue], chosen: &'v [usize]) -> impl Iterator<It
 
 /// The aggregation of some items.
 fn of(aggregation: &str, values: &[ItemValue], chosen: &[usize]) -> f64 {
-    let n = chosen.len() as f64;
-    let sums = || {
-        chosen.iter().fold((0.0, 0.0), |(lls, counts), &i| match values[i] {
-            ItemValue::Weighted(ll, count) => (lls + ll, counts + count as f64),
-            _ => (f64::NAN, f64::NAN),
-        })
+    let all = || numbers(values, chosen).collect::<Vec<f64>>();
+    // Words or bytes, whatever the metric counts.
+    let rolling = || {
+        let mut sum = RollingLikelihood::default();
+        for &i in chosen {
+            if let ItemValue::Weighted(log_likelihood, count) = values[i] {
+                sum.join(RollingLikelihood { log_likelihood, bytes: count as u64, ..RollingLikelihood::default() });
+            }
+        }
+        sum
     };
-    match aggregation {
-        "nanmean" => {
-            let known: Vec<f64> = numbers(values, chosen).filter(|x| !x.is_nan()).collect();
-            known.iter().sum::<f64>() / known.len() as f64
-        }
+    let found = match aggregation {
+        "nanmean" => mean(&numbers(values, chosen).filter(|x| !x.is_nan()).collect::<Vec<f64>>()),
         "median" => {
-            let mut sorted: Vec<f64> = numbers(values, chosen).collect();
+            let mut sorted = all();
             sorted.sort_by(f64::total_cmp);
-            sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+            sorted.get(sorted.len() / 2).copied()
         }
-        "perplexity" => (-numbers(values, chosen).sum::<f64>() / n).exp(),
-        "weighted_perplexity" => {
-            let (lls, counts) = sums();
-            (-lls / counts).exp()
+        "perplexity" => perplexity(&all()),
+        "weighted_perplexity" => rolling().byte_perplexity(),
+        "bits_per_byte" => rolling().bits_per_byte(),
+        "brier_score" => mean(&chosen.iter().map(|&i| brier(&values[i])).collect::<Vec<f64>>()),
+        "f1" => Some(binary_f1(values, chosen)),
+        "matthews_corrcoef" => {
+            let (golds, taken): (Vec<usize>, Vec<usize>) = classes(values, chosen).unzip();
+            Confusion::new(&taken, &golds).map(|of| of.matthews_correlation())
         }
-        "bits_per_byte" => {
-            let (lls, counts) = sums();
-            -lls / counts / std::f64::consts::LN_2
-        }
-        "brier_score" => {
-            let each = chosen.iter().map(|&i| match &values[i] {
-                ItemValue::Probabilities(gold, p) => {
-                    p.iter().enumerate().map(|(i, p)| (p - f64::from(i == *gold)).powi(2)).sum::<f64>()
-                }
-                _ => f64::NAN,
-            });
-            each.sum::<f64>() / n
-        }
-        "f1" => binary_f1(values, chosen),
-        "matthews_corrcoef" => matthews(values, chosen),
-        _ => numbers(values, chosen).sum::<f64>() / n,
-    }
+        _ => mean(&all()),
+    };
+    found.unwrap_or(f64::NAN)
 }
 
-fn classes<'v>(values: &'v [ItemValue], chosen: &'v [usize]) -> impl Iterator<Item = (i64, i64)> + 'v {
+fn brier(value: &ItemValue) -> f64 {
+    let ItemValue::Probabilities(gold, p) = value else { return f64::NAN };
+    p.iter().enumerate().map(|(i, p)| (p - f64::from(i == *gold)).powi(2)).sum()
+}
+
+fn classes<'v>(values: &'v [ItemValue], chosen: &'v [usize]) -> impl Iterator<Item = (usize, usize)> + 'v {
     chosen.iter().filter_map(|&i| match values[i] {
         ItemValue::Classes(gold, taken) => Some((gold, taken)),
         _ => None,
@@ -127,38 +124,6 @@ fn binary_f1(values: &[ItemValue], chosen: &[usize]) -> f64 {
     if golds + taken == 0.0 { 0.0 } else { 2.0 * hits / (golds + taken) }
 }
 
-/// The Matthews correlation coefficient of any number of classes; 0 where all are one.
-fn matthews(values: &[ItemValue], chosen: &[usize]) -> f64 {
-    let (mut hits, mut n) = (0.0, 0.0);
-    let mut counts: BTreeMap<i64, (f64, f64)> = BTreeMap::new();
-    for (gold, was) in classes(values, chosen) {
-        n += 1.0;
-        hits += f64::from(gold == was);
-        counts.entry(gold).or_default().0 += 1.0;
-        counts.entry(was).or_default().1 += 1.0;
-    }
-    let sum = |f: &dyn Fn(&(f64, f64)) -> f64| counts.values().map(f).sum::<f64>();
-    let covariance = hits * n - sum(&|(gold, was)| gold * was);
-    let scale = (n * n - sum(&|(gold, _)| gold * gold)) * (n * n - sum(&|(_, was)| was * was));
-    if scale == 0.0 { 0.0 } else { covariance / scale.sqrt() }
-}
-
-/// The standard deviation with `n - 1`.
-fn sample_std(numbers: &[f64]) -> f64 {
-    let n = numbers.len() as f64;
-    let mean = numbers.iter().sum::<f64>() / n;
-    (numbers.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0)).sqrt()
-}
-
-fn bootstrap(aggregation: &str, values: &[ItemValue], seed: u64) -> f64 {
-    let mut rng = Rng::new(seed);
-    let draw = |_| {
-        let chosen: Vec<usize> = (0..values.len()).map(|_| rng.below(values.len() as u64) as usize).collect();
-        of(aggregation, values, &chosen)
-    };
-    sample_std(&(0..RESAMPLES).map(draw).collect::<Vec<f64>>())
-}
-
 /// A group's metric from its tasks': `(metric, weight_by_size)`. Weighted by size, the standard error is that of all items pooled.
 pub fn group_results(metrics: &[(String, bool)], tasks: &[&TaskResult]) -> Vec<Aggregate> {
     let mut results = Vec::new();
@@ -169,28 +134,20 @@ pub fn group_results(metrics: &[(String, bool)], tasks: &[&TaskResult]) -> Vec<A
         for key in keys.into_iter().filter(|key| key.split(',').next() == Some(metric)) {
             let parts: Vec<&Aggregate> =
                 tasks.iter().filter_map(|task| task.metrics.iter().find(|of| of.key == key)).collect();
-            let sizes: Vec<f64> = parts.iter().map(|of| if *by_size { of.items as f64 } else { 1.0 }).collect();
-            let total: f64 = sizes.iter().sum();
-            let value = parts.iter().zip(&sizes).map(|(of, size)| of.value * size).sum::<f64>() / total;
+            let sizes: Vec<usize> = parts.iter().map(|of| if *by_size { of.items } else { 1 }).collect();
+            let scores: Vec<f64> = parts.iter().map(|of| of.value).collect();
             let errors: Option<Vec<f64>> = parts.iter().map(|of| of.stderr).collect();
-            let stderr = errors.map(|errors| pooled(&errors, &sizes, *by_size));
+            let pooled = |errors: Vec<f64>| {
+                if *by_size { pooled_stderr(&errors, &sizes) } else { unweighted_mean_stderr(&errors) }
+            };
             results.push(Aggregate {
                 key: key.to_owned(),
-                value,
-                stderr,
+                value: weighted_mean(&scores, &sizes).unwrap_or(f64::NAN),
+                stderr: errors.and_then(pooled),
                 higher_is_better: parts.first().is_none_or(|of| of.higher_is_better),
                 items: parts.iter().map(|of| of.items).sum(),
             });
         }
     }
     results
-}
-
-fn pooled(errors: &[f64], sizes: &[f64], by_size: bool) -> f64 {
-    let (total, k) = (sizes.iter().sum::<f64>(), errors.len() as f64);
-    if !by_size {
-        return errors.iter().map(|error| error * error).sum::<f64>().sqrt() / k;
-    }
-    let variance = errors.iter().zip(sizes).map(|(error, n)| (n - 1.0) * error * error * n).sum::<f64>() / (total - k);
-    (variance / total).sqrt()
 }

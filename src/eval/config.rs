@@ -203,8 +203,8 @@ pub struct GroupMetric {
     pub metric: String,
     /// `mean` alone.
     pub aggregation: Option<String>,
-    /// Which filters' values; all where nothing is said.
-    pub filter_list: Option<Names>,
+    /// Not built: the values under all filters are taken.
+    pub filter_list: Option<Value>,
     /// Whether a task counts by its items.
     #[serde(default = "yes")]
     pub weight_by_size: bool,
@@ -277,6 +277,10 @@ impl TaskConfig {
     }
 
     fn check(&self, path: &Path) -> Result<()> {
+        let known = ["data_files", "trust_remote_code"];
+        if let Some(key) = self.dataset_kwargs.iter().flat_map(Map::keys).find(|key| !known.contains(&key.as_str())) {
+            return Err(Error::file(path, format!("`dataset_kwargs.{key}` is not built; `data_files` names files")));
+        }
         let missing = |key: &str, why: &str| Err(Error::file(path, format!("`{key}` is missing: {why}")));
         if self.repeats != 1 {
             return Err(Error::file(path, "`repeats` is 1 here: each request is run once"));

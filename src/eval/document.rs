@@ -3,9 +3,11 @@
 use super::config::{MetricConfig, OutputType, TaskConfig};
 use super::filter::Pipeline;
 use super::metrics;
+use super::scoring::Asked;
 use super::value;
 use crate::data::DocumentTemplate;
 use crate::error::{Error, Result};
+use crate::statistics::{Confusion, mean};
 use serde_json::{Map, Value};
 
 /// The rows of a split, each with all columns: what a row lacks is null, as the `datasets` library has it.
@@ -182,10 +184,12 @@ impl Prepared {
             ))
             .with_help("set `fewshot_config: {sampler: first_n}`, or `num_fewshot` to 0"));
         }
-        if self.fewshot.len() < wanted {
+        // A document is not an example for itself.
+        let is_same = self.config.fewshot_split() == self.config.evaluated_split();
+        let others = self.fewshot.len().saturating_sub(usize::from(is_same));
+        if others < wanted {
             return Err(Error::invalid(format!(
-                "task `{task}`: {wanted} few-shot examples are wanted, and there are {}",
-                self.fewshot.len()
+                "task `{task}`: {wanted} few-shot examples are wanted, and there are {others}"
             )));
         }
         Ok(())
@@ -198,24 +202,14 @@ impl Prepared {
 
     /// What a guess among the choices of a multiple-choice task gets, and what the best constant answer gets: the choice of one place
     /// for all documents. `None` for other tasks, and where there are several right answers.
-    pub fn floors(&self) -> Option<(f64, f64)> {
+    pub fn floors(&self, asked: &[Asked]) -> Option<(f64, f64)> {
         if self.config.output_type != OutputType::MultipleChoice {
             return None;
         }
-        let (mut chance, mut places) = (0.0, Vec::<usize>::new());
-        for row in &self.documents.rows {
-            let Parts { target, choices: Some(choices), .. } = self.parts(row).ok()? else { return None };
-            chance += 1.0 / choices.len() as f64;
-            let gold = match &target {
-                Value::Number(index) => index.as_u64()? as usize,
-                Value::String(text) => choices.iter().position(|choice| choice == text)?,
-                _ => return None,
-            };
-            places.resize(places.len().max(gold + 1), 0);
-            places[gold] += 1;
-        }
-        let n = self.documents.len() as f64;
-        Some((chance / n, places.iter().max().copied().unwrap_or(0) as f64 / n))
+        let golds: Vec<(usize, usize)> = asked.iter().map(Asked::gold).collect::<Option<_>>()?;
+        let chance = mean(&golds.iter().map(|&(_, choices)| 1.0 / choices as f64).collect::<Vec<f64>>())?;
+        let places: Vec<usize> = golds.into_iter().map(|(gold, _)| gold).collect();
+        Some((chance, Confusion::new(&places, &places)?.best_constant().accuracy))
     }
 
     /// The place of a document, for messages.
@@ -256,6 +250,15 @@ impl Prepared {
             other => other,
         };
         Ok(Parts { text, target, choices })
+    }
+
+    /// The few-shot examples for a document, which is none itself.
+    pub(super) fn examples<'d>(
+        &'d self,
+        document: &'d Map<String, Value>,
+    ) -> impl Iterator<Item = &'d Map<String, Value>> {
+        let others = self.fewshot.rows.iter().filter(move |row| *row != document);
+        others.take(self.config.num_fewshot.unwrap_or(0))
     }
 
     /// The parts of a document that is evaluated.

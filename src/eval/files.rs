@@ -1,7 +1,8 @@
 //! The files of an evaluation, as lm-eval writes them, and the journal that they grow from.
 //!
-//! `samples_TASK_STAMP.jsonl.part` has a line for each item and filter as soon as it is answered. An evaluation that was killed goes on
-//! from there: answers are read back from the lines. At the end the journals get their names, and `results_STAMP.json` is written.
+//! `samples_TASK_TIME.jsonl.part` gets the lines of an item as soon as it is answered, and `evaluation_TIME.part.json` says what the
+//! evaluation is of. One that was killed goes on from there, at any moment: answers are read back from the lines. A model's results
+//! and samples are written whole when all of its items are answered; the journals of all models are removed at the very end.
 
 use super::aggregate::{Aggregate, TaskResult};
 use super::config::OutputType;
@@ -15,16 +16,17 @@ use crate::models::Score;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 fn sha256(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    format!("{:x}", Sha256::digest(text.as_bytes()))
+}
+
+/// JSON with an indent of two.
+fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::invalid(format!("internal: no JSON can be written: {error}")))
 }
 
 /// The folder's name for a model, as lm-eval makes it.
@@ -67,26 +69,29 @@ pub(super) fn sample_line(
         Answer::Text(text) => vec![json!([text])],
         Answer::Scores(scores) => scores.iter().map(|score| json!([written(prepared, score)])).collect(),
     };
-    let (target, document) = (asked.target_text(), Value::Object(document));
-    let prompt = asked.arguments().first().map(|arguments| value::text(&arguments["arg_0"])).unwrap_or_default();
-    let hashed = serde_json::to_string_pretty(&document).unwrap_or_default();
-    let hashes = [("doc_hash", sha256(&hashed)), ("prompt_hash", sha256(&prompt)), ("target_hash", sha256(&target))];
     let mut line = Map::new();
     line.insert("doc_id".into(), Value::from(asked.doc_id));
-    line.insert("doc".into(), document);
-    line.insert("target".into(), Value::from(target));
+    line.insert("doc".into(), Value::Object(document));
+    line.insert("target".into(), Value::from(asked.target_text()));
     line.insert("arguments".into(), Value::Object(arguments));
     line.insert("resps".into(), Value::Array(resps));
     line.insert("filtered_resps".into(), filtered);
     line.insert("filter".into(), Value::from(filter));
     line.insert("metrics".into(), values.iter().map(|(name, _)| Value::from(name.as_str())).collect());
-    for (name, hash) in hashes {
+    for (name, hash) in hashes(prepared, asked) {
         line.insert(name.into(), Value::from(hash));
     }
     for (name, item) in values {
         line.insert(name.clone(), item_value(item));
     }
     line
+}
+
+/// The hashes by which a line says what it is of.
+fn hashes(prepared: &Prepared, asked: &Asked) -> [(&'static str, String); 3] {
+    let document = serde_json::to_string_pretty(&prepared.documents.row(asked.doc_id)).unwrap_or_default();
+    let prompt = asked.arguments().first().map(|arguments| value::text(&arguments["arg_0"])).unwrap_or_default();
+    [("doc_hash", sha256(&document)), ("prompt_hash", sha256(&prompt)), ("target_hash", sha256(&asked.target_text()))]
 }
 
 fn item_value(item: &ItemValue) -> Value {
@@ -124,10 +129,10 @@ struct State {
     stamp: String,
 }
 
-/// The files of an evaluation while it runs.
+/// The files of an evaluation while it runs: of one model, or of an adapter and its base.
 #[derive(Debug)]
 pub struct Journal {
-    folder: PathBuf,
+    output: PathBuf,
     stamp: String,
 }
 
@@ -136,11 +141,11 @@ impl Journal {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn start(folder: &Path, stamp: &str, identity: &Value) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let journal = Self { folder: folder.to_owned(), stamp: stamp.to_owned() };
+    pub fn start(output: &Path, stamp: &str, identity: &Value) -> Result<Self> {
+        std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
+        let journal = Self { output: output.to_owned(), stamp: stamp.to_owned() };
         let state = State { identity: identity.clone(), stamp: stamp.to_owned() };
-        write_atomic(&journal.state_path(), &serde_json::to_vec_pretty(&state).unwrap_or_default())?;
+        write_atomic(&journal.state_path(), &pretty(&state)?)?;
         Ok(journal)
     }
 
@@ -148,127 +153,125 @@ impl Journal {
     ///
     /// # Errors
     /// When there is none, or it was of something else: says of what.
-    pub fn resume(folder: &Path, identity: &Value) -> Result<Self> {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(std::result::Result::ok);
+    pub fn resume(output: &Path, identity: &Value) -> Result<Self> {
+        let entries = std::fs::read_dir(output).into_iter().flatten().filter_map(std::result::Result::ok);
         let mut states: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_state(path)).collect();
         states.sort();
         let Some(path) = states.pop() else {
-            return Err(Error::file(folder, "has no unfinished evaluation to go on with")
+            return Err(Error::file(output, "has no unfinished evaluation to go on with")
                 .with_help("run the command without `--resume`"));
         };
         let bytes = crate::fs::read_within(&path, 16 << 20)?;
         let state: State =
             serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
         if let Some(what) = difference(&state.identity, identity) {
-            return Err(Error::file(&path, format!("the unfinished evaluation was of another `{what}`")).with_help(
-                "give the same arguments as before, or run without `--resume`, which begins anew beside it",
+            return Err(Error::file(&path, format!("the unfinished evaluation differs in `{what}`")).with_help(
+                "give the same arguments, model and data as before; without `--resume` a new evaluation begins beside it",
             ));
         }
-        Ok(Self { folder: folder.to_owned(), stamp: state.stamp })
-    }
-
-    /// When the evaluation began, as its files say it.
-    pub fn stamp(&self) -> &str {
-        &self.stamp
+        Ok(Self { output: output.to_owned(), stamp: state.stamp })
     }
 
     fn state_path(&self) -> PathBuf {
-        self.folder.join(format!("evaluation_{}.part.json", self.stamp))
+        self.output.join(format!("evaluation_{}.part.json", self.stamp))
     }
 
-    /// The samples of a task.
-    fn samples(&self, task: &str) -> PathBuf {
-        self.folder.join(format!("samples_{task}_{}.jsonl", self.stamp))
+    fn folder(&self, model: &str) -> PathBuf {
+        self.output.join(model_folder(model))
     }
 
-    fn part(&self, task: &str) -> PathBuf {
-        self.folder.join(format!("samples_{task}_{}.jsonl.part", self.stamp))
+    fn part(&self, model: &str, task: &str) -> PathBuf {
+        self.folder(model).join(format!("samples_{task}_{}.jsonl.part", self.stamp))
     }
 
-    /// The answers that a task has by now, in the order of its documents. Lines behind the last whole item are cut off.
+    /// The answers of a model that a task has by now, in the order of its documents. What stands behind the last whole item is cut
+    /// off.
     ///
     /// # Errors
-    /// When the disk refuses, or a line is not one of this task's.
-    pub fn answers(&self, prepared: &Prepared, requests: impl Fn(usize) -> Result<usize>) -> Result<Vec<Answer>> {
-        let path = self.part(&prepared.config.task);
-        let bytes = match std::fs::read(&path) {
+    /// When the disk refuses, or a line is not the answer to its document.
+    pub fn answers(&self, model: &str, prepared: &Prepared, asked: &[Asked]) -> Result<Vec<Answer>> {
+        let path = self.part(model, &prepared.config.task);
+        let text = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let ends = bytes[..whole].iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-        let (mut answers, mut start, mut kept) = (Vec::new(), 0, 0);
+        let lines: Vec<&[u8]> =
+            text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")).collect();
         let filters = prepared.filters.len();
-        let mut number = 0;
-        for end in ends {
-            let line: Option<Value> = serde_json::from_slice(&bytes[start..end]).ok();
-            let (item, filter) = (number / filters, number % filters);
-            if filter == 0 {
-                let answer = match &line {
-                    Some(line) if line["doc_id"] == item && item < prepared.documents.len() => {
-                        answer_of(line, prepared.config.output_type, requests(item)?)
-                    }
-                    _ => None,
-                };
-                let damaged = || {
-                    Error::file(&path, format!("line {} is not the answer to document {item}", number + 1))
-                        .with_help("remove the file: its task is evaluated again")
-                };
-                answers.push(answer.ok_or_else(damaged)?);
-            }
-            number += 1;
-            start = end;
-            if number % filters == 0 {
-                kept = end;
-            }
+        let items = lines.chunks_exact(filters);
+        let (mut answers, mut kept) = (Vec::new(), 0);
+        for (id, of_item) in items.enumerate() {
+            let answer = asked.get(id).and_then(|asked| {
+                let line: Value = serde_json::from_slice(of_item[0]).ok()?;
+                let is_same = hashes(prepared, asked).iter().all(|(name, hash)| line[*name] == hash.as_str());
+                answer_of(&line, prepared.config.output_type, asked.requests()).filter(|_| is_same)
+            });
+            let damaged = || {
+                Error::file(&path, format!("line {} is not the answer to document {id}", id * filters + 1))
+                    .with_help("remove the file: the task is evaluated again")
+            };
+            answers.push(answer.ok_or_else(damaged)?);
+            kept += of_item.iter().map(|line| line.len()).sum::<usize>();
         }
-        answers.truncate(number / filters);
-        if kept < bytes.len() {
+        if kept < text.len() {
             let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(Error::io("open", &path))?;
             file.set_len(kept as u64).map_err(Error::io("write", &path))?;
         }
         Ok(answers)
     }
 
-    /// Adds items to a task's samples.
+    /// Adds lines to the samples of a model's task.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn append(&self, task: &str, lines: &[Map<String, Value>]) -> Result<()> {
-        let path = self.part(task);
+    pub fn append(&self, model: &str, task: &str, lines: &[Map<String, Value>]) -> Result<()> {
+        let (folder, path) = (self.folder(model), self.part(model, task));
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", folder))?;
         let mut text = String::new();
         for line in lines {
-            text.push_str(&serde_json::to_string(line).unwrap_or_default());
+            text.push_str(&Value::Object(line.clone()).to_string());
             text.push('\n');
         }
-        let mut file =
-            std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        file.write_all(text.as_bytes()).map_err(Error::io("write", &path))
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(Error::io("write", path))
     }
 
-    /// Gives the samples of tasks, each with its number of filters, their names, and writes the results. The paths of all files.
+    /// Writes a model's results, and the samples of its tasks, each with its number of filters. The paths of all files.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn finish(self, tasks: &[(&str, usize)], results: &Value) -> Result<Vec<PathBuf>> {
-        let path = self.folder.join(format!("results_{}.json", self.stamp));
-        let mut written = vec![path.clone()];
+    pub fn publish(&self, model: &str, tasks: &[(String, usize)], results: &Value) -> Result<Vec<PathBuf>> {
+        let folder = self.folder(model);
+        let mut written = vec![folder.join(format!("results_{}.json", self.stamp))];
         for (task, filters) in tasks {
-            let (part, samples) = (self.part(task), self.samples(task));
-            if *filters > 1 {
-                let text = std::fs::read_to_string(&part).map_err(Error::io("read", &part))?;
-                write_atomic(&samples, filter_by_filter(&text, *filters).as_bytes())?;
-                std::fs::remove_file(&part).map_err(Error::io("remove", part))?;
-            } else {
-                std::fs::rename(&part, &samples).map_err(Error::io("rename", part))?;
-            }
+            let part = self.part(model, task);
+            let text = std::fs::read_to_string(&part).map_err(Error::io("read", part))?;
+            let samples = folder.join(format!("samples_{task}_{}.jsonl", self.stamp));
+            write_atomic(&samples, filter_by_filter(&text, *filters).as_bytes())?;
             written.push(samples);
         }
-        write_atomic(&path, &serde_json::to_vec_pretty(results).unwrap_or_default())?;
-        let state = self.state_path();
-        std::fs::remove_file(&state).map_err(Error::io("remove", state))?;
+        write_atomic(&written[0], &pretty(results)?)?;
         Ok(written)
+    }
+
+    /// Removes the journals of models and tasks, whose results are written.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn close(self, models: &[&str], tasks: &[(String, usize)]) -> Result<()> {
+        // What says that the evaluation is unfinished goes last.
+        let parts = models.iter().flat_map(|model| tasks.iter().map(|(task, _)| self.part(model, task)));
+        for path in parts.chain([self.state_path()]) {
+            match std::fs::remove_file(&path) {
+                // A run that was killed here has removed it.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -330,12 +333,12 @@ fn numbers(result: &TaskResult) -> Map<String, Value> {
 
 /// `results_STAMP.json`: tasks with their samples' hashes, and groups with the names of their tasks.
 pub fn results_json(
-    tasks: &[(&Prepared, &TaskResult, String)],
+    tasks: &[(&Prepared, &(TaskResult, String))],
     groups: &[(TaskResult, Vec<String>, Value)],
     facts: &RunFacts,
 ) -> Value {
     let mut results = Map::new();
-    for (_, result, _) in tasks {
+    for (_, (result, _)) in tasks {
         results.insert(result.name.clone(), Value::Object(numbers(result)));
     }
     let mut of_groups = Map::new();
@@ -351,7 +354,7 @@ pub fn results_json(
         Value::Object(pairs.into_iter().collect())
     };
     let each = |f: &dyn Fn(&Prepared) -> Value| {
-        tasks.iter().map(|(prepared, ..)| (prepared.config.task.clone(), f(prepared))).collect::<Vec<_>>()
+        tasks.iter().map(|(prepared, _)| (prepared.config.task.clone(), f(prepared))).collect::<Vec<_>>()
     };
     let better = |prepared: &Prepared| {
         let each = prepared.metrics.iter().map(|of| (of.metric.clone(), Value::from(of.higher_is_better())));
@@ -377,7 +380,7 @@ pub fn results_json(
     whole.insert("date".into(), Value::from(facts.started));
     whole.insert("equipoise_version".into(), Value::from(env!("CARGO_PKG_VERSION")));
     whole.insert("max_length".into(), Value::from(facts.max_length));
-    let hashes = tasks.iter().map(|(_, result, hash)| (result.name.clone(), Value::from(hash.as_str())));
+    let hashes = tasks.iter().map(|(_, (result, hash))| (result.name.clone(), Value::from(hash.as_str())));
     whole.insert("task_hashes".into(), Value::Object(hashes.collect()));
     whole.insert("model_source".into(), Value::from("equipoise"));
     whole.insert("model_name".into(), Value::from(facts.model.as_str()));
@@ -403,15 +406,8 @@ impl TaskHash {
         }
     }
 
-    /// The hash, in hexadecimal.
-    pub fn finish(self) -> String {
-        sha256(&self.0)
-    }
-
-    /// This one's lines, and behind them another's.
-    #[must_use]
-    pub fn followed_by(mut self, other: &Self) -> Self {
-        self.0.push_str(&other.0);
-        self
+    /// The hash of the lines of all filters, in hexadecimal.
+    pub fn of_all(filters: &[Self]) -> String {
+        sha256(&filters.iter().map(|filter| filter.0.as_str()).collect::<String>())
     }
 }

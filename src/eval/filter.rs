@@ -3,6 +3,7 @@
 use super::config::{FilterStep, OutputType, TaskConfig, from_value};
 use crate::data::python_regex;
 use crate::error::{Error, Result};
+use crate::text_scores::is_space;
 use onig::Regex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -93,7 +94,7 @@ impl Step {
             Self::TakeFirst => text,
             Self::Lowercase => text.to_lowercase(),
             Self::Uppercase => text.to_uppercase(),
-            Self::RemoveWhitespace => text.trim_matches(super::request::is_space).to_owned(),
+            Self::RemoveWhitespace => text.trim_matches(is_space).to_owned(),
             Self::Regex { regex, select, fallback } => found(regex, &text, *select).unwrap_or_else(|| fallback.clone()),
         }
     }
@@ -111,7 +112,7 @@ fn found(regex: &Regex, text: &str, select: i64) -> Option<String> {
         .collect();
     let index = if select < 0 { matches.len() as i64 + select } else { select };
     let chosen = matches.get(usize::try_from(index).ok()?)?.as_ref()?;
-    Some(chosen.trim_matches(super::request::is_space).to_owned())
+    Some(chosen.trim_matches(is_space).to_owned())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub enum ItemValue {
     /// A number.
     Number(f64),
     /// The right choice and the one that was taken.
-    Classes(i64, i64),
+    Classes(usize, usize),
     /// The right choice and the probability of each.
     Probabilities(usize, Vec<f64>),
     /// A log-likelihood, and of how many words or bytes.
@@ -195,7 +195,7 @@ pub(super) fn of_choices(
             }
             "exact_match" if several => ItemValue::Number(f64::from(golds.iter().any(|&gold| scores[gold].is_greedy))),
             "exact_match" => ItemValue::Number(f64::from(golds.iter().all(|&gold| scores[gold].is_greedy))),
-            "f1" | "mcc" => ItemValue::Classes(*golds.first()? as i64, argmax(&lls) as i64),
+            "f1" | "mcc" => ItemValue::Classes(*golds.first()?, argmax(&lls)),
             "brier_score" => ItemValue::Probabilities(*golds.first()?, softmax(&lls)),
             _ => return None,
         })

@@ -1,8 +1,8 @@
 //! Evaluation on tasks, as lm-evaluation-harness (lm-eval) defines them: its YAML keys, its requests, its metrics and its files.
 //!
 //! YAML → [`TaskConfig`] (`config`, `registry`) → documents and prompts (`document`, `prompt`) → tokens (`request`) → scores → metrics of
-//! each item and of all (`metrics`, `aggregate`) → files (`files`). It reads no model and fetches nothing: whoever calls it gives
-//! the documents and a [`Scorer`].
+//! each item and of all (`metrics`, `aggregate`) → files (`files`). It reads no model and fetches nothing: the caller has the
+//! documents, and the model that answers.
 
 mod aggregate;
 mod config;
@@ -24,4 +24,4 @@ pub use metrics::ItemValue;
 pub use prompt::ChatSettings;
 pub use registry::{Registry, Selected, SelectedGroup};
 pub use request::Tokens;
-pub use scoring::{Answer, Asked, Generation, ItemResult, Scorer, evaluate_item, requests_of};
+pub use scoring::{Answer, Asked, Generation, ItemResult, evaluate_item, requests_of};

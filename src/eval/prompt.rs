@@ -4,6 +4,7 @@ use super::document::{Parts, Prepared};
 use super::value;
 use crate::data::{ChatTemplate, Message, Role};
 use crate::error::{Error, Result};
+use crate::text_scores::is_space;
 use serde_json::{Map, Value};
 
 /// How prompts are put together.
@@ -24,11 +25,11 @@ struct Turn {
 }
 
 fn ends_blank(text: &str) -> bool {
-    text.chars().next_back().is_some_and(super::request::is_space)
+    text.chars().next_back().is_some_and(is_space)
 }
 
 fn begins_blank(text: &str) -> bool {
-    text.chars().next().is_some_and(super::request::is_space)
+    text.chars().next().is_some_and(is_space)
 }
 
 /// Two texts with `between`, unless one is empty or there is white space at the joint.
@@ -47,11 +48,8 @@ impl Prepared {
     ) -> Result<String> {
         let delimiter = &self.config.fewshot_delimiter;
         let system = joined(chat.system_instruction.unwrap_or_default(), delimiter, &self.description(document)?);
-        let mut examples = Vec::new();
-        for index in 0..self.config.num_fewshot.unwrap_or(0) {
-            let Some(example) = self.fewshot.row(index) else { break };
-            examples.push(self.example(example)?);
-        }
+        let examples: Vec<Turn> =
+            self.examples(document).map(|example| self.example(example)).collect::<Result<_>>()?;
         let prefix = self.gen_prefix(document)?;
         match chat.template {
             None => Ok(self.plain(&system, &examples, &parts.text, prefix.as_deref())),

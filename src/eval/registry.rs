@@ -1,6 +1,6 @@
 //! Tasks and groups by name: those that are built in, and those of YAML files.
 
-use super::config::{GroupConfig, GroupMetric, Names, TaskConfig, from_value, unknown, version_of};
+use super::config::{GroupConfig, GroupMetric, TaskConfig, from_value, version_of};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -170,8 +170,12 @@ impl Registry {
         match selected.tasks.iter().find(|known| known.task == name) {
             None => selected.tasks.push(config),
             Some(known) if *known == config => {}
-            // A group's settings of a task that is asked for by itself too: the first stand.
-            Some(_) => {}
+            Some(_) => {
+                return Err(Error::invalid(format!(
+                    "the task `{name}` is asked for twice, with different settings: a group replaces some of its keys"
+                ))
+                .with_help("evaluate the group and the task by two commands"));
+            }
         }
         Ok(vec![name])
     }
@@ -256,7 +260,7 @@ fn group_metrics(config: &GroupConfig, path: &Path) -> Result<Vec<(String, bool)
         if metric.aggregation.as_deref().is_some_and(|aggregation| aggregation != "mean") {
             return Err(Error::file(path, "`aggregate_metric_list`: the aggregation of a group is `mean`"));
         }
-        if let Some(Names::One(_) | Names::Several(_)) = &metric.filter_list {
+        if metric.filter_list.is_some() {
             return Err(Error::file(
                 path,
                 "`aggregate_metric_list`: `filter_list` is not built; all filters are taken",
@@ -302,7 +306,7 @@ fn read(path: &Path, depth: usize) -> Result<Map<String, Value>> {
         None => Vec::new(),
         Some(Value::String(file)) => vec![file.clone()],
         Some(Value::Array(files)) => files.iter().filter_map(|file| file.as_str().map(str::to_owned)).collect(),
-        Some(_) => return Err(unknown(path, "a task: `include` names files, and this", "include", &["include"])),
+        Some(other) => return Err(Error::file(path, format!("`include`: {other} names no file"))),
     };
     let mut keys = Map::new();
     for file in included {

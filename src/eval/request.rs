@@ -3,11 +3,7 @@
 use crate::data::Encoder;
 use crate::error::{Error, Result};
 use crate::models::Continuations;
-
-/// White space as Python's `str.isspace` has it.
-pub(super) fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
+use crate::text_scores::is_space;
 
 /// What makes tokens of requests.
 #[derive(Debug, Clone, Copy)]
@@ -57,16 +53,12 @@ impl Tokens<'_> {
             return self.cut(vec![self.prefix], ids, continuation);
         }
         let kept = context.trim_end_matches(is_space);
-        let whole = format!("{context}{continuation}");
-        let (all, mut before) = (self.encode(&whole)?, self.encode(kept)?);
-        let continuation_ids = all.get(before.len()..).unwrap_or_default().to_vec();
-        // As a model sees it: the context is what stands before the continuation.
-        before.clear();
-        before.extend_from_slice(&all[..all.len() - continuation_ids.len()]);
+        let (whole, before) = (self.encode(&format!("{context}{continuation}"))?, self.encode(kept)?);
+        let behind = whole.get(before.len()..).unwrap_or_default().to_vec();
         if before.is_empty() {
             return Err(Error::invalid("the context is white space alone, and the tokenizer puts no BOS before it"));
         }
-        self.cut(before, continuation_ids, continuation)
+        self.cut(before, behind, continuation)
     }
 
     /// Cuts a context on the left, so that all but the last token fit into the model.

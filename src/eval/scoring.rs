@@ -13,21 +13,6 @@ use serde_json::{Map, Value, json};
 /// Tokens that a task generates at most, where it says nothing.
 const MOST_NEW_TOKENS: usize = 256;
 
-/// A model that answers.
-pub trait Scorer {
-    /// What it says of each continuation of each item.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    fn score(&mut self, items: &[&Continuations]) -> Result<Vec<Vec<Score>>>;
-
-    /// The likeliest text behind a prompt, of at most so many tokens, up to the first of the stop strings.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    fn generate(&mut self, prompt: &[u32], most: usize, until: &[String]) -> Result<String>;
-}
-
 /// What is asked of a model about a document.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -103,9 +88,11 @@ fn ask(
                 Error::invalid(format!("`max_gen_toks` is {most}, and the model has {} positions", tokens.max_length))
             })?;
             let prompt = tokens.prompt(&context, room)?;
+            if prompt.is_empty() {
+                return Err(Error::invalid("the prompt is empty, and the tokenizer puts no BOS before it"));
+            }
             let until = stops(prepared, &kwargs, tokens);
-            asked.arguments = vec![Value::from(context), generation_arguments(prepared)];
-            asked.arguments = vec![json!({"arg_0": asked.arguments[0], "arg_1": asked.arguments[1]})];
+            asked.arguments = vec![json!({"arg_0": context, "arg_1": generation_arguments(prepared)})];
             asked.generation = Some(Generation { prompt, most, until });
         }
         OutputType::LoglikelihoodRolling => {
@@ -194,6 +181,41 @@ impl Asked {
         };
         self.places.iter().map(of_request).collect()
     }
+
+    /// Positions of the longest text, of a generated one with its new tokens.
+    pub fn positions(&self) -> usize {
+        let generated = self.generation.as_ref().map_or(0, |generation| generation.prompt.len() + generation.most);
+        self.items.iter().map(Continuations::positions).max().unwrap_or(0).max(generated)
+    }
+
+    /// The right choice of several, and how many there are; `None` for other tasks, and where several are right.
+    pub(super) fn gold(&self) -> Option<(usize, usize)> {
+        let choices = self.parts.choices.as_deref()?;
+        let gold = match &self.parts.target {
+            Value::Number(index) => index.as_u64()? as usize,
+            Value::String(text) => choices.iter().position(|choice| choice == text)?,
+            _ => return None,
+        };
+        Some((gold, choices.len()))
+    }
+
+    pub(super) fn target_text(&self) -> String {
+        value::text(&self.parts.target)
+    }
+
+    pub(super) fn arguments(&self) -> &[Value] {
+        &self.arguments
+    }
+
+    /// What it asks and what is right, as bytes.
+    pub fn identity(&self) -> Vec<u8> {
+        format!("{}\u{0}{}\u{0}", json!(self.arguments), json!(self.parts.target)).into_bytes()
+    }
+
+    /// How many scores answer it.
+    pub fn requests(&self) -> usize {
+        self.arguments.len()
+    }
 }
 
 /// What an answer is worth, and how it is written down.
@@ -205,9 +227,9 @@ pub fn evaluate_item(prepared: &Prepared, asked: &Asked, answer: &Answer) -> Res
     let Parts { target, choices, .. } = &asked.parts;
     let metrics = &prepared.metrics;
     if let Answer::Scores(scores) = answer
-        && scores.iter().any(|score| score.log_probability.is_nan())
+        && let Some(odd) = scores.iter().find(|score| !score.log_probability.is_finite())
     {
-        let error = Error::invalid("the model gives no number for its log-likelihood (NaN)");
+        let error = Error::invalid(format!("the model gives a log-likelihood of {}", odd.log_probability));
         return Err(place(
             error.with_help("its weights or its adapter are damaged, or overflow under `--compute bf16`"),
         ));
@@ -255,19 +277,4 @@ pub(super) fn written(prepared: &Prepared, score: &Score) -> Value {
         return Value::from(number);
     }
     json!([number, if score.is_greedy { "True" } else { "False" }])
-}
-
-impl Asked {
-    pub(super) fn target_text(&self) -> String {
-        value::text(&self.parts.target)
-    }
-
-    pub(super) fn arguments(&self) -> &[Value] {
-        &self.arguments
-    }
-
-    /// How many scores answer it.
-    pub fn requests(&self) -> usize {
-        self.arguments.len()
-    }
 }

@@ -35,7 +35,7 @@ impl Continuations {
     }
 
     /// Positions of the longest text.
-    fn positions(&self) -> usize {
+    pub fn positions(&self) -> usize {
         self.context.len() + self.continuations.iter().map(|tokens| tokens.len() - 1).max().unwrap_or(0)
     }
 }

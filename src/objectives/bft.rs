@@ -97,6 +97,7 @@ impl Objective for Bft {
     }
 
     fn denominator(&self, totals: &StepTotals) -> f64 {
-        if self.normalize_weights { totals.weight.max(EPSILON) } else { totals.samples.max(1) as f64 }
+        let is_normalized = self.normalize_weights && totals.weight > 0.0;
+        if is_normalized { totals.weight } else { totals.samples.max(1) as f64 }
     }
 }

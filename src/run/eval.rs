@@ -1,27 +1,23 @@
 //! Tasks on a model: a base, an adapter beside its base, a merged folder, or a GGUF file.
 
-use super::output::now;
-use super::prepare::{encoder, open_base, open_device};
-use super::trained_on::TrainedOn;
-use crate::adapter::AdapterSummary;
-use crate::data::source::RowReader;
-use crate::data::{ChatTemplate, Encoder};
-use crate::device::{Device, DeviceConfig, process_memory};
+mod bench;
+mod documents;
+
+use crate::device::{DeviceConfig, process_memory};
 use crate::error::{Error, Result};
 use crate::eval::{
-    Aggregate, Answer, Asked, ChatSettings, Documents, ItemValue, Journal, Prepared, Registry, RunFacts, Scorer,
-    Selected, TaskConfig, TaskHash, TaskResult, Tokens, aggregate, evaluate_item, file_stamp, group_results,
-    model_folder, requests_of, results_json,
+    Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, Registry, RunFacts, Selected, SelectedGroup,
+    TaskHash, TaskResult, aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
 };
-use crate::hub::{self, BaseConfig, DatasetConfig, FetchOptions};
-use crate::models::{self, Continuations, Generator, Model, Sampling, Score};
-use crate::nn::{QuantizationConfig, QuantizationType};
-use crate::ops::{Compute, ComputeConfig, Pool};
+use crate::nn::QuantizationType;
+use crate::ops::ComputeConfig;
 use crate::train::{Event, Observer};
-use crate::weights::Base;
+use bench::Bench;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What is evaluated, and how.
@@ -114,21 +110,6 @@ pub struct ResultRow {
     pub best_constant: Option<f64>,
 }
 
-/// Everything that tasks are evaluated with.
-struct Bench {
-    model: Model,
-    device: Device,
-    encoder: Encoder,
-    template_source: String,
-    prefix: u32,
-    ends: Vec<u32>,
-    compute: Compute,
-    /// Its place or id, and what its files are made of.
-    base_name: String,
-    base_sha256: String,
-    adapter: Option<String>,
-}
-
 /// Evaluates tasks on a model; on an adapter and on its base alone.
 ///
 /// # Errors
@@ -136,283 +117,117 @@ struct Bench {
 /// [`Error::Interrupted`] where it was asked to stop. What was answered by then is in the journal.
 pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Vec<ModelResults>> {
     // What can be known without a model comes first.
-    let selected = select(request)?;
+    let selected = select(request, observer)?;
     if request.resume && request.output.is_none() {
         return Err(Error::invalid("--resume: an evaluation goes on in its folder, and `--output-path` names none"));
     }
-    let mut tasks = Vec::new();
-    for config in &selected.tasks {
-        tasks.push(prepare(config.clone(), request, observer)?);
+    let configs = selected.tasks.iter().cloned();
+    let tasks: Vec<Prepared> =
+        configs.map(|config| documents::prepare(config, request, observer)).collect::<Result<_>>()?;
+    let mut bench = Bench::open(request, observer)?;
+    observer.event(&Event::Phase("tokenizing".into()));
+    let (asked, chat_template) = ask(request, &bench, &tasks)?;
+    let longest = asked.iter().flatten().map(Asked::positions).max().unwrap_or(0);
+    bench.model.lm.fit_rotations(longest);
+
+    let run = Run { request, bench: &bench, selected: &selected, tasks: &tasks, asked: &asked, chat_template };
+    let whats: &[&'static str] = if bench.adapter.is_some() { &["base", "adapter"] } else { &["base"] };
+    let journal = run.journal()?;
+    let results =
+        whats.iter().map(|what| run.evaluate(what, journal.as_ref(), observer)).collect::<Result<Vec<_>>>()?;
+    if let Some(journal) = journal {
+        let models: Vec<&str> = results.iter().map(|of| of.model.as_str()).collect();
+        journal.close(&models, &run.names())?;
     }
-    let bench = Bench::open(request, observer)?;
+    Ok(results)
+}
+
+/// What is asked about each document of each task, and the chat template that it went through.
+fn ask(request: &EvalRequest, bench: &Bench, tasks: &[Prepared]) -> Result<(Vec<Vec<Asked>>, Option<String>)> {
     let template = request.apply_chat_template.then(|| bench.template()).transpose()?;
     let chat = ChatSettings {
         system_instruction: request.system_instruction.as_deref(),
-        template,
+        template: template.map(|(compiled, _)| compiled),
         multiturn: request.fewshot_as_multiturn,
     };
-    observer.event(&Event::Phase("tokenizing".into()));
-    let tokens =
-        Tokens { encoder: &bench.encoder, prefix: bench.prefix, max_length: bench.model.lm.dimensions.max_positions };
-    let mut asked = Vec::new();
-    for task in &tasks {
-        let of_task = (0..task.documents.len()).map(|id| requests_of(task, id, &chat, &tokens));
-        asked.push(of_task.collect::<Result<Vec<Asked>>>()?);
-    }
-    let mut all = Vec::new();
-    let whats: &[&'static str] = if bench.adapter.is_some() { &["base", "adapter"] } else { &["base"] };
-    for what in whats {
-        let chat_template = template.map(|_| bench.template_source.as_str());
-        let run =
-            Run { request, bench: &bench, selected: &selected, tasks: &tasks, asked: &asked, chat_template, what };
-        all.push(run.evaluate(observer)?);
-    }
-    Ok(all)
+    let tokens = bench.tokens();
+    let of_task = |task: &Prepared| {
+        (0..task.documents.len()).map(|id| requests_of(task, id, &chat, &tokens)).collect::<Result<Vec<Asked>>>()
+    };
+    let asked = tasks.iter().map(of_task).collect::<Result<_>>()?;
+    Ok((asked, template.map(|(_, source)| source.to_owned())))
 }
 
-fn select(request: &EvalRequest) -> Result<Selected> {
+fn select(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Selected> {
     let mut registry = Registry::built_in();
     for path in &request.include {
         registry.include(path)?;
     }
     let mut selected = registry.select(&request.tasks)?;
     for task in &mut selected.tasks {
-        // As in lm-eval: a task that says 0 is meant so.
-        if task.num_fewshot != Some(0) {
-            task.num_fewshot = request.num_fewshot.or(task.num_fewshot);
+        match request.num_fewshot {
+            // As in lm-eval: a task that says 0 is meant so.
+            Some(count) if task.num_fewshot == Some(0) && count > 0 => observer.event(&Event::Note(format!(
+                "the task `{}` says `num_fewshot: 0`: it has no few-shot examples, whatever `--num-fewshot` says",
+                task.task
+            ))),
+            wanted => task.num_fewshot = wanted.or(task.num_fewshot),
         }
     }
     Ok(selected)
 }
 
-/// Reads a task's documents.
-fn prepare(config: TaskConfig, request: &EvalRequest, observer: &mut dyn Observer) -> Result<Prepared> {
-    observer.event(&Event::Phase(format!("reading {}", config.task)));
-    let split = config.evaluated_split().unwrap_or_default().to_owned();
-    let documents = documents(&config, &split, request.offline, observer)?;
-    let wanted = config.num_fewshot.unwrap_or(0) > 0;
-    let given = config.fewshot_config.as_ref().and_then(|fewshot| fewshot.samples.clone());
-    let fewshot = match (config.fewshot_split().map(str::to_owned), given) {
-        (Some(of), _) if wanted && of == split => documents.clone(),
-        (Some(of), _) if wanted => self::documents(&config, &of, request.offline, observer)?,
-        (None, Some(samples)) if wanted => Documents::new(samples),
-        _ => Documents::default(),
-    };
-    Prepared::new(config, documents, fewshot, request.limit)
-}
-
-/// The documents of a split: of files, or of a dataset on the Hub.
-fn documents(config: &TaskConfig, split: &str, offline: bool, observer: &mut dyn Observer) -> Result<Documents> {
-    let task = &config.task;
-    let missing = |what: String| {
-        Error::invalid(format!("task `{task}`: {what}")).with_help(
-            "write `dataset_path: json` and `dataset_kwargs: {data_files: {test: FILE}}`, or a dataset's Hub id as `dataset_path`",
-        )
-    };
-    let Some(path) = config.dataset_path.as_deref() else { return Err(missing("it has no `dataset_path`".into())) };
-    let files = if ["json", "csv", "parquet"].contains(&path) {
-        let given = config.dataset_kwargs.as_ref().and_then(|kwargs| kwargs.get("data_files"));
-        let of_split = match given {
-            Some(Value::Object(splits)) => splits.get(split).cloned(),
-            other => other.cloned(),
-        };
-        match of_split {
-            Some(Value::String(file)) => vec![PathBuf::from(file)],
-            Some(Value::Array(files)) => files.iter().filter_map(Value::as_str).map(PathBuf::from).collect(),
-            _ => return Err(missing(format!("`dataset_kwargs.data_files` has no split `{split}`"))),
-        }
-    } else {
-        let dataset = DatasetConfig { id: path, split: Some(split), subset: config.dataset_name.as_deref() };
-        hub::fetch_dataset(&dataset, &[split], &FetchOptions::for_data(offline), &mut |progress| {
-            let what = format!("fetching {}", progress.file);
-            observer.event(&Event::Bytes { what, done: progress.done, total: progress.total });
-        })?
-    };
-    let mut rows = Vec::new();
-    for file in &files {
-        let mut reader = RowReader::open(file)?;
-        while let Some(row) = reader.next_row()? {
-            rows.push(row.parse(file)?);
-        }
-    }
-    Ok(Documents::new(rows))
-}
-
-impl Bench {
-    fn open(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Self> {
-        let device = open_device(request.device)?;
-        let path = Path::new(&request.model);
-        let is_adapter = path.join(crate::adapter::ADAPTER_CONFIG).is_file()
-            || path.is_file() && AdapterSummary::read(path).is_ok()
-            || request.base.is_some();
-        let mut bench = if is_adapter {
-            Self::of_adapter(path, request, device, observer)?
-        } else {
-            let base = open_base(&BaseConfig { model: request.model.clone(), file: None }, request.offline, observer)?;
-            let stored = if base.is_gguf() { QuantizationConfig::default() } else { as_stored() };
-            let quantization = request.quantization.map_or(stored, |kind| QuantizationConfig { kind });
-            observer.event(&Event::Phase("loading the weights".into()));
-            let model = models::load(&base, quantization, None, 0, &device, false)?;
-            Self::new((&base, request.model.clone()), None, None, model, device, request.compute)?
-        };
-        let positions = bench.model.lm.dimensions.max_positions;
-        bench.model.lm.fit_rotations(positions);
-        for note in &bench.model.report.notes {
-            observer.event(&Event::Note(note.clone()));
-        }
-        Ok(bench)
-    }
-
-    fn of_adapter(path: &Path, request: &EvalRequest, device: Device, observer: &mut dyn Observer) -> Result<Self> {
-        let trained_on = TrainedOn::of(path, request.base.as_deref())?;
-        let base = trained_on.open(request.offline, observer)?;
-        let bundle = trained_on.adapter(&base, observer)?;
-        let held = trained_on.held(&base, &bundle)?;
-        let quantization = request.quantization.map_or(held, |kind| QuantizationConfig { kind });
-        observer.event(&Event::Phase("loading the weights".into()));
-        let model = models::load(&base, quantization, Some(&bundle.config.lora), 0, &device, false)?;
-        model.params.assign(&bundle.tensors, path)?;
-        model.params.upload()?;
-        let template = trained_on.chat_template(&base)?;
-        let name = trained_on.base_name().to_owned();
-        Self::new((&base, name), Some(path), template.as_deref(), model, device, request.compute)
-    }
-
-    fn new(
-        (base, base_name): (&Base, String),
-        adapter: Option<&Path>,
-        template: Option<&str>,
-        model: Model,
-        device: Device,
-        compute: ComputeConfig,
-    ) -> Result<Self> {
-        let encoder = encoder(base, template, now())?;
-        let special = base.special_tokens();
-        let prefix = special.bos.as_ref().or(special.eos.as_ref()).map(|(_, id)| *id).ok_or_else(|| {
-            Error::file(base.path(), "has neither a BOS nor an EOS token: nothing can stand before a text")
-        })?;
-        Ok(Self {
-            template_source: template.or(base.chat_template()).unwrap_or_default().to_owned(),
-            prefix,
-            ends: special.eos_ids.clone(),
-            compute: compute.resolve(&device),
-            base_sha256: base.fingerprint()?,
-            adapter: adapter.map(|path| path.display().to_string()),
-            model,
-            device,
-            encoder,
-            base_name,
-        })
-    }
-
-    fn template(&self) -> Result<&ChatTemplate> {
-        self.encoder.template().ok_or_else(|| {
-            Error::invalid("--apply-chat-template: the model has no chat template")
-                .with_help("leave it out: prompts are plain text then, as lm-eval has them by default")
-        })
-    }
-
-    fn scorer(&self, adapter: bool, batch_tokens: usize) -> BenchScorer<'_> {
-        BenchScorer { bench: self, adapter, pool: Pool::default(), capacity: batch_tokens }
-    }
-}
-
-fn as_stored() -> QuantizationConfig {
-    QuantizationConfig { kind: QuantizationType::None }
-}
-
-/// A model of the bench, with the adapter or without.
-struct BenchScorer<'a> {
-    bench: &'a Bench,
-    adapter: bool,
-    pool: Pool,
-    capacity: usize,
-}
-
-impl Scorer for BenchScorer<'_> {
-    fn score(&mut self, items: &[&Continuations]) -> Result<Vec<Vec<Score>>> {
-        let Bench { model, device, compute, .. } = self.bench;
-        let runner = model.lm.runner(device, self.adapter);
-        Ok(rayon::scope(|_| model.lm.score(items, runner, *compute, (&self.pool, self.capacity)))?)
-    }
-
-    fn generate(&mut self, prompt: &[u32], most: usize, until: &[String]) -> Result<String> {
-        let Bench { model, device, encoder, ends, .. } = self.bench;
-        let mut generator = Generator::new(&model.lm, device, self.adapter, Sampling::default());
-        let (mut tokens, mut failed) = (Vec::new(), None);
-        generator.run(prompt, most, ends, |token| {
-            tokens.push(token);
-            // A stop string may begin some tokens back.
-            let tail = &tokens[tokens.len().saturating_sub(64)..];
-            match encoder.decode(tail, false) {
-                Ok(text) => !until.iter().any(|stop| text.contains(stop.as_str())),
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            }
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let mut text = encoder.decode(&tokens, true)?;
-        for stop in until {
-            if let Some(at) = text.find(stop.as_str()) {
-                text.truncate(at);
-            }
-        }
-        Ok(text)
-    }
-}
-
-/// The evaluation of one model.
+/// An evaluation.
 struct Run<'a> {
     request: &'a EvalRequest,
     bench: &'a Bench,
     selected: &'a Selected,
     tasks: &'a [Prepared],
     asked: &'a [Vec<Asked>],
-    chat_template: Option<&'a str>,
-    what: &'static str,
+    chat_template: Option<String>,
 }
 
 /// A task's items as they come in.
 #[derive(Default)]
 struct Collected {
     /// By filter and metric, in the order of the documents.
-    values: Vec<Vec<Vec<ItemValue>>>,
-    hash: Vec<TaskHash>,
+    values: Vec<BTreeMap<String, Vec<ItemValue>>>,
+    hashes: Vec<TaskHash>,
 }
 
-impl Run<'_> {
-    fn is_adapter(&self) -> bool {
-        self.what == "adapter"
-    }
+/// What came of a task: its numbers, and its samples' hash.
+type Outcome = (TaskResult, String);
 
-    fn model_name(&self) -> &str {
+impl Run<'_> {
+    fn model_name(&self, what: &str) -> &str {
         match &self.bench.adapter {
-            Some(adapter) if self.is_adapter() => adapter,
+            Some((adapter, _)) if what == "adapter" => adapter,
             _ => &self.bench.base_name,
         }
     }
 
+    /// The tasks, each with the number of its filters.
+    fn names(&self) -> Vec<(String, usize)> {
+        self.tasks.iter().map(|task| (task.config.task.clone(), task.filter_names().count())).collect()
+    }
+
     /// Everything that decides about the answers.
     fn identity(&self) -> Value {
-        let request = self.request;
+        let (request, bench) = (self.request, self.bench);
         let configs: Map<String, Value> =
             self.tasks.iter().map(|task| (task.config.task.clone(), json!(task.config))).collect();
-        let documents: Vec<usize> = self.tasks.iter().map(|task| task.documents.len()).collect();
+        let mut documents = Sha256::new();
+        for asked in self.asked.iter().flatten() {
+            documents.update(asked.identity());
+        }
         json!({
-            "model": self.model_name(),
-            "base": self.bench.base_sha256,
+            "base": bench.base_sha256,
+            "adapter": bench.adapter,
             "tasks": configs,
-            "documents": documents,
             "limit": request.limit,
-            "chat_template": request.apply_chat_template,
-            "system_instruction": request.system_instruction,
-            "fewshot_as_multiturn": request.fewshot_as_multiturn,
-            "compute": self.bench.compute.name(),
-            "device": if self.bench.device.is_cpu() { "cpu" } else { "cuda" },
+            "documents": format!("{:x}", documents.finalize()),
+            "compute": bench.compute.name(),
+            "device": if bench.device.is_cpu() { "cpu" } else { "cuda" },
             "quantization": request.quantization,
             "batch_tokens": request.batch_tokens,
             "version": env!("CARGO_PKG_VERSION"),
@@ -421,70 +236,41 @@ impl Run<'_> {
 
     fn journal(&self) -> Result<Option<Journal>> {
         let Some(output) = &self.request.output else { return Ok(None) };
-        let folder = output.join(model_folder(self.model_name()));
-        if self.request.resume && folder.is_dir() {
-            return Journal::resume(&folder, &self.identity()).map(Some);
+        if self.request.resume {
+            return Journal::resume(output, &self.identity()).map(Some);
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Journal::start(&folder, &file_stamp(since.as_secs(), since.subsec_micros()), &self.identity()).map(Some)
+        Journal::start(output, &file_stamp(since.as_secs(), since.subsec_micros()), &self.identity()).map(Some)
     }
 
-    fn evaluate(&self, observer: &mut dyn Observer) -> Result<ModelResults> {
+    /// The results of the base, or of the adapter.
+    fn evaluate(
+        &self,
+        what: &'static str,
+        journal: Option<&Journal>,
+        observer: &mut dyn Observer,
+    ) -> Result<ModelResults> {
         let (started, clock) = (SystemTime::now(), Instant::now());
-        let journal = self.journal()?;
-        let mut scorer = self.bench.scorer(self.is_adapter(), self.request.batch_tokens);
-        let (mut results, mut hashes, mut answered) = (Vec::new(), Vec::new(), 0);
+        let (mut outcomes, mut answered) = (Vec::new(), 0);
         for (task, asked) in self.tasks.iter().zip(self.asked) {
-            let mut collected = Collected::default();
-            let known = match &journal {
-                Some(journal) => journal.answers(task, |id| Ok(asked[id].requests()))?,
-                None => Vec::new(),
-            };
-            let done = known.len();
-            for (asked, answer) in asked.iter().zip(&known) {
-                collected.add(task, asked, answer, None)?;
-            }
-            for batch in batches(asked, self.request.batch_tokens) {
-                let end = batch.end;
-                if end <= done {
-                    continue;
-                }
-                let what = format!("{} on the {}", task.config.alias(), self.what);
-                observer.event(&Event::Items { what, done: batch.start.max(done), total: asked.len() });
-                if observer.stop_requested() {
-                    return Err(Error::Interrupted);
-                }
-                let batch = &asked[batch];
-                let answers = answer(batch, &mut scorer)?;
-                answered += batch.len();
-                for (asked, answer) in batch.iter().zip(&answers).filter(|(asked, _)| asked.doc_id >= done) {
-                    collected.add(task, asked, answer, journal.as_ref())?;
-                }
-            }
-            let (result, hash) = collected.finish(task, self.request.seed);
-            results.push(result);
-            hashes.push(hash);
+            let (outcome, items) = self.evaluate_task((task, asked), what, journal, observer)?;
+            outcomes.push(outcome);
+            answered += items;
         }
+        let results: Vec<&TaskResult> = outcomes.iter().map(|(result, _)| result).collect();
         let groups = self.groups(&results);
-        let seconds = clock.elapsed().as_secs_f64();
-        let mut files = Vec::new();
-        if let Some(journal) = journal {
-            let facts = self.facts(started, seconds);
-            let tasks: Vec<_> = self
-                .tasks
-                .iter()
-                .zip(&results)
-                .zip(&hashes)
-                .map(|((task, of), hash)| (task, of, hash.clone()))
-                .collect();
-            let named = |task: &Prepared| (task.config.task.clone(), task.filter_names().count());
-            let named: Vec<(String, usize)> = self.tasks.iter().map(named).collect();
-            let named: Vec<(&str, usize)> = named.iter().map(|(name, filters)| (name.as_str(), *filters)).collect();
-            files = journal.finish(&named, &results_json(&tasks, &groups, &facts))?;
-        }
+        let (seconds, model) = (clock.elapsed().as_secs_f64(), self.model_name(what));
+        let files = journal.map_or_else(
+            || Ok(Vec::new()),
+            |journal| {
+                let tasks: Vec<_> = self.tasks.iter().zip(&outcomes).collect();
+                let results = results_json(&tasks, &groups, &self.facts(model, started, seconds));
+                journal.publish(model, &self.names(), &results)
+            },
+        )?;
         Ok(ModelResults {
-            model: self.model_name().to_owned(),
-            what: self.what,
+            model: model.to_owned(),
+            what,
             rows: self.rows(&results, &groups),
             files,
             items: answered,
@@ -493,9 +279,44 @@ impl Run<'_> {
         })
     }
 
-    fn groups(&self, results: &[TaskResult]) -> Vec<(TaskResult, Vec<String>, Value)> {
-        let of_group = |group: &crate::eval::SelectedGroup| {
-            let tasks: Vec<&TaskResult> = results.iter().filter(|task| group.tasks.contains(&task.name)).collect();
+    /// A task, and how many of its items were answered now.
+    fn evaluate_task(
+        &self,
+        (task, asked): (&Prepared, &[Asked]),
+        what: &str,
+        journal: Option<&Journal>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Outcome, usize)> {
+        let (model, most) = (self.model_name(what), self.request.batch_tokens);
+        let scorer = self.bench.scorer(what == "adapter", most);
+        let mut collected = Collected::default();
+        let known = journal.map_or_else(|| Ok(Vec::new()), |journal| journal.answers(model, task, asked))?;
+        for (asked, answer) in asked.iter().zip(&known) {
+            collected.add(task, asked, answer)?;
+        }
+        let done = known.len();
+        for batch in batches(asked, most).into_iter().filter(|batch| batch.end > done) {
+            let (what, total) = (format!("{} on the {what}", task.config.alias()), asked.len());
+            observer.event(&Event::Items { what, done: batch.start.max(done), total });
+            if observer.stop_requested() {
+                return Err(Error::Interrupted);
+            }
+            let batch = &asked[batch];
+            let mut lines = Vec::new();
+            for (asked, answer) in batch.iter().zip(scorer.answer(batch)?).filter(|(asked, _)| asked.doc_id >= done) {
+                lines.extend(collected.add(task, asked, &answer)?);
+            }
+            if let Some(journal) = journal {
+                journal.append(model, &task.config.task, &lines)?;
+            }
+        }
+        Ok((collected.finish(task, self.request.seed)?, asked.len() - done))
+    }
+
+    fn groups(&self, results: &[&TaskResult]) -> Vec<(TaskResult, Vec<String>, Value)> {
+        let of_group = |group: &SelectedGroup| {
+            let tasks: Vec<&TaskResult> =
+                results.iter().copied().filter(|task| group.tasks.contains(&task.name)).collect();
             let result = TaskResult {
                 name: group.name.clone(),
                 alias: group.alias.clone(),
@@ -507,11 +328,11 @@ impl Run<'_> {
         self.selected.groups.iter().map(of_group).collect()
     }
 
-    fn facts(&self, started: SystemTime, seconds: f64) -> RunFacts {
+    fn facts(&self, model: &str, started: SystemTime, seconds: f64) -> RunFacts {
         let request = self.request;
         let config = json!({
             "model": "equipoise",
-            "model_args": self.model_name(),
+            "model_args": model,
             "model_num_parameters": self.bench.model.report.parameters,
             "model_dtype": self.bench.compute.name(),
             "model_sha": self.bench.base_sha256,
@@ -522,21 +343,22 @@ impl Run<'_> {
             "random_seed": request.seed,
         });
         RunFacts {
-            model: self.model_name().to_owned(),
+            model: model.to_owned(),
             config: config.as_object().cloned().unwrap_or_default(),
             started: started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             seconds,
             max_length: self.bench.model.lm.dimensions.max_positions,
             system_instruction: request.system_instruction.clone(),
-            chat_template: self.chat_template.map(str::to_owned),
+            chat_template: self.chat_template.clone(),
             fewshot_as_multiturn: request.apply_chat_template && request.fewshot_as_multiturn,
         }
     }
 
-    fn rows(&self, results: &[TaskResult], groups: &[(TaskResult, Vec<String>, Value)]) -> Vec<ResultRow> {
+    fn rows(&self, results: &[&TaskResult], groups: &[(TaskResult, Vec<String>, Value)]) -> Vec<ResultRow> {
         let mut rows = Vec::new();
-        for (task, result) in self.tasks.iter().zip(results) {
-            rows.extend(result.metrics.iter().map(|of| row(result, of, false, task.floors())));
+        for ((task, asked), result) in self.tasks.iter().zip(self.asked).zip(results) {
+            let floors = task.floors(asked);
+            rows.extend(result.metrics.iter().map(|of| row(result, of, false, floors)));
         }
         for (result, ..) in groups {
             rows.extend(result.metrics.iter().map(|of| row(result, of, true, None)));
@@ -564,29 +386,30 @@ fn row(result: &TaskResult, of: &Aggregate, group: bool, floors: Option<(f64, f6
 }
 
 impl Collected {
-    fn add(&mut self, task: &Prepared, asked: &Asked, answer: &Answer, journal: Option<&Journal>) -> Result<()> {
+    /// Takes an item; the lines of the samples file for it.
+    fn add(&mut self, task: &Prepared, asked: &Asked, answer: &Answer) -> Result<Vec<Map<String, Value>>> {
         let item = evaluate_item(task, asked, answer)?;
-        if let Some(journal) = journal {
-            journal.append(&task.config.task, &item.lines)?;
-        }
-        self.values.resize_with(item.values.len(), Vec::new);
-        self.hash.resize_with(item.lines.len(), TaskHash::default);
-        for (hash, line) in self.hash.iter_mut().zip(&item.lines) {
+        self.values.resize_with(item.values.len(), BTreeMap::new);
+        self.hashes.resize_with(item.lines.len(), TaskHash::default);
+        for (hash, line) in self.hashes.iter_mut().zip(&item.lines) {
             hash.add(line);
         }
         for (all, values) in self.values.iter_mut().zip(item.values) {
-            all.resize_with(values.len(), Vec::new);
-            for (all, (_, value)) in all.iter_mut().zip(values) {
-                all.push(value);
+            for (metric, value) in values {
+                all.entry(metric).or_default().push(value);
             }
         }
-        Ok(())
+        Ok(item.lines)
     }
 
-    fn finish(self, task: &Prepared, seed: u64) -> (TaskResult, String) {
+    fn finish(self, task: &Prepared, seed: u64) -> Result<Outcome> {
         let mut metrics = Vec::new();
         for (filter, values) in task.filter_names().zip(&self.values) {
-            for (metric, values) in task.metrics.iter().zip(values) {
+            for metric in &task.metrics {
+                let values = values.get(&metric.metric).filter(|values| values.len() == task.documents.len());
+                let values = values.ok_or_else(|| {
+                    Error::invalid(format!("internal: `{}` was not measured on each item", metric.metric))
+                })?;
                 metrics.push(aggregate(metric, filter, values, seed));
             }
         }
@@ -596,9 +419,7 @@ impl Collected {
             sample_len: task.documents.len(),
             metrics,
         };
-        let mut hashes = self.hash.into_iter();
-        let hash = hashes.next().unwrap_or_default();
-        (result, hashes.fold(hash, |all, each| all.followed_by(&each)).finish())
+        Ok((result, TaskHash::of_all(&self.hashes)))
     }
 }
 
@@ -617,20 +438,4 @@ fn batches(asked: &[Asked], most: usize) -> Vec<std::ops::Range<usize>> {
         batches.push(start..asked.len());
     }
     batches
-}
-
-fn answer(batch: &[Asked], scorer: &mut BenchScorer<'_>) -> Result<Vec<Answer>> {
-    let items: Vec<&Continuations> = batch.iter().flat_map(|asked| &asked.items).collect();
-    let mut scores = if items.is_empty() { Vec::new() } else { scorer.score(&items)? }.into_iter();
-    let mut answers = Vec::new();
-    for asked in batch {
-        let of_items: Vec<Vec<Score>> = scores.by_ref().take(asked.items.len()).collect();
-        answers.push(match &asked.generation {
-            Some(generation) => {
-                Answer::Text(scorer.generate(&generation.prompt, generation.most, &generation.until)?)
-            }
-            None => Answer::Scores(asked.scores(&of_items)),
-        });
-    }
-    Ok(answers)
 }

@@ -6,7 +6,7 @@ use super::trained_on::TrainedOn;
 use crate::data::{Encoder, Message, Role};
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
-use crate::models::{self, Generator, Sampling};
+use crate::models::{Generator, Sampling};
 use crate::train::Observer;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -67,12 +67,7 @@ pub fn generate(
 ) -> Result<GenerateSummary> {
     let device = open_device(request.device)?;
     let trained_on = TrainedOn::of(&request.adapter, request.base.as_deref())?;
-    let base = trained_on.open(request.offline, observer)?;
-    let bundle = trained_on.adapter(&base, observer)?;
-    let mut model =
-        models::load(&base, trained_on.held(&base, &bundle)?, Some(&bundle.config.lora), 0, &device, false)?;
-    model.params.assign(&bundle.tensors, &request.adapter)?;
-
+    let (base, mut model) = trained_on.model(None, &device, request.offline, observer)?;
     let encoder = encoder(&base, trained_on.chat_template(&base)?.as_deref(), now())?;
     let prompt = encode_prompt(request, &encoder, model.lm.dimensions.max_positions)?;
 

@@ -3,9 +3,11 @@
 use super::CHAT_TEMPLATE;
 use super::prepare::open_base;
 use crate::adapter::{AdapterBundle, AdapterSummary};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fs::{file_inside, read_within};
 use crate::hub::BaseConfig;
+use crate::models::{self, Model};
 use crate::nn::{QuantizationConfig, QuantizationType};
 use crate::recipe::Recipe;
 use crate::train::{Event, Observer};
@@ -72,6 +74,26 @@ impl TrainedOn {
             Some(quantization) if known => quantization,
             _ => stored,
         })
+    }
+
+    /// The base, and the model with this adapter: held as it was in training, or as `quantization` says.
+    ///
+    /// # Errors
+    /// When base or adapter cannot be read or do not fit each other.
+    pub fn model(
+        &self,
+        quantization: Option<QuantizationConfig>,
+        device: &Device,
+        offline: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<(Base, Model)> {
+        let base = self.open(offline, observer)?;
+        let bundle = self.adapter(&base, observer)?;
+        let held = quantization.map_or_else(|| self.held(&base, &bundle), Ok)?;
+        observer.event(&Event::Phase("loading the weights".into()));
+        let model = models::load(&base, held, Some(&bundle.config.lora), 0, device, false)?;
+        model.params.assign(&bundle.tensors, &self.adapter)?;
+        Ok((base, model))
     }
 
     /// The base as the adapter or its recipe names it.

@@ -13,5 +13,6 @@ pub mod squad;
 
 pub use exact_match::ExactMatch;
 pub use perplexity::{RollingLikelihood, perplexity};
+pub use python::is_space;
 pub use rouge::{Rouge, RougeTokens, Score};
 pub use squad::{Squad, normalize_answer};

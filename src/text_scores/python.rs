@@ -2,7 +2,7 @@
 
 /// Whether `str.isspace` holds, which `str.split()` and `\s` of `re` ask: Unicode's `White_Space` and the separators
 /// U+001C to U+001F.
-pub(super) fn is_space(c: char) -> bool {
+pub fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 

@@ -10,43 +10,37 @@ pub(super) fn dequantize() -> Program {
     Program { name: "dequantize", source: &[PRELUDE, include_str!("kernels/dequantize.cu")], defines: Vec::new() }
 }
 
+/// A file of kernels on rows, behind what those share.
+macro_rules! on_rows {
+    ($name:literal) => {
+        Program {
+            name: $name,
+            source: &[
+                PRELUDE,
+                include_str!("kernels/rows_common.cuh"),
+                include_str!("kernels/norms.cuh"),
+                include_str!("kernels/gates.cuh"),
+                include_str!("kernels/loss.cuh"),
+                include_str!(concat!("kernels/", $name, ".cu")),
+            ],
+            defines: Vec::new(),
+        }
+    };
+}
+
 /// Operations on rows that every model needs.
 pub(super) fn rows() -> Program {
-    let source = &[
-        PRELUDE,
-        include_str!("kernels/rows_common.cuh"),
-        include_str!("kernels/norms.cuh"),
-        include_str!("kernels/gates.cuh"),
-        include_str!("kernels/loss.cuh"),
-        include_str!("kernels/rows.cu"),
-    ];
-    Program { name: "rows", source, defines: Vec::new() }
+    on_rows!("rows")
 }
 
 /// Operations on rows of which some models have need.
 pub(super) fn families() -> Program {
-    let source = &[
-        PRELUDE,
-        include_str!("kernels/rows_common.cuh"),
-        include_str!("kernels/norms.cuh"),
-        include_str!("kernels/gates.cuh"),
-        include_str!("kernels/loss.cuh"),
-        include_str!("kernels/families.cu"),
-    ];
-    Program { name: "families", source, defines: Vec::new() }
+    on_rows!("families")
 }
 
 /// What some objectives must know of a token.
 pub(super) fn objectives() -> Program {
-    let source = &[
-        PRELUDE,
-        include_str!("kernels/rows_common.cuh"),
-        include_str!("kernels/norms.cuh"),
-        include_str!("kernels/gates.cuh"),
-        include_str!("kernels/loss.cuh"),
-        include_str!("kernels/objectives.cu"),
-    ];
-    Program { name: "objectives", source, defines: Vec::new() }
+    on_rows!("objectives")
 }
 
 /// The optimizer.
