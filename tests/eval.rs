@@ -365,7 +365,7 @@ fn an_adapter_and_its_merge_have_the_same_scores_and_its_base_others() {
     ]);
     let tasks = ["--tasks", "mine.yaml", "--limit", "6", "--compute", "f32", "--quantization", "none"];
     run(&[&["eval", adapter, "--base", base, "--output-path", "both"], &tasks[..]].concat());
-    run(&[&["eval", "merged/merged", "--output-path", "merge"], &tasks[..]].concat());
+    run(&[&["eval", "merged", "--output-path", "merge"], &tasks[..]].concat());
     let lls = |written: &Written| -> Vec<f64> {
         written.samples["eq_continuation"].iter().flat_map(|line| likelihoods(line).0).collect()
     };
