@@ -36,7 +36,7 @@ fn every_answer_is_a_key_of_ours_and_no_key_stands_twice() {
 fn a_key_of_ours_is_never_answered_as_someone_elses_in_its_own_section() {
     for section in keys_of("").iter().filter(|section| !keys_of(section).is_empty()) {
         for key in keys_of(section) {
-            // Elsewhere `alpha` is LoRA's, as others write it; under `objective` it is a key of ours, and the table is not asked.
+            // Elsewhere `alpha` is LoRA's, as others write it; under `objective` it is a key of ours, which the table does not answer.
             let is_short = (*section, *key) == ("objective", "alpha");
             if let Some(Ours(path)) = answer(key).filter(|_| !is_short) {
                 assert_eq!(path, format!("{section}.{key}"));
