@@ -313,6 +313,17 @@ fn bad_items_are_named_and_nothing_is_left() {
         (&format!("{CHOICES}process_docs: !function x.y\n"), good.clone(), &["mine.yaml", "Python"]),
         (&CHOICES.replace("{{question}}", "{{questin}}"), good.clone(), &["document 0", "questin", "`question`"]),
         (&format!("{CHOICES}num_fewshot: 1\n"), good.clone(), &["first_n"]),
+        // A document is no example for itself, and there is no other.
+        (
+            &format!("{CHOICES}num_fewshot: 1\nfewshot_config: {{sampler: first_n}}\n"),
+            good.clone(),
+            &["1 few-shot examples are wanted, and there are 0"],
+        ),
+        (
+            "doc_to_text: question\ndoc_to_target: answer\ngeneration_kwargs: {temperature: 0.7}\n",
+            good.clone(),
+            &["mine.yaml", "generation_kwargs.temperature", "do_sample: false"],
+        ),
     ] {
         let (code, said, folder) = evaluated_task(yaml, &rows, &[]);
         assert_eq!(code, 2, "{said}");

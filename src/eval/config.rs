@@ -245,6 +245,9 @@ const TASK_KEYS: &[&str] = &[
     "metadata",
 ];
 
+/// Names for the most tokens that are generated; the first that is given counts.
+const NEW_TOKENS: [&str; 4] = ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"];
+
 /// Keys of lm-eval's that run Python or need pictures or sound.
 const REFUSED: &[(&str, &str)] = &[
     ("class", "runs Python code, which is not done here"),
@@ -281,6 +284,7 @@ impl TaskConfig {
         if let Some(key) = self.dataset_kwargs.iter().flat_map(Map::keys).find(|key| !known.contains(&key.as_str())) {
             return Err(Error::file(path, format!("`dataset_kwargs.{key}` is not built; `data_files` names files")));
         }
+        self.check_generation(path)?;
         let missing = |key: &str, why: &str| Err(Error::file(path, format!("`{key}` is missing: {why}")));
         if self.repeats != 1 {
             return Err(Error::file(path, "`repeats` is 1 here: each request is run once"));
@@ -300,6 +304,34 @@ impl TaskConfig {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The likeliest text is taken, so that settings of a draw must say the same, or have no effect.
+    fn check_generation(&self, path: &Path) -> Result<()> {
+        let kwargs = self.generation_kwargs.iter().flatten();
+        let is_greedy = kwargs.clone().any(|(key, value)| key == "do_sample" && value == false);
+        for (key, value) in kwargs {
+            let fits = match key.as_str() {
+                "until" => value.is_string() || value.is_array(),
+                "do_sample" => value == false,
+                "temperature" => is_greedy || value.as_f64() == Some(0.0),
+                // Without effect on the likeliest text.
+                "top_p" | "top_k" => true,
+                key if NEW_TOKENS.contains(&key) => value.as_u64().is_some_and(|count| count > 0),
+                _ => false,
+            };
+            if !fits {
+                return Err(Error::file(path, format!("`generation_kwargs.{key}`: {value} is not built"))
+                    .with_help("the likeliest text is taken: `do_sample: false`, with `until` and `max_gen_toks`"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The most tokens that are generated, where the task says it.
+    pub fn new_tokens(&self) -> Option<usize> {
+        let kwargs = self.generation_kwargs.as_ref()?;
+        NEW_TOKENS.iter().find_map(|name| kwargs.get(*name)?.as_u64()).map(|count| count as usize)
     }
 
     /// The split that is evaluated.

@@ -82,8 +82,7 @@ fn ask(
     let target = || value::text(&asked.parts.target);
     match prepared.config.output_type {
         OutputType::GenerateUntil => {
-            let kwargs = prepared.config.generation_kwargs.clone().unwrap_or_default();
-            let most = new_tokens(&kwargs)?;
+            let most = prepared.config.new_tokens().unwrap_or(MOST_NEW_TOKENS);
             let room = tokens.max_length.checked_sub(most).filter(|&room| room > 0).ok_or_else(|| {
                 Error::invalid(format!("`max_gen_toks` is {most}, and the model has {} positions", tokens.max_length))
             })?;
@@ -91,7 +90,7 @@ fn ask(
             if prompt.is_empty() {
                 return Err(Error::invalid("the prompt is empty, and the tokenizer puts no BOS before it"));
             }
-            let until = stops(prepared, &kwargs, tokens);
+            let until = stops(prepared, tokens);
             asked.arguments = vec![json!({"arg_0": context, "arg_1": generation_arguments(prepared)})];
             asked.generation = Some(Generation { prompt, most, until });
         }
@@ -122,22 +121,10 @@ fn ask(
     Ok(asked)
 }
 
-fn new_tokens(kwargs: &Map<String, Value>) -> Result<usize> {
-    let names = ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"];
-    let Some(given) = names.iter().find_map(|name| kwargs.get(*name)) else { return Ok(MOST_NEW_TOKENS) };
-    let most = given.as_u64().filter(|&most| most > 0).map(|most| most as usize);
-    let sampled = kwargs.get("do_sample").and_then(Value::as_bool) == Some(true)
-        || kwargs.get("temperature").and_then(Value::as_f64).is_some_and(|temperature| temperature > 0.0);
-    if sampled && kwargs.get("do_sample").and_then(Value::as_bool) != Some(false) {
-        return Err(Error::invalid("`generation_kwargs`: sampling is not built; the likeliest text is taken")
-            .with_help("set `do_sample: false`"));
-    }
-    most.ok_or_else(|| Error::invalid(format!("`generation_kwargs`: {given} is no number of tokens")))
-}
-
 /// The task's stop strings, or the few-shot delimiter; and EOS.
-fn stops(prepared: &Prepared, kwargs: &Map<String, Value>, tokens: &Tokens<'_>) -> Vec<String> {
-    let mut stops = match kwargs.get("until") {
+fn stops(prepared: &Prepared, tokens: &Tokens<'_>) -> Vec<String> {
+    let until = prepared.config.generation_kwargs.as_ref().and_then(|kwargs| kwargs.get("until"));
+    let mut stops = match until {
         Some(Value::String(stop)) => vec![stop.clone()],
         Some(Value::Array(stops)) => stops.iter().map(value::text).collect(),
         _ => vec![prepared.config.fewshot_delimiter.clone()],
