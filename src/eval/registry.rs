@@ -139,10 +139,10 @@ impl Registry {
         near.sort_by(|a, b| b.0.total_cmp(&a.0));
         let help = match near.first() {
             Some((similarity, near)) if *similarity > 0.85 => format!("did you mean `{near}`?"),
-            _ => format!("there are {}", self.names().collect::<Vec<_>>().join(", ")),
+            _ => format!("There are {}.", self.names().collect::<Vec<_>>().join(", ")),
         };
         Err(Error::invalid(format!("there is no task `{name}`")).with_help(format!(
-            "{help}; a task of your own is a YAML file: name it, or its folder with `--include_path`"
+            "{help} A task of your own is a YAML file: name it, or its folder with `--include-path`"
         )))
     }
 
