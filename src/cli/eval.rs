@@ -75,7 +75,7 @@ pub(super) struct EvalArgs {
     pub json: bool,
 }
 
-fn limit(text: &str) -> Result<f64, String> {
+pub(super) fn limit(text: &str) -> Result<f64, String> {
     let fits = |number: &f64| *number > 0.0 && number.is_finite() && (*number < 1.0 || number.fract() == 0.0);
     text.parse().ok().filter(fits).ok_or_else(|| "expected a whole number, or a share below 1".into())
 }

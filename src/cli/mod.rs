@@ -3,6 +3,7 @@
 //! stdout is data, stderr is for people. Exit codes: 0 done, 1 failed, 2 input that the user can fix, 130 interrupted.
 
 mod check;
+mod compare;
 mod data;
 mod eval;
 mod export;
@@ -10,6 +11,7 @@ mod generate;
 mod interrupt;
 mod lint;
 mod models;
+mod objectives;
 mod output;
 mod progress;
 mod report;
@@ -53,6 +55,10 @@ enum Command {
     Data(data::DataArgs),
     /// Measure a model on tasks, as lm-evaluation-harness has them; an adapter beside its base.
     Eval(eval::EvalArgs),
+    /// Compare evaluations of the same items: paired tests, intervals, calibration.
+    Compare(compare::CompareArgs),
+    /// Train a recipe under several objectives, and compare what came of them.
+    Objectives(objectives::ObjectivesArgs),
     /// Write text with a trained adapter.
     Generate(generate::GenerateArgs),
     /// Write an adapter in the forms that inference servers take, or merge it.
@@ -125,6 +131,8 @@ pub fn main() -> u8 {
         Command::Check(args) => (check::run(args), args.recipe.json),
         Command::Data(args) => (data::run(args), args.recipe.json),
         Command::Eval(args) => (eval::run(args), args.json),
+        Command::Compare(args) => (compare::run(args), args.json),
+        Command::Objectives(args) => (objectives::run(args), args.recipe.json),
         Command::Generate(args) => (generate::run(args), args.json),
         Command::Export(args) => (export::run(args), args.json),
         Command::Verify(args) => (verify::run(args), args.json),

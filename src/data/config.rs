@@ -20,6 +20,9 @@ pub struct DataConfig {
     /// Without validation rows: the share of the rows that is held out for it, chosen by the seed.
     #[serde(default)]
     pub validation_split: f64,
+    /// Which seed chooses the rows of `validation_split`; by default `training.seed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_seed: Option<u64>,
     /// What the rows look like, where a source does not say.
     #[serde(default)]
     pub format: FormatName,
@@ -217,6 +220,7 @@ impl DataConfig {
             train,
             validation: None,
             validation_split: 0.0,
+            validation_seed: None,
             format: FormatName::default(),
             fields: BTreeMap::new(),
             roles: Roles::default(),

@@ -2,13 +2,13 @@
 
 use super::linear::{Linear, LoraAdapter};
 use super::lora_config::{LoraConfig, is_end_of};
-use super::params::{AdapterParams, peft_names};
+use super::params::{AdapterParams, initial_a, peft_names};
 use super::quantization::{QuantizationConfig, QuantizationType, fallback_of};
 use crate::device::Device;
 use crate::error::{Error, Result, ShapeMismatch};
 use crate::ops::dequantize::dequantize;
 use crate::ops::{FrozenVector, FrozenWeight};
-use crate::rng::{Rng, key, name_key};
+use crate::rng::name_key;
 use crate::weight_type::WeightType;
 use crate::weights::{Base, RawTensor};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -224,10 +224,7 @@ impl<'a> Builder<'a> {
     }
 
     fn adapter(&self, path: &str, lora: &LoraConfig, inputs: usize, outputs: usize) -> Result<LoraAdapter> {
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let mut rng = Rng::new(key(self.seed, &[name_key("lora_A"), name_key(path)]));
-        let a: Vec<f32> = (0..lora.r * inputs).map(|_| (rng.uniform().mul_add(2.0, -1.0) * bound) as f32).collect();
-        let a = Var::from_tensor(&Tensor::from_vec(a, (lora.r, inputs), &Place::Cpu)?)?;
+        let a = Var::from_tensor(&initial_a(self.seed, path, (lora.r, inputs))?)?;
         let b = Var::zeros((outputs, lora.r), DType::F32, &Place::Cpu)?;
         let names = peft_names(path);
         let mut state = self.state.borrow_mut();

@@ -3,6 +3,7 @@
 use crate::device::Gpu;
 use crate::error::{Error, Result, ShapeMismatch};
 use crate::ops::cuda::AdapterMemory;
+use crate::rng::{Rng, key, name_key};
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +31,33 @@ pub(super) fn peft_names(module: &str) -> [String; 2] {
     ["lora_A", "lora_B"].map(|part| peft_name(module, part))
 }
 
+/// `A` of a module as training begins, `[r, inputs]`: uniform in `±1/√inputs`, as PEFT has it, a function of seed and module.
+///
+/// # Errors
+/// When the memory is full.
+pub(super) fn initial_a(seed: u64, module: &str, (r, inputs): (usize, usize)) -> Result<Tensor> {
+    let bound = 1.0 / (inputs as f64).sqrt();
+    let mut rng = Rng::new(key(seed, &[name_key("lora_A"), name_key(module)]));
+    let a: Vec<f32> = (0..r * inputs).map(|_| (rng.uniform().mul_add(2.0, -1.0) * bound) as f32).collect();
+    Ok(Tensor::from_vec(a, (r, inputs), &Device::Cpu)?)
+}
+
 impl AdapterParams {
+    /// Begins anew, as a model that is built with this seed does: `A` at random, `B` zero.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn initialize(&self, seed: u64) -> Result<()> {
+        for (name, variable) in self.iter() {
+            let module = name.strip_prefix("base_model.model.").and_then(|name| name.strip_suffix(".lora_A.weight"));
+            match module {
+                Some(module) => variable.set(&initial_a(seed, module, variable.dims2()?)?)?,
+                None => variable.set(&variable.zeros_like()?)?,
+            }
+        }
+        self.upload()
+    }
+
     /// Adds a variable.
     pub fn insert(&mut self, name: String, variable: Var) {
         self.order.push(name.clone());

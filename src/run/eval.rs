@@ -1,6 +1,6 @@
 //! Tasks on a model: a base, an adapter beside its base, a merged folder, or a GGUF file.
 
-mod bench;
+pub(super) mod bench;
 mod documents;
 
 use crate::device::{DeviceConfig, process_memory};
@@ -13,7 +13,7 @@ use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
 use crate::train::{Event, Observer};
 use bench::Bench;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -81,7 +81,7 @@ pub struct ModelResults {
 }
 
 /// A metric of a task or a group.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResultRow {
     /// The task's name.
     pub task: String,
@@ -96,17 +96,17 @@ pub struct ResultRow {
     /// Its value.
     pub value: f64,
     /// Its standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<f64>,
     /// Whether more is better.
     pub higher_is_better: bool,
     /// Items.
     pub items: usize,
     /// What a guess among the choices gets.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
     /// What the best constant answer gets.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_constant: Option<f64>,
 }
 
@@ -117,45 +117,81 @@ pub struct ResultRow {
 /// [`Error::Interrupted`] where it was asked to stop. What was answered by then is in the journal.
 pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Vec<ModelResults>> {
     // What can be known without a model comes first.
-    let selected = select(request, observer)?;
+    let tasks = TaskSet::read(request, observer)?;
     if request.resume && request.output.is_none() {
         return Err(Error::invalid("--resume: an evaluation goes on in its folder, and `--output-path` names none"));
     }
-    let configs = selected.tasks.iter().cloned();
-    let tasks: Vec<Prepared> =
-        configs.map(|config| documents::prepare(config, request, observer)).collect::<Result<_>>()?;
     let mut bench = Bench::open(request, observer)?;
     observer.event(&Event::Phase("tokenizing".into()));
-    let (asked, chat_template) = ask(request, &bench, &tasks)?;
-    let longest = asked.iter().flatten().map(Asked::positions).max().unwrap_or(0);
-    bench.model.lm.fit_rotations(longest);
+    let questions = Questions::new(request, &bench, &tasks)?;
+    bench.model.lm.fit_rotations(questions.longest());
 
-    let run = Run { request, bench: &bench, selected: &selected, tasks: &tasks, asked: &asked, chat_template };
+    let run = Run { request, bench: &bench, questions: &questions };
     let whats: &[&'static str] = if bench.adapter.is_some() { &["base", "adapter"] } else { &["base"] };
     let journal = run.journal()?;
     let results =
         whats.iter().map(|what| run.evaluate(what, journal.as_ref(), observer)).collect::<Result<Vec<_>>>()?;
     if let Some(journal) = journal {
-        let models: Vec<&str> = results.iter().map(|of| of.model.as_str()).collect();
-        journal.close(&models, &run.names())?;
+        run.close(journal, &results)?;
     }
     Ok(results)
 }
 
-/// What is asked about each document of each task, and the chat template that it went through.
-fn ask(request: &EvalRequest, bench: &Bench, tasks: &[Prepared]) -> Result<(Vec<Vec<Asked>>, Option<String>)> {
-    let template = request.apply_chat_template.then(|| bench.template()).transpose()?;
-    let chat = ChatSettings {
-        system_instruction: request.system_instruction.as_deref(),
-        template: template.map(|(compiled, _)| compiled),
-        multiturn: request.fewshot_as_multiturn,
-    };
-    let tokens = bench.tokens();
-    let of_task = |task: &Prepared| {
-        (0..task.documents.len()).map(|id| requests_of(task, id, &chat, &tokens)).collect::<Result<Vec<Asked>>>()
-    };
-    let asked = tasks.iter().map(of_task).collect::<Result<_>>()?;
-    Ok((asked, template.map(|(_, source)| source.to_owned())))
+/// Tasks with their documents, and the groups that they are in.
+pub(super) struct TaskSet {
+    selected: Selected,
+    tasks: Vec<Prepared>,
+}
+
+impl TaskSet {
+    /// Those of a request.
+    ///
+    /// # Errors
+    /// When a task is not known, or its documents cannot be read.
+    pub(super) fn read(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Self> {
+        let selected = select(request, observer)?;
+        let configs = selected.tasks.iter().cloned();
+        let tasks = configs.map(|config| documents::prepare(config, request, observer)).collect::<Result<_>>()?;
+        Ok(Self { selected, tasks })
+    }
+
+    /// The first metric of each task: what a table shows.
+    pub(super) fn first_metrics(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tasks.iter().filter_map(|task| Some((task.config.task.as_str(), task.metrics.first()?.metric.as_str())))
+    }
+}
+
+/// What is asked about each document of each task, in a model's tokens.
+pub(super) struct Questions<'a> {
+    set: &'a TaskSet,
+    asked: Vec<Vec<Asked>>,
+    chat_template: Option<String>,
+}
+
+impl<'a> Questions<'a> {
+    /// Those of all documents.
+    ///
+    /// # Errors
+    /// Names the task and the document that cannot be asked about.
+    pub(super) fn new(request: &EvalRequest, bench: &Bench, set: &'a TaskSet) -> Result<Self> {
+        let template = request.apply_chat_template.then(|| bench.template()).transpose()?;
+        let chat = ChatSettings {
+            system_instruction: request.system_instruction.as_deref(),
+            template: template.map(|(compiled, _)| compiled),
+            multiturn: request.fewshot_as_multiturn,
+        };
+        let tokens = bench.tokens();
+        let of_task = |task: &Prepared| {
+            (0..task.documents.len()).map(|id| requests_of(task, id, &chat, &tokens)).collect::<Result<Vec<Asked>>>()
+        };
+        let asked = set.tasks.iter().map(of_task).collect::<Result<_>>()?;
+        Ok(Self { set, asked, chat_template: template.map(|(_, source)| source.to_owned()) })
+    }
+
+    /// Positions of the longest text.
+    pub(super) fn longest(&self) -> usize {
+        self.asked.iter().flatten().map(Asked::positions).max().unwrap_or(0)
+    }
 }
 
 fn select(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Selected> {
@@ -177,14 +213,12 @@ fn select(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Selected
     Ok(selected)
 }
 
-/// An evaluation.
-struct Run<'a> {
-    request: &'a EvalRequest,
-    bench: &'a Bench,
-    selected: &'a Selected,
-    tasks: &'a [Prepared],
-    asked: &'a [Vec<Asked>],
-    chat_template: Option<String>,
+/// An evaluation of a model.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub request: &'a EvalRequest,
+    pub bench: &'a Bench,
+    pub questions: &'a Questions<'a>,
 }
 
 /// A task's items as they come in.
@@ -199,6 +233,10 @@ struct Collected {
 type Outcome = (TaskResult, String);
 
 impl Run<'_> {
+    fn tasks(&self) -> &[Prepared] {
+        &self.questions.set.tasks
+    }
+
     fn model_name(&self, what: &str) -> &str {
         match &self.bench.adapter {
             Some((adapter, _)) if what == "adapter" => adapter,
@@ -208,16 +246,16 @@ impl Run<'_> {
 
     /// The tasks, each with the number of its filters.
     fn names(&self) -> Vec<(String, usize)> {
-        self.tasks.iter().map(|task| (task.config.task.clone(), task.filter_names().count())).collect()
+        self.tasks().iter().map(|task| (task.config.task.clone(), task.filter_names().count())).collect()
     }
 
     /// Everything that decides about the answers.
     fn identity(&self) -> Value {
         let (request, bench) = (self.request, self.bench);
         let configs: Map<String, Value> =
-            self.tasks.iter().map(|task| (task.config.task.clone(), json!(task.config))).collect();
+            self.tasks().iter().map(|task| (task.config.task.clone(), json!(task.config))).collect();
         let mut documents = Sha256::new();
-        for asked in self.asked.iter().flatten() {
+        for asked in self.questions.asked.iter().flatten() {
             documents.update(asked.identity());
         }
         json!({
@@ -243,8 +281,20 @@ impl Run<'_> {
         Journal::start(output, &file_stamp(since.as_secs(), since.subsec_micros()), &self.identity()).map(Some)
     }
 
+    /// Goes on with the unfinished evaluation in the request's folder if it was of the same, else begins one.
+    pub(super) fn continued(&self) -> Result<Option<Journal>> {
+        let resumed = EvalRequest { resume: true, ..self.request.clone() };
+        Run { request: &resumed, ..*self }.journal().or_else(|_| self.journal())
+    }
+
+    /// Removes the journal of results that are written.
+    pub(super) fn close(&self, journal: Journal, results: &[ModelResults]) -> Result<()> {
+        let models: Vec<&str> = results.iter().map(|of| of.model.as_str()).collect();
+        journal.close(&models, &self.names())
+    }
+
     /// The results of the base, or of the adapter.
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         what: &'static str,
         journal: Option<&Journal>,
@@ -252,7 +302,7 @@ impl Run<'_> {
     ) -> Result<ModelResults> {
         let (started, clock) = (SystemTime::now(), Instant::now());
         let (mut outcomes, mut answered) = (Vec::new(), 0);
-        for (task, asked) in self.tasks.iter().zip(self.asked) {
+        for (task, asked) in self.tasks().iter().zip(&self.questions.asked) {
             let (outcome, items) = self.evaluate_task((task, asked), what, journal, observer)?;
             outcomes.push(outcome);
             answered += items;
@@ -263,7 +313,7 @@ impl Run<'_> {
         let files = journal.map_or_else(
             || Ok(Vec::new()),
             |journal| {
-                let tasks: Vec<_> = self.tasks.iter().zip(&outcomes).collect();
+                let tasks: Vec<_> = self.tasks().iter().zip(&outcomes).collect();
                 let results = results_json(&tasks, &groups, &self.facts(model, started, seconds));
                 journal.publish(model, &self.names(), &results)
             },
@@ -325,7 +375,7 @@ impl Run<'_> {
             };
             (result, group.children.clone(), group.version.clone())
         };
-        self.selected.groups.iter().map(of_group).collect()
+        self.questions.set.selected.groups.iter().map(of_group).collect()
     }
 
     fn facts(&self, model: &str, started: SystemTime, seconds: f64) -> RunFacts {
@@ -349,14 +399,14 @@ impl Run<'_> {
             seconds,
             max_length: self.bench.model.lm.dimensions.max_positions,
             system_instruction: request.system_instruction.clone(),
-            chat_template: self.chat_template.clone(),
+            chat_template: self.questions.chat_template.clone(),
             fewshot_as_multiturn: request.apply_chat_template && request.fewshot_as_multiturn,
         }
     }
 
     fn rows(&self, results: &[&TaskResult], groups: &[(TaskResult, Vec<String>, Value)]) -> Vec<ResultRow> {
         let mut rows = Vec::new();
-        for ((task, asked), result) in self.tasks.iter().zip(self.asked).zip(results) {
+        for ((task, asked), result) in self.tasks().iter().zip(&self.questions.asked).zip(results) {
             let floors = task.floors(asked);
             rows.extend(result.metrics.iter().map(|of| row(result, of, false, floors)));
         }

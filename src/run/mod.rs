@@ -2,6 +2,7 @@
 //! made (`generate`), and what servers would make of that (`lint`).
 
 mod card;
+mod compare;
 mod data;
 mod eval;
 mod export;
@@ -11,6 +12,7 @@ mod header;
 mod lint;
 mod memory;
 mod micro_batches;
+mod objectives;
 mod output;
 mod prepare;
 mod report;
@@ -21,12 +23,16 @@ mod upload;
 mod verify;
 mod warnings;
 
+pub use compare::{CalibrationRow, CompareRequest, CompareRow, Comparison, RunName, compare};
 pub use data::{DataSummary, ShownRow, data};
 pub use eval::{EvalRequest, ModelResults, ResultRow, evaluate};
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use families::{FamilyReport, family_reports};
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use lint::{LintRequest, LintSummary, ServerReport, lint};
+pub use objectives::{
+    MeanAndSpread, ObjectiveRun, ObjectiveSummary, ObjectivesReport, ObjectivesRequest, TaskSummary, objectives,
+};
 pub use report::{AdapterReport, BaseReport, CheckReport, Sample, Summary};
 pub use timing::TimeEstimate;
 pub use upload::{UploadRequest, Uploaded, plan_upload, upload};
@@ -35,7 +41,6 @@ pub use verify::{Verified, VerifyRequest, verify};
 use crate::device::{Device, Gpu, process_memory};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::objectives;
 use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::metrics::Validation;
@@ -106,7 +111,7 @@ fn take_steps(
     (out, changes, started): (&OutputFolder, Vec<String>, u64),
     observer: &mut dyn Observer,
 ) -> Result<FitSummary> {
-    let objective = objectives::build(&recipe.objective);
+    let objective = crate::objectives::build(&recipe.objective);
     let pool = Pool::default();
     let engine = prepared.engine(recipe, model, &*objective, &pool);
     let mut files = prepared.adapter_files(recipe)?;

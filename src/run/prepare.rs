@@ -168,7 +168,8 @@ pub(super) fn dataset(
         })
     })?;
     observer.event(&Event::Phase("tokenizing".into()));
-    let mut dataset = Dataset::load(data, &files, encoder, training.seed, &mut |done, total| {
+    let held_out_by = data.validation_seed.unwrap_or(training.seed);
+    let mut dataset = Dataset::load(data, &files, encoder, held_out_by, &mut |done, total| {
         observer.event(&Event::Bytes { what: "tokenizing".into(), done, total });
     })?;
     let plan = dataset.plan(data, training.micro_batch_size * training.gradient_accumulation_steps, training.seed);
@@ -185,7 +186,7 @@ pub(super) fn ends(base: &Base, encoder: &Encoder) -> Vec<u32> {
 }
 
 /// The divergence from the base is taken from gradients of the head's input, which a cap on logits would bend.
-fn check_reference(recipe: &Recipe, model: &Model) -> Result<()> {
+pub(super) fn check_reference(recipe: &Recipe, model: &Model) -> Result<()> {
     if model.lm.logits_softcap.is_none() || !objectives::build(&recipe.objective).needs().reference {
         return Ok(());
     }
@@ -242,6 +243,25 @@ impl Prepared {
         Ok(prepared)
     }
 
+    /// Takes the orders that another seed has of the same rows.
+    pub(super) fn order_by(&mut self, recipe: &Recipe) {
+        let training = &recipe.training;
+        let data = DataConfig { max_seq_len: Some(self.max_seq_len), ..recipe.data.clone() };
+        let rows_per_step = training.micro_batch_size * training.gradient_accumulation_steps;
+        self.plan = self.dataset.plan(&data, rows_per_step, training.seed);
+        self.micro_batches = MicroBatches::of(&self.plan, &self.dataset, training);
+        self.estimates.borrow_mut().clear();
+    }
+
+    /// Gives the adapter the numbers that a run of this recipe begins with.
+    ///
+    /// # Errors
+    /// When the adapter of `lora.init_from` cannot be read or does not fit.
+    pub(super) fn begin_anew(&self, recipe: &Recipe, model: &Model, observer: &mut dyn Observer) -> Result<()> {
+        model.params.initialize(recipe.training.seed)?;
+        recipe.lora.init_from.as_ref().map_or(Ok(()), |path| self.begin_with(path, recipe, model, observer))
+    }
+
     /// Tokens that the model has no embedding for would fail in the middle of a run.
     fn check_vocabulary(&self) -> Result<()> {
         let largest = self.dataset.largest_token() as usize;
@@ -280,7 +300,7 @@ impl Prepared {
     }
 
     /// Tokens of the longest row, of training and validation.
-    fn longest_row(&self) -> usize {
+    pub(super) fn longest_row(&self) -> usize {
         let rows = self.dataset.train.entries().chain(self.dataset.validation.entries());
         rows.map(|entry| entry.tokens as usize).max().unwrap_or(0)
     }

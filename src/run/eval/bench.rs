@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// A model, and what its prompts need.
-pub(super) struct Bench {
+pub(in crate::run) struct Bench {
     pub model: Model,
     pub device: Device,
     pub encoder: Encoder,
@@ -65,7 +65,11 @@ impl Bench {
         Ok(bench)
     }
 
-    fn new(
+    /// A model that is loaded: a base, or an adapter with its base.
+    ///
+    /// # Errors
+    /// When the base has no tokenizer, or no token to begin a text with.
+    pub fn new(
         (base, base_name): (&Base, String),
         adapter: Option<(String, String)>,
         template: Option<&str>,
@@ -114,7 +118,7 @@ impl Bench {
 }
 
 /// What an adapter is made of.
-fn hash_of(adapter: &Path) -> Result<String> {
+pub(in crate::run) fn hash_of(adapter: &Path) -> Result<String> {
     let mut files: Vec<PathBuf> = if adapter.is_dir() {
         let entries = std::fs::read_dir(adapter).map_err(Error::io("read", adapter))?;
         entries.filter_map(std::result::Result::ok).map(|entry| entry.path()).collect()
@@ -135,7 +139,7 @@ fn hash_of(adapter: &Path) -> Result<String> {
 }
 
 /// A model of the bench, with the adapter or without.
-pub(super) struct Scorer<'a> {
+pub(in crate::run) struct Scorer<'a> {
     bench: &'a Bench,
     adapter: bool,
     pool: Pool,

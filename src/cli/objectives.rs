@@ -1,0 +1,175 @@
+//! `equipoise objectives`: a recipe under several objectives.
+
+use super::RecipeArgs;
+use super::interrupt::Interrupt;
+use super::output::{Stdout, columns, quoted, say};
+use super::progress::Progress;
+use crate::error::{Error, Result};
+use crate::run::{self, EvalRequest, MeanAndSpread, ObjectivesReport, ObjectivesRequest};
+use crate::train::MetricForBest;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(super) struct ObjectivesArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// The objectives, separated by commas; the others are compared with the first. With settings: `bft:group_normalized`,
+    /// `bft:token_weight_floor=0.1+normalize_weights=true`.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "sft,dft,bft,bft:group_normalized,eaft")]
+    objectives: Vec<String>,
+    /// Runs of each objective: the recipe's seed, and those that follow.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u16).range(1..=100))]
+    seeds: u16,
+    /// Try these learning rates with the first seed, and take each objective's best; without it all have the recipe's.
+    #[arg(long, value_name = "RATES", value_delimiter = ',', value_parser = rate)]
+    learning_rates: Vec<f64>,
+    /// By which number on the held-out rows a learning rate is best: token_accuracy, cross_entropy or token_probability.
+    #[arg(long, value_name = "METRIC", default_value = "token_accuracy", value_parser = metric)]
+    select_by: MetricForBest,
+    /// Tasks that each adapter is evaluated on, as `equipoise eval` takes them.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    tasks: Vec<String>,
+    /// A folder or file with more tasks; may be given several times.
+    #[arg(long, alias = "include_path", value_name = "PATH")]
+    include_path: Vec<PathBuf>,
+    /// Few-shot examples before each question.
+    #[arg(long, alias = "num_fewshot", value_name = "N")]
+    num_fewshot: Option<usize>,
+    /// The first N documents of each task alone; below 1, that share of them.
+    #[arg(long, value_name = "N", value_parser = super::eval::limit)]
+    limit: Option<f64>,
+    /// Put the tasks' prompts through the model's chat template.
+    #[arg(long, alias = "apply_chat_template")]
+    apply_chat_template: bool,
+    /// Tokens of a forward pass of the tasks, about.
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_tokens: u32,
+    /// The folder for runs and tables; by default the recipe's output folder, with `-objectives` behind.
+    #[arg(long, alias = "output_path", value_name = "FOLDER")]
+    output_path: Option<PathBuf>,
+    /// Go on with the comparison in that folder; objectives and seeds may be added.
+    #[arg(long)]
+    resume: bool,
+    /// Show no progress.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate: &f64| *rate > 0.0 && *rate < 1.0)
+        .ok_or_else(|| "expected a rate such as 2e-4".into())
+}
+
+fn metric(text: &str) -> Result<MetricForBest, String> {
+    match text {
+        "token_accuracy" => Ok(MetricForBest::TokenAccuracy),
+        "cross_entropy" => Ok(MetricForBest::CrossEntropy),
+        "token_probability" => Ok(MetricForBest::TokenProbability),
+        _ => Err("expected token_accuracy, cross_entropy or token_probability".into()),
+    }
+}
+
+pub(super) fn run(args: &ObjectivesArgs) -> Result<u8> {
+    let recipe = args.recipe.load()?;
+    let mut beside = recipe.output_dir.clone().into_os_string();
+    beside.push("-objectives");
+    let output = args.output_path.clone().unwrap_or_else(|| beside.into());
+    let request = ObjectivesRequest {
+        objectives: args.objectives.clone(),
+        seeds: usize::from(args.seeds),
+        learning_rates: args.learning_rates.clone(),
+        select_by: args.select_by,
+        eval: EvalRequest {
+            model: recipe.base.model.clone(),
+            base: None,
+            tasks: args.tasks.clone(),
+            include: args.include_path.clone(),
+            num_fewshot: args.num_fewshot,
+            limit: args.limit,
+            output: None,
+            resume: false,
+            apply_chat_template: args.apply_chat_template,
+            fewshot_as_multiturn: true,
+            system_instruction: None,
+            quantization: None,
+            compute: recipe.compute,
+            device: recipe.device,
+            batch_tokens: args.batch_tokens as usize,
+            seed: 1234,
+            offline: args.recipe.offline,
+        },
+        output: output.clone(),
+        resume: args.resume,
+        offline: args.recipe.offline,
+    };
+    let mut progress = Progress::new(args.recipe.json, args.quiet).interruptible(Interrupt::listen);
+    let outcome = run::objectives(&recipe, &request, &mut progress);
+    let written = progress.finish();
+    let report = match outcome {
+        Err(Error::Interrupted) => {
+            say(&format!("what is done is in {}; the same command with `--resume` goes on", output.display()));
+            return Err(Error::Interrupted);
+        }
+        other => other?,
+    };
+    written?;
+    let mut stdout = Stdout::new();
+    if args.recipe.json {
+        stdout.json("objectives", &report);
+    } else {
+        stdout.text(&text(&report));
+    }
+    stdout.finish()?;
+    Ok(0)
+}
+
+fn text(report: &ObjectivesReport) -> String {
+    let number = |of: Option<MeanAndSpread>| {
+        of.map_or_else(String::new, |of| {
+            of.sd.map_or_else(|| format!("{:.4}", of.mean), |sd| format!("{:.4} ± {sd:.4}", of.mean))
+        })
+    };
+    let names: Vec<String> = report
+        .objectives
+        .first()
+        .map(|of| of.tasks.iter().map(|task| format!("{} {}", task.task, task.metric)).collect())
+        .unwrap_or_default();
+    let fixed = ["objective", "learning rate", "seeds", "cross-entropy", "token accuracy", "effective tokens"];
+    let mut rows = vec![[fixed.map(str::to_owned).to_vec(), names.clone()].concat()];
+    if let Some(before) = &report.before {
+        let mut cells = vec!["base alone".to_owned(), String::new(), String::new()];
+        cells.extend([before.cross_entropy, before.token_accuracy].map(|of| format!("{of:.4}")));
+        cells.push(String::new());
+        let first = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
+        cells.extend(first.iter().map(|task| {
+            let row = report.base_tasks.iter().find(|row| row.task == task.task && row.metric == task.metric);
+            row.map_or_else(String::new, |row| format!("{:.4}", row.value))
+        }));
+        rows.push(cells);
+    }
+    for of in &report.objectives {
+        let mut cells = vec![of.objective.clone(), format!("{:e}", of.learning_rate), of.seeds.len().to_string()];
+        cells.extend([of.cross_entropy, of.token_accuracy, of.effective_token_share].map(number));
+        cells.extend(of.tasks.iter().map(|task| {
+            let p = task.p_holm.map_or_else(String::new, |p| format!(" (p {})", super::compare::p_value(p)));
+            format!("{}{p}", number(task.score))
+        }));
+        rows.push(cells);
+    }
+    let bad: usize = report.objectives.iter().map(|of| of.bad_runs).sum();
+    let bad =
+        if bad > 0 { format!("\n{bad} runs broke off or ruined the model: see the table\n") } else { String::new() };
+    let folder = &report.output;
+    let tasks = if names.is_empty() { "" } else { "; p: against the first objective, adjusted by Holm" };
+    format!(
+        "{}\n\n± standard deviation over seeds{tasks}\n{bad}\n  {}\n  {}\n  {}\n\nread the table: {}\n",
+        columns(&rows),
+        folder.join("objectives.md").display(),
+        folder.join("objectives.csv").display(),
+        folder.join("objectives.json").display(),
+        quoted(&folder.join("objectives.md").display().to_string()),
+    )
+}

@@ -1,0 +1,322 @@
+//! Objectives beside each other: one base in memory, the same rows in the same orders, the same beginnings; and what came of each.
+
+mod arms;
+mod files;
+mod table;
+
+pub use table::{MeanAndSpread, ObjectiveSummary, ObjectivesReport, TaskSummary};
+
+use super::eval::bench::{Bench, hash_of};
+use super::eval::{EvalRequest, ModelResults, Questions, ResultRow, Run, TaskSet};
+use super::output::{self, OutputFolder};
+use super::prepare::{Prepared, check_reference};
+use super::{Ending, RunOptions, end, is_ruined, take_steps};
+use crate::error::{Error, Result};
+use crate::recipe::Recipe;
+use crate::train::metrics::Validation;
+use crate::train::{Checkpoint, Event, FitSummary, MetricForBest, Observer};
+use arms::{Arm, Named};
+use files::Kept;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What is compared, and how.
+#[derive(Debug, Clone)]
+pub struct ObjectivesRequest {
+    /// Objectives by name; the others are compared with the first.
+    pub objectives: Vec<String>,
+    /// Runs of each: the recipe's seed, and those that follow.
+    pub seeds: usize,
+    /// Learning rates, of which each objective takes its best with the first seed; the recipe's for all where it is empty.
+    pub learning_rates: Vec<f64>,
+    /// By which number on the held-out rows a learning rate is best.
+    pub select_by: MetricForBest,
+    /// The tasks and how they are asked; no tasks: held-out rows alone. Model and output are not looked at.
+    pub eval: EvalRequest,
+    /// Where everything goes.
+    pub output: PathBuf,
+    /// Go on with the comparison that is there.
+    pub resume: bool,
+    /// Fetch nothing.
+    pub offline: bool,
+}
+
+/// A run of a comparison, or the base alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObjectiveRun {
+    /// The objective, as it was asked for.
+    pub objective: String,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// The seed.
+    pub seed: u64,
+    /// The run's folder, in that of the comparison.
+    pub folder: PathBuf,
+    /// Why it has no result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// Whether the adapter ruins the model.
+    pub ruined: bool,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// The held-out rows under the base alone.
+    pub before: Option<Validation>,
+    /// The held-out rows under the adapter.
+    pub after: Option<Validation>,
+    /// `(Σw)² / (n·Σw²)` of the tokens' weights, the mean over steps.
+    pub effective_token_share: Option<f64>,
+    /// Global norm of the gradient before clipping, the mean over steps.
+    pub grad_norm: Option<f64>,
+    /// Tokens a second, the median over steps.
+    pub tokens_per_second: Option<f64>,
+    /// Metrics of the tasks.
+    pub tasks: Vec<ResultRow>,
+}
+
+/// Trains an adapter under each objective, measures all on the same held-out rows and tasks, and writes runs and tables.
+///
+/// # Errors
+/// For everything that keeps [`super::train`] or [`super::evaluate`] from beginning; when there are no held-out rows; when the output
+/// folder holds another comparison; [`Error::Interrupted`] where it was asked to stop.
+pub fn objectives(
+    recipe: &Recipe,
+    request: &ObjectivesRequest,
+    observer: &mut dyn Observer,
+) -> Result<ObjectivesReport> {
+    let named = arms::named(&request.objectives, recipe)?;
+    let mut observer = Inner { observer, said: Vec::new() };
+    let tasks = TaskSet::read(&request.eval, &mut observer)?;
+    let mut kept = Kept::open(recipe, request)?;
+    let mut comparison = Comparison::new(recipe, request, named, &tasks, &mut kept, &mut observer)?;
+    comparison.measure_base(&mut kept, &mut observer)?;
+    let chosen = comparison.find_learning_rates(&mut kept, &mut observer)?;
+    let seeds = arms::seeds(recipe, request);
+    let mut done = 0;
+    let total = seeds.len() * chosen.len();
+    for &seed in &seeds {
+        for (objective, learning_rate) in &chosen {
+            done += 1;
+            let arm = Arm { objective: objective.clone(), learning_rate: *learning_rate, seed };
+            comparison.run(&arm, &format!("run {done} of {total}"), &mut kept, &mut observer)?;
+        }
+    }
+    let report = comparison.report(&kept, &chosen)?;
+    kept.publish(&report)?;
+    Ok(report)
+}
+
+/// What all runs share.
+struct Comparison<'a> {
+    recipe: &'a Recipe,
+    request: &'a ObjectivesRequest,
+    objectives: Vec<Named>,
+    tasks: &'a TaskSet,
+    questions: Questions<'a>,
+    prepared: Prepared,
+    bench: Bench,
+    started: u64,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(
+        recipe: &'a Recipe,
+        request: &'a ObjectivesRequest,
+        objectives: Vec<Named>,
+        tasks: &'a TaskSet,
+        kept: &mut Kept,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        // One that needs the base's distribution too takes the most memory: what is kept of activations is the same for all.
+        let needs_reference = |of: &&Named| crate::objectives::build(&of.config).needs().reference;
+        let heaviest = objectives.iter().find(needs_reference).unwrap_or(&objectives[0]).clone();
+        let arm = Arm { objective: heaviest, learning_rate: recipe.training.learning_rate, seed: recipe.training.seed };
+        let first = arm.recipe(recipe, &request.output);
+        let options = RunOptions { offline: request.offline, ..RunOptions::default() };
+        let started = kept.started();
+        let prepared = Prepared::new(&first, &options, started, observer)?;
+        if prepared.dataset.validation.is_empty() {
+            return Err(Error::invalid("the recipe holds out no rows: there is nothing to compare objectives by")
+                .with_help("set `data.validation`, or `data.validation_split: 0.1`"));
+        }
+        for objective in &objectives {
+            let arm = Arm { objective: objective.clone(), ..arm.clone() };
+            check_reference(&arm.recipe(recipe, &request.output), &prepared.rehearsal)?;
+            if crate::objectives::build(&objective.config).needs() != crate::objectives::Needs::default()
+                && let Some(gpu) = prepared.device.gpu()
+            {
+                crate::ops::cuda::prepare_objectives(gpu)?;
+            }
+        }
+        kept.check_data(&prepared)?;
+        let model = prepared.load_model(&first, observer)?;
+        let name = (&prepared.base, recipe.base.model.clone());
+        let template = prepared.chat_template.as_deref();
+        let mut bench = Bench::new(name, None, template, model, prepared.device.clone(), recipe.compute)?;
+        observer.event(&Event::Phase("tokenizing the tasks".into()));
+        let questions = Questions::new(&request.eval, &bench, tasks)?;
+        bench.model.lm.fit_rotations(questions.longest().max(prepared.longest_row()));
+        for warning in prepared.warnings(&first) {
+            observer.event(&Event::Warning(warning));
+        }
+        Ok(Self { recipe, request, objectives, tasks, questions, prepared, bench, started })
+    }
+
+    /// The tasks on the base alone.
+    fn measure_base(&mut self, kept: &mut Kept, observer: &mut dyn Observer) -> Result<()> {
+        if kept.base().is_some() || self.request.eval.tasks.is_empty() {
+            return Ok(());
+        }
+        observer.event(&Event::Phase("the base alone".into()));
+        let results = self.evaluate("base", PathBuf::from("base"), observer)?;
+        kept.add_base(results.rows)
+    }
+
+    /// The learning rate of each objective: the recipe's, or the best of several with the first seed.
+    fn find_learning_rates(&mut self, kept: &mut Kept, observer: &mut dyn Observer) -> Result<Vec<(Named, f64)>> {
+        let rates = &self.request.learning_rates;
+        let seed = self.recipe.training.seed;
+        let (mut chosen, mut done) = (Vec::new(), 0);
+        let total = self.objectives.len() * rates.len();
+        for objective in self.objectives.clone() {
+            let mut best: Option<(f64, Validation)> = None;
+            for &learning_rate in rates {
+                done += 1;
+                let arm = Arm { objective: objective.clone(), learning_rate, seed };
+                self.run(&arm, &format!("learning rate {done} of {total}"), kept, observer)?;
+                let after = kept.run(&arm).and_then(|run| run.after.clone());
+                let by = self.request.select_by;
+                if let Some(after) = after
+                    && best.as_ref().is_none_or(|(_, best)| after.is_better(best, by))
+                {
+                    best = Some((learning_rate, after));
+                }
+            }
+            let rate = best.map_or(self.recipe.training.learning_rate, |(rate, _)| rate);
+            chosen.push((objective, rate));
+        }
+        Ok(chosen)
+    }
+
+    /// Trains and measures, unless that is done.
+    fn run(&mut self, arm: &Arm, place: &str, kept: &mut Kept, observer: &mut dyn Observer) -> Result<()> {
+        if kept.run(arm).is_some() {
+            return Ok(());
+        }
+        if observer.stop_requested() {
+            return Err(Error::Interrupted);
+        }
+        let name = &arm.objective.name;
+        let rate = arm.learning_rate;
+        observer.event(&Event::Phase(format!("{place}: {name}, learning rate {rate:e}, seed {}", arm.seed)));
+        let folder = PathBuf::from("runs").join(arm.folder());
+        let recipe = arm.recipe(self.recipe, &self.request.output);
+        let mut run = ObjectiveRun {
+            objective: name.clone(),
+            learning_rate: rate,
+            seed: arm.seed,
+            folder: folder.clone(),
+            failed: None,
+            ruined: false,
+            steps: 0,
+            before: None,
+            after: None,
+            effective_token_share: None,
+            grad_norm: None,
+            tokens_per_second: None,
+            tasks: Vec::new(),
+        };
+        match self.train(&recipe, observer) {
+            Ok(fit) if fit.interrupted => return Err(Error::Interrupted),
+            Ok(fit) => {
+                (run.ruined, run.steps) = (is_ruined(&fit), fit.state.step);
+                (run.before, run.after) = (fit.state.first_validation, fit.state.last_validation);
+            }
+            Err(Error::Diverged { message, .. }) => run.failed = Some(message),
+            Err(error) => return Err(error),
+        }
+        files::add_steps(&mut run, &recipe.output_dir)?;
+        if run.failed.is_none() && !self.request.eval.tasks.is_empty() {
+            let adapter = recipe.output_dir.display().to_string();
+            self.bench.adapter = Some((adapter, hash_of(&recipe.output_dir)?));
+            run.tasks = self.evaluate("adapter", folder.join("eval"), observer)?.rows;
+        }
+        kept.add(run)
+    }
+
+    /// The steps of a run, from its last checkpoint where there is one.
+    fn train(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<FitSummary> {
+        let resume = !Checkpoint::steps(&recipe.output_dir).is_empty();
+        let options = RunOptions {
+            offline: self.request.offline,
+            resume,
+            overwrite: !resume && recipe.output_dir.exists(),
+            ..RunOptions::default()
+        };
+        self.prepared.order_by(recipe);
+        let (prepared, model) = (&self.prepared, &self.bench.model);
+        prepared.begin_anew(recipe, model, observer)?;
+        let out = OutputFolder::open(recipe, &options)?;
+        let started = if resume { output::started(recipe, &options)? } else { self.started };
+        let fit = take_steps(recipe, &options, prepared, model, (&out, Vec::new(), started), observer)?;
+        if !fit.interrupted {
+            let Ending { .. } = end(recipe, prepared, model, &fit, (&out, false), observer)?;
+        }
+        Ok(fit)
+    }
+
+    /// The tasks on the base, or on the adapter that the model holds; files go to a folder of the comparison.
+    fn evaluate(&self, what: &'static str, folder: PathBuf, observer: &mut dyn Observer) -> Result<ModelResults> {
+        let output = self.request.output.join(folder);
+        let request = EvalRequest { output: Some(output), resume: false, ..self.request.eval.clone() };
+        let run = Run { request: &request, bench: &self.bench, questions: &self.questions };
+        let journal = run.continued()?;
+        let results = run.evaluate(what, journal.as_ref(), observer)?;
+        if let Some(journal) = journal {
+            run.close(journal, std::slice::from_ref(&results))?;
+        }
+        Ok(results)
+    }
+
+    fn report(&self, kept: &Kept, chosen: &[(Named, f64)]) -> Result<ObjectivesReport> {
+        let chosen: Vec<(String, f64)> = chosen.iter().map(|(of, rate)| (of.name.clone(), *rate)).collect();
+        let seeds = arms::seeds(self.recipe, self.request);
+        let mut report = table::report(kept, &chosen, &seeds, self.tasks, &self.request.output)?;
+        let data = &self.prepared.dataset.report;
+        report.name.clone_from(&self.recipe.name);
+        report.base.clone_from(&self.recipe.base.model);
+        (report.train_rows, report.validation_rows) = (data.train_rows, data.validation_rows);
+        report.device = self.prepared.device_name();
+        report.learning_rates.clone_from(&self.request.learning_rates);
+        report.select_by = self.request.select_by;
+        report.limit = self.request.eval.limit;
+        let training = &self.recipe.training;
+        report.rows_per_step = training.micro_batch_size * training.gradient_accumulation_steps;
+        Ok(report)
+    }
+}
+
+/// Hears what a run says of itself once for all of them: notes and warnings are not said again, headers and verdicts not at all.
+struct Inner<'a> {
+    observer: &'a mut dyn Observer,
+    said: Vec<String>,
+}
+
+impl Observer for Inner<'_> {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Run(_) | Event::Health(_) | Event::Saved { .. } => return,
+            Event::Note(text) | Event::Warning(text) => {
+                if self.said.contains(text) {
+                    return;
+                }
+                self.said.push(text.clone());
+            }
+            _ => {}
+        }
+        self.observer.event(event);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.observer.stop_requested()
+    }
+}

@@ -1,0 +1,256 @@
+//! A comparison on the disk: what is done (`comparison.json`), and its tables as JSON, CSV and Markdown.
+
+use super::arms::Arm;
+use super::table::ObjectivesReport;
+use super::{ObjectiveRun, ObjectivesRequest, ResultRow};
+use crate::error::{Error, Result};
+use crate::fs::{read_within, write_atomic};
+use crate::recipe::Recipe;
+use crate::run::output::now;
+use crate::run::prepare::Prepared;
+use crate::statistics::{mean, quantile};
+use crate::train::METRICS;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+const STATE: &str = "comparison.json";
+/// The most bytes of that file.
+const MOST_STATE: u64 = 256 << 20;
+
+/// What is done of a comparison.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct State {
+    /// All that decides about a run's result, but for what its name says.
+    identity: Value,
+    /// When the comparison began, in seconds since 1970.
+    started: u64,
+    /// Fingerprints of base and tokens.
+    of: Option<[String; 2]>,
+    /// The tasks on the base alone.
+    base: Option<Vec<ResultRow>>,
+    runs: Vec<ObjectiveRun>,
+}
+
+/// A comparison's folder.
+pub(super) struct Kept {
+    folder: PathBuf,
+    state: State,
+}
+
+impl Kept {
+    /// Begins a comparison, or goes on with the one that is there.
+    ///
+    /// # Errors
+    /// When the folder holds something else, or a comparison that nobody asked to go on with; when the disk refuses.
+    pub fn open(recipe: &Recipe, request: &ObjectivesRequest) -> Result<Self> {
+        let folder = request.output.clone();
+        let path = folder.join(STATE);
+        let identity = identity(recipe, request)?;
+        if !path.is_file() {
+            let entries = std::fs::read_dir(&folder).into_iter().flatten().count();
+            if entries > 0 {
+                return Err(Error::file(&folder, "is not empty, and holds no comparison of objectives")
+                    .with_help("give another folder with `--output-path`"));
+            }
+            std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            let state = State { identity, started: now(), of: None, base: None, runs: Vec::new() };
+            return Ok(Self { folder, state });
+        }
+        if !request.resume {
+            return Err(Error::file(&folder, "holds a comparison already").with_help(
+                "`--resume` goes on with it, also with more seeds or objectives; `--output-path` takes another folder",
+            ));
+        }
+        let state: State = serde_json::from_slice(&read_within(&path, MOST_STATE)?)
+            .map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
+        if let Some(what) = difference(&state.identity, &identity, "") {
+            return Err(Error::file(&path, format!("the comparison differs in `{what}`")).with_help(
+                "put it back as it was; objectives, seeds and learning rates alone may be added. Or give another `--output-path`",
+            ));
+        }
+        Ok(Self { folder, state })
+    }
+
+    pub const fn started(&self) -> u64 {
+        self.state.started
+    }
+
+    /// That base and tokens are still what the finished runs had.
+    pub fn check_data(&mut self, prepared: &Prepared) -> Result<()> {
+        let now = [prepared.base.fingerprint()?, prepared.dataset.fingerprint()];
+        if let Some(before) = &self.state.of {
+            let changed = ["the base", "the data"].into_iter().zip(before.iter().zip(&now)).find(|(_, (a, b))| a != b);
+            if let Some((what, _)) = changed {
+                return Err(Error::file(self.folder.join(STATE), format!("{what} changed since the comparison began"))
+                    .with_help("put back what changed, or give another `--output-path`"));
+            }
+        }
+        self.state.of = Some(now);
+        self.save()
+    }
+
+    pub fn base(&self) -> Option<&[ResultRow]> {
+        self.state.base.as_deref()
+    }
+
+    pub fn add_base(&mut self, rows: Vec<ResultRow>) -> Result<()> {
+        self.state.base = Some(rows);
+        self.save()
+    }
+
+    /// A run that is done.
+    pub fn run(&self, arm: &Arm) -> Option<&ObjectiveRun> {
+        self.run_of(&arm.objective.name, arm.learning_rate, arm.seed)
+    }
+
+    pub fn run_of(&self, objective: &str, learning_rate: f64, seed: u64) -> Option<&ObjectiveRun> {
+        let is_it =
+            |run: &&ObjectiveRun| run.objective == objective && run.learning_rate == learning_rate && run.seed == seed;
+        self.state.runs.iter().find(is_it)
+    }
+
+    pub fn runs(&self) -> &[ObjectiveRun] {
+        &self.state.runs
+    }
+
+    pub fn add(&mut self, run: ObjectiveRun) -> Result<()> {
+        self.state.runs.push(run);
+        self.save()
+    }
+
+    fn save(&self) -> Result<()> {
+        write_atomic(&self.folder.join(STATE), &json_text(&self.state)?)
+    }
+
+    /// Writes the tables.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn publish(&self, report: &ObjectivesReport) -> Result<()> {
+        write_atomic(&self.folder.join("objectives.json"), &json_text(report)?)?;
+        write_atomic(&self.folder.join("objectives.csv"), csv(report).as_bytes())?;
+        write_atomic(&self.folder.join("objectives.md"), super::table::markdown(report).as_bytes())
+    }
+}
+
+fn json_text(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::invalid(format!("internal: no JSON can be written: {error}")))
+}
+
+/// All that decides about a run but objective, learning rate and seed, which are in its name.
+fn identity(recipe: &Recipe, request: &ObjectivesRequest) -> Result<Value> {
+    let mut own = recipe.clone();
+    if own.data.validation_split > 0.0 {
+        own.data.validation_seed = Some(recipe.data.validation_seed.unwrap_or(recipe.training.seed));
+    }
+    (own.training.seed, own.training.learning_rate) = (0, 1.0);
+    (own.hub, own.output_dir) = (None, PathBuf::new());
+    let recipe: Value = serde_yaml::from_str(&own.to_yaml()?)
+        .map_err(|error| Error::invalid(format!("internal: the recipe cannot be read back: {error}")))?;
+    let eval = &request.eval;
+    Ok(json!({
+        "recipe": recipe,
+        "eval": {
+            "tasks": eval.tasks,
+            "include_path": eval.include,
+            "num_fewshot": eval.num_fewshot,
+            "limit": eval.limit,
+            "apply_chat_template": eval.apply_chat_template,
+            "fewshot_as_multiturn": eval.fewshot_as_multiturn,
+            "system_instruction": eval.system_instruction,
+        },
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+/// The first key in which two trees differ, dotted.
+fn difference(before: &Value, now: &Value, path: &str) -> Option<String> {
+    match (before, now) {
+        (Value::Object(before), Value::Object(now)) => {
+            let keys = now.keys().chain(before.keys().filter(|key| !now.contains_key(*key)));
+            let null = Value::Null;
+            keys.into_iter().find_map(|key| {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                difference(before.get(key).unwrap_or(&null), now.get(key).unwrap_or(&null), &path)
+            })
+        }
+        _ => (before != now).then(|| path.to_owned()),
+    }
+}
+
+/// What the steps of a run came to, from its lines.
+///
+/// # Errors
+/// When they cannot be read.
+pub(super) fn add_steps(run: &mut ObjectiveRun, folder: &Path) -> Result<()> {
+    let path = folder.join(METRICS);
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let steps: Vec<Value> = lines.filter(|line| line["type"] == "step").collect();
+    let all = |number: &dyn Fn(&Value) -> Option<f64>| steps.iter().filter_map(number).collect::<Vec<f64>>();
+    run.effective_token_share = mean(&all(&|line| line["objective"]["effective_token_share"].as_f64()));
+    run.grad_norm = mean(&all(&|line| line["grad_norm"].as_f64()));
+    run.tokens_per_second = quantile(&all(&|line| line["tokens_per_second"].as_f64()), 0.5);
+    Ok(())
+}
+
+/// A line for each run, and one for the base alone.
+fn csv(report: &ObjectivesReport) -> String {
+    let tasks: Vec<(&str, &str, &str)> =
+        report.base_tasks.iter().map(|row| (row.task.as_str(), row.metric.as_str(), row.filter.as_str())).collect();
+    let mut text = String::from(
+        "objective,learning_rate,seed,steps,cross_entropy,token_accuracy,token_probability,effective_token_share,grad_norm,\
+         tokens_per_second,ruined,failed",
+    );
+    for (task, metric, filter) in &tasks {
+        let _ = write!(text, ",{}", field(&format!("{task}/{metric},{filter}")));
+    }
+    text.push('\n');
+    let number = |of: Option<f64>| of.map_or_else(String::new, |of| of.to_string());
+    let values = |rows: &[ResultRow]| {
+        let of = |(task, metric, filter): &(&str, &str, &str)| {
+            let row = rows
+                .iter()
+                .find(|row| (row.task.as_str(), row.metric.as_str(), row.filter.as_str()) == (*task, *metric, *filter));
+            format!(",{}", number(row.map(|row| row.value)))
+        };
+        tasks.iter().map(of).collect::<String>()
+    };
+    if let Some(before) = &report.before {
+        let of = [before.cross_entropy, before.token_accuracy, before.token_probability].map(|of| of.to_string());
+        let _ = writeln!(text, "base,,,0,{},,,,false,{}", of.join(","), values(&report.base_tasks));
+    }
+    for run in &report.runs {
+        let after = run.after.as_ref();
+        let of = [
+            after.map(|of| of.cross_entropy),
+            after.map(|of| of.token_accuracy),
+            after.map(|of| of.token_probability),
+            run.effective_token_share,
+            run.grad_norm,
+            run.tokens_per_second,
+        ]
+        .map(number);
+        let _ = writeln!(
+            text,
+            "{},{},{},{},{},{},{}{}",
+            field(&run.objective),
+            run.learning_rate,
+            run.seed,
+            run.steps,
+            of.join(","),
+            run.ruined,
+            field(run.failed.as_deref().unwrap_or_default()),
+            values(&run.tasks)
+        );
+    }
+    text
+}
+
+/// A field of a CSV file (RFC 4180).
+fn field(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
