@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
-    /// Folders or results files of `equipoise eval --output-path` or of lm_eval (with `--log_samples`); the baseline first. The
+    /// Folders or results files of `equipoise eval --output-path` or of `lm_eval` (with `--log_samples`); the baseline first. The
     /// folder of an adapter's evaluation holds its base's too, which then is the baseline.
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,

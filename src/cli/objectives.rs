@@ -24,7 +24,7 @@ pub(super) struct ObjectivesArgs {
     /// Try these learning rates with the first seed, and take each objective's best; without it all have the recipe's.
     #[arg(long, value_name = "RATES", value_delimiter = ',', value_parser = rate)]
     learning_rates: Vec<f64>,
-    /// By which number on the held-out rows a learning rate is best: token_accuracy, cross_entropy or token_probability.
+    /// By which number on the held-out rows a learning rate is best: `token_accuracy`, `cross_entropy` or `token_probability`.
     #[arg(long, value_name = "METRIC", default_value = "token_accuracy", value_parser = metric)]
     select_by: MetricForBest,
     /// Tasks that each adapter is evaluated on, as `equipoise eval` takes them.

@@ -302,6 +302,10 @@ impl Observer for Progress {
             Event::Note(text) => self.say(&format!("note: {}", printable(text))),
             Event::Warning(text) => self.say(&format!("warning: {}", printable(text))),
             Event::Run(header) => self.run(header),
+            Event::NextRun { what, objective } => {
+                self.objective.clone_from(objective);
+                self.phase(what);
+            }
             Event::Start { step, total_steps } => self.start(*step, *total_steps),
             Event::Step { metrics, seconds_left } => self.step(metrics, *seconds_left),
             Event::Validating { done, total } => self.validating(*done, *total),
@@ -333,6 +337,7 @@ fn write_json(stdout: &mut Stdout, event: &Event) {
         Event::Note(text) => stdout.json("note", &json!({ "text": text })),
         Event::Warning(text) => stdout.json("warning", &json!({ "text": text })),
         Event::Run(header) => stdout.json("run", header),
+        Event::NextRun { what, objective } => stdout.json("next_run", &json!({ "what": what, "objective": objective })),
         Event::Start { step, total_steps } => {
             stdout.json("start", &json!({ "step": step, "total_steps": total_steps }))
         }

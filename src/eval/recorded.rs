@@ -142,7 +142,7 @@ fn last_results(folder: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(std::result::Result::ok);
     let is_results = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with("results_") && name.ends_with(".json") && path.is_file()
+        name.starts_with("results_") && path.extension().is_some_and(|end| end == "json") && path.is_file()
     };
     entries.map(|entry| entry.path()).filter(is_results).max()
 }

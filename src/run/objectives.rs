@@ -11,10 +11,12 @@ use super::eval::{EvalRequest, ModelResults, Questions, ResultRow, Run, TaskSet}
 use super::output::{self, OutputFolder};
 use super::prepare::{Prepared, check_reference};
 use super::{Ending, RunOptions, end, is_ruined, take_steps};
+use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
+use crate::fs::remove_folder_atomic;
 use crate::recipe::Recipe;
 use crate::train::metrics::Validation;
-use crate::train::{Checkpoint, Event, FitSummary, MetricForBest, Observer};
+use crate::train::{Checkpoint, Event, FitSummary, MetricForBest, Observer, checkpoints_folder};
 use arms::{Arm, Named};
 use files::Kept;
 use serde::{Deserialize, Serialize};
@@ -69,7 +71,7 @@ pub struct ObjectiveRun {
     pub grad_norm: Option<f64>,
     /// Tokens a second, the median over steps.
     pub tokens_per_second: Option<f64>,
-    /// Metrics of the tasks.
+    /// Metrics of the tasks; empty for a run that only the search for a learning rate was for.
     pub tasks: Vec<ResultRow>,
 }
 
@@ -97,7 +99,9 @@ pub fn objectives(
         for (objective, learning_rate) in &chosen {
             done += 1;
             let arm = Arm { objective: objective.clone(), learning_rate: *learning_rate, seed };
-            comparison.run(&arm, &format!("run {done} of {total}"), &mut kept, &mut observer)?;
+            let place = format!("run {done} of {total}");
+            comparison.train(&arm, &place, &mut kept, &mut observer)?;
+            comparison.measure(&arm, &mut kept, &mut observer)?;
         }
     }
     let report = comparison.report(&kept, &chosen)?;
@@ -182,7 +186,7 @@ impl<'a> Comparison<'a> {
             for &learning_rate in rates {
                 done += 1;
                 let arm = Arm { objective: objective.clone(), learning_rate, seed };
-                self.run(&arm, &format!("learning rate {done} of {total}"), kept, observer)?;
+                self.train(&arm, &format!("learning rate {done} of {total}"), kept, observer)?;
                 let after = kept.run(&arm).and_then(|run| run.after.clone());
                 let by = self.request.select_by;
                 if let Some(after) = after
@@ -197,24 +201,23 @@ impl<'a> Comparison<'a> {
         Ok(chosen)
     }
 
-    /// Trains and measures, unless that is done.
-    fn run(&mut self, arm: &Arm, place: &str, kept: &mut Kept, observer: &mut dyn Observer) -> Result<()> {
+    /// Trains, unless that is done.
+    fn train(&mut self, arm: &Arm, place: &str, kept: &mut Kept, observer: &mut dyn Observer) -> Result<()> {
         if kept.run(arm).is_some() {
             return Ok(());
         }
         if observer.stop_requested() {
             return Err(Error::Interrupted);
         }
-        let name = &arm.objective.name;
-        let rate = arm.learning_rate;
-        observer.event(&Event::Phase(format!("{place}: {name}, learning rate {rate:e}, seed {}", arm.seed)));
-        let folder = PathBuf::from("runs").join(arm.folder());
+        let (name, rate) = (&arm.objective.name, arm.learning_rate);
+        let what = format!("{place}: {name}, learning rate {rate:e}, seed {}", arm.seed);
+        observer.event(&Event::NextRun { what, objective: arm.objective.config.kind.name().to_owned() });
         let recipe = arm.recipe(self.recipe, &self.request.output);
         let mut run = ObjectiveRun {
             objective: name.clone(),
             learning_rate: rate,
             seed: arm.seed,
-            folder: folder.clone(),
+            folder: arm.place(),
             failed: None,
             ruined: false,
             steps: 0,
@@ -225,7 +228,7 @@ impl<'a> Comparison<'a> {
             tokens_per_second: None,
             tasks: Vec::new(),
         };
-        match self.train(&recipe, observer) {
+        match self.take_steps(&recipe, observer) {
             Ok(fit) if fit.interrupted => return Err(Error::Interrupted),
             Ok(fit) => {
                 (run.ruined, run.steps) = (is_ruined(&fit), fit.state.step);
@@ -235,16 +238,28 @@ impl<'a> Comparison<'a> {
             Err(error) => return Err(error),
         }
         files::add_steps(&mut run, &recipe.output_dir)?;
-        if run.failed.is_none() && !self.request.eval.tasks.is_empty() {
-            let adapter = recipe.output_dir.display().to_string();
-            self.bench.adapter = Some((adapter, hash_of(&recipe.output_dir)?));
-            run.tasks = self.evaluate("adapter", folder.join("eval"), observer)?.rows;
+        kept.add(run)?;
+        // The run is done: nothing will go on from there.
+        remove_folder_atomic(&checkpoints_folder(&recipe.output_dir));
+        Ok(())
+    }
+
+    /// Evaluates the tasks on the adapter of a run, unless that is done.
+    fn measure(&mut self, arm: &Arm, kept: &mut Kept, observer: &mut dyn Observer) -> Result<()> {
+        let is_due = kept.run(arm).is_some_and(|run| run.failed.is_none() && run.tasks.is_empty());
+        if self.request.eval.tasks.is_empty() || !is_due {
+            return Ok(());
         }
-        kept.add(run)
+        let folder = self.request.output.join(arm.place());
+        let adapter = AdapterBundle::load(&folder, &self.prepared.base)?;
+        self.bench.model.params.assign(&adapter.tensors, &folder)?;
+        self.bench.adapter = Some((folder.display().to_string(), hash_of(&folder)?));
+        let results = self.evaluate("adapter", arm.place().join("eval"), observer)?;
+        kept.add_tasks(arm, results.rows)
     }
 
     /// The steps of a run, from its last checkpoint where there is one.
-    fn train(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<FitSummary> {
+    fn take_steps(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<FitSummary> {
         let resume = !Checkpoint::steps(&recipe.output_dir).is_empty();
         let options = RunOptions {
             offline: self.request.offline,

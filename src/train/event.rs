@@ -24,6 +24,13 @@ pub enum Event {
     },
     /// What runs, just before it does.
     Run(RunHeader),
+    /// Of several runs, the next one. Their headers would say the same again and again.
+    NextRun {
+        /// Its place, and what is of its own.
+        what: String,
+        /// The objective.
+        objective: String,
+    },
     /// Training begins, at this step of that many.
     Start {
         /// The last step that is already done: 0, or where a checkpoint stands.

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::objectives::{ObjectiveConfig, ObjectiveKind};
 use crate::recipe::Recipe;
 use serde_yaml::{Mapping, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An objective under the name that it was asked for by.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +28,7 @@ pub(super) fn named(list: &[String], recipe: &Recipe) -> Result<Vec<Named>> {
     let objectives: Vec<Named> = list.iter().map(|text| parse(text.trim(), recipe)).collect::<Result<_>>()?;
     for (i, objective) in objectives.iter().enumerate() {
         if objectives[..i].iter().any(|other| other.name == objective.name) {
-            return Err(mistaken(&objective.name, "is named twice".into()));
+            return Err(mistaken(&objective.name, "is named twice"));
         }
     }
     if objectives.is_empty() {
@@ -37,7 +37,7 @@ pub(super) fn named(list: &[String], recipe: &Recipe) -> Result<Vec<Named>> {
     Ok(objectives)
 }
 
-fn mistaken(text: &str, what: String) -> Error {
+fn mistaken(text: &str, what: &str) -> Error {
     Error::invalid(format!("--objectives: `{text}` {what}")).with_help(
         "write a type of the recipe's `objective.type` (sft, dft, bft, eaft, asft, profit, prob), or one with settings: \
          `bft:group_normalized`, `bft:token_weight_floor=0.1+normalize_weights=true`",
@@ -47,13 +47,13 @@ fn mistaken(text: &str, what: String) -> Error {
 fn parse(text: &str, recipe: &Recipe) -> Result<Named> {
     let (kind, settings) = text.split_once(':').map_or((text, None), |(kind, settings)| (kind, Some(settings)));
     let kind: ObjectiveKind =
-        serde_yaml::from_value(Value::from(kind)).map_err(|_| mistaken(text, "is not an objective".into()))?;
+        serde_yaml::from_value(Value::from(kind)).map_err(|_| mistaken(text, "is not an objective"))?;
     let start = if recipe.objective.kind == kind {
         recipe.objective.clone()
     } else {
         ObjectiveConfig { kind, ..ObjectiveConfig::default() }
     };
-    let failed = |error: serde_yaml::Error| mistaken(text, format!("cannot be read: {error}"));
+    let failed = |error: serde_yaml::Error| mistaken(text, &format!("cannot be read: {error}"));
     let mut keys: Mapping = match serde_yaml::to_value(&start).map_err(failed)? {
         Value::Mapping(keys) => keys,
         _ => Mapping::new(),
@@ -63,19 +63,24 @@ fn parse(text: &str, recipe: &Recipe) -> Result<Named> {
         keys.insert(key.into(), serde_yaml::from_str(value).map_err(failed)?);
     }
     let config: ObjectiveConfig = serde_yaml::from_value(Value::Mapping(keys)).map_err(failed)?;
-    config.validate().map_err(|error| mistaken(text, format!("does not go: {error}")))?;
+    config.validate().map_err(|error| mistaken(text, &format!("has a setting that does not go: {error}")))?;
     if let Some(key) = config.unused_keys().into_iter().find(|key| settings.is_some_and(|all| all.contains(key))) {
-        return Err(mistaken(text, format!("sets `{key}`, which does nothing under `{}`", kind.name())));
+        return Err(mistaken(text, &format!("sets `{key}`, which does nothing under `{}`", kind.name())));
     }
     Ok(Named { name: text.to_owned(), config })
 }
 
 impl Arm {
     /// A name for its folder.
-    pub fn folder(&self) -> String {
+    fn folder(&self) -> String {
         let fits = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
         let objective: String = self.objective.name.chars().map(fits).collect();
         format!("{objective}-lr{:e}-seed{}", self.learning_rate, self.seed)
+    }
+
+    /// Where it lies in the comparison's folder.
+    pub fn place(&self) -> PathBuf {
+        Path::new("runs").join(self.folder())
     }
 
     /// The recipe of this run. It ends with its last adapter, so that no objective is judged by a choice of its own, and all have the
@@ -83,7 +88,7 @@ impl Arm {
     pub fn recipe(&self, recipe: &Recipe, output: &Path) -> Recipe {
         let mut own = recipe.clone();
         let name = self.folder();
-        own.output_dir = output.join("runs").join(&name);
+        own.output_dir = output.join(self.place());
         own.name = name;
         own.objective = self.objective.config.clone();
         own.hub = None;

@@ -120,6 +120,17 @@ impl Kept {
         self.save()
     }
 
+    /// Adds what a run's adapter gets in the tasks.
+    pub fn add_tasks(&mut self, arm: &Arm, rows: Vec<ResultRow>) -> Result<()> {
+        let is_it = |run: &&mut ObjectiveRun| {
+            run.objective == arm.objective.name && run.learning_rate == arm.learning_rate && run.seed == arm.seed
+        };
+        if let Some(run) = self.state.runs.iter_mut().find(is_it) {
+            run.tasks = rows;
+        }
+        self.save()
+    }
+
     fn save(&self) -> Result<()> {
         write_atomic(&self.folder.join(STATE), &json_text(&self.state)?)
     }

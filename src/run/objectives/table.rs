@@ -363,7 +363,7 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
         floors.extend(base.chance.map(|chance| format!("; a guess {chance:.4}")));
         floors.extend(base.best_constant.map(|constant| format!("; the best constant answer {constant:.4}")));
         let least = report.objectives.iter().filter_map(|of| of.tasks.get(i)?.against_first.as_ref()?.least_detectable);
-        let least = least.reduce(f64::max).map_or_else(String::new, |least| {
+        let least = least.reduce(f64::max).filter(|least| *least > 0.0).map_or_else(String::new, |least| {
             format!(" A difference of {least:.4} would be seen 4 times in 5 at p < 0.05, unadjusted.")
         });
         let _ = writeln!(text, "\nFloors: {}.{least}\n", floors.join(" ").replace(" ;", ";"));
