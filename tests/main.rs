@@ -7,6 +7,8 @@ mod architecture;
 mod bad_input;
 mod chat_templates;
 mod cli;
+mod compare;
+mod compare_objectives;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod cuda_driver;
 mod cuda_kernels;

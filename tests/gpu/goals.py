@@ -135,12 +135,12 @@ def comparisons(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     limits = reading.LARGEST_STEP_ERROR.values()
     steps = (
         "whole steps in bf16, by the CPU's own error in bf16;"
-        " never above {:g} of losses, {:g} of the gradient, {:g} of its worst tensor"
+        " never above {:g} of losses, {:g} of the gradient, {:g} of its worst tensor; {:g} times that with a reference"
     )
     for name, dtype, kinds in (
         ("comparisons in f32 within 1e-4", "f32", (True, False)),
         ("operations in bf16 within 2e-2", "bf16", (False,)),
-        (steps.format(*limits), "bf16", (True,)),
+        (steps.format(*limits, reading.WITH_REFERENCE[1]), "bf16", (True,)),
     ):
         checks = [
             check for check in found.get("checks", []) if check["dtype"] == dtype and reading.is_step(check) in kinds

@@ -10,6 +10,8 @@ LARGEST_ERROR = {"f32": 1e-4, "bf16": 2e-2}
 """The most that README allows; a program that allows itself more does not pass by it."""
 LARGEST_STEP_ERROR = {": loss": 1e-2, ": gradient": 5e-2, ": worst tensor": 6e-2}
 """Of a whole step in bf16, by the end of its name: roundings follow each other through all layers there."""
+WITH_REFERENCE = ("step asft", 1.5)
+"""Where the gradient is the difference of two that are rounded: beginnings of names, and how much wider these bounds are."""
 LONGEST_TEXT = 1000
 """Characters of a failure that are kept."""
 LISTS = ("checks", "benches", "results")
@@ -76,7 +78,8 @@ def largest(name: str, dtype: str) -> float | None:
     """The most that a comparison may be off, whatever the program allows itself."""
     if dtype == "bf16" and is_step({"name": name}):
         limits = (limit for end, limit in LARGEST_STEP_ERROR.items() if name.endswith(end))
-        return next(limits, max(LARGEST_STEP_ERROR.values()))
+        wider = WITH_REFERENCE[1] if name.startswith(WITH_REFERENCE[0]) else 1.0
+        return wider * next(limits, max(LARGEST_STEP_ERROR.values()))
     return LARGEST_ERROR.get(dtype)
 
 

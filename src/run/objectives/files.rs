@@ -54,7 +54,6 @@ impl Kept {
                 return Err(Error::file(&folder, "is not empty, and holds no comparison of objectives")
                     .with_help("give another folder with `--output-path`"));
             }
-            std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
             let state = State { identity, started: now(), of: None, base: None, runs: Vec::new() };
             return Ok(Self { folder, state });
         }
@@ -132,6 +131,7 @@ impl Kept {
     }
 
     fn save(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         write_atomic(&self.folder.join(STATE), &json_text(&self.state)?)
     }
 
