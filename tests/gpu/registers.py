@@ -98,21 +98,34 @@ Found = dict[tuple[str, int | None, int], Usage]
 
 def programs() -> list[Program]:
     """What programs.rs says: each function that makes a program, with its files in their order."""
-    text = (CUDA / "programs.rs").read_text()
+    text = expanded((CUDA / "programs.rs").read_text())
     files = dict(re.findall(r'const (\w+): &str =\s*include_str!\("([^"]+)"\);', text))
     found = []
     for body in re.findall(r"\bfn \w+\([^)]*\) -> Program \{\n(.*?)\n\}", text, re.DOTALL):
-        name = re.search(r'Program \{ name: "(\w+)"', body)
+        name = re.search(r'Program \{\s*name: "(\w+)"', body)
         words = re.findall(r'include_str!\("([^"]+)"\)|\b([A-Z][A-Z_]+)\b(?=\s*,)', body)
         parts = tuple(file or files.get(constant, "") for file, constant in words)
-        defines = re.search(r"defines: (Vec::new\(\)|vec!\[(.*?)\]) \}", body)
+        defines = re.search(r"defines: (Vec::new\(\)|vec!\[(.*?)\]),?\s*\}", body)
         if not name or not parts or "" in parts or not defines or defines[2] not in (None, '("HEAD_DIM", head_dim)'):
             raise SystemExit(f"src/ops/cuda/programs.rs is no longer written as registers.py reads it:\n{body}")
         found.append(Program(name[1], parts, defines[2] is not None))
     names = [program.name for program in found]
-    if not {"dequantize", "rows", "adamw", "attention"} <= set(names):
+    if not {"dequantize", "rows", "families", "objectives", "adamw", "attention"} <= set(names):
         raise SystemExit(f"src/ops/cuda/programs.rs: only found {', '.join(names) or 'nothing'}")
     return found
+
+
+def expanded(text: str) -> str:
+    """The text, with the macro of programs of one form in the place of its calls."""
+    macro = re.search(r"macro_rules! (\w+) \{\n    \(\$name:literal\) => \{\n(.*?)\n    \};\n\}\n", text, re.DOTALL)
+    if not macro:
+        raise SystemExit("src/ops/cuda/programs.rs: its macro is no longer written as registers.py reads it")
+
+    def body(call: re.Match[str]) -> str:
+        file = re.sub(r'concat!\("(\S+)", \$name, "(\S+)"\)', rf'"\g<1>{call[1]}\g<2>"', macro[2])
+        return file.replace("$name", f'"{call[1]}"')
+
+    return re.sub(rf'\b{macro[1]}!\("(\w+)"\)', body, text)
 
 
 def digest() -> str:
