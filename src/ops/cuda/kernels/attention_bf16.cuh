@@ -224,7 +224,8 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
         __syncthreads();
         fetch<FORWARD_KEYS, BF16_THREADS>(values, v, start);
         Tile scores[FORWARD_TILES][FORWARD_KEYS / 8];
-        bool sees = sequence.some_see(first, 16 * FORWARD_TILES, start, FORWARD_KEYS);
+        // In the widest heads the question costs spills; without a window it only spares some warps of a block its last tiles.
+        bool sees = PLAIN && PADDED > 240 || sequence.some_see(first, 16 * FORWARD_TILES, start, FORWARD_KEYS);
         if (sees) dot_rows<FORWARD_TILES, FORWARD_KEYS>(scores, left, keys);
         // The values have come, and no warp needs the keys.
         await_copies();
@@ -307,7 +308,11 @@ backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32
         if (start + STREAMED < end) fetch_tile(start + STREAMED);
         for (u32 step = 0; step < STREAMED; step += QUERIES_STEP) {
             u32 key = start + step;
-            if (!sequence.some_see(first, 16 * QUERY_TILES, key, QUERIES_STEP)) continue;
+            if (!sequence.some_see(first, 16 * QUERY_TILES, key, QUERIES_STEP)) {
+                // Keys that a window leaves out may have seen ones behind them.
+                if (PLAIN) break;
+                continue;
+            }
             const u16 *keys = Memory::streamed(start / STREAMED, 0) + step * BF16_LINE;
             const u16 *values = Memory::streamed(start / STREAMED, 1) + step * BF16_LINE;
             Tile scores[QUERY_TILES][QUERIES_STEP / 8], d_scores[QUERY_TILES][QUERIES_STEP / 8];
