@@ -169,6 +169,17 @@ __device__ __forceinline__ void copy_16(void *to, const void *from, bool there) 
 #endif
 }
 
+// The same of 4 bytes, which must be there.
+__device__ __forceinline__ void copy_4(void *to, const void *from) {
+#if !defined(__CUDA_ARCH__)
+    host::copy_async(to, from, 4, 4);
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+#else
+    *(u32 *)to = *(const u32 *)from;
+#endif
+}
+
 // No copy is under way after it.
 __device__ __forceinline__ void await_copies() {
 #if !defined(__CUDA_ARCH__)
