@@ -166,7 +166,9 @@ fn kernels_of(module: &str) -> Vec<String> {
 
 fn modules(folder: &Path) -> Vec<Module> {
     let write = |program: Program| {
-        let source = folder.join(format!("{}.cu", program.name));
+        let values = program.defines.iter().map(|(_, value)| value.to_string());
+        let name: Vec<String> = std::iter::once(program.name.to_owned()).chain(values).collect();
+        let source = folder.join(format!("{}.cu", name.join("-")));
         std::fs::write(&source, program.text()).unwrap();
         Module { kernels: kernels_of(program.name), name: program.name.to_owned(), source }
     };

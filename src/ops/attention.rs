@@ -47,6 +47,11 @@ impl AttentionShape {
         Self { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), softcap: None, window: None }
     }
 
+    /// Whether scores have no cap, and queries no window.
+    pub const fn is_plain(&self) -> bool {
+        self.softcap.is_none() && self.window.is_none()
+    }
+
     /// Numbers of a token's queries, keys and values, side by side.
     pub const fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim

@@ -209,7 +209,8 @@ impl Prepared {
         let rehearsal = models::load(&base, recipe.quantization, lora, recipe.training.seed, &device, true)?;
         if let Some(gpu) = device.gpu() {
             let compute = recipe.compute.resolve(&device);
-            ops::cuda::prepare_attention(gpu, rehearsal.lm.dimensions.head_dim, compute)?;
+            let shapes = rehearsal.lm.layers.iter().map(|layer| layer.attention.shape);
+            ops::cuda::prepare_attention(gpu, shapes, compute)?;
             if rehearsal.lm.needs_family_kernels() {
                 ops::cuda::prepare_families(gpu)?;
             }

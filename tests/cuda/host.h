@@ -459,10 +459,10 @@ template <bool transposed> void ldmatrix_x4(unsigned *words, const void *row) {
     meet(transposed ? "ldmatrix.trans" : "ldmatrix", 0xffffffff, Ldmatrix<transposed>::meeting, &arguments);
 }
 
-// cp.async of 16 bytes, of which `used` are read and the others zero.
-inline void copy_async(void *to, const void *from, unsigned used) {
-    if ((uintptr_t)to % 16 != 0 || (uintptr_t)from % 16 != 0) block->fail("cp.async at an address that is no multiple of 16");
-    current->copies.back().push_back({to, from, used, 16 - used});
+// cp.async of `bytes`, of which `used` are read and the others zero.
+inline void copy_async(void *to, const void *from, unsigned used, unsigned bytes = 16) {
+    if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) block->fail("cp.async at an address that is not aligned");
+    current->copies.back().push_back({to, from, used, bytes - used});
 }
 
 inline void close_copies() { current->copies.emplace_back(); }

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -34,6 +35,7 @@ F32_ONLY = 75
 HEADS = (64, 80, 96, 128, 256)
 GOAL_HEAD = 128
 """The widest heads that the first line of the report speaks of."""
+ATTENTION_DEFINES = '("HEAD_DIM", head_dim), ("PLAIN", usize::from(plain))'
 SPILLS_ALLOWED = 16
 """Bytes of a thread, stored and loaded, that do not count: a register or two, once."""
 
@@ -61,6 +63,17 @@ SIZES = {
 """The kernels with dynamic shared memory, and how attention_common.cuh calls the sizes that `sizes` in attention.rs gives them."""
 
 
+class Heads(NamedTuple):
+    """What attention is compiled for: the width of heads, and whether there is no cap and no window."""
+
+    width: int
+    plain: bool
+
+    def of(self, kernel: str) -> str:
+        """A kernel's name in a table."""
+        return kernel if self.plain else f"{kernel}, limited"
+
+
 @dataclass(frozen=True)
 class Program:
     """A program as ops/cuda/programs.rs puts it together."""
@@ -69,9 +82,9 @@ class Program:
     parts: tuple[str, ...]
     has_heads: bool
 
-    def text(self, head: int | None, parts: int | None = None) -> str:
+    def text(self, heads: Heads | None, parts: int | None = None) -> str:
         """The source, or its first parts, behind its defines."""
-        define = f"#define HEAD_DIM {head}\n" if self.has_heads and head else ""
+        define = f"#define HEAD_DIM {heads.width}\n#define PLAIN {heads.plain:d}\n" if self.has_heads and heads else ""
         return define + "".join((CUDA / part).read_text() for part in self.parts[:parts])
 
 
@@ -92,27 +105,40 @@ class Usage:
         return f"{self.registers} ({self.stores}+{self.loads})" if self.spills() else str(self.registers)
 
 
-Found = dict[tuple[str, int | None, int], Usage]
-"""By kernel, width of heads, architecture."""
+Found = dict[tuple[str, Heads | None, int], Usage]
+"""By kernel, heads, architecture."""
 
 
 def programs() -> list[Program]:
     """What programs.rs says: each function that makes a program, with its files in their order."""
-    text = (CUDA / "programs.rs").read_text()
+    text = expanded((CUDA / "programs.rs").read_text())
     files = dict(re.findall(r'const (\w+): &str =\s*include_str!\("([^"]+)"\);', text))
     found = []
     for body in re.findall(r"\bfn \w+\([^)]*\) -> Program \{\n(.*?)\n\}", text, re.DOTALL):
-        name = re.search(r'Program \{ name: "(\w+)"', body)
+        name = re.search(r'Program \{\s*name: "(\w+)"', body)
         words = re.findall(r'include_str!\("([^"]+)"\)|\b([A-Z][A-Z_]+)\b(?=\s*,)', body)
         parts = tuple(file or files.get(constant, "") for file, constant in words)
-        defines = re.search(r"defines: (Vec::new\(\)|vec!\[(.*?)\]) \}", body)
-        if not name or not parts or "" in parts or not defines or defines[2] not in (None, '("HEAD_DIM", head_dim)'):
+        defines = re.search(r"defines: (Vec::new\(\)|vec!\[(.*?)\]),?\s*\}", body)
+        if not name or not parts or "" in parts or not defines or defines[2] not in (None, ATTENTION_DEFINES):
             raise SystemExit(f"src/ops/cuda/programs.rs is no longer written as registers.py reads it:\n{body}")
         found.append(Program(name[1], parts, defines[2] is not None))
     names = [program.name for program in found]
-    if not {"dequantize", "rows", "adamw", "attention"} <= set(names):
+    if not {"dequantize", "rows", "families", "objectives", "adamw", "attention"} <= set(names):
         raise SystemExit(f"src/ops/cuda/programs.rs: only found {', '.join(names) or 'nothing'}")
     return found
+
+
+def expanded(text: str) -> str:
+    """The text, with the macro of programs of one form in the place of its calls."""
+    macro = re.search(r"macro_rules! (\w+) \{\n    \(\$name:literal\) => \{\n(.*?)\n    \};\n\}\n", text, re.DOTALL)
+    if not macro:
+        raise SystemExit("src/ops/cuda/programs.rs: its macro is no longer written as registers.py reads it")
+
+    def body(call: re.Match[str]) -> str:
+        file = re.sub(r'concat!\("(\S+)", \$name, "(\S+)"\)', rf'"\g<1>{call[1]}\g<2>"', macro[2])
+        return file.replace("$name", f'"{call[1]}"')
+
+    return re.sub(rf'\b{macro[1]}!\("(\w+)"\)', body, text)
 
 
 def digest() -> str:
@@ -206,12 +232,12 @@ def usages(log: str) -> Iterator[tuple[str, Usage]]:
         yield part.partition("'")[0], Usage(int(used[1]), int(shared[1]) if shared else 0, stack, stores, loads)
 
 
-def compiled(nvrtc: Nvrtc, program: Program, head: int | None, architecture: int) -> dict[str, Usage]:
+def compiled(nvrtc: Nvrtc, program: Program, heads: Heads | None, architecture: int) -> dict[str, Usage]:
     """All kernels of a program. It is compiled as the product does, and once more for the log; the code must be the same."""
-    text, file, option = program.text(head), f"{program.name}.cu", f"--gpu-architecture=sm_{architecture}"
-    plain, _ = nvrtc.compile(text, file, [option], "CUBIN")
+    text, file, option = program.text(heads), f"{program.name}.cu", f"--gpu-architecture=sm_{architecture}"
+    silent, _ = nvrtc.compile(text, file, [option], "CUBIN")
     told, log = nvrtc.compile(text, file, [option, "--ptxas-options=-v"], "CUBIN")
-    code, found = sections(plain), dict(usages(log))
+    code, found = sections(silent), dict(usages(log))
     if code != sections(told) or {f".text.{kernel}" for kernel in found} != set(code):
         raise SystemExit(f"{file} sm_{architecture}: with a log NVRTC makes other code than without")
     return found
@@ -219,21 +245,22 @@ def compiled(nvrtc: Nvrtc, program: Program, head: int | None, architecture: int
 
 def all_usages(nvrtc: Nvrtc) -> Found:
     found: Found = {}
+    every = [Heads(width, plain) for width in HEADS for plain in (True, False)]
     for program in programs():
-        for head in HEADS if program.has_heads else (None,):
-            print(f"{program.name} {head or ''}", file=sys.stderr)
+        for heads in every if program.has_heads else (None,):
+            print(f"{program.name} {heads or ''}", file=sys.stderr)
             for architecture in ARCHITECTURES:
-                for kernel, usage in compiled(nvrtc, program, head, architecture).items():
+                for kernel, usage in compiled(nvrtc, program, heads, architecture).items():
                     if architecture != F32_ONLY or not kernel.endswith("_bf16"):
-                        found[kernel, head, architecture] = usage
+                        found[kernel, heads, architecture] = usage
     return found
 
 
-def attention_sizes(nvrtc: Nvrtc, head: int) -> dict[str, int]:
+def attention_sizes(nvrtc: Nvrtc, width: int) -> dict[str, int]:
     """Threads of a block, and bytes of dynamic shared memory by kernel: attention_common.cuh's, worked out by the compiler."""
     attention = next(program for program in programs() if program.name == "attention")
     names = ["BF16_THREADS", *dict.fromkeys(SIZES.values())]
-    text = attention.text(head, parts=2) + "".join(f'extern "C" __device__ u32 TOLD_{name} = {name};\n' for name in names)
+    text = attention.text(Heads(width, plain=True), parts=2) + "".join(f'extern "C" __device__ u32 TOLD_{name} = {name};\n' for name in names)
     ptx, _ = nvrtc.compile(text, "sizes.cu", ["--gpu-architecture=compute_80"], "PTX")
     told = dict(re.findall(r"TOLD_(\w+) = (\d+);", ptx.decode()))
     if set(told) != set(names):
@@ -281,24 +308,33 @@ def usage_rows(groups: dict[str, dict[int, Usage]], beside: dict[str, str] | Non
     return rows
 
 
-def grouped(found: Found, group_of: dict[str, str], head: int | None = None) -> dict[str, dict[int, Usage]]:
+def grouped(found: Found, group_of: dict[str, str], heads: Heads | None = None) -> dict[str, dict[int, Usage]]:
     """Usages by group and architecture, the largest of the group's kernels."""
     collected: dict[str, dict[int, list[Usage]]] = defaultdict(lambda: defaultdict(list))
-    for (kernel, width, architecture), usage in found.items():
-        if width == head and kernel in group_of:
+    for (kernel, of, architecture), usage in found.items():
+        if of == heads and kernel in group_of:
             collected[group_of[kernel]][architecture].append(usage)
     return {name: {each: largest(all_of) for each, all_of in by.items()} for name, by in collected.items()}
 
 
 def attention_part(found: Found, sizes: dict[int, dict[str, int]]) -> Iterator[str]:
     yield "## Attention\n"
-    kernels = list(dict.fromkeys(kernel for kernel, head, _ in found if head is not None))
+    yield (
+        "A program without caps and windows, and one with them (limited). A kernel has a line of its own in the second where it "
+        "is another there.\n"
+    )
+    kernels = list(dict.fromkeys(kernel for kernel, heads, _ in found if heads is not None))
     kernels.sort(key=lambda kernel: (kernel.endswith("_bf16"), kernel))
-    for head in HEADS:
-        dynamic = {kernel: f"{sizes[head][kernel]:,}" for kernel in SIZES}
-        groups = grouped(found, {kernel: kernel for kernel in kernels}, head)
-        rows = usage_rows({kernel: groups[kernel] for kernel in kernels}, dynamic)
-        yield f"Heads of {head}:\n"
+    for width in HEADS:
+        dynamic, groups = {}, {}
+        plain, limited = (grouped(found, {kernel: kernel for kernel in kernels}, Heads(width, each)) for each in (True, False))
+        for kernel in kernels:
+            for heads, usages_of in ((Heads(width, True), plain[kernel]), (Heads(width, False), limited[kernel])):
+                if heads.plain or usages_of != plain[kernel]:
+                    groups[heads.of(kernel)] = usages_of
+                    dynamic[heads.of(kernel)] = f"{sizes[width].get(kernel, 0):,}"
+        rows = usage_rows(groups, dynamic)
+        yield f"Heads of {width}:\n"
         yield table(["kernel", *columns(), "static shared", "dynamic shared"], rows)
 
 
@@ -310,21 +346,25 @@ def blocks_part(found: Found, sizes: dict[int, dict[str, int]]) -> Iterator[str]
         f"{RESERVED_BYTES:,} bytes more for each block). Warps: times {max(threads) // 32}.\n"
     )
     rows = []
-    for head in HEADS:
+    for width in HEADS:
         for kernel in (kernel for kernel in SIZES if kernel.endswith("_bf16")):
-            cells = []
-            for architecture in SHARED_KIB:
-                usage = found[kernel, head, architecture]
-                registers = blocks_by_registers(usage, sizes[head]["threads"])
-                shared = blocks_by_shared(usage, sizes[head][kernel], architecture)
-                cells.append(f"{min(registers, shared)} ({registers}; {shared})")
-            rows.append([f"{head}, {kernel}", *cells])
+            lines = {}
+            for heads in (Heads(width, True), Heads(width, False)):
+                cells = []
+                for architecture in SHARED_KIB:
+                    usage = found[kernel, heads, architecture]
+                    registers = blocks_by_registers(usage, sizes[width]["threads"])
+                    shared = blocks_by_shared(usage, sizes[width][kernel], architecture)
+                    cells.append(f"{min(registers, shared)} ({registers}; {shared})")
+                lines[heads.of(kernel)] = cells
+            same = len({tuple(cells) for cells in lines.values()}) == 1
+            rows += [[f"{width}, {name}", *cells] for name, cells in list(lines.items())[: 1 if same else 2]]
     yield table(["heads, kernel", *columns(tuple(SHARED_KIB))], rows)
     yield SOURCE + " Registers go to warps by 256, from one of the four quarters of a multiprocessor's.\n"
 
 
 def other_parts(found: Found) -> Iterator[str]:
-    kernels = list(dict.fromkeys(kernel for kernel, head, _ in found if head is None))
+    kernels = list(dict.fromkeys(kernel for kernel, heads, _ in found if heads is None))
     dequantize = [kernel for kernel in kernels if kernel.startswith("dequantize_")]
     others = sorted(set(kernels) - set(dequantize), key=lambda kernel: (kernel.endswith("_bf16"), kernel))
     yield "## Rows, loss, optimizer\n"
@@ -341,7 +381,7 @@ def ordered(found: Found, group_of: dict[str, str]) -> dict[str, dict[int, Usage
     return {name: groups[name] for name in dict.fromkeys(group_of.values())}
 
 
-def spilling(found: Found) -> list[tuple[str, int | None, int]]:
+def spilling(found: Found) -> list[tuple[str, Heads | None, int]]:
     """Kernels in bf16 that spill more than a few bytes."""
     of_bf16 = {key: usage for key, usage in found.items() if key[0].endswith("_bf16")}
     return [key for key, usage in of_bf16.items() if usage.stores + usage.loads > SPILLS_ALLOWED]
@@ -349,19 +389,25 @@ def spilling(found: Found) -> list[tuple[str, int | None, int]]:
 
 def verdict(found: Found) -> str:
     """The first line."""
-    bad = [key for key in spilling(found) if key[1] is None or key[1] <= GOAL_HEAD]
+    bad = [key for key in spilling(found) if key[1] is None or key[1].width <= GOAL_HEAD]
     if not bad:
         where = f"at heads up to {GOAL_HEAD}, on {', '.join(columns(ARCHITECTURES[1:]))}"
         return f"**No kernel in bf16 spills more than {SPILLS_ALLOWED} bytes, {where}.**\n"
-    names = "; ".join(f"{kernel} (heads of {head}) on sm_{each}" for kernel, head, each in bad)
+    named = [(heads.of(kernel) if heads else kernel, heads, each) for kernel, heads, each in bad]
+    names = "; ".join(f"{name}{f' (heads of {heads.width})' if heads else ''} on sm_{each}" for name, heads, each in named)
     return f"**Kernels in bf16 spill more than {SPILLS_ALLOWED} bytes at heads up to {GOAL_HEAD}: {names}.**\n"
 
 
 def stack_part(found: Found) -> Iterator[str]:
     yield "## Stack and spills\n"
     rows = [
-        [kernel, str(head or ""), f"sm_{architecture}", str(usage.stack), str(usage.stores), str(usage.loads)]
-        for (kernel, head, architecture), usage in found.items()
+        [
+            heads.of(kernel) if heads else kernel,
+            str(heads.width) if heads else "",
+            f"sm_{architecture}",
+            *map(str, (usage.stack, usage.stores, usage.loads)),
+        ]
+        for (kernel, heads, architecture), usage in found.items()
         if usage.stack or usage.spills()
     ]
     if rows:
@@ -403,7 +449,7 @@ def main() -> None:
         nvrtc = Nvrtc(library)
         package = next((path.name for path in library.parents[3].glob("nvidia_cuda_nvrtc-*.dist-info")), "")
         version = re.search(r"-([\d.]+)\.dist-info", package)
-        found, sizes = all_usages(nvrtc), {head: attention_sizes(nvrtc, head) for head in HEADS}
+        found, sizes = all_usages(nvrtc), {width: attention_sizes(nvrtc, width) for width in HEADS}
     exact = f" (nvidia-cuda-nvrtc {version[1]})" if version else ""
     text = document(found, sizes, f"NVRTC {nvrtc.version}{exact}")
     print(text, end="")

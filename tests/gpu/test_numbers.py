@@ -11,6 +11,7 @@ import machine
 import parts
 import pieces
 import reading
+import registers
 import report
 
 
@@ -257,6 +258,14 @@ class Limits(unittest.TestCase):
         self.assertLess(sum(commands.THEMES.values()), commands.LIMITS["check"])
         for limit in commands.THEMES.values():
             self.assertLess(commands.each_limit(limit), limit)
+
+
+class Programs(unittest.TestCase):
+    """What registers.py compiles."""
+
+    def test_each_file_of_kernels_is_in_one_program(self) -> None:
+        files = sorted(f"kernels/{path.name}" for path in (registers.CUDA / "kernels").glob("*.cu"))
+        self.assertEqual(sorted(program.parts[-1] for program in registers.programs()), files)
 
 
 if __name__ == "__main__":

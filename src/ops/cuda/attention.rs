@@ -173,7 +173,7 @@ impl Cuda {
         arguments.extend([size(qkv.columns)?, size(kv.keys.stride)?]);
         arguments.extend(last(shape)?);
         let grid = [tiles.query_blocks, heads(shape.heads)?, 1];
-        let program = programs::attention(shape.head_dim);
+        let program = programs::attention(shape.head_dim, shape.is_plain());
         let kv_numbers = 2 * kv.keys.rows * kv.keys.columns;
         let numbers = kv_numbers + 2 * out.rows * out.columns;
         let work = self.attention_work(shape, tiles, 2, numbers, out.rows);
@@ -194,7 +194,7 @@ impl Cuda {
         d_out: &Rows,
     ) -> Result<Rows> {
         let sizes = sizes(shape.head_dim, self.compute)?;
-        let program = programs::attention(shape.head_dim);
+        let program = programs::attention(shape.head_dim, shape.is_plain());
         let delta = self.gpu.allocate(4 * qkv.rows.max(self.capacity) * shape.heads)?;
         let d_qkv = self.rows(qkv.rows, qkv.columns)?;
         let rows = u32::try_from(out.rows).map_err(Error::wrap)?;

@@ -24,7 +24,7 @@ pub use programs::{TYPES, programs};
 pub use rows::{Cuda, DropoutKeys, Places, RowDropout, Rows};
 
 use crate::device::Gpu;
-use crate::ops::Compute;
+use crate::ops::{AttentionShape, Compute};
 use candle_core::Result;
 
 /// Compiles and loads the kernels that every model needs: what does not fit shows at the start.
@@ -69,11 +69,14 @@ pub fn prepare_objectives(gpu: &Gpu) -> Result<()> {
     gpu.prepare(&programs::objectives(), "along_f32")
 }
 
-/// Compiles and loads the kernels of attention for heads of a width.
+/// Compiles and loads the kernels of attention for these shapes; what several share, once.
 ///
 /// # Errors
-/// When there are none for that width, or as [`prepare`].
-pub fn prepare_attention(gpu: &Gpu, head_dim: usize, compute: Compute) -> Result<()> {
-    attention::check_width(head_dim, compute)?;
-    gpu.prepare(&programs::attention(head_dim), "attention_f32")
+/// When there are none for heads of a width, or as [`prepare`].
+pub fn prepare_attention(gpu: &Gpu, shapes: impl IntoIterator<Item = AttentionShape>, compute: Compute) -> Result<()> {
+    for shape in shapes {
+        attention::check_width(shape.head_dim, compute)?;
+        gpu.prepare(&programs::attention(shape.head_dim, shape.is_plain()), "attention_f32")?;
+    }
+    Ok(())
 }

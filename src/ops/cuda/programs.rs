@@ -48,8 +48,8 @@ pub(super) fn adamw() -> Program {
     Program { name: "adamw", source: &[PRELUDE, include_str!("kernels/adamw.cu")], defines: Vec::new() }
 }
 
-/// Attention, for heads of one width.
-pub(super) fn attention(head_dim: usize) -> Program {
+/// Attention, for heads of one width. `plain`: without caps and windows; a compiler that knows of none makes faster code.
+pub(super) fn attention(head_dim: usize, plain: bool) -> Program {
     let source = &[
         PRELUDE,
         include_str!("kernels/attention_common.cuh"),
@@ -57,12 +57,13 @@ pub(super) fn attention(head_dim: usize) -> Program {
         include_str!("kernels/attention_bf16.cuh"),
         include_str!("kernels/attention.cu"),
     ];
-    Program { name: "attention", source, defines: vec![("HEAD_DIM", head_dim)] }
+    Program { name: "attention", source, defines: vec![("HEAD_DIM", head_dim), ("PLAIN", usize::from(plain))] }
 }
 
 /// All programs, attention for this width of heads.
-pub fn programs(head_dim: usize) -> [Program; 6] {
-    [dequantize(), rows(), families(), objectives(), adamw(), attention(head_dim)]
+pub fn programs(head_dim: usize) -> [Program; 7] {
+    let [plain, limited] = [true, false].map(|plain| attention(head_dim, plain));
+    [dequantize(), rows(), families(), objectives(), adamw(), plain, limited]
 }
 
 /// The programs that do not depend on a model, and a kernel of each.

@@ -224,7 +224,8 @@ __device__ __forceinline__ void forward(const Inputs<u16> &in, u16 *out, float *
         __syncthreads();
         fetch<FORWARD_KEYS, BF16_THREADS>(values, v, start);
         Tile scores[FORWARD_TILES][FORWARD_KEYS / 8];
-        bool sees = sequence.some_see(first, 16 * FORWARD_TILES, start, FORWARD_KEYS);
+        // In the widest heads the question costs spills; without a window it only spares some warps of a block its last tiles.
+        bool sees = PLAIN && PADDED > 240 || sequence.some_see(first, 16 * FORWARD_TILES, start, FORWARD_KEYS);
         if (sees) dot_rows<FORWARD_TILES, FORWARD_KEYS>(scores, left, keys);
         // The values have come, and no warp needs the keys.
         await_copies();
@@ -307,7 +308,11 @@ backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32
         if (start + STREAMED < end) fetch_tile(start + STREAMED);
         for (u32 step = 0; step < STREAMED; step += QUERIES_STEP) {
             u32 key = start + step;
-            if (!sequence.some_see(first, 16 * QUERY_TILES, key, QUERIES_STEP)) continue;
+            if (!sequence.some_see(first, 16 * QUERY_TILES, key, QUERIES_STEP)) {
+                // Keys that a window leaves out may have seen ones behind them.
+                if (PLAIN) break;
+                continue;
+            }
             const u16 *keys = Memory::streamed(start / STREAMED, 0) + step * BF16_LINE;
             const u16 *values = Memory::streamed(start / STREAMED, 1) + step * BF16_LINE;
             Tile scores[QUERY_TILES][QUERIES_STEP / 8], d_scores[QUERY_TILES][QUERIES_STEP / 8];
@@ -329,6 +334,28 @@ backward_queries(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_q, u32
     }
     u16 *out = d_q + (u64)sequence.query_start * dq_stride + head * HEAD_DIM;
     EACH(m, QUERY_TILES) store_tile(out, dq_stride, sums[m], first + 16 * m, sequence.query_count, in.scale);
+}
+
+// The 16 bytes behind the rows of two queries of a tile are free: behind the first one's, their log-sums and their deltas.
+__device__ __forceinline__ float *numbers_of(u16 *queries, u32 i) {
+    return (float *)(queries + i / 2 * 2 * BF16_LINE + PADDED) + i % 2;
+}
+
+// Starts to copy the log-sums and deltas of a tile of queries, a number for each thread. They come with the tile: a step that read
+// them from global memory would wait for them. Of a query that is not there, the log-sum is infinite.
+__device__ __forceinline__ void
+fetch_numbers(u16 *queries, const Pulled<u16> &pulled, const Sequence &sequence, u32 first, u32 heads, u32 head) {
+    static_assert(2 * STREAMED <= BF16_THREADS && STREAMED % 2 == 0, "a number for each thread");
+    if (threadIdx.x >= 2 * STREAMED) return;
+    u32 i = threadIdx.x % STREAMED;
+    bool is_delta = threadIdx.x >= STREAMED;
+    float *to = numbers_of(queries, i) + (is_delta ? 2 : 0);
+    if (first + i < sequence.query_count) {
+        u64 place = (u64)(sequence.query_start + first + i) * heads + head;
+        copy_4(to, (is_delta ? pulled.delta : pulled.log_sums) + place);
+    } else {
+        *to = is_delta ? 0.0f : INFINITE;
+    }
 }
 
 // Queries that meet the keys of a warp at a time.
@@ -355,6 +382,7 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
         Rows<u16> d_out(pulled.d_out, sequence.query_start, sequence.query_count, in.heads * HEAD_DIM, head);
         fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 0), q, start);
         fetch<STREAMED, BF16_THREADS>(Memory::streamed(turn, 1), d_out, start);
+        fetch_numbers(Memory::streamed(turn, 0), pulled, sequence, start, in.heads, head);
     };
     u32 first_query = sequence.first_query(first), end = sequence.end_of_queries(first + KEY_ROWS - 1);
     u32 start = first_query, head = kv_head * in.group, heads_end = head + in.group;
@@ -371,11 +399,13 @@ backward_keys_of(const Inputs<u16> &in, const Pulled<u16> &pulled, u16 *d_k, u16
             u32 query = start + step;
             if (query >= end) break;
             if (!sequence.some_see(query, KEYS_STEP, first, 16 * KEY_TILES)) continue;
-            const u16 *queries = Memory::streamed(turn, 0) + step * BF16_LINE;
+            u16 *queries = Memory::streamed(turn, 0) + step * BF16_LINE;
             const u16 *gradients = Memory::streamed(turn, 1) + step * BF16_LINE;
             Query columns[KEYS_STEP / 8][2];
-            EACH(n, KEYS_STEP / 8) EACH(i, 2) {
-                columns[n][i] = Query(in, pulled, sequence, query + 8 * n + column_of(i), head);
+            EACH(n, KEYS_STEP / 8) {
+                float4 both = *(const float4 *)numbers_of(queries, 8 * n + column_of(0));
+                columns[n][0] = Query(both.x, both.z);
+                columns[n][1] = Query(both.y, both.w);
             }
             Tile scores[KEY_TILES][KEYS_STEP / 8], d_scores[KEY_TILES][KEYS_STEP / 8];
             dot_rows<KEY_TILES, KEYS_STEP>(scores, keys, queries);

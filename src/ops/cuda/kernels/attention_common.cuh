@@ -1,13 +1,19 @@
 // Causal attention with grouped queries, forward and backward: the twin of ops/attention, and never a [t, t] matrix.
 //
-// `HEAD_DIM` (even, at most 256) is defined before this file, which is compiled once for each head size. A block owns some rows
-// of one head (queries; keys in the backward pass for keys) and streams tiles of the others through shared memory. Scores are
-// kept by powers of two: exp(scale·s) = exp2(s·scale·log2 e). A query may see the last keys alone, a window: tiles that no query of
-// a block sees are left out. Scores may be capped. Sources: arXiv 2205.14135 (online softmax), 2307.08691 (order of the products,
-// the split of the backward pass by owned rows), 2408.00118 (the cap).
+// `HEAD_DIM` (even, at most 256) and `PLAIN` are defined before this file, which is compiled once for each pair of them. A block
+// owns some rows of one head (queries; keys in the backward pass for keys) and streams tiles of the others through shared memory.
+// Scores are kept by powers of two: exp(scale·s) = exp2(s·scale·log2 e). A query may see the last keys alone, a window: tiles that
+// no query of a block sees are left out. Scores may be capped. Sources: arXiv 2205.14135 (online softmax), 2307.08691 (order of the
+// products, the split of the backward pass by owned rows), 2408.00118 (the cap).
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 64
+#endif
+
+// Whether there is no cap and no window, whatever the arguments say: a program of its own, in which nothing asks for them. Even
+// where no branch is taken, asking slows the kernels down.
+#ifndef PLAIN
+#define PLAIN 0
 #endif
 
 // What the launches must know (ops/cuda has the same): threads, rows that a block owns, bytes of dynamic shared memory.
@@ -89,21 +95,24 @@ struct Sequence {
 
     // The first key that query i sees.
     __device__ __forceinline__ u32 first_seen(u32 i) const {
+        if (PLAIN) return 0;
         u32 end = seen(i);
         return end > window ? end - window : 0;
     }
 
     // Whether query i does not see a key. A key behind it is a very large distance before it.
-    __device__ __forceinline__ bool hides(u32 i, u32 key) const { return seen(i) - 1 - key >= window; }
+    __device__ __forceinline__ bool hides(u32 i, u32 key) const {
+        return PLAIN ? key >= seen(i) : seen(i) - 1 - key >= window;
+    }
 
     // Whether each of some queries sees each of some keys.
     __device__ __forceinline__ bool all_see(u32 query, u32 queries, u32 key, u32 keys) const {
-        return key + keys <= seen(query) && key >= first_seen(query + queries - 1);
+        return key + keys <= seen(query) && (PLAIN || key >= first_seen(query + queries - 1));
     }
 
     // Whether some of these queries may see some of these keys.
     __device__ __forceinline__ bool some_see(u32 query, u32 queries, u32 key, u32 keys) const {
-        return key < seen(query + queries - 1) && key + keys > first_seen(query);
+        return key < seen(query + queries - 1) && (PLAIN || key + keys > first_seen(query));
     }
 
     // The end of the keys that some of `rows` queries see.
@@ -120,6 +129,7 @@ struct Sequence {
 
     // The end of the queries that see a key, which may be none that is there.
     __device__ __forceinline__ u32 end_of_queries(u32 key) const {
+        if (PLAIN) return query_count;
         u32 before = key_count - query_count, end = key + window;
         if (end <= before) return 0;
         return end - before < query_count ? end - before : query_count;
@@ -156,6 +166,17 @@ __device__ __forceinline__ void copy_16(void *to, const void *from, bool there) 
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(used) : "memory");
 #else
     *(uint4 *)to = there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// The same of 4 bytes, which must be there.
+__device__ __forceinline__ void copy_4(void *to, const void *from) {
+#if !defined(__CUDA_ARCH__)
+    host::copy_async(to, from, 4, 4);
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+#else
+    *(u32 *)to = *(const u32 *)from;
 #endif
 }
 
@@ -209,7 +230,7 @@ template <class T> struct Inputs {
     u32 window;
 
     __device__ __forceinline__ Sequence sequence() const { return Sequence(sequences, tiles[2 * blockIdx.x], window); }
-    __device__ __forceinline__ bool capped() const { return power != 0.0f; }
+    __device__ __forceinline__ bool capped() const { return !PLAIN && power != 0.0f; }
 };
 
 // tanh(x) of 2·log2 e·x, to about 2^-22: the GPU's own has 11 bits.

@@ -142,6 +142,9 @@ struct Query {
         delta = there ? pulled.delta[place] : 0.0f;
     }
 
+    // The product is rounded by itself, as it is above.
+    __device__ __forceinline__ Query(float log_sum, float delta) : log2_sum(__fmul_rn(log_sum, LOG2_E)), delta(delta) {}
+
     // From a score to its probability (of minus infinity, what is not seen: zero), and from the probability's gradient to the
     // score's: to that of the product, where the score is its tanh.
     template <bool CAPPED> __device__ __forceinline__ void pull(float &score, float &gradient, float factor) const {
