@@ -93,6 +93,9 @@ fn render(report: &CheckReport, colors: bool) -> String {
     table.row("time", report.time.as_ref().map_or("not known".to_owned(), time_text));
     table.row("memory", memory_text(report));
     table.row("device", printable(&report.device));
+    if let Some(advice) = &report.advice {
+        table.row("advice", printable(advice));
+    }
     if !report.libraries.is_empty() {
         let libraries = report.libraries.iter().map(|(name, path)| format!("{name}: {}", path.display()));
         table.row("libraries", printable(&libraries.collect::<Vec<_>>().join("\n")));
@@ -222,6 +225,8 @@ mod tests {
             kept_layers: 12,
             layers: 30,
             device: "cpu".into(),
+            prior: None,
+            advice: Some("the base knows some of the held-out answers".into()),
             libraries: Vec::new(),
             warnings: vec!["data.max_seq_len is above what the model was trained for".into()],
         };

@@ -369,6 +369,7 @@ mod tests {
             objective_loss: 0.1,
             token_accuracy: 0.412,
             token_probability: 0.3061,
+            likely_tokens: 0.0,
             supervised_tokens: 9,
             best: false,
         };

@@ -246,6 +246,7 @@ mod tests {
             objective_loss: cross_entropy / 20.0,
             token_accuracy,
             token_probability: token_accuracy - 0.1,
+            likely_tokens: 0.0,
             supervised_tokens: 900,
             best: true,
         };

@@ -5,6 +5,7 @@
 //! through them. A step is `Σ loss / denominator`; both sums run over all micro-batches of the step, so that a step does not
 //! depend on how it is cut. One file and one line of [`build`] add an objective.
 
+mod advice;
 mod asft;
 mod bft;
 mod confidence;
@@ -17,6 +18,7 @@ mod profit;
 mod sft;
 mod token_mean;
 
+pub use advice::Prior;
 pub use confidence::{Confidence, local_means, min_group_confidence, min_local_confidence};
 pub use config::{ObjectiveConfig, ObjectiveKind, SampleWeighting, TokenWeighting};
 pub use metrics::{ObjectiveMetrics, Observations, Spread};

@@ -106,6 +106,7 @@ mod tests {
             cross_entropy,
             token_accuracy,
             token_probability,
+            likely_tokens: 0.0,
             objective_loss: 0.1,
             supervised_tokens: 100,
             best: true,

@@ -1,6 +1,7 @@
 //! The story of a run: a recipe in, an adapter out. Also its rehearsal (`check`), its data alone (`data`), text from what it
 //! made (`generate`), and what servers would make of that (`lint`).
 
+mod advice;
 mod card;
 mod compare;
 mod data;
@@ -93,7 +94,8 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         observer.event(&Event::Warning(warning));
     }
     let out = OutputFolder::open(recipe, options)?;
-    let fit = take_steps(recipe, options, &prepared, &model, (&out, changes, started), observer)?;
+    let mut advising = advice::Advising { observer, recipe: (recipe.lora.init_from.is_none()).then_some(&recipe.path) };
+    let fit = take_steps(recipe, options, &prepared, &model, (&out, changes, started), &mut advising)?;
     let ending = if fit.interrupted {
         Ending::default()
     } else {
@@ -257,6 +259,10 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         tracing::debug!(%error, "could not time some rows");
         None
     });
+    let prior = prepared.prior(recipe, &model).unwrap_or_else(|error| {
+        tracing::debug!(%error, "could not measure validation rows");
+        None
+    });
     let parameters = model.params.parameters();
     let report = model.report;
     let mut warnings = prepared.warnings(recipe);
@@ -287,6 +293,8 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         kept_layers: prepared.kept_layers,
         layers: prepared.layers(),
         device: prepared.device_name(),
+        advice: prior.map(|prior| prior.advice(&recipe.path.display().to_string())),
+        prior,
         libraries: prepared.device.gpu().map(Gpu::facts).transpose()?.map_or_else(Vec::new, |facts| facts.libraries),
         warnings,
     })

@@ -3,6 +3,7 @@
 use super::timing::TimeEstimate;
 use super::upload::Uploaded;
 use crate::data::DataReport;
+use crate::objectives::Prior;
 use crate::train::metrics::Validation;
 use crate::train::{Health, MemoryEstimate, MetricForBest};
 use serde::Serialize;
@@ -123,6 +124,12 @@ pub struct CheckReport {
     pub layers: usize,
     /// The device.
     pub device: String,
+    /// What the base knows of some of the held-out rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prior: Option<Prior>,
+    /// Which objective that favours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
     /// Of a GPU, the libraries that it is used through, each with its version, and their files.
     pub libraries: Vec<(String, PathBuf)>,
     /// What is odd, but no error.

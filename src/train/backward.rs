@@ -34,6 +34,8 @@ pub struct Loss {
     pub supervised: usize,
     /// `Σ p` of the supervised tokens.
     pub probability: f64,
+    /// Of the supervised tokens, those with a probability above one half.
+    pub likely: usize,
     /// Of the supervised tokens, those that the model ranks first.
     pub top1: usize,
     /// Tokens without padding.
@@ -50,6 +52,7 @@ impl Loss {
         self.cross_entropy += other.cross_entropy;
         self.supervised += other.supervised;
         self.probability += other.probability;
+        self.likely += other.likely;
         self.top1 += other.top1;
         self.tokens += other.tokens;
         self.observations.join(other.observations);
@@ -348,6 +351,7 @@ impl Head {
             weight: cross_entropy.iter().sum(),
             cross_entropy: -log_probabilities.iter().sum::<f64>(),
             probability: log_probabilities.iter().map(|log_p| log_p.exp()).sum(),
+            likely: log_probabilities.iter().filter(|&&log_p| log_p > -std::f64::consts::LN_2).count(),
             supervised: self.labels.len(),
             top1: top1.iter().filter(|&&top| top).count(),
             tokens: self.tokens,

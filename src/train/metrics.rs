@@ -127,6 +127,9 @@ pub struct Validation {
     /// Mean probability of the supervised tokens. 0 where an older file has none.
     #[serde(default, deserialize_with = "or_nan")]
     pub token_probability: f64,
+    /// Share of the supervised tokens with a probability above one half. 0 where an older file has none.
+    #[serde(default, deserialize_with = "or_nan")]
+    pub likely_tokens: f64,
     /// The objective's own loss.
     #[serde(deserialize_with = "or_nan")]
     pub objective_loss: f64,

@@ -160,6 +160,7 @@ mod tests {
             cross_entropy: 2.5,
             token_accuracy: 0.5,
             token_probability: 0.3,
+            likely_tokens: 0.0,
             objective_loss: 0.1,
             supervised_tokens: 9,
             best: false,

@@ -75,6 +75,7 @@ impl Trainer<'_> {
             cross_entropy: loss.cross_entropy / supervised,
             token_accuracy: loss.top1 as f64 / supervised,
             token_probability: loss.probability / supervised,
+            likely_tokens: loss.likely as f64 / supervised,
             objective_loss: loss.sum / loss.denominator(self.engine.objective, rows),
             supervised_tokens: loss.supervised,
             best: false,

@@ -1,0 +1,65 @@
+//! Which objective suits a base and its data, by what the base knows of the answers before training.
+//!
+//! Weighting tokens by their probability keeps a model near what it knows already. That pays where it knows most of the answers, and
+//! costs where it does not: arXiv 2510.00526 found weights by probability better than cross-entropy at the one end, cross-entropy
+//! better at the other, and neither in between, which is where it has medicine. `docs/objectives.md` has our own table.
+
+use serde::Serialize;
+
+/// Below this mean probability of the answers' tokens a base knows little of them. All data of our own table is below, and `sft` was
+/// the best on each.
+const LITTLE: f64 = 0.45;
+/// From this mean probability on it knows most of them.
+const MOST: f64 = 0.7;
+
+/// What a base knows of answers that it was not trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Prior {
+    /// Mean probability of the supervised tokens.
+    pub token_probability: f64,
+    /// Share of them with a probability above one half.
+    pub likely_tokens: f64,
+    /// Their mean cross-entropy, in nats.
+    pub cross_entropy: f64,
+}
+
+impl Prior {
+    /// Where that lies, which objective is favoured there, and what compares them for `recipe`, the path of a recipe.
+    pub fn advice(&self, recipe: &str) -> String {
+        let Self { token_probability, likely_tokens, cross_entropy } = self;
+        let (knows, favoured) = if *token_probability < LITTLE {
+            ("little", "there `sft` and `eaft` are favoured over `bft` and `dft`")
+        } else if *token_probability < MOST {
+            ("some", "there no objective is favoured")
+        } else {
+            ("most", "there `bft` and `dft` are favoured over `sft`")
+        };
+        format!(
+            "the base knows {knows} of the held-out answers: their tokens have a probability of {:.0}% on average, {:.0}% of them one \
+             above one half (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives {recipe}` compares them; \
+             docs/objectives.md says more",
+            100.0 * token_probability,
+            100.0 * likely_tokens
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_base_knows_decides_what_is_favoured() {
+        let says =
+            |token_probability| Prior { token_probability, likely_tokens: 0.5, cross_entropy: 1.0 }.advice("r.yaml");
+        for (probability, phrases) in [
+            (0.2, ["knows little", "`sft` and `eaft` are favoured"]),
+            (0.5, ["knows some", "no objective is favoured"]),
+            (0.8, ["knows most", "`bft` and `dft` are favoured"]),
+        ] {
+            let text = says(probability);
+            assert!(phrases.iter().all(|phrase| text.contains(phrase)), "{text}");
+            assert!(text.contains("equipoise objectives r.yaml"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What the base knows of the held-out rows, and which objective that favours.
+
+use super::prepare::Prepared;
+use crate::data::Batch;
+use crate::error::Result;
+use crate::models::Model;
+use crate::objectives::{Prior, build};
+use crate::ops::Pool;
+use crate::recipe::Recipe;
+use crate::train::backward::Loss;
+use crate::train::{Event, Observer};
+use std::path::PathBuf;
+
+/// Tokens of the rows that `check` measures, about.
+const MEASURED_TOKENS: usize = 2048;
+
+impl Prepared {
+    /// What the base knows of some validation rows; `None` where there are none, or where the run begins with an adapter.
+    ///
+    /// # Errors
+    /// When the rows cannot be read or the device refuses.
+    pub(super) fn prior(&self, recipe: &Recipe, model: &Model) -> Result<Option<Prior>> {
+        let validation = &self.dataset.validation;
+        if validation.is_empty() || recipe.lora.init_from.is_some() {
+            return Ok(None);
+        }
+        let (objective, pool) = (build(&recipe.objective), Pool::default());
+        let engine = self.engine(recipe, model, &*objective, &pool);
+        // Evenly spaced rows, as many as have about so many tokens.
+        let all: usize = validation.entries().map(|entry| entry.tokens as usize).sum();
+        let step = all.div_ceil(MEASURED_TOKENS).max(1);
+        let mut loss = Loss::default();
+        for row in (0..validation.len()).step_by(step) {
+            let sample = validation.get(row)?;
+            loss.join(engine.evaluate(&Batch::collate(&[&sample], self.pad_id()))?);
+        }
+        let supervised = loss.supervised as f64;
+        let prior = Prior {
+            token_probability: loss.probability / supervised,
+            likely_tokens: loss.likely as f64 / supervised,
+            cross_entropy: loss.cross_entropy / supervised,
+        };
+        Ok((loss.supervised > 0).then_some(prior))
+    }
+}
+
+/// Says behind the validation before training which objective it favours.
+pub(super) struct Advising<'a> {
+    pub observer: &'a mut dyn Observer,
+    /// The recipe's file; `None` where that validation is not of the base alone.
+    pub recipe: Option<&'a PathBuf>,
+}
+
+impl Observer for Advising<'_> {
+    fn event(&mut self, event: &Event) {
+        self.observer.event(event);
+        if let (Event::Validation(validation), Some(recipe)) = (event, self.recipe)
+            && validation.step == 0
+        {
+            let prior = Prior {
+                token_probability: validation.token_probability,
+                likely_tokens: validation.likely_tokens,
+                cross_entropy: validation.cross_entropy,
+            };
+            self.observer.event(&Event::Note(prior.advice(&recipe.display().to_string())));
+        }
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.observer.stop_requested()
+    }
+}
