@@ -167,13 +167,7 @@ fn runs_that_do_not_compare_are_refused_with_what_differs() {
 #[test]
 fn an_adapter_is_compared_with_its_base_by_their_one_folder() {
     let place = Workplace::new();
-    place.write(
-        "mine.yaml",
-        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
-         output_type: multiple_choice\ndoc_to_text: \"{{question}}\"\ndoc_to_choice: [\" one gene\", \" a process\"]\ndoc_to_target: answer\n",
-    );
-    let row = |i: usize| format!("{{\"question\": \"What is {i}?\", \"answer\": {}}}\n", i % 2);
-    place.write("rows.jsonl", (0..20).map(row).collect::<String>());
+    place.write_task(20);
     let (adapter, base) = (golden("peft_adapter"), embedded_base());
     let mut eval = place.command(&["eval", adapter.to_str().unwrap(), "--base", base.to_str().unwrap()]);
     let done = eval.args(["--tasks", "mine.yaml", "--output-path", "out", "--quiet"]).output().unwrap();

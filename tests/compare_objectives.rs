@@ -3,16 +3,10 @@
 use crate::support::workplace::{Running, Workplace, refusal};
 use serde_json::Value;
 
-/// Six steps, and a task of a few questions.
+/// The trial recipe, and a task of a few questions.
 fn place() -> Workplace {
     let place = Workplace::new();
-    place.write(
-        "mine.yaml",
-        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
-         output_type: multiple_choice\ndoc_to_text: \"{{question}}\"\ndoc_to_choice: [\" one gene\", \" a process\"]\ndoc_to_target: answer\n",
-    );
-    let row = |i: usize| format!("{{\"question\": \"What is {i}?\", \"answer\": {}}}\n", i % 2);
-    place.write("rows.jsonl", (0..12).map(row).collect::<String>());
+    place.write_task(12);
     place
 }
 

@@ -102,6 +102,16 @@ impl Workplace {
         std::fs::write(self.path(name), contents).unwrap();
     }
 
+    /// The task `mine.yaml` of so many questions with two choices, in turn the first and the second right.
+    pub fn write_task(&self, questions: usize) {
+        let task = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
+                    output_type: multiple_choice\ndoc_to_text: \"{{question}}\"\n\
+                    doc_to_choice: [\" one gene\", \" a process\"]\ndoc_to_target: answer\n";
+        let row = |i: usize| format!("{{\"question\": \"What is {i}?\", \"answer\": {}}}\n", i % 2);
+        self.write("mine.yaml", task);
+        self.write("rows.jsonl", (0..questions).map(row).collect::<String>());
+    }
+
     /// A copy of the embedded base, to be damaged: the folder `base`.
     pub fn copy_base(&self) -> PathBuf {
         let folder = self.path("base");
