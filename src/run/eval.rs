@@ -9,8 +9,8 @@ pub(super) use tasks::{TaskSet, WantedTasks};
 use crate::device::{DeviceConfig, process_memory};
 use crate::error::{Error, Result};
 use crate::eval::{
-    Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, RunFacts, SelectedGroup, TaskHash, TaskResult,
-    aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
+    Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, RunFacts, SelectedGroup, TaskHash,
+    TaskResult, aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
 };
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;

@@ -10,11 +10,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// Reads a task's documents.
-pub(super) fn prepare(
-    config: TaskConfig,
-    wanted: &WantedTasks<'_>,
-    observer: &mut dyn Observer,
-) -> Result<Prepared> {
+pub(super) fn prepare(config: TaskConfig, wanted: &WantedTasks<'_>, observer: &mut dyn Observer) -> Result<Prepared> {
     observer.event(&Event::Phase(format!("reading {}", config.task)));
     let split = config.evaluated_split().unwrap_or_default().to_owned();
     let documents = documents(&config, &split, usize::MAX, wanted.offline, observer)?;
