@@ -1,11 +1,12 @@
 //! Evaluation on tasks, as lm-evaluation-harness (lm-eval) defines them: its YAML keys, its requests, its metrics and its files.
 //!
 //! YAML → [`TaskConfig`] (`config`, `registry`) → documents and prompts (`document`, `prompt`) → tokens (`request`) → scores → metrics of
-//! each item and of all (`metrics`, `aggregate`) → files (`files`). It reads no model and fetches nothing: the caller has the
+//! each item and of all (`metrics`, `aggregate`) → files (`files`). Beside that, which items stand in training rows (`contamination`). It reads no model and fetches nothing: the caller has the
 //! documents, and the model that answers.
 
 mod aggregate;
 mod config;
+mod contamination;
 mod document;
 mod files;
 mod filter;
@@ -19,6 +20,7 @@ mod value;
 
 pub use aggregate::{Aggregate, TaskResult, aggregate, group_results};
 pub use config::{GroupConfig, MetricConfig, OutputType, TaskConfig};
+pub use contamination::{Found, Index, Items, NEAR, NGRAM, RowMatch, SHINGLE, Tally, words};
 pub use document::{Documents, Prepared};
 pub use files::{Journal, RunFacts, TaskHash, file_stamp, model_folder, results_json};
 pub use metrics::ItemValue;

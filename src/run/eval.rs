@@ -2,12 +2,15 @@
 
 pub(super) mod bench;
 mod documents;
+mod tasks;
+
+pub(super) use tasks::{TaskSet, WantedTasks};
 
 use crate::device::{DeviceConfig, process_memory};
 use crate::error::{Error, Result};
 use crate::eval::{
-    Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, Registry, RunFacts, Selected, SelectedGroup,
-    TaskHash, TaskResult, aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
+    Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, RunFacts, SelectedGroup, TaskHash,
+    TaskResult, aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
 };
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
@@ -58,6 +61,19 @@ pub struct EvalRequest {
     pub seed: u64,
     /// Fetch nothing.
     pub offline: bool,
+}
+
+impl EvalRequest {
+    /// Its tasks, and how much of them.
+    pub(super) fn wanted(&self) -> WantedTasks<'_> {
+        WantedTasks {
+            names: &self.tasks,
+            include: &self.include,
+            num_fewshot: self.num_fewshot,
+            limit: self.limit,
+            offline: self.offline,
+        }
+    }
 }
 
 /// A model's results.
@@ -117,7 +133,7 @@ pub struct ResultRow {
 /// [`Error::Interrupted`] where it was asked to stop. What was answered by then is in the journal.
 pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Vec<ModelResults>> {
     // What can be known without a model comes first.
-    let tasks = TaskSet::read(request, observer)?;
+    let tasks = TaskSet::read(&request.wanted(), observer)?;
     if request.resume && request.output.is_none() {
         return Err(Error::invalid("--resume: an evaluation goes on in its folder, and `--output-path` names none"));
     }
@@ -135,30 +151,6 @@ pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Ve
         run.close(journal, &results)?;
     }
     Ok(results)
-}
-
-/// Tasks with their documents, and the groups that they are in.
-pub(super) struct TaskSet {
-    selected: Selected,
-    tasks: Vec<Prepared>,
-}
-
-impl TaskSet {
-    /// Those of a request.
-    ///
-    /// # Errors
-    /// When a task is not known, or its documents cannot be read.
-    pub(super) fn read(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Self> {
-        let selected = select(request, observer)?;
-        let configs = selected.tasks.iter().cloned();
-        let tasks = configs.map(|config| documents::prepare(config, request, observer)).collect::<Result<_>>()?;
-        Ok(Self { selected, tasks })
-    }
-
-    /// The first metric of each task: what a table shows.
-    pub(super) fn first_metrics(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.tasks.iter().filter_map(|task| Some((task.config.task.as_str(), task.metrics.first()?.metric.as_str())))
-    }
 }
 
 /// What is asked about each document of each task, in a model's tokens.
@@ -192,25 +184,6 @@ impl<'a> Questions<'a> {
     pub(super) fn longest(&self) -> usize {
         self.asked.iter().flatten().map(Asked::positions).max().unwrap_or(0)
     }
-}
-
-fn select(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Selected> {
-    let mut registry = Registry::built_in();
-    for path in &request.include {
-        registry.include(path)?;
-    }
-    let mut selected = registry.select(&request.tasks)?;
-    for task in &mut selected.tasks {
-        match request.num_fewshot {
-            // As in lm-eval: a task that says 0 is meant so.
-            Some(count) if task.num_fewshot == Some(0) && count > 0 => observer.event(&Event::Note(format!(
-                "the task `{}` says `num_fewshot: 0`: it has no few-shot examples, whatever `--num-fewshot` says",
-                task.task
-            ))),
-            wanted => task.num_fewshot = wanted.or(task.num_fewshot),
-        }
-    }
-    Ok(selected)
 }
 
 /// An evaluation of a model.

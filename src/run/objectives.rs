@@ -87,7 +87,7 @@ pub fn objectives(
 ) -> Result<ObjectivesReport> {
     let named = arms::named(&request.objectives, recipe)?;
     let mut observer = Inner { observer, said: Vec::new() };
-    let tasks = TaskSet::read(&request.eval, &mut observer)?;
+    let tasks = TaskSet::read(&request.eval.wanted(), &mut observer)?;
     let mut kept = Kept::open(recipe, request)?;
     let mut comparison = Comparison::new(recipe, request, named, &tasks, &mut kept, &mut observer)?;
     comparison.measure_base(&mut kept, &mut observer)?;

@@ -1,6 +1,6 @@
 //! A task's documents: from files, or from a dataset on the Hub.
 
-use super::EvalRequest;
+use super::WantedTasks;
 use crate::data::source::RowReader;
 use crate::error::{Error, Result};
 use crate::eval::{Documents, Prepared, TaskConfig};
@@ -10,20 +10,20 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// Reads a task's documents.
-pub(super) fn prepare(config: TaskConfig, request: &EvalRequest, observer: &mut dyn Observer) -> Result<Prepared> {
+pub(super) fn prepare(config: TaskConfig, wanted: &WantedTasks<'_>, observer: &mut dyn Observer) -> Result<Prepared> {
     observer.event(&Event::Phase(format!("reading {}", config.task)));
     let split = config.evaluated_split().unwrap_or_default().to_owned();
-    let documents = documents(&config, &split, usize::MAX, request.offline, observer)?;
-    let (wanted, count) = (config.num_fewshot.unwrap_or(0) > 0, config.num_fewshot.unwrap_or(0));
+    let documents = documents(&config, &split, usize::MAX, wanted.offline, observer)?;
+    let (examples, count) = (config.num_fewshot.unwrap_or(0) > 0, config.num_fewshot.unwrap_or(0));
     let given = config.fewshot_config.as_ref().and_then(|fewshot| fewshot.samples.clone());
     let fewshot = match (config.fewshot_split().map(str::to_owned), given) {
         // One more: a document is not an example for itself.
-        (Some(of), _) if wanted && of == split => documents.clone().first(count + 1),
-        (Some(of), _) if wanted => self::documents(&config, &of, count + 1, request.offline, observer)?,
-        (None, Some(samples)) if wanted => Documents::new(samples),
+        (Some(of), _) if examples && of == split => documents.clone().first(count + 1),
+        (Some(of), _) if examples => self::documents(&config, &of, count + 1, wanted.offline, observer)?,
+        (None, Some(samples)) if examples => Documents::new(samples),
         _ => Documents::default(),
     };
-    Prepared::new(config, documents, fewshot, request.limit)
+    Prepared::new(config, documents, fewshot, wanted.limit)
 }
 
 /// The first so many documents of a split: of files, or of a dataset on the Hub.
