@@ -9,6 +9,7 @@ mod chat_templates;
 mod cli;
 mod compare;
 mod compare_objectives;
+mod contamination;
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod cuda_driver;
 mod cuda_kernels;

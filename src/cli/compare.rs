@@ -22,6 +22,10 @@ pub(super) struct CompareArgs {
     /// A field of the documents (a gene, a passage): items that share its value are not independent.
     #[arg(long, value_name = "FIELD")]
     cluster: Option<String>,
+    /// Leave out the items of this file (JSON Lines with `task`, `doc_id` and, maybe, `doc_hash`), as `equipoise data --against-out`
+    /// writes those that stand in training rows.
+    #[arg(long, value_name = "FILE")]
+    without: Option<PathBuf>,
     /// Bootstrap resamples and random sign flips.
     #[arg(long, value_name = "N", default_value = "10000", value_parser = resamples)]
     resamples: usize,
@@ -52,6 +56,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<u8> {
         tasks: args.tasks.clone(),
         metrics: args.metrics.clone(),
         cluster: args.cluster.clone(),
+        without: args.without.clone(),
         resampling: Resampling { resamples: args.resamples, confidence: args.confidence, seed: args.seed },
     };
     let comparison = run::compare(&request)?;

@@ -1,16 +1,20 @@
 //! `equipoise data`: what a recipe's data amounts to, and its rows as the model sees them.
 
 use super::RecipeArgs;
-use super::output::{Stdout, Table, colors, count, duration, printable};
+use super::output::{Stdout, Table, colors, columns, count, duration, printable};
 use super::progress::Progress;
 use crate::data::{DataReport, Lengths, RowWeights};
 use crate::error::Result;
-use crate::run::{self, DataSummary, RunOptions, ShownRow};
+use crate::run::{self, AgainstRequest, ContaminatedItem, ContaminationReport, DataSummary, RunOptions, ShownRow};
 use clap::Args;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// What becomes of rows whose answer begins behind the cut.
 const CUT_AWAY: &str = "left out: nothing learnt is within `data.max_seq_len`";
+
+/// How many items of a task are named.
+const EXAMPLES: usize = 5;
 
 /// The longest bar of the histogram, in characters.
 const BAR: usize = 40;
@@ -22,13 +26,27 @@ pub(super) struct DataArgs {
     /// Show the first N rows of each source as the model sees them.
     #[arg(long, value_name = "N", default_value = "1")]
     show: usize,
+    /// Search the rows to train on for the items of these tasks, groups and tags, or YAML files; separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    against: Vec<String>,
+    /// A folder or file with more tasks (YAML with lm-eval's keys); may be given several times.
+    #[arg(long, alias = "include_path", value_name = "PATH", requires = "against")]
+    include_path: Vec<PathBuf>,
+    /// Write the items that were found to this file (JSON Lines), for `equipoise compare --without`.
+    #[arg(long, value_name = "FILE", requires = "against")]
+    against_out: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &DataArgs) -> Result<u8> {
     let recipe = args.recipe.load()?;
     let options = RunOptions { offline: args.recipe.offline, ..RunOptions::default() };
     let mut progress = Progress::new(false, args.recipe.json);
-    let outcome = run::data(&recipe, &options, args.show, &mut progress);
+    let against = (!args.against.is_empty()).then(|| AgainstRequest {
+        tasks: args.against.clone(),
+        include: args.include_path.clone(),
+        output: args.against_out.clone(),
+    });
+    let outcome = run::data(&recipe, &options, args.show, against.as_ref(), &mut progress);
     progress.finish()?;
     let summary = outcome?;
     let mut stdout = Stdout::new();
@@ -80,6 +98,9 @@ fn render(summary: &DataSummary, colors: bool) -> String {
         );
     }
     table.row("duplicates", printable(&twice(data)));
+    if let Some(report) = &summary.against {
+        table.row("against", printable(&against(report)));
+    }
     let mut text = table.render();
     for row in &summary.rows {
         text.push_str(&show(row, colors));
@@ -168,6 +189,42 @@ fn twice(data: &DataReport) -> String {
         let have = if data.shared_prompts == 1 { "has" } else { "have" };
         let _ =
             write!(text, "\n{} more {have} the prompt of a row to train on, with another answer", data.shared_prompts);
+    }
+    text
+}
+
+/// Tasks whose items were searched for, in numbers, and the first items that were found.
+fn against(report: &ContaminationReport) -> String {
+    let header = ["task", "items", "overlapping", "near duplicates", "clean", "too short"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for of in &report.tasks {
+        let counts = [of.items, of.overlapping, of.near_duplicates, of.clean, of.too_short];
+        rows.push([vec![of.task.clone()], counts.map(|count| count.to_string()).to_vec()].concat());
+    }
+    let mut text = format!("{}\nsearched in {}", columns(&rows), duration(report.seconds));
+    for task in &report.tasks {
+        let items: Vec<&ContaminatedItem> = report.items.iter().filter(|item| item.task == task.task).collect();
+        for item in items.iter().take(EXAMPLES) {
+            let near = if item.near_duplicate { "a near duplicate of " } else { "" };
+            let _ = write!(
+                text,
+                "\n  {}, document {}: {:.0}% of its n-grams; {near}{}:{}, Jaccard {:.2}",
+                item.task,
+                item.doc_id,
+                100.0 * item.overlap,
+                item.row.file,
+                item.row.line,
+                item.jaccard
+            );
+        }
+        if items.len() > EXAMPLES {
+            let _ = write!(text, "\n  {}: {} more", task.task, items.len() - EXAMPLES);
+        }
+    }
+    if let Some(path) = &report.output {
+        let _ = write!(text, "\nthe items are in {}; `equipoise compare … --without` leaves them out", path.display());
+    } else if !report.items.is_empty() {
+        text.push_str("\n`--against-out FILE` writes the items for `equipoise compare … --without FILE`");
     }
     text
 }

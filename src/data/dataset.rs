@@ -16,7 +16,7 @@ use crate::rng::{key, name_key};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The files of a recipe's sources, in the order of the recipe: for each source its own.
@@ -89,6 +89,8 @@ pub struct Dataset {
     /// The first row, to look at.
     pub preview: Preview,
     stores: Arc<Vec<TokenStore>>,
+    /// The files of each store.
+    files: Vec<Vec<PathBuf>>,
 }
 
 impl Dataset {
@@ -159,7 +161,13 @@ impl Dataset {
         let validation = assemble(&stores, validation, &[]);
         let report = DataReport::new(config, &stores, files, &train, &validation);
         let preview = Preview { segments: encoder.segments(&train.get(0)?)? };
-        Ok(Self { train, validation, report, preview, stores })
+        let files = files.iter().map(|files| files.to_vec()).collect();
+        Ok(Self { train, validation, report, preview, stores, files })
+    }
+
+    /// The file that one of these rows is from; its line there is the entry's.
+    pub fn file_of(&self, rows: &Rows, row: usize) -> Option<&Path> {
+        self.files.get(rows.source(row))?.get(rows.entry(row).file as usize).map(PathBuf::as_path)
     }
 
     /// The orders in which a run goes through the rows. `rows_per_step`: rows (with packing, packs) of an optimizer step.

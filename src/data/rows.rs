@@ -80,6 +80,11 @@ impl Rows {
         self.stores[store as usize].row(row as usize)
     }
 
+    /// Which source a row is of: its place among those of training and validation, in the order of the recipe.
+    pub(super) fn source(&self, row: usize) -> usize {
+        self.refs[row].store as usize
+    }
+
     pub(super) fn refs(&self) -> &[RowRef] {
         &self.refs
     }

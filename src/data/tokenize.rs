@@ -414,6 +414,15 @@ impl Encoder {
         text.map_err(|error| failed(&*error))
     }
 
+    /// Text of tokens, with a line break for special ones: what they keep apart stays apart.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn decode_apart(&self, ids: &[u32]) -> Result<String> {
+        let parts = ids.split(|id| self.special.contains(id)).filter(|part| !part.is_empty());
+        Ok(parts.map(|part| self.decode(part, false)).collect::<Result<Vec<_>>>()?.join("\n"))
+    }
+
     /// Text of tokens that come one by one.
     pub fn stream(&self, skip_special_tokens: bool) -> TextStream<'_> {
         TextStream::new(self, skip_special_tokens)

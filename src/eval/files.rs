@@ -87,11 +87,19 @@ pub(super) fn sample_line(
     line
 }
 
+/// lm-eval's hash of a document: a line's `doc_hash`.
+pub fn document_hash(prepared: &Prepared, id: usize) -> String {
+    sha256(&serde_json::to_string_pretty(&prepared.documents.row(id)).unwrap_or_default())
+}
+
 /// The hashes by which a line says what it is of.
 fn hashes(prepared: &Prepared, asked: &Asked) -> [(&'static str, String); 3] {
-    let document = serde_json::to_string_pretty(&prepared.documents.row(asked.doc_id)).unwrap_or_default();
     let prompt = asked.arguments().first().map(|arguments| value::text(&arguments["arg_0"])).unwrap_or_default();
-    [("doc_hash", sha256(&document)), ("prompt_hash", sha256(&prompt)), ("target_hash", sha256(&asked.target_text()))]
+    [
+        ("doc_hash", document_hash(prepared, asked.doc_id)),
+        ("prompt_hash", sha256(&prompt)),
+        ("target_hash", sha256(&asked.target_text())),
+    ]
 }
 
 fn item_value(item: &ItemValue) -> Value {

@@ -22,7 +22,7 @@ pub use aggregate::{Aggregate, TaskResult, aggregate, group_results};
 pub use config::{GroupConfig, MetricConfig, OutputType, TaskConfig};
 pub use contamination::{Found, Index, Items, NEAR, NGRAM, RowMatch, SHINGLE, Tally, words};
 pub use document::{Documents, Prepared};
-pub use files::{Journal, RunFacts, TaskHash, file_stamp, model_folder, results_json};
+pub use files::{Journal, RunFacts, TaskHash, document_hash, file_stamp, model_folder, results_json};
 pub use metrics::ItemValue;
 pub use prompt::ChatSettings;
 pub use recorded::{RecordedItem, RecordedItems, RecordedRun, RecordedTask};

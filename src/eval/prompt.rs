@@ -83,6 +83,17 @@ impl Prepared {
         Ok(Turn { text: parts.text, answer: joined(&prefix, " ", &answer) })
     }
 
+    /// A document's question and its right answer as one text, as a few-shot example has them: without description and examples.
+    ///
+    /// # Errors
+    /// Names the task and the document that cannot be asked about.
+    pub fn question_and_answer(&self, id: usize) -> Result<String> {
+        let document =
+            self.documents.row(id).ok_or_else(|| Error::invalid("internal: a document that is not there"))?;
+        let turn = self.example(document).map_err(|error| self.place(id, &error))?;
+        Ok(self.plain("", &[turn], "", None))
+    }
+
     fn plain(&self, system: &str, examples: &[Turn], text: &str, prefix: Option<&str>) -> String {
         let (delimiter, between) = (&self.config.target_delimiter, &self.config.fewshot_delimiter);
         let mut all = system.to_owned();

@@ -42,6 +42,13 @@ pub struct RecordedItems {
     pub filters: BTreeMap<String, Vec<RecordedItem>>,
 }
 
+impl RecordedItems {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.filters.values().all(Vec::is_empty)
+    }
+}
+
 /// An item under a filter.
 #[derive(Debug, Clone)]
 pub struct RecordedItem {

@@ -1,10 +1,13 @@
 //! Evaluations of the same items beside each other: paired tests, and calibration.
 
+mod left_out;
+
 use crate::error::{Error, Result};
 use crate::eval::{RecordedItem, RecordedItems, RecordedRun};
 use crate::statistics::{
     Binning, CALIBRATION_BINS, PairedComparison, Predictions, Resampling, compare_paired, holm, number_clusters,
 };
+use left_out::LeftOut;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,6 +23,8 @@ pub struct CompareRequest {
     pub metrics: Vec<String>,
     /// A field of the documents: items that share its value are one cluster.
     pub cluster: Option<String>,
+    /// A JSON Lines file of items that are left out.
+    pub without: Option<PathBuf>,
     /// How intervals and tests are drawn.
     pub resampling: Resampling,
 }
@@ -96,7 +101,8 @@ pub struct CalibrationRow {
 /// Compares evaluations of the same items with the first of them.
 ///
 /// # Errors
-/// When there are fewer than two, a file cannot be read, they have no task in common, or their items or versions differ.
+/// When there are fewer than two, a file cannot be read, they have no task in common, or their items or versions differ; when the
+/// items to leave out are other documents, or all that there are.
 pub fn compare(request: &CompareRequest) -> Result<Comparison> {
     let mut runs = Vec::new();
     for path in &request.runs {
@@ -106,6 +112,7 @@ pub fn compare(request: &CompareRequest) -> Result<Comparison> {
     if candidates.is_empty() {
         return Err(too_few(&runs));
     }
+    let left_out = request.without.as_deref().map(LeftOut::read).transpose()?;
     let mut comparison = Comparison {
         baseline: baseline.model.clone(),
         runs: runs.iter().map(|run| RunName { model: run.model.clone(), path: run.path.clone() }).collect(),
@@ -117,7 +124,13 @@ pub fn compare(request: &CompareRequest) -> Result<Comparison> {
     for task in tasks(&runs, request, &mut comparison.notes)? {
         check_versions(&runs, &task)?;
         let of_runs = runs.iter().map(|run| run.items(&task, request.cluster.as_deref()));
-        let of_runs: Vec<RecordedItems> = of_runs.collect::<Result<_>>()?;
+        let mut of_runs: Vec<RecordedItems> = of_runs.collect::<Result<_>>()?;
+        if let Some(left_out) = &left_out {
+            comparison.notes.extend(left_out.leave_out(&task, &mut of_runs)?);
+            if of_runs.iter().all(RecordedItems::is_empty) {
+                continue;
+            }
+        }
         let better = &baseline.tasks[&task].higher_is_better;
         let task = Task { name: &task, of_runs: &of_runs, better, request };
         for (i, run) in runs.iter().enumerate() {
@@ -128,7 +141,7 @@ pub fn compare(request: &CompareRequest) -> Result<Comparison> {
         }
     }
     if comparison.rows.is_empty() {
-        return Err(nothing_to_compare(request));
+        return Err(nothing_to_compare(request, &comparison.notes));
     }
     adjust(&mut comparison.rows);
     Ok(comparison)
@@ -144,7 +157,10 @@ fn too_few(runs: &[RecordedRun]) -> Error {
     )
 }
 
-fn nothing_to_compare(request: &CompareRequest) -> Error {
+fn nothing_to_compare(request: &CompareRequest, notes: &[String]) -> Error {
+    if let Some(path) = request.without.as_ref().filter(|_| notes.iter().any(|note| note.ends_with(left_out::ALL))) {
+        return Error::file(path, format!("leaves nothing to compare: {}", notes.join("; ")));
+    }
     let wanted = if request.metrics.is_empty() {
         "the runs have no metric in common that has a number for each item".to_owned()
     } else {

@@ -1,5 +1,6 @@
 //! What a recipe's data amounts to, and its rows as the model sees them; nothing is trained.
 
+use super::contamination::{AgainstRequest, ContaminationReport, Suspects};
 use super::prepare::{self, open_base};
 use super::warnings::{data_warnings, template_warning};
 use super::{RunOptions, output};
@@ -25,6 +26,9 @@ pub struct DataSummary {
     pub rows: Vec<ShownRow>,
     /// What is odd, but no error.
     pub warnings: Vec<String>,
+    /// The items of tasks that stand in the rows to train on, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<ContaminationReport>,
 }
 
 /// A row as the model sees it.
@@ -44,11 +48,21 @@ pub struct ShownRow {
     pub segments: Vec<(String, bool)>,
 }
 
-/// Reads and tokenizes the data of a recipe, as [`super::train`] would, with the first `show` rows of each source.
+/// Reads and tokenizes the data of a recipe, as [`super::train`] would, with the first `show` rows of each source. `against` names
+/// tasks whose items are searched for in the rows to train on.
 ///
 /// # Errors
-/// When base or data cannot be read, as for [`super::check`].
-pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut dyn Observer) -> Result<DataSummary> {
+/// When base or data cannot be read, as for [`super::check`]; when a task is not known, its documents cannot be read, or the file
+/// for what was found cannot be written.
+pub fn data(
+    recipe: &Recipe,
+    options: &RunOptions,
+    show: usize,
+    against: Option<&AgainstRequest>,
+    observer: &mut dyn Observer,
+) -> Result<DataSummary> {
+    // What can be known without the base comes first.
+    let suspects = against.map(|against| Suspects::read(against, options.offline, observer)).transpose()?;
     let base = open_base(&recipe.base, options.offline, observer)?;
     let template = prepare::named_template(&recipe.data, &base)?;
     let encoder = prepare::data_encoder(&base, &recipe.data, template.as_deref(), output::now())?;
@@ -69,9 +83,18 @@ pub fn data(recipe: &Recipe, options: &RunOptions, show: usize, observer: &mut d
         (None, Some(_)) => Some("the base's".to_owned()),
         (None, None) => None,
     };
+    let against = suspects.map(|suspects| suspects.search(&dataset, &encoder, observer)).transpose()?;
     let mut warnings = data_warnings(&dataset.report);
     warnings.extend(template_warning(&encoder, &recipe.data));
-    Ok(DataSummary { max_seq_len: fitted.max_seq_len(), chat_template, seconds, rows, warnings, data: dataset.report })
+    Ok(DataSummary {
+        max_seq_len: fitted.max_seq_len(),
+        chat_template,
+        seconds,
+        rows,
+        warnings,
+        against,
+        data: dataset.report,
+    })
 }
 
 fn shown(

@@ -4,6 +4,7 @@
 mod advice;
 mod card;
 mod compare;
+mod contamination;
 mod data;
 mod eval;
 mod export;
@@ -25,6 +26,7 @@ mod verify;
 mod warnings;
 
 pub use compare::{CalibrationRow, CompareRequest, CompareRow, Comparison, RunName, compare};
+pub use contamination::{AgainstRequest, ContaminatedItem, ContaminationReport, RowPlace, TaskContamination};
 pub use data::{DataSummary, ShownRow, data};
 pub use eval::{EvalRequest, ModelResults, ResultRow, evaluate};
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};

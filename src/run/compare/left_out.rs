@@ -1,0 +1,95 @@
+//! Items that a comparison leaves out: those that stand in training rows, say.
+
+use crate::error::{Error, Result};
+use crate::eval::{RecordedItem, RecordedItems};
+use crate::fs::read_within;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The most bytes of such a file.
+const MOST: u64 = 1 << 30;
+/// How a note ends where nothing is left of a task.
+pub(super) const ALL: &str = "which are all";
+
+/// A line of the file. What else it has is for people.
+#[derive(Debug, Deserialize)]
+struct Line {
+    task: String,
+    doc_id: u64,
+    #[serde(default)]
+    doc_hash: Option<String>,
+}
+
+/// Items to leave out, by task.
+#[derive(Debug)]
+pub(super) struct LeftOut {
+    path: PathBuf,
+    /// By the document's number: the line, and the document's hash where it has one.
+    tasks: BTreeMap<String, BTreeMap<u64, (usize, Option<String>)>>,
+}
+
+impl LeftOut {
+    /// Reads a file of JSON Lines with `task`, `doc_id` and, maybe, `doc_hash`.
+    ///
+    /// # Errors
+    /// When it cannot be read, with the line that is no such object.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = read_within(path, MOST)?;
+        let mut tasks: BTreeMap<String, BTreeMap<u64, _>> = BTreeMap::new();
+        for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let Line { task, doc_id, doc_hash } = serde_json::from_slice(line).map_err(|error| {
+                Error::file(path, format!("line {}: is not an item: {error}", number + 1))
+                    .with_help("expected lines such as {\"task\": \"pubmedqa\", \"doc_id\": 3}, as `equipoise data --against-out` writes them")
+            })?;
+            tasks.entry(task).or_default().insert(doc_id, (number + 1, doc_hash));
+        }
+        Ok(Self { path: path.to_owned(), tasks })
+    }
+
+    /// Takes the items of a task out of all runs; what a reader should know of it. Items that the runs do not have are passed over.
+    ///
+    /// # Errors
+    /// When an item's document has another hash than the file says.
+    pub fn leave_out(&self, task: &str, runs: &mut [RecordedItems]) -> Result<Option<String>> {
+        let Some(named) = self.tasks.get(task) else { return Ok(None) };
+        let (mut all, mut out) = (BTreeSet::new(), BTreeSet::new());
+        for RecordedItems { path, filters } in runs {
+            for items in filters.values_mut() {
+                for item in &*items {
+                    all.insert(item.id);
+                    if let Some((line, hash)) = named.get(&item.id) {
+                        self.check(task, (*line, hash.as_deref()), item, path)?;
+                        out.insert(item.id);
+                    }
+                }
+                items.retain(|item| !named.contains_key(&item.id));
+            }
+        }
+        let (out, all) = (out.len(), all.len());
+        let behind = if out == all { format!(", {ALL}") } else { String::new() };
+        Ok(Some(format!("{task}: {out} of {all} items are left out, by {}{behind}", self.path.display())))
+    }
+
+    fn check(
+        &self,
+        task: &str,
+        (line, hash): (usize, Option<&str>),
+        item: &RecordedItem,
+        samples: &Path,
+    ) -> Result<()> {
+        let [known, _] = &item.hashes;
+        let Some(hash) = hash.filter(|hash| hash != known) else { return Ok(()) };
+        let message = format!(
+            "line {line}: document {} of `{task}` has the hash {hash} here, and {known} in {}: they are not of the same documents",
+            item.id,
+            samples.display()
+        );
+        Err(Error::file(&self.path, message).with_help(
+            "find the items anew, with the task and the data that were evaluated: `equipoise data RECIPE --against TASK --against-out FILE`",
+        ))
+    }
+}
