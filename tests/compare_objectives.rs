@@ -117,6 +117,11 @@ fn a_comparison_that_was_killed_goes_on_to_the_same_table_and_takes_more_seeds()
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert_eq!(stdout.matches("\"event\":\"next_run\"").count(), 2, "two runs alone are new");
     assert_eq!(table(&place, "out")["runs"].as_array().unwrap().len(), 6);
+    // Other questions are other tasks.
+    let task = std::fs::read_to_string(place.path("mine.yaml")).unwrap();
+    place.write("mine.yaml", task.replace("{{question}}", "Q: {{question}}"));
+    let output = place.command(&[arguments(&wanted), vec!["--resume"]].concat()).output().unwrap();
+    refusal(&output).says(2, &["a task or its documents changed", "--output-path"]);
     // Another recipe is another comparison.
     let other = [arguments(&wanted), vec!["--resume", "--set", "lora.r=2"]].concat();
     refusal(&place.command(&other).output().unwrap()).says(2, &["recipe.lora.r", "--output-path"]);
@@ -153,6 +158,8 @@ fn what_cannot_be_compared_is_refused_before_anything_is_written() {
         (&["--objectives", "bft:token_weight_flor=0.1"], &["token_weight_flor", "cannot be read"]),
         (&["--objectives", "bft:token_weight_floor=7"], &["token_weight_floor", "from 0 to 1"]),
         (&["--objectives", "sft:alpha=1"], &["`alpha`", "does nothing under `sft`"]),
+        (&["--objectives", "dft:group_normalized"], &["`token_weighting`", "does nothing under `dft`"]),
+        (&["--objectives", "bft,bft:token_weighting=probability"], &["is the same as `bft`"]),
         (&["--seeds", "0"], &["--seeds"]),
         (&["--learning-rates", "2"], &["a rate such as 2e-4"]),
         (&["--set", "data.validation=null"], &["holds out no rows", "validation_split"]),

@@ -1,104 +1,180 @@
-//! `equipoise data --against`: items of tasks in the rows to train on; and the score without them.
+//! `equipoise data --against`: items of tasks in training rows; and `equipoise compare --without` on what is left.
 
+use crate::support::golden;
 use crate::support::workplace::{Workplace, embedded_base, refusal};
 use serde_json::{Value, json};
+use std::path::Path;
 
-/// A text of 40 words, of which no 13 follow each other in another one's.
-fn text(name: &str) -> String {
-    let words: Vec<String> = (0..40).map(|i| format!("{name}{i}")).collect();
-    words.join(" ")
+/// What each question begins with: more than 13 words that no item has for itself.
+const TEMPLATE: &str =
+    "Read what stands below with care, think of each of its terms, and then say in a few words what it describes.";
+
+/// Long texts that have nothing in common: each of several definitions.
+fn texts() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gene_ontology/train.jsonl");
+    let rows = std::fs::read_to_string(path).unwrap();
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut outputs: Vec<String> = rows.map(|row| row["output"].as_str().unwrap().to_owned()).collect();
+    outputs.retain(|text| text.split(' ').count() > 30);
+    outputs.dedup();
+    outputs.chunks_exact(2).take(12).map(|texts| texts.join(" ")).collect()
 }
 
-/// A task of four items: one stands in a row as it is, one with another word in its midst, one in no row, and one is short.
+/// A task of six items, of which four are long. Of the training rows the second is its first item in capitals, the third its second
+/// but for a word, and the fourth has a sentence of its third.
 fn place() -> Workplace {
     let place = Workplace::new();
     place.write(
         "mine.yaml",
-        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: items.jsonl}}\ntest_split: test\n\
-         output_type: multiple_choice\ndoc_to_text: \"{{question}}\"\ndoc_to_choice: [\"yes\", \"no\"]\ndoc_to_target: answer\n",
+        format!(
+            "task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: rows.jsonl}}}}\ntest_split: test\n\
+             output_type: multiple_choice\ndescription: \"Say what it is.\"\ndoc_to_text: \"{TEMPLATE}\\n{{{{question}}}}\"\n\
+             doc_to_choice: [\" one gene\", \" a process\"]\ndoc_to_target: answer\n"
+        ),
     );
-    let item = |question: &str| format!("{}\n", json!({"question": question, "answer": 0}));
-    place.write("items.jsonl", item(&text("a")) + &item(&text("b")) + &item(&text("c")) + &item("Really?"));
-    let row = |prompt: &str, completion: &str| format!("{}\n", json!({"prompt": prompt, "completion": completion}));
-    let copied = format!("{}, YES!", text("A"));
-    let changed = text("b").replace("b20", "other");
-    place.write("rows.jsonl", row("What is new?", "Nothing.") + &row("Say it: ", &copied) + &row(&changed, " yes"));
+    let texts = texts();
+    let item = |text: &str| json!({"question": text, "answer": 1}).to_string() + "\n";
+    let items = [&texts[0], &texts[1], &texts[2], &texts[3], "Which organelle makes proteins?", "What?"];
+    place.write("rows.jsonl", items.map(item).concat());
+    let row = |text: String| json!({"instruction": text, "output": "a process"}).to_string() + "\n";
+    let mut rows: Vec<String> = texts[4..].iter().map(|text| row(format!("{TEMPLATE} {text}"))).collect();
+    rows.insert(1, row(format!("{TEMPLATE} {}", texts[0].to_uppercase())));
+    let words: Vec<&str> = texts[1].split(' ').collect();
+    let changed = [&words[..9], &["otherwise"], &words[10..]].concat().join(" ");
+    rows.insert(2, row(format!("{TEMPLATE} {changed}")));
+    let words: Vec<&str> = texts[2].split(' ').collect();
+    rows.insert(3, row(format!("It is said: {}.", words[2..18].join(" "))));
+    place.write("train.jsonl", rows.concat());
     place
 }
 
-fn data(place: &Workplace, more: &[&str]) -> std::process::Output {
-    let fixed = ["data", "trial.yaml", "--set", "data.train=rows.jsonl", "--set", "data.validation=null"];
-    let fixed = [&fixed[..], &["--set", "data.max_seq_len=1000", "--set", "data.format=completion"]].concat();
-    place.command(&[&fixed[..], more].concat()).output().unwrap()
+fn data<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["data", "trial.yaml", "--set", "data.max_seq_len=512", "--against", "mine.yaml"], more].concat()
 }
 
 #[test]
-fn items_in_the_rows_are_found_and_can_be_left_out_of_a_comparison() {
+fn items_in_training_rows_are_found_with_their_rows() {
     let place = place();
-    let output = data(&place, &["--against", "mine.yaml", "--against-out", "found.jsonl", "--json"]);
+    let output = place.command(&data(&["--json", "--against-out", "found.jsonl"])).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let against = &report["against"];
-    // Of the one with another word, 5 of 37 5-grams hold that word, and as many others stand in their place: a Jaccard index of 32/42.
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let against = &told["against"];
     let expected =
-        json!({"task": "mine", "items": 4, "overlapping": 2, "near_duplicates": 1, "clean": 1, "too_short": 1});
-    assert_eq!(against["tasks"][0], expected);
-    let [first, second] = &against["items"].as_array().unwrap()[..] else { panic!("{against}") };
-    assert_eq!((&first["doc_id"], &first["overlap"], &first["near_duplicate"]), (&json!(0), &json!(1.0), &json!(true)));
-    assert_eq!((&first["row"]["line"], &second["row"]["line"]), (&json!(2), &json!(3)));
-    assert!(first["row"]["file"].as_str().unwrap().ends_with("rows.jsonl"), "{first}");
-    assert_eq!((&second["doc_id"], &second["near_duplicate"]), (&json!(1), &json!(false)));
-    // Of 29 13-grams of 41 words, the 13 with the changed word are not there.
-    assert_eq!(second["overlap"], json!(16.0 / 29.0));
-    let written = std::fs::read_to_string(place.path("found.jsonl")).unwrap();
-    let lines: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(Value::Array(lines), against["items"]);
+        json!([{"task": "mine", "items": 6, "overlapping": 3, "near_duplicates": 2, "clean": 3, "too_short": 0}]);
+    assert_eq!(against["tasks"], expected, "{against}");
+    let items = against["items"].as_array().unwrap();
+    let of = |key: &str| items.iter().map(|item| item[key].clone()).collect::<Vec<Value>>();
+    assert_eq!(of("doc_id"), [0, 1, 2]);
+    assert_eq!(of("near_duplicate"), [true, true, false]);
+    let lines: Vec<u64> = items.iter().map(|item| item["row"]["line"].as_u64().unwrap()).collect();
+    assert_eq!(lines, [2, 3, 4]);
+    assert!(items.iter().all(|item| item["row"]["file"].as_str().unwrap().ends_with("train.jsonl")));
+    let shares: Vec<f64> = items.iter().map(|item| item["overlap"].as_f64().unwrap()).collect();
+    assert!(shares[0] > shares[1] && shares[1] > 0.5 && shares[2] > 0.0 && shares[2] < 0.2, "{shares:?}");
+    // The file has the same items, a line each.
+    let file = std::fs::read_to_string(place.path("found.jsonl")).unwrap();
+    let lines: Vec<Value> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(&lines, items);
+    place.assert_no_litter();
 
-    let text = String::from_utf8(data(&place, &["--against", "mine.yaml", "--show", "0"]).stdout).unwrap();
-    for phrase in ["mine, document 0: 100% of its n-grams", "near duplicate of", "rows.jsonl:2", "--against-out FILE"] {
+    let output = place.command(&data(&[])).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for phrase in [
+        "overlapping  near duplicates  clean  too short",
+        "mine, document 0: ",
+        "; a near duplicate of train.jsonl:3, Jaccard 0.",
+        "document 2: ",
+        "--against-out FILE",
+    ] {
         assert!(text.contains(phrase), "no `{phrase}` in {text}");
     }
-
-    for folder in ["one", "two"] {
-        let base = embedded_base();
-        let eval = ["eval", base.to_str().unwrap(), "--tasks", "mine.yaml", "--output-path", folder, "--quiet"];
-        let done = place.command(&eval).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    }
-    let compare = |file: &str| {
-        place.command(&["compare", "one", "two", "--metrics", "acc", "--json", "--without", file]).output().unwrap()
-    };
-    let comparison: Value = serde_json::from_slice(&compare("found.jsonl").stdout).unwrap();
-    assert_eq!(comparison["rows"][0]["items"], 2);
-    let note = comparison["notes"][0].as_str().unwrap();
-    assert!(note.contains("mine: 2 of 4 items are left out"), "{note}");
-
-    let hash = first["doc_hash"].as_str().unwrap();
-    place.write("other.jsonl", written.replace(hash, "0123"));
-    place.write("odd.jsonl", "{\"task\": \"mine\"}\n");
-    place.write("all.jsonl", (0..4).map(|i| format!("{{\"task\": \"mine\", \"doc_id\": {i}}}\n")).collect::<String>());
-    place.write("theirs.jsonl", "{\"task\": \"theirs\", \"doc_id\": 0}\n");
-    refusal(&compare("other.jsonl")).says(2, &["other.jsonl", "line 1", "has the hash 0123", "--against-out"]);
-    refusal(&compare("odd.jsonl")).says(2, &["odd.jsonl", "line 1", "doc_id"]);
-    refusal(&compare("all.jsonl")).says(2, &["all.jsonl", "leaves nothing to compare"]);
-    let others: Value = serde_json::from_slice(&compare("theirs.jsonl").stdout).unwrap();
-    assert_eq!(others["rows"][0]["items"], 4, "items of tasks that the runs lack say nothing");
+    // Without the rows in question nothing is found.
+    let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    place.write("clean.jsonl", rows.split_inclusive('\n').skip(4).collect::<String>());
+    let output = place.command(&data(&["--json", "--set", "data.train=clean.jsonl"])).output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["against"]["tasks"][0]["clean"], 6, "{told}");
+    assert_eq!(told["against"]["items"], json!([]));
 }
 
 #[test]
-fn what_cannot_be_searched_for_is_named_and_nothing_is_written() {
+fn a_comparison_is_of_the_items_that_are_left() {
     let place = place();
-    for (more, phrases) in [
-        (&["--against", "mein"][..], &["no task `mein`"][..]),
-        (&["--against", "mine.yaml", "--against-out", "nowhere/found.jsonl"], &["nowhere"]),
-        (&["--against-out", "found.jsonl"], &["--against"]),
+    let written = place.command(&data(&["--against-out", "found.jsonl"])).output().unwrap();
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let (adapter, base) = (golden("peft_adapter"), embedded_base());
+    let mut eval = place.command(&["eval", adapter.to_str().unwrap(), "--base", base.to_str().unwrap()]);
+    let done = eval.args(["--tasks", "mine.yaml", "--output-path", "out", "--quiet"]).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let compare = |more: &[&str]| place.command(&[&["compare", "out", "--json"], more].concat()).output().unwrap();
+    let told = |more: &[&str]| -> Value {
+        let output = compare(more);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    assert_eq!(told(&[])["rows"][0]["items"], 6);
+    let left = told(&["--without", "found.jsonl"]);
+    assert_eq!(left["rows"][0]["items"], 3);
+    assert_eq!(left["notes"], json!(["mine: 3 of 6 items are left out, by found.jsonl"]));
+    // The mean is that of the other three.
+    let samples = std::fs::read_dir(place.path("out").join(base.to_str().unwrap().replace('/', "__"))).unwrap();
+    let samples = samples.map(|entry| entry.unwrap().path()).find(|path| path.extension().unwrap() == "jsonl").unwrap();
+    let lines: Vec<Value> =
+        std::fs::read_to_string(samples).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mean = lines[3..].iter().map(|line| line["acc"].as_f64().unwrap()).sum::<f64>() / 3.0;
+    assert_eq!(left["rows"][0]["baseline"].as_f64().unwrap(), mean);
+
+    // What the runs do not have is passed over, and a list need have no hashes.
+    place.write("own.jsonl", "{\"task\": \"other\", \"doc_id\": 1}\n\n{\"task\": \"mine\", \"doc_id\": 5}\n{\"task\": \"mine\", \"doc_id\": 77}\n");
+    let left = told(&["--without", "own.jsonl"]);
+    assert_eq!(
+        (&left["rows"][0]["items"], &left["notes"][0]),
+        (&json!(5), &json!("mine: 1 of 6 items are left out, by own.jsonl"))
+    );
+    place.write("nothing.jsonl", "");
+    assert_eq!(told(&["--without", "nothing.jsonl"])["rows"][0]["items"], 6);
+
+    let line = |id: usize| format!("{{\"task\": \"mine\", \"doc_id\": {id}}}\n");
+    let all: String = (0..6).map(line).collect();
+    place.write("all.jsonl", all);
+    let found = std::fs::read_to_string(place.path("found.jsonl")).unwrap();
+    let hash = serde_json::from_str::<Value>(found.lines().nth(1).unwrap()).unwrap()["doc_hash"].clone();
+    let hash = hash.as_str().unwrap();
+    place.write("differing.jsonl", found.replace(hash, "0123abcd"));
+    place.write("damaged.jsonl", "{\"task\": \"mine\", \"doc_id\": 5}\n{\"task\": \"mine\"}\n");
+    for (file, phrases) in [
+        ("all.jsonl", &["all.jsonl", "leaves nothing to compare", "6 of 6"][..]),
+        (
+            "differing.jsonl",
+            &["differing.jsonl", "line 2", "document 1 of `mine`", "0123abcd", hash, "samples_mine", "--against-out"],
+        ),
+        ("damaged.jsonl", &["damaged.jsonl", "line 2", "doc_id", "--against-out"]),
+        ("nowhere.jsonl", &["nowhere.jsonl"]),
     ] {
-        let output = data(&place, &[more, &["--json"]].concat());
-        let refusal = refusal(&output);
-        assert!([1, 2].contains(&refusal.code), "{}", refusal.text);
-        for phrase in phrases {
-            assert!(refusal.text.contains(phrase), "no `{phrase}` in {}", refusal.text);
-        }
-        assert!(!place.path("found.jsonl").exists());
+        refusal(&compare(&["--without", file])).says(2, phrases);
     }
+}
+
+#[test]
+fn what_cannot_be_searched_for_is_refused_and_nothing_is_written() {
+    let place = place();
+    place.write("empty.jsonl", "");
+    place.write("broken.yaml", "task: broken\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\ntest_split: test\ndoc_to_text: a\ndoc_to_target: b\n");
+    for (arguments, phrases) in [
+        (&["--against", "mein"][..], &["there is no task `mein`", "--include-path"][..]),
+        (&["--against", "broken.yaml"], &["gone.jsonl"]),
+        (&["--against", "mine.yaml", "--set", "data.train=empty.jsonl"], &["empty.jsonl"]),
+        (&["--against", "mine.yaml", "--set", "data.train=nowhere.jsonl"], &["nowhere.jsonl"]),
+    ] {
+        let output =
+            place.command(&[&["data", "trial.yaml", "--json", "--against-out", "found.jsonl"], arguments].concat());
+        let mut output = output;
+        refusal(&output.output().unwrap()).says(2, phrases);
+        assert!(!place.path("found.jsonl").exists(), "{arguments:?}");
+    }
+    let output = place.command(&data(&["--json", "--against-out", "no/such/folder.jsonl"])).output().unwrap();
+    refusal(&output).says(2, &["no/such/folder.jsonl"]);
+    let output = place.command(&["data", "trial.yaml", "--json", "--against-out", "found.jsonl"]).output().unwrap();
+    refusal(&output).says(2, &["--against"]);
+    place.assert_no_litter();
 }

@@ -29,10 +29,10 @@ pub(super) struct CompareArgs {
     /// Bootstrap resamples and random sign flips.
     #[arg(long, value_name = "N", default_value = "10000", value_parser = resamples)]
     resamples: usize,
-    /// The share of intervals that hold the true value.
+    /// The confidence level of intervals.
     #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = confidence)]
     confidence: f64,
-    /// Decides the draws.
+    /// The seed of resamples and sign flips.
     #[arg(long, value_name = "N", default_value = "1234")]
     seed: u64,
     /// Print JSON on stdout, one object.
@@ -98,7 +98,7 @@ fn text(comparison: &Comparison) -> String {
          Holm: over the tasks of a metric{clusters}",
         100.0 * comparison.confidence
     ));
-    lines.push("detectable: the least difference that so many items show 4 times in 5 at p < 0.05".into());
+    lines.push("detectable: the least difference that these items show with 80% power at p < 0.05".into());
     lines.extend(comparison.notes.iter().map(|note| format!("note: {note}")));
     lines.join("\n") + "\n"
 }
@@ -108,7 +108,7 @@ fn table(comparison: &Comparison) -> Vec<Vec<String>> {
     let clustered = comparison.rows.iter().any(|row| row.paired.clusters.is_some());
     let mut header = vec!["task", "metric", "items"];
     header.extend(clustered.then_some("clusters"));
-    header.extend(several.then_some("number"));
+    header.extend(several.then_some("run"));
     header.extend(["baseline", "candidate", "difference", "interval", "p", "Holm", "McNemar", "detectable"]);
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     rows.extend(comparison.rows.iter().map(|row| cells(row, several, clustered)));

@@ -222,7 +222,7 @@ fn against(report: &ContaminationReport) -> String {
         }
     }
     if let Some(path) = &report.output {
-        let _ = write!(text, "\nthe items are in {}; `equipoise compare … --without` leaves them out", path.display());
+        let _ = write!(text, "\nwritten to {}; `equipoise compare … --without` leaves these items out", path.display());
     } else if !report.items.is_empty() {
         text.push_str("\n`--against-out FILE` writes the items for `equipoise compare … --without FILE`");
     }

@@ -48,7 +48,7 @@ struct Item {
 #[derive(Debug)]
 pub struct Items {
     vocabulary: HashMap<String, u32>,
-    items: Vec<Item>,
+    all: Vec<Item>,
     /// 5-grams of most rows.
     template: HashSet<Vec<u32>>,
 }
@@ -75,13 +75,13 @@ impl Items {
         let is_common = |count: usize| rows.len() >= FEWEST_ROWS && 2 * count > rows.len();
         let common = counts.iter().filter(|(_, count)| is_common(**count));
         let template = common.map(|(shingle, _)| shingle.to_vec()).collect();
-        Self { vocabulary, items, template }
+        Self { vocabulary, all: items, template }
     }
 
     /// The items of each task.
     fn of_tasks(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.items.iter().map(|item| item.task + 1).max().unwrap_or(0)];
-        for item in &self.items {
+        let mut counts = vec![0; self.all.iter().map(|item| item.task + 1).max().unwrap_or(0)];
+        for item in &self.all {
             counts[item.task] += 1;
         }
         counts
@@ -104,7 +104,7 @@ impl<'a> Grams<'a> {
     fn new(items: &'a Items, size: impl Fn(usize) -> usize, is_left_out: impl Fn(&[u32]) -> bool) -> Self {
         let mut ids: HashMap<&[u32], u32> = HashMap::new();
         let mut pairs: Vec<(u32, u32)> = Vec::new();
-        for (i, item) in items.items.iter().enumerate().filter(|(_, item)| item.words.len() >= FEWEST) {
+        for (i, item) in items.all.iter().enumerate().filter(|(_, item)| item.words.len() >= FEWEST) {
             for gram in item.words.windows(size(item.words.len())).filter(|gram| !is_left_out(gram)) {
                 let next = ids.len() as u32;
                 pairs.push((*ids.entry(gram).or_insert(next), i as u32));
@@ -112,9 +112,9 @@ impl<'a> Grams<'a> {
         }
         pairs.sort_unstable();
         pairs.dedup();
-        let (of_tasks, mut own) = (items.of_tasks(), vec![0; items.items.len()]);
+        let (of_tasks, mut own) = (items.of_tasks(), vec![0; items.all.len()]);
         let (mut starts, mut kept) = (vec![0], Vec::new());
-        let task_of = |item: u32| items.items[item as usize].task;
+        let task_of = |item: u32| items.all[item as usize].task;
         for of_gram in pairs.chunk_by(|a, b| a.0 == b.0) {
             let mut counts: HashMap<usize, usize> = HashMap::new();
             for &(_, item) in of_gram {
@@ -168,7 +168,7 @@ impl<'a> Index<'a> {
         let size = |words: usize| words.min(NGRAM);
         let grams = Grams::new(items, size, |_| false);
         let shingles = Grams::new(items, |_| SHINGLE, |shingle| items.template.contains(shingle));
-        let sizes = items.items.iter().map(|item| size(item.words.len())).filter(|size| *size >= FEWEST).collect();
+        let sizes = items.all.iter().map(|item| size(item.words.len())).filter(|size| *size >= FEWEST).collect();
         Self { items, grams, shingles, sizes }
     }
 
@@ -259,7 +259,7 @@ pub struct Tally<'a> {
 impl<'a> Tally<'a> {
     /// Of no row.
     pub fn new(index: &'a Index<'a>) -> Self {
-        let nearest = vec![Nearest::default(); index.items.items.len()];
+        let nearest = vec![Nearest::default(); index.items.all.len()];
         Self { index, found: vec![false; index.grams.ids.len()], nearest }
     }
 

@@ -42,7 +42,7 @@ fn thirteen_words_in_common_overlap_and_twelve_do_not() {
     let item = text(0, 40);
     for (count, overlap) in [(13, 1.0 / 28.0), (14, 2.0 / 28.0), (12, 0.0)] {
         let row = format!("{} {} {}", text(100, 30), text(10, count), text(200, 30));
-        let of_item = found(&[item.clone()], &[text(300, 50), row])[0];
+        let of_item = found(std::slice::from_ref(&item), &[text(300, 50), row])[0];
         assert_eq!(of_item.overlap, overlap, "{count}");
         assert_eq!((of_item.contaminated(), of_item.near_duplicate()), (count > 12, false));
         assert_eq!(of_item.row, (count > 12).then_some(1));
@@ -91,7 +91,7 @@ fn the_template_that_items_share_does_not_count() {
 fn a_text_with_one_of_sixty_words_changed_is_a_near_duplicate() {
     let item = text(0, 60);
     let changed = item.replace("w30 ", "another ");
-    let of_item = found(&[item.clone()], &[text(100, 60), changed.clone()])[0];
+    let of_item = found(std::slice::from_ref(&item), &[text(100, 60), changed.clone()])[0];
     // 56 5-grams, of which 5 go over the word: 51 / (56 + 56 - 51).
     assert_eq!((of_item.jaccard, of_item.row), (51.0 / 61.0, Some(1)));
     assert!(of_item.near_duplicate());
@@ -107,7 +107,7 @@ fn what_most_rows_begin_with_is_not_held_against_a_near_duplicate() {
     let row = |text: String| format!("{system} {text}");
     let mut rows: Vec<String> = (0..8).map(|i| row(text(100 * (i + 1), 60))).collect();
     rows.push(row(item.clone()));
-    let of_item = found(&[item.clone()], &rows)[0];
+    let of_item = found(std::slice::from_ref(&item), &rows)[0];
     // 4 5-grams lie over the border.
     assert_eq!((of_item.jaccard, of_item.row), (56.0 / 60.0, Some(8)));
     // Of few rows it is not known what they have in common.

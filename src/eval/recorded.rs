@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fs::read_within;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The most bytes of a results file.
@@ -29,6 +29,10 @@ pub struct RecordedTask {
     pub version: Value,
     /// By metric, whether more is better.
     pub higher_is_better: BTreeMap<String, bool>,
+    /// Metrics whose number over all items is not the mean of the items' numbers.
+    not_means: BTreeSet<String>,
+    /// The keys of its results, `metric,filter`, in their order.
+    results: Vec<String>,
     /// The samples file; `None` where none was written.
     samples: Option<PathBuf>,
 }
@@ -104,9 +108,12 @@ impl RecordedRun {
             let better = whole["higher_is_better"].get(name).and_then(Value::as_object);
             let better = better.into_iter().flatten().map(|(metric, better)| (metric.clone(), better != false));
             let samples = folder.join(format!("samples_{name}_{stamp}.jsonl"));
+            let not_means = not_means(&configs[name]);
+            let results = whole["results"].get(name).and_then(Value::as_object);
+            let results = results.into_iter().flat_map(Map::keys).cloned().collect();
             let version = whole["versions"].get(name).cloned().unwrap_or_default();
             let samples = samples.is_file().then_some(samples);
-            (name.clone(), RecordedTask { version, higher_is_better: better.collect(), samples })
+            (name.clone(), RecordedTask { version, higher_is_better: better.collect(), not_means, results, samples })
         };
         let text = |key: &str| whole.get(key).and_then(Value::as_str).map(str::to_owned);
         Ok(Self {
@@ -115,6 +122,17 @@ impl RecordedRun {
             date: whole.get("date").and_then(Value::as_f64).unwrap_or(0.0),
             tasks: configs.keys().map(task).collect(),
         })
+    }
+
+    /// Whether a metric over all items of a task is the mean of the items' numbers, which a paired comparison is of.
+    pub fn is_mean(&self, task: &str, metric: &str) -> bool {
+        self.tasks.get(task).is_some_and(|task| !task.not_means.contains(metric))
+    }
+
+    /// The filter of the first result that a task has of a metric.
+    pub fn first_filter(&self, task: &str, metric: &str) -> Option<&str> {
+        let results = &self.tasks.get(task)?.results;
+        results.iter().find_map(|key| key.strip_prefix(metric)?.strip_prefix(','))
     }
 
     /// The items of a task. `cluster` names a field of the documents that items of one cluster share.
@@ -142,6 +160,18 @@ impl RecordedRun {
         }
         Ok(items)
     }
+}
+
+/// The metrics of a task that are no means: perplexities, whose items are log-likelihoods, and what is aggregated otherwise.
+fn not_means(config: &Value) -> BTreeSet<String> {
+    let perplexities = ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"].map(str::to_owned);
+    let list = config.get("metric_list").and_then(Value::as_array);
+    let others = list.into_iter().flatten().filter_map(|of| {
+        let is_mean = |how: &str| ["mean", "brier_score"].contains(&how);
+        let how = of.get("aggregation").and_then(Value::as_str)?;
+        (!is_mean(how)).then(|| of.get("metric").and_then(Value::as_str).map(str::to_owned))?
+    });
+    others.chain(perplexities).collect()
 }
 
 /// The last results file of a folder. Its name holds the time.

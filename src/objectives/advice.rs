@@ -35,8 +35,8 @@ impl Prior {
             ("most", "there `bft` and `dft` are favoured over `sft`")
         };
         format!(
-            "the base knows {knows} of the held-out answers: their tokens have a probability of {:.0}% on average, {:.0}% of them one \
-             above one half (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives {recipe}` compares them; \
+            "the base knows {knows} of the held-out answers: their tokens have a probability of {:.0}% on average, and {:.0}% of \
+             them more than 50% (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives {recipe}` compares them; \
              docs/objectives.md says more",
             100.0 * token_probability,
             100.0 * likely_tokens

@@ -162,7 +162,7 @@ fn nothing_to_compare(request: &CompareRequest, notes: &[String]) -> Error {
         return Error::file(path, format!("leaves nothing to compare: {}", notes.join("; ")));
     }
     let wanted = if request.metrics.is_empty() {
-        "the runs have no metric in common that has a number for each item".to_owned()
+        "the runs have no metric in common that is a mean over items".to_owned()
     } else {
         format!("the runs do not both have the metric `{}`", request.metrics.join("`, `"))
     };
@@ -239,12 +239,12 @@ impl Task<'_> {
                 let values = |items: &[RecordedItem]| {
                     items.iter().map(|item| item.values.get(metric).copied()).collect::<Option<Vec<f64>>>()
                 };
-                let pair = values(first).zip(values(items));
+                let pair = values(first).zip(values(items)).filter(|_| run.is_mean(self.name, metric));
                 let paired = pair.and_then(|(baseline, candidate)| {
                     compare_paired(&baseline, &candidate, clusters.as_deref(), &self.request.resampling)
                 });
                 let Some(paired) = paired else {
-                    let note = format!("{}: `{metric}` has no number for each item", self.name);
+                    let note = format!("{}: `{metric}` is no mean of the items' numbers", self.name);
                     if !into.notes.contains(&note) {
                         into.notes.push(note);
                     }

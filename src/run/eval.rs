@@ -14,6 +14,7 @@ use crate::eval::{
 };
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
+use crate::train::metrics::or_nan;
 use crate::train::{Event, Observer};
 use bench::Bench;
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,7 @@ pub struct ResultRow {
     /// The filter.
     pub filter: String,
     /// Its value.
+    #[serde(deserialize_with = "or_nan")]
     pub value: f64,
     /// Its standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -178,6 +180,18 @@ impl<'a> Questions<'a> {
         };
         let asked = set.tasks.iter().map(of_task).collect::<Result<_>>()?;
         Ok(Self { set, asked, chat_template: template.map(|(_, source)| source.to_owned()) })
+    }
+
+    /// A hash of all that is asked: the tasks' settings and their documents.
+    pub(super) fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for task in &self.set.tasks {
+            hash.update(json!(task.config).to_string());
+        }
+        for asked in self.asked.iter().flatten() {
+            hash.update(asked.identity());
+        }
+        format!("{:x}", hash.finalize())
     }
 
     /// Positions of the longest text.

@@ -151,13 +151,13 @@ impl<'a> Comparison<'a> {
                 crate::ops::cuda::prepare_objectives(gpu)?;
             }
         }
-        kept.check_data(&prepared)?;
         let model = prepared.load_model(&first, observer)?;
         let name = (&prepared.base, recipe.base.model.clone());
         let template = prepared.chat_template.as_deref();
         let mut bench = Bench::new(name, None, template, model, prepared.device.clone(), recipe.compute)?;
         observer.event(&Event::Phase("tokenizing the tasks".into()));
         let questions = Questions::new(&request.eval, &bench, tasks)?;
+        kept.check(&prepared, &first, &questions)?;
         bench.model.lm.fit_rotations(questions.longest().max(prepared.longest_row()));
         for warning in prepared.warnings(&first) {
             observer.event(&Event::Warning(warning));
@@ -187,7 +187,8 @@ impl<'a> Comparison<'a> {
                 done += 1;
                 let arm = Arm { objective: objective.clone(), learning_rate, seed };
                 self.train(&arm, &format!("learning rate {done} of {total}"), kept, observer)?;
-                let after = kept.run(&arm).and_then(|run| run.after.clone());
+                let sound = kept.run(&arm).filter(|run| run.failed.is_none() && !run.ruined);
+                let after = sound.and_then(|run| run.after.clone());
                 let by = self.request.select_by;
                 if let Some(after) = after
                     && best.as_ref().is_none_or(|(_, best)| after.is_better(best, by))
@@ -195,7 +196,17 @@ impl<'a> Comparison<'a> {
                     best = Some((learning_rate, after));
                 }
             }
-            let rate = best.map_or(self.recipe.training.learning_rate, |(rate, _)| rate);
+            let rate = match best {
+                Some((rate, _)) => rate,
+                None if rates.is_empty() => self.recipe.training.learning_rate,
+                None => {
+                    let name = &objective.name;
+                    return Err(Error::invalid(format!(
+                        "--learning-rates: each of them ruins the model under `{name}`"
+                    ))
+                    .with_help("give lower ones beside them: with `--resume` nothing is trained twice"));
+                }
+            };
             chosen.push((objective, rate));
         }
         Ok(chosen)
@@ -203,7 +214,10 @@ impl<'a> Comparison<'a> {
 
     /// Trains, unless that is done.
     fn train(&mut self, arm: &Arm, place: &str, kept: &mut Kept, observer: &mut dyn Observer) -> Result<()> {
+        let recipe = arm.recipe(self.recipe, &self.request.output);
         if kept.run(arm).is_some() {
+            // A process that was killed here may have left them.
+            remove_folder_atomic(&checkpoints_folder(&recipe.output_dir));
             return Ok(());
         }
         if observer.stop_requested() {
@@ -212,7 +226,6 @@ impl<'a> Comparison<'a> {
         let (name, rate) = (&arm.objective.name, arm.learning_rate);
         let what = format!("{place}: {name}, learning rate {rate:e}, seed {}", arm.seed);
         observer.event(&Event::NextRun { what, objective: arm.objective.config.kind.name().to_owned() });
-        let recipe = arm.recipe(self.recipe, &self.request.output);
         let mut run = ObjectiveRun {
             objective: name.clone(),
             learning_rate: rate,
@@ -234,7 +247,8 @@ impl<'a> Comparison<'a> {
                 (run.ruined, run.steps) = (is_ruined(&fit), fit.state.step);
                 (run.before, run.after) = (fit.state.first_validation, fit.state.last_validation);
             }
-            Err(Error::Diverged { message, .. }) => run.failed = Some(message),
+            // What follows names checkpoints, which go.
+            Err(Error::Diverged { message, .. }) => run.failed = message.split(';').next().map(str::to_owned),
             Err(error) => return Err(error),
         }
         files::add_steps(&mut run, &recipe.output_dir)?;

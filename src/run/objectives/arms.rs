@@ -27,8 +27,11 @@ pub(super) struct Arm {
 pub(super) fn named(list: &[String], recipe: &Recipe) -> Result<Vec<Named>> {
     let objectives: Vec<Named> = list.iter().map(|text| parse(text.trim(), recipe)).collect::<Result<_>>()?;
     for (i, objective) in objectives.iter().enumerate() {
-        if objectives[..i].iter().any(|other| other.name == objective.name) {
-            return Err(mistaken(&objective.name, "is named twice"));
+        if let Some(other) = objectives[..i].iter().find(|other| other.config == objective.config) {
+            let name = &other.name;
+            let what =
+                if *name == objective.name { "is named twice".to_owned() } else { format!("is the same as `{name}`") };
+            return Err(mistaken(&objective.name, &what));
         }
     }
     if objectives.is_empty() {
@@ -58,13 +61,18 @@ fn parse(text: &str, recipe: &Recipe) -> Result<Named> {
         Value::Mapping(keys) => keys,
         _ => Mapping::new(),
     };
+    let mut set = Vec::new();
     for setting in settings.into_iter().flat_map(|settings| settings.split('+')) {
         let (key, value) = setting.split_once('=').unwrap_or(("token_weighting", setting));
         keys.insert(key.into(), serde_yaml::from_str(value).map_err(failed)?);
+        set.push(key);
     }
     let config: ObjectiveConfig = serde_yaml::from_value(Value::Mapping(keys)).map_err(failed)?;
     config.validate().map_err(|error| mistaken(text, &format!("has a setting that does not go: {error}")))?;
-    if let Some(key) = config.unused_keys().into_iter().find(|key| settings.is_some_and(|all| all.contains(key))) {
+    let of_bft = |key: &str| ["token_weighting", "sample_weighting", "group_size", "gamma"].contains(&key);
+    let unused = config.unused_keys();
+    let is_unused = |key: &&str| unused.contains(key) || kind != ObjectiveKind::Bft && of_bft(key);
+    if let Some(key) = set.into_iter().find(|key| is_unused(key)) {
         return Err(mistaken(text, &format!("sets `{key}`, which does nothing under `{}`", kind.name())));
     }
     Ok(Named { name: text.to_owned(), config })

@@ -2,7 +2,7 @@
 
 use super::arms::Arm;
 use super::table::ObjectivesReport;
-use super::{ObjectiveRun, ObjectivesRequest, ResultRow};
+use super::{ObjectiveRun, ObjectivesRequest, Questions, ResultRow};
 use crate::error::{Error, Result};
 use crate::fs::{read_within, write_atomic};
 use crate::recipe::Recipe;
@@ -12,6 +12,7 @@ use crate::statistics::{mean, quantile};
 use crate::train::METRICS;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -26,8 +27,8 @@ struct State {
     identity: Value,
     /// When the comparison began, in seconds since 1970.
     started: u64,
-    /// Fingerprints of base and tokens.
-    of: Option<[String; 2]>,
+    /// What the finished runs have in common, by name: base, tokens, device, tasks.
+    of: Option<BTreeMap<String, String>>,
     /// The tasks on the base alone.
     base: Option<Vec<ResultRow>>,
     runs: Vec<ObjectiveRun>,
@@ -49,8 +50,10 @@ impl Kept {
         let path = folder.join(STATE);
         let identity = identity(recipe, request)?;
         if !path.is_file() {
-            let entries = std::fs::read_dir(&folder).into_iter().flatten().count();
-            if entries > 0 {
+            // Hidden files are what a killed run left half-written.
+            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            let mut visible = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+            if visible.next().is_some() {
                 return Err(Error::file(&folder, "is not empty, and holds no comparison of objectives")
                     .with_help("give another folder with `--output-path`"));
             }
@@ -76,11 +79,18 @@ impl Kept {
         self.state.started
     }
 
-    /// That base and tokens are still what the finished runs had.
-    pub fn check_data(&mut self, prepared: &Prepared) -> Result<()> {
-        let now = [prepared.base.fingerprint()?, prepared.dataset.fingerprint()];
+    /// That base, tokens, device and tasks are still what the finished runs had.
+    pub fn check(&mut self, prepared: &Prepared, recipe: &Recipe, questions: &Questions<'_>) -> Result<()> {
+        let of = prepared.identity(recipe)?;
+        let now = [
+            ("the base", of.base),
+            ("the data", of.data),
+            ("the kind of device or of its arithmetic", of.device),
+            ("a task or its documents", questions.fingerprint()),
+        ];
+        let now: BTreeMap<String, String> = now.map(|(what, of)| (what.to_owned(), of)).into();
         if let Some(before) = &self.state.of {
-            let changed = ["the base", "the data"].into_iter().zip(before.iter().zip(&now)).find(|(_, (a, b))| a != b);
+            let changed = now.iter().find(|(what, of)| before.get(*what) != Some(of));
             if let Some((what, _)) = changed {
                 return Err(Error::file(self.folder.join(STATE), format!("{what} changed since the comparison began"))
                     .with_help("put back what changed, or give another `--output-path`"));
@@ -170,8 +180,7 @@ fn identity(recipe: &Recipe, request: &ObjectivesRequest) -> Result<Value> {
             "num_fewshot": eval.num_fewshot,
             "limit": eval.limit,
             "apply_chat_template": eval.apply_chat_template,
-            "fewshot_as_multiturn": eval.fewshot_as_multiturn,
-            "system_instruction": eval.system_instruction,
+            "batch_tokens": eval.batch_tokens,
         },
         "version": env!("CARGO_PKG_VERSION"),
     }))
@@ -204,7 +213,9 @@ pub(super) fn add_steps(run: &mut ObjectiveRun, folder: &Path) -> Result<()> {
     let all = |number: &dyn Fn(&Value) -> Option<f64>| steps.iter().filter_map(number).collect::<Vec<f64>>();
     run.effective_token_share = mean(&all(&|line| line["objective"]["effective_token_share"].as_f64()));
     run.grad_norm = mean(&all(&|line| line["grad_norm"].as_f64()));
-    run.tokens_per_second = quantile(&all(&|line| line["tokens_per_second"].as_f64()), 0.5);
+    let mut speeds = all(&|line| line["tokens_per_second"].as_f64());
+    speeds.sort_by(f64::total_cmp);
+    run.tokens_per_second = quantile(&speeds, 0.5);
     Ok(())
 }
 

@@ -213,7 +213,10 @@ fn scores(folder: &Path, metrics: &[(String, String)]) -> Result<Vec<Option<Scor
     let of_task = |(task, metric): &(String, String)| {
         let items = run.items(task, None)?;
         let value = |item: &RecordedItem| item.values.get(metric).copied();
-        Ok(items.filters.into_values().next().and_then(|items| items.iter().map(value).collect()))
+        // As in the table: under the first of the task's filters.
+        let filter = run.first_filter(task, metric);
+        let of_filter = filter.and_then(|filter| items.filters.get(filter)).or_else(|| items.filters.values().next());
+        Ok(of_filter.filter(|_| run.is_mean(task, metric)).and_then(|items| items.iter().map(value).collect()))
     };
     metrics.iter().map(of_task).collect()
 }
@@ -249,7 +252,7 @@ pub(super) fn markdown(report: &ObjectivesReport) -> String {
     let _ = writeln!(
         text,
         "Base: `{}`. Rows: {} to train on, {} held out; {} in a step. Learning rate: {rates}. Seeds: {seeds}, each with the same rows in \
-         the same order and the same beginning for all objectives. Each run ends with its last adapter. Device: {}. Equipoise {}.\n",
+         the same order and the same initial adapter for all objectives. Each run ends with its last adapter. Device: {}. Equipoise {}.\n",
         report.base, report.train_rows, report.validation_rows, report.rows_per_step, report.device, report.version
     );
     held_out(report, &mut text);
@@ -364,7 +367,7 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
         floors.extend(base.best_constant.map(|constant| format!("; the best constant answer {constant:.4}")));
         let least = report.objectives.iter().filter_map(|of| of.tasks.get(i)?.against_first.as_ref()?.least_detectable);
         let least = least.reduce(f64::max).filter(|least| *least > 0.0).map_or_else(String::new, |least| {
-            format!(" A difference of {least:.4} would be seen 4 times in 5 at p < 0.05, unadjusted.")
+            format!(" The least detectable difference is {least:.4} (80% power, p < 0.05, unadjusted).")
         });
         let _ = writeln!(text, "\nFloors: {}.{least}\n", floors.join(" ").replace(" ;", ";"));
     } else {
@@ -375,9 +378,11 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
 fn grid(report: &ObjectivesReport, text: &mut String) {
     text.push_str("## Learning rates\n\n");
     header(text, &["objective", "learning rate", "cross-entropy", "token accuracy", "token probability", "taken"]);
-    let Some(seed) = report.runs.iter().map(|run| run.seed).min() else { return };
     for of in &report.objectives {
-        for run in report.runs.iter().filter(|run| run.objective == of.objective && run.seed == seed) {
+        let Some(&seed) = of.seeds.first() else { continue };
+        let is_tried = |run: &&ObjectiveRun| report.learning_rates.contains(&run.learning_rate);
+        let runs = report.runs.iter().filter(|run| run.objective == of.objective && run.seed == seed);
+        for run in runs.filter(is_tried) {
             let number = |number: fn(&Validation) -> f64| {
                 run.after.as_ref().map_or_else(|| "–".to_owned(), |after| format!("{:.4}", number(after)))
             };
