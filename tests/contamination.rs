@@ -2,21 +2,29 @@
 
 use crate::support::golden;
 use crate::support::workplace::{Workplace, embedded_base, refusal};
+use equipoise::eval::words;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// What each question begins with: more than 13 words that no item has for itself.
 const TEMPLATE: &str =
     "Read what stands below with care, think of each of its terms, and then say in a few words what it describes.";
 
-/// Long texts that have nothing in common: each of several definitions.
+/// Long texts that have no five words in common: each of two definitions.
 fn texts() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gene_ontology/train.jsonl");
     let rows = std::fs::read_to_string(path).unwrap();
     let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let mut outputs: Vec<String> = rows.map(|row| row["output"].as_str().unwrap().to_owned()).collect();
-    outputs.retain(|text| text.split(' ').count() > 30);
-    outputs.dedup();
+    let mut seen = HashSet::new();
+    outputs.retain(|text| {
+        let words = words(text);
+        let shingles: Vec<Vec<String>> = words.windows(5).map(<[String]>::to_vec).collect();
+        let is_new = words.len() > 30 && shingles.iter().all(|shingle| !seen.contains(shingle));
+        seen.extend(if is_new { shingles } else { Vec::new() });
+        is_new
+    });
     outputs.chunks_exact(2).take(12).map(|texts| texts.join(" ")).collect()
 }
 
@@ -90,7 +98,7 @@ fn items_in_training_rows_are_found_with_their_rows() {
     }
     // Without the rows in question nothing is found.
     let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
-    place.write("clean.jsonl", rows.split_inclusive('\n').skip(4).collect::<String>());
+    place.write("clean.jsonl", rows.split_inclusive('\n').skip(4).collect::<String>().replace(TEMPLATE, "Say it:"));
     let output = place.command(&data(&["--json", "--set", "data.train=clean.jsonl"])).output().unwrap();
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told["against"]["tasks"][0]["clean"], 6, "{told}");
