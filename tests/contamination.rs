@@ -68,7 +68,7 @@ fn items_in_training_rows_are_found_with_their_rows() {
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     let against = &told["against"];
     let expected =
-        json!([{"task": "mine", "items": 6, "overlapping": 3, "near_duplicates": 2, "clean": 3, "too_short": 0}]);
+        json!([{"task": "mine", "items": 6, "overlapping": 3, "near_duplicates": 2, "clean": 2, "too_short": 1}]);
     assert_eq!(against["tasks"], expected, "{against}");
     let items = against["items"].as_array().unwrap();
     let of = |key: &str| items.iter().map(|item| item[key].clone()).collect::<Vec<Value>>();
@@ -96,12 +96,12 @@ fn items_in_training_rows_are_found_with_their_rows() {
     ] {
         assert!(text.contains(phrase), "no `{phrase}` in {text}");
     }
-    // Without the rows in question nothing is found.
+    // Without the rows in question nothing is found, though others have the task's template.
     let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
-    place.write("clean.jsonl", rows.split_inclusive('\n').skip(4).collect::<String>().replace(TEMPLATE, "Say it:"));
+    place.write("clean.jsonl", rows.split_inclusive('\n').skip(4).collect::<String>());
     let output = place.command(&data(&["--json", "--set", "data.train=clean.jsonl"])).output().unwrap();
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(told["against"]["tasks"][0]["clean"], 6, "{told}");
+    assert_eq!(told["against"]["tasks"][0]["clean"], 5, "{told}");
     assert_eq!(told["against"]["items"], json!([]));
 }
 

@@ -7,16 +7,17 @@
 //! - N is 13 for all tasks, and not lower where a task's items are short. An item of 5 to 12 words is searched for as a whole, and a
 //!   shorter one is not judged.
 //! - They ignore n-grams that match more than 10 documents of a corpus of the web. A training file repeats its rows, so that such
-//!   matches count here. Instead, n-grams that more than half of a task's items have (at least 3) are no item's own: they are the
-//!   task's template.
+//!   matches count here. Instead a task's template is left out: words of 5-grams that more than half of its items have (at least 3).
+//!   What it separates is searched for separately.
 //!
 //! **Near duplicates** have a Jaccard index of at least 0.8 with one row, by the sets of their word 5-grams. Lee et al. (2022, arXiv
 //! 2107.06499) estimate that index by `MinHash`, and then ask for an edit similarity above 0.8; here the index itself is computed.
-//! 5-grams of templates are left out on both sides: of the task's, as above, and of the rows' (system messages).
+//! 5-grams that more than half of the rows have, such as system messages, are left out on both sides.
 //!
 //! The items' n-grams are what is kept in memory. Rows go through one by one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 /// Words of an n-gram.
 pub const NGRAM: usize = 13;
@@ -37,11 +38,35 @@ pub fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(word).filter(|word| !word.is_empty()).collect()
 }
 
-/// An item in words, as numbers.
+/// An item in words, as numbers, without its task's template: whole where there is none.
 #[derive(Debug)]
 struct Item {
-    task: usize,
-    words: Vec<u32>,
+    /// What the template leaves, to be searched for.
+    parts: Vec<Vec<u32>>,
+    /// The texts whose 5-grams are all of the item's but for those of the template: up to 4 words more on each side.
+    wider: Vec<Vec<u32>>,
+}
+
+impl Item {
+    /// A text; `template` has the 5-grams of its task's template.
+    fn new(text: &[u32], template: &HashSet<&[u32]>) -> Self {
+        let of_template: Vec<bool> = text.windows(SHINGLE).map(|shingle| template.contains(shingle)).collect();
+        let mut is_own = vec![true; text.len()];
+        for (begin, _) in of_template.iter().enumerate().filter(|(_, of_template)| **of_template) {
+            is_own[begin..begin + SHINGLE].fill(false);
+        }
+        let others: Vec<bool> = of_template.iter().map(|of_template| !of_template).collect();
+        Self {
+            parts: runs(&is_own).map(|run| text[run].to_vec()).collect(),
+            wider: runs(&others).map(|run| text[run.start..run.end + SHINGLE - 1].to_vec()).collect(),
+        }
+    }
+
+    /// The words of its n-grams; `None` where it is too short to judge.
+    fn size(&self) -> Option<usize> {
+        let longest = self.parts.iter().map(Vec::len).max().unwrap_or(0);
+        (longest >= FEWEST).then_some(longest.min(NGRAM))
+    }
 }
 
 /// Items as they are searched for, and what is the template of the rows.
@@ -64,28 +89,43 @@ impl Items {
             };
             words(text).into_iter().map(number).collect()
         };
-        let items = items.iter().map(|(task, text)| Item { task: *task, words: numbers(text) }).collect();
+        let mut tasks: BTreeMap<usize, Vec<Vec<u32>>> = BTreeMap::new();
+        for (task, text) in items {
+            tasks.entry(*task).or_default().push(numbers(text));
+        }
         let rows: Vec<Vec<u32>> = rows.iter().map(|row| numbers(row)).collect();
-        let mut counts: HashMap<&[u32], usize> = HashMap::new();
-        for row in &rows {
-            for shingle in row.windows(SHINGLE).collect::<HashSet<_>>() {
-                *counts.entry(shingle).or_default() += 1;
-            }
+        let template = common(&rows, FEWEST_ROWS).into_iter().map(<[u32]>::to_vec).collect();
+        let mut of_tasks: BTreeMap<usize, std::vec::IntoIter<Item>> = BTreeMap::new();
+        for (task, texts) in &tasks {
+            let common = common(texts, FEWEST_ITEMS);
+            let items: Vec<Item> = texts.iter().map(|text| Item::new(text, &common)).collect();
+            of_tasks.insert(*task, items.into_iter());
         }
-        let is_common = |count: usize| rows.len() >= FEWEST_ROWS && 2 * count > rows.len();
-        let common = counts.iter().filter(|(_, count)| is_common(**count));
-        let template = common.map(|(shingle, _)| shingle.to_vec()).collect();
-        Self { vocabulary, all: items, template }
+        let next = |(task, _): &(usize, String)| of_tasks.get_mut(task).and_then(Iterator::next);
+        Self { vocabulary, all: items.iter().filter_map(next).collect(), template }
     }
+}
 
-    /// The items of each task.
-    fn of_tasks(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.all.iter().map(|item| item.task + 1).max().unwrap_or(0)];
-        for item in &self.all {
-            counts[item.task] += 1;
+/// The 5-grams that more than half of the texts have, `fewest` at least.
+fn common(texts: &[Vec<u32>], fewest: usize) -> HashSet<&[u32]> {
+    let mut counts: HashMap<&[u32], usize> = HashMap::new();
+    for text in texts {
+        for shingle in text.windows(SHINGLE).collect::<HashSet<_>>() {
+            *counts.entry(shingle).or_default() += 1;
         }
-        counts
     }
+    counts.retain(|_, count| *count >= fewest && 2 * *count > texts.len());
+    counts.into_keys().collect()
+}
+
+/// Where places are kept, one after another.
+fn runs(is_kept: &[bool]) -> impl Iterator<Item = Range<usize>> {
+    let mut end = 0;
+    is_kept.chunk_by(|a, b| a == b).filter_map(move |run| {
+        let begin = end;
+        end += run.len();
+        run[0].then_some(begin..end)
+    })
 }
 
 /// N-grams of items: which there are, and the items that have each.
@@ -100,34 +140,31 @@ struct Grams<'a> {
 }
 
 impl<'a> Grams<'a> {
-    /// `size` gives the words of an item's n-grams, by the item's own. What `is_left_out` is no item's own.
-    fn new(items: &'a Items, size: impl Fn(usize) -> usize, is_left_out: impl Fn(&[u32]) -> bool) -> Self {
+    /// `of_item` gives the texts of an item and how many words an n-gram has, if it is to be judged. What `is_left_out` is no
+    /// item's own.
+    fn new(
+        items: &'a [Item],
+        of_item: impl Fn(&'a Item) -> Option<(&'a [Vec<u32>], usize)>,
+        is_left_out: impl Fn(&[u32]) -> bool,
+    ) -> Self {
         let mut ids: HashMap<&[u32], u32> = HashMap::new();
         let mut pairs: Vec<(u32, u32)> = Vec::new();
-        for (i, item) in items.all.iter().enumerate().filter(|(_, item)| item.words.len() >= FEWEST) {
-            for gram in item.words.windows(size(item.words.len())).filter(|gram| !is_left_out(gram)) {
+        for (i, item) in items.iter().enumerate() {
+            let Some((parts, size)) = of_item(item) else { continue };
+            let grams = parts.iter().flat_map(|part| part.windows(size));
+            for gram in grams.filter(|gram| !is_left_out(gram)) {
                 let next = ids.len() as u32;
                 pairs.push((*ids.entry(gram).or_insert(next), i as u32));
             }
         }
         pairs.sort_unstable();
         pairs.dedup();
-        let (of_tasks, mut own) = (items.of_tasks(), vec![0; items.all.len()]);
-        let (mut starts, mut kept) = (vec![0], Vec::new());
-        let task_of = |item: u32| items.all[item as usize].task;
-        for of_gram in pairs.chunk_by(|a, b| a.0 == b.0) {
-            let mut counts: HashMap<usize, usize> = HashMap::new();
-            for &(_, item) in of_gram {
-                *counts.entry(task_of(item)).or_default() += 1;
-            }
-            let is_template = |task: usize| counts[&task] >= FEWEST_ITEMS && 2 * counts[&task] > of_tasks[task];
-            for &(_, item) in of_gram.iter().filter(|(_, item)| !is_template(task_of(*item))) {
-                own[item as usize] += 1;
-                kept.push(item);
-            }
-            starts.push(kept.len());
+        let (mut starts, mut own) = (vec![0; ids.len() + 1], vec![0; items.len()]);
+        for (place, &(gram, item)) in pairs.iter().enumerate() {
+            starts[gram as usize + 1] = place + 1;
+            own[item as usize] += 1;
         }
-        Self { ids, starts, items: kept, own }
+        Self { ids, starts, items: pairs.into_iter().map(|(_, item)| item).collect(), own }
     }
 
     /// The items that have an n-gram as their own.
@@ -165,10 +202,10 @@ pub struct RowMatch {
 impl<'a> Index<'a> {
     /// Of these items.
     pub fn new(items: &'a Items) -> Self {
-        let size = |words: usize| words.min(NGRAM);
-        let grams = Grams::new(items, size, |_| false);
-        let shingles = Grams::new(items, |_| SHINGLE, |shingle| items.template.contains(shingle));
-        let sizes = items.all.iter().map(|item| size(item.words.len())).filter(|size| *size >= FEWEST).collect();
+        let grams = Grams::new(&items.all, |item| Some((&item.parts, item.size()?)), |_| false);
+        let shingles_of = |item: &'a Item| item.size().map(|_| (&item.wider[..], SHINGLE));
+        let shingles = Grams::new(&items.all, shingles_of, |shingle| items.template.contains(shingle));
+        let sizes = items.all.iter().filter_map(Item::size).collect();
         Self { items, grams, shingles, sizes }
     }
 

@@ -62,10 +62,16 @@ fn n_grams_of_several_rows_count_together_and_once() {
 #[test]
 fn short_items_are_searched_for_as_a_whole() {
     let row = format!("{} {} {}", text(100, 5), text(0, 9), text(200, 5));
-    let items = [text(0, 9), text(0, 5), text(0, 4), format!("{} other", text(0, 9)), String::new()];
-    let of_items = found(&items, &[row]);
-    let expected = [(true, 1.0), (true, 1.0), (false, 0.0), (true, 0.0), (false, 0.0)];
-    assert_eq!(of_items.iter().map(|of| (of.judged, of.overlap)).collect::<Vec<_>>(), expected);
+    for (item, judged, overlap) in [
+        (text(0, 9), true, 1.0),
+        (text(0, 5), true, 1.0),
+        (text(0, 4), false, 0.0),
+        (format!("{} other", text(0, 9)), true, 0.0),
+        (String::new(), false, 0.0),
+    ] {
+        let of_item = found(&[item], std::slice::from_ref(&row))[0];
+        assert_eq!((of_item.judged, of_item.overlap), (judged, overlap));
+    }
 }
 
 #[test]
@@ -77,6 +83,20 @@ fn the_template_that_items_share_does_not_count() {
     assert_eq!(of_items[0], Found { judged: true, ..Found::default() });
     assert_eq!(of_items[1].overlap, 1.0);
     assert_eq!(of_items[1].row, Some(1));
+    // Nor with a few words that follow it; and what is left of an item may be short.
+    let follows = |text: &str| format!("{template} {text}");
+    let items = ["the cell is a unit of life", "the gene", "the cell", "it is"].map(follows);
+    let row = format!("{template} the cell is a unit of life");
+    let of_items = found(&items, &[row]);
+    assert_eq!(
+        of_items.iter().map(|of| (of.judged, of.overlap)).collect::<Vec<_>>(),
+        [(true, 1.0), (false, 0.0), (false, 0.0), (false, 0.0)]
+    );
+    // A near duplicate has the template too, and its border with the rest.
+    let items: Vec<String> = (0..4).map(|i| format!("{template} {}", text(60 * i, 60))).collect();
+    let of_item = found(&items, &[items[2].replace("w150 ", "another ")])[2];
+    // 60 5-grams that are not the template's, of which 5 go over the word; the row has the template's 16 besides.
+    assert_eq!(of_item.jaccard, 55.0 / (60.0 + 76.0 - 55.0));
     // Of two tasks each has a template of its own: what most items of one have may be an item's of the other.
     let mut of_two: Vec<(usize, String)> = items.iter().map(|item| (0, item.clone())).collect();
     of_two.push((1, template.clone()));
