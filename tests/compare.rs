@@ -182,4 +182,11 @@ fn an_adapter_is_compared_with_its_base_by_their_one_folder() {
         assert!(text.contains(&format!("{:.4}", row[run].as_f64().unwrap())), "{row} is not in {text}");
     }
     assert_eq!(comparison["calibration"].as_array().unwrap().len(), 2);
+    // The base again, later: it is the baseline all the same. Beside another folder it is the adapter that counts.
+    let again = ["eval", base.to_str().unwrap(), "--tasks", "mine.yaml", "--output-path", "out", "--quiet"];
+    assert!(place.command(&again).output().unwrap().status.success());
+    assert_eq!(compared(&place, &["out"])["baseline"], base.to_str().unwrap());
+    let beside = compared(&place, &["out", "out"]);
+    assert_eq!(beside["runs"].as_array().unwrap().len(), 2);
+    assert_eq!(beside["baseline"], adapter.to_str().unwrap());
 }

@@ -101,6 +101,8 @@ fn a_comparison_that_was_killed_goes_on_to_the_same_table_and_takes_more_seeds()
     running.wait_for("next_run", 0);
     running.wait_for("next_run", 0);
     running.wait_for("step", 3);
+    let beside = place.command(&[arguments(&wanted), vec!["--resume"]].concat()).output().unwrap();
+    refusal(&beside).says(2, &["another process"]);
     running.signal("KILL");
     running.end();
     let output = place.command(&arguments(&wanted)).output().unwrap();
@@ -161,6 +163,7 @@ fn what_cannot_be_compared_is_refused_before_anything_is_written() {
         (&["--objectives", "dft:group_normalized"], &["`token_weighting`", "does nothing under `dft`"]),
         (&["--objectives", "bft,bft:token_weighting=probability"], &["is the same as `bft`"]),
         (&["--seeds", "0"], &["--seeds"]),
+        (&["--set", "data.validation_seed=1"], &["data.validation_seed", "data.validation_split"]),
         (&["--learning-rates", "2"], &["a rate such as 2e-4"]),
         (&["--set", "data.validation=null"], &["holds out no rows", "validation_split"]),
     ] {

@@ -65,8 +65,8 @@ fn items_in_training_rows_are_found_with_their_rows() {
     let place = place();
     let output = place.command(&data(&["--json", "--against-out", "found.jsonl"])).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let against = &told["against"];
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let against = &printed["against"];
     let expected =
         json!([{"task": "mine", "items": 6, "overlapping": 3, "near_duplicates": 2, "clean": 2, "too_short": 1}]);
     assert_eq!(against["tasks"], expected, "{against}");
@@ -100,9 +100,9 @@ fn items_in_training_rows_are_found_with_their_rows() {
     let rows = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
     place.write("clean.jsonl", rows.split_inclusive('\n').skip(4).collect::<String>());
     let output = place.command(&data(&["--json", "--set", "data.train=clean.jsonl"])).output().unwrap();
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(told["against"]["tasks"][0]["clean"], 5, "{told}");
-    assert_eq!(told["against"]["items"], json!([]));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["against"]["tasks"][0]["clean"], 5, "{printed}");
+    assert_eq!(printed["against"]["items"], json!([]));
 }
 
 #[test]
@@ -115,13 +115,13 @@ fn a_comparison_is_of_the_items_that_are_left() {
     let done = eval.args(["--tasks", "mine.yaml", "--output-path", "out", "--quiet"]).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let compare = |more: &[&str]| place.command(&[&["compare", "out", "--json"], more].concat()).output().unwrap();
-    let told = |more: &[&str]| -> Value {
+    let printed = |more: &[&str]| -> Value {
         let output = compare(more);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    assert_eq!(told(&[])["rows"][0]["items"], 6);
-    let left = told(&["--without", "found.jsonl"]);
+    assert_eq!(printed(&[])["rows"][0]["items"], 6);
+    let left = printed(&["--without", "found.jsonl"]);
     assert_eq!(left["rows"][0]["items"], 3);
     assert_eq!(left["notes"], json!(["mine: 3 of 6 items are left out, by found.jsonl"]));
     // The mean is that of the other three.
@@ -132,15 +132,15 @@ fn a_comparison_is_of_the_items_that_are_left() {
     let mean = lines[3..].iter().map(|line| line["acc"].as_f64().unwrap()).sum::<f64>() / 3.0;
     assert_eq!(left["rows"][0]["baseline"].as_f64().unwrap(), mean);
 
-    // What the runs do not have is passed over, and a list need have no hashes.
+    // What the runs do not have is ignored, and a list need have no hashes.
     place.write("own.jsonl", "{\"task\": \"other\", \"doc_id\": 1}\n\n{\"task\": \"mine\", \"doc_id\": 5}\n{\"task\": \"mine\", \"doc_id\": 77}\n");
-    let left = told(&["--without", "own.jsonl"]);
+    let left = printed(&["--without", "own.jsonl"]);
     assert_eq!(
         (&left["rows"][0]["items"], &left["notes"][0]),
         (&json!(5), &json!("mine: 1 of 6 items are left out, by own.jsonl"))
     );
     place.write("nothing.jsonl", "");
-    assert_eq!(told(&["--without", "nothing.jsonl"])["rows"][0]["items"], 6);
+    assert_eq!(printed(&["--without", "nothing.jsonl"])["rows"][0]["items"], 6);
 
     let line = |id: usize| format!("{{\"task\": \"mine\", \"doc_id\": {id}}}\n");
     let all: String = (0..6).map(line).collect();

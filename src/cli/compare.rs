@@ -1,16 +1,16 @@
 //! `equipoise compare`: evaluations of the same items beside each other.
 
-use super::output::{Stdout, columns};
+use super::output::{Stdout, columns, printable};
 use crate::error::Result;
 use crate::run::{self, CompareRequest, CompareRow, Comparison};
-use crate::statistics::{Interval, MAX_RESAMPLES, Resampling};
+use crate::statistics::{MAX_RESAMPLES, Resampling, p_text};
 use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
     /// Folders or results files of `equipoise eval --output-path` or of `lm_eval` (with `--log_samples`); the baseline first. The
-    /// folder of an adapter's evaluation holds its base's too, which then is the baseline.
+    /// folder of an adapter's evaluation alone: the adapter against its base; beside others it stands for the adapter.
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
     /// Compare these tasks alone; separated by commas.
@@ -64,19 +64,10 @@ pub(super) fn run(args: &CompareArgs) -> Result<u8> {
     if args.json {
         stdout.json("comparison", &comparison);
     } else {
-        stdout.text(&text(&comparison));
+        stdout.text(&printable(&text(&comparison)));
     }
     stdout.finish()?;
     Ok(0)
-}
-
-/// A p value: below a ten-thousandth it is said so.
-pub(super) fn p_value(p: f64) -> String {
-    if p < 1e-4 { "<0.0001".into() } else { format!("{p:.4}") }
-}
-
-pub(super) fn interval(of: Option<Interval>) -> String {
-    of.map_or_else(String::new, |Interval { low, high }| format!("[{low:+.4}, {high:+.4}]"))
 }
 
 fn text(comparison: &Comparison) -> String {
@@ -126,11 +117,11 @@ fn cells(row: &CompareRow, several: bool, clustered: bool) -> Vec<String> {
     cells.extend([format!("{:.4}", paired.baseline), format!("{:.4}", paired.candidate)]);
     let stderr = optional(paired.stderr.map(|stderr| format!(" ± {stderr:.4}")));
     cells.push(format!("{:+.4}{stderr}", paired.difference));
-    cells.push(interval(paired.bca.or(paired.percentile)));
-    cells.push(optional(paired.permutation.map(|test| p_value(test.p))));
-    cells.push(optional(row.p_holm.map(p_value)));
+    cells.push(optional(paired.bca.or(paired.percentile).map(|interval| interval.to_string())));
+    cells.push(optional(paired.permutation.map(|test| p_text(test.p))));
+    cells.push(optional(row.p_holm.map(p_text)));
     cells.push(optional(
-        paired.mcnemar.map(|test| format!("{} ({} : {})", p_value(test.p), test.only_baseline, test.only_candidate)),
+        paired.mcnemar.map(|test| format!("{} ({} : {})", p_text(test.p), test.only_baseline, test.only_candidate)),
     ));
     cells.push(optional(paired.least_detectable.map(|least| format!("{least:.4}"))));
     cells

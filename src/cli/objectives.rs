@@ -2,11 +2,13 @@
 
 use super::RecipeArgs;
 use super::interrupt::Interrupt;
-use super::output::{Stdout, columns, quoted, say};
+use super::output::{Stdout, columns, say};
 use super::progress::Progress;
 use crate::error::{Error, Result};
 use crate::run::{self, EvalRequest, MeanAndSpread, ObjectivesReport, ObjectivesRequest};
+use crate::statistics::p_text;
 use crate::train::MetricForBest;
+use crate::train::metrics::Validation;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -127,11 +129,7 @@ pub(super) fn run(args: &ObjectivesArgs) -> Result<u8> {
 }
 
 fn text(report: &ObjectivesReport) -> String {
-    let number = |of: Option<MeanAndSpread>| {
-        of.map_or_else(String::new, |of| {
-            of.sd.map_or_else(|| format!("{:.4}", of.mean), |sd| format!("{:.4} ± {sd:.4}", of.mean))
-        })
-    };
+    let number = |of: Option<MeanAndSpread>| of.map_or_else(String::new, |of| of.text(4));
     let names: Vec<String> = report
         .objectives
         .first()
@@ -139,22 +137,22 @@ fn text(report: &ObjectivesReport) -> String {
         .unwrap_or_default();
     let fixed = ["objective", "learning rate", "seeds", "cross-entropy", "token accuracy", "effective tokens"];
     let mut rows = vec![[fixed.map(str::to_owned).to_vec(), names.clone()].concat()];
-    if let Some(before) = &report.before {
-        let mut cells = vec!["base alone".to_owned(), String::new(), String::new()];
-        cells.extend([before.cross_entropy, before.token_accuracy].map(|of| format!("{of:.4}")));
-        cells.push(String::new());
-        let first = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
-        cells.extend(first.iter().map(|task| {
-            let row = report.base_tasks.iter().find(|row| row.task == task.task && row.metric == task.metric);
-            row.map_or_else(String::new, |row| format!("{:.4}", row.value))
-        }));
-        rows.push(cells);
-    }
+    let mut base = vec!["base alone".to_owned(), String::new(), String::new()];
+    let before = |number: fn(&Validation) -> f64| {
+        report.before.as_ref().map_or_else(String::new, |before| format!("{:.4}", number(before)))
+    };
+    base.extend([before(|of| of.cross_entropy), before(|of| of.token_accuracy), String::new()]);
+    let first = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
+    base.extend(first.iter().map(|task| {
+        let row = report.base_tasks.iter().find(|row| row.task == task.task && row.metric == task.metric);
+        row.map_or_else(String::new, |row| format!("{:.4}", row.value))
+    }));
+    rows.push(base);
     for of in &report.objectives {
         let mut cells = vec![of.objective.clone(), format!("{:e}", of.learning_rate), of.seeds.len().to_string()];
         cells.extend([of.cross_entropy, of.token_accuracy, of.effective_token_share].map(number));
         cells.extend(of.tasks.iter().map(|task| {
-            let p = task.p_holm.map_or_else(String::new, |p| format!(" (p {})", super::compare::p_value(p)));
+            let p = task.p_holm.map_or_else(String::new, |p| format!(" (p {})", p_text(p)));
             format!("{}{p}", number(task.score))
         }));
         rows.push(cells);
@@ -165,11 +163,10 @@ fn text(report: &ObjectivesReport) -> String {
     let folder = &report.output;
     let tasks = if names.is_empty() { "" } else { "; p: against the first objective, adjusted by Holm" };
     format!(
-        "{}\n\n± standard deviation over seeds{tasks}\n{bad}\n  {}\n  {}\n  {}\n\nread the table: {}\n",
+        "{}\n\n± standard deviation over seeds{tasks}\n{bad}\nwritten\n  {}\n  {}\n  {}\n",
         columns(&rows),
         folder.join("objectives.md").display(),
         folder.join("objectives.csv").display(),
         folder.join("objectives.json").display(),
-        quoted(&folder.join("objectives.md").display().to_string()),
     )
 }

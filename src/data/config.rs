@@ -259,6 +259,12 @@ impl DataConfig {
                 error.with_help("it is the share of the rows that is held out: 0.1 is a tenth")
             });
         }
+        if self.validation_seed.is_some() && self.validation_split == 0.0 {
+            return Err(Error::invalid(
+                "data.validation_seed: chooses the rows of `data.validation_split`, which is not set",
+            )
+            .with_help("set `data.validation_split: 0.1`, or delete the line"));
+        }
         if self.validation.is_some() && self.validation_split > 0.0 {
             return Err(Error::invalid(
                 "data.validation_split: cannot stand beside `data.validation`; keep one of the two",

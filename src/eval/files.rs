@@ -24,7 +24,10 @@ fn sha256(text: &str) -> String {
 }
 
 /// JSON with an indent of two.
-fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When a key is no text.
+pub(crate) fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value)
         .map_err(|error| Error::invalid(format!("internal: no JSON can be written: {error}")))
 }
@@ -137,6 +140,19 @@ struct State {
     stamp: String,
 }
 
+impl State {
+    /// The last one of a folder, and its file.
+    fn last(output: &Path) -> Result<Option<(PathBuf, Self)>> {
+        let entries = std::fs::read_dir(output).into_iter().flatten().filter_map(std::result::Result::ok);
+        let Some(path) = entries.map(|entry| entry.path()).filter(|path| is_state(path)).max() else { return Ok(None) };
+        let bytes = crate::fs::read_within(&path, 16 << 20)?;
+        let state = serde_json::from_slice(&bytes);
+        state
+            .map(|state| Some((path.clone(), state)))
+            .map_err(|error| Error::file(path, format!("cannot be read: {error}")))
+    }
+}
+
 /// The files of an evaluation while it runs: of one model, or of an adapter and its base.
 #[derive(Debug)]
 pub struct Journal {
@@ -162,22 +178,25 @@ impl Journal {
     /// # Errors
     /// When there is none, or it was of something else: says of what.
     pub fn resume(output: &Path, identity: &Value) -> Result<Self> {
-        let entries = std::fs::read_dir(output).into_iter().flatten().filter_map(std::result::Result::ok);
-        let mut states: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_state(path)).collect();
-        states.sort();
-        let Some(path) = states.pop() else {
+        let Some((path, state)) = State::last(output)? else {
             return Err(Error::file(output, "has no unfinished evaluation to go on with")
                 .with_help("run the command without `--resume`"));
         };
-        let bytes = crate::fs::read_within(&path, 16 << 20)?;
-        let state: State =
-            serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
         if let Some(what) = difference(&state.identity, identity) {
             return Err(Error::file(&path, format!("the unfinished evaluation differs in `{what}`")).with_help(
                 "give the same arguments, model and data as before; without `--resume` a new evaluation begins beside it",
             ));
         }
         Ok(Self { output: output.to_owned(), stamp: state.stamp })
+    }
+
+    /// The last unfinished evaluation of a folder, if it is of the same.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn unfinished(output: &Path, identity: &Value) -> Result<Option<Self>> {
+        let same = State::last(output)?.filter(|(_, state)| state.identity == *identity);
+        Ok(same.map(|(_, state)| Self { output: output.to_owned(), stamp: state.stamp }))
     }
 
     fn state_path(&self) -> PathBuf {
@@ -299,10 +318,17 @@ fn is_state(path: &Path) -> bool {
     name.starts_with("evaluation_") && name.ends_with(".part.json")
 }
 
-/// The first key in which two evaluations differ.
-fn difference(before: &Value, now: &Value) -> Option<String> {
-    let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { return Some("file".into()) };
-    now.iter().find(|(key, value)| before.get(*key) != Some(value)).map(|(key, _)| key.clone())
+/// The first key in which two trees differ, dotted.
+pub(crate) fn difference(before: &Value, now: &Value) -> Option<String> {
+    let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else {
+        return (before != now).then(String::new);
+    };
+    let keys = now.keys().chain(before.keys().filter(|key| !now.contains_key(*key)));
+    keys.into_iter().find_map(|key| {
+        let of = |tree: &Map<String, Value>| tree.get(key).cloned().unwrap_or_default();
+        let below = difference(&of(before), &of(now))?;
+        Some(if below.is_empty() { key.clone() } else { format!("{key}.{below}") })
+    })
 }
 
 /// What the results say of the run besides its numbers.

@@ -23,6 +23,7 @@ pub use config::{GroupConfig, MetricConfig, OutputType, TaskConfig};
 pub use contamination::{Found, Index, Items, NEAR, NGRAM, RowMatch, SHINGLE, Tally, words};
 pub use document::{Documents, Prepared};
 pub use files::{Journal, RunFacts, TaskHash, document_hash, file_stamp, model_folder, results_json};
+pub(crate) use files::{difference, pretty};
 pub use metrics::ItemValue;
 pub use prompt::ChatSettings;
 pub use recorded::{RecordedItem, RecordedItems, RecordedRun, RecordedTask};

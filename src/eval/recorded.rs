@@ -16,6 +16,8 @@ pub struct RecordedRun {
     pub model: String,
     /// The results file.
     pub path: PathBuf,
+    /// Whether it is of an adapter, where Equipoise wrote it.
+    is_adapter: bool,
     /// When it began, in seconds since 1970.
     date: f64,
     /// Its tasks.
@@ -72,7 +74,7 @@ pub struct RecordedItem {
 
 impl RecordedRun {
     /// The evaluations at a path: a results file, or a folder that holds some, or whose folders do (one for each model). Of several in
-    /// one folder it is the last; of several models, the first that was evaluated comes first.
+    /// one folder it is the last. Bases come before adapters, and then the first that was evaluated.
     ///
     /// # Errors
     /// When there is none, or a file cannot be read.
@@ -90,7 +92,7 @@ impl RecordedRun {
             return Err(Error::file(path, "holds no results of an evaluation (results_*.json)")
                 .with_help("give the folder of `equipoise eval --output-path`, or that of lm_eval's `--output_path`"));
         }
-        runs.sort_by(|a, b| a.date.total_cmp(&b.date));
+        runs.sort_by(|a, b| a.is_adapter.cmp(&b.is_adapter).then(a.date.total_cmp(&b.date)));
         Ok(runs)
     }
 
@@ -119,6 +121,7 @@ impl RecordedRun {
         Ok(Self {
             model: text("model_name").unwrap_or_else(|| path.display().to_string()),
             path: path.to_owned(),
+            is_adapter: whole["config"]["adapter"] == true,
             date: whole.get("date").and_then(Value::as_f64).unwrap_or(0.0),
             tasks: configs.keys().map(task).collect(),
         })

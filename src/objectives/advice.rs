@@ -24,8 +24,8 @@ pub struct Prior {
 }
 
 impl Prior {
-    /// Where that lies, which objective is favoured there, and what compares them for `recipe`, the path of a recipe.
-    pub fn advice(&self, recipe: &str) -> String {
+    /// Where that lies, which objective is favoured there, and what compares them.
+    pub fn advice(&self) -> String {
         let Self { token_probability, likely_tokens, cross_entropy } = self;
         let (knows, favoured) = if *token_probability < LITTLE {
             ("little", "there `sft` and `eaft` are favoured over `bft` and `dft`")
@@ -36,8 +36,8 @@ impl Prior {
         };
         format!(
             "the base knows {knows} of the held-out answers: their tokens have a probability of {:.0}% on average, and {:.0}% of \
-             them more than 50% (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives {recipe}` compares them; \
-             docs/objectives.md says more",
+             them more than 50% (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives` compares them on this \
+             recipe; docs/objectives.md says more",
             100.0 * token_probability,
             100.0 * likely_tokens
         )
@@ -50,8 +50,7 @@ mod tests {
 
     #[test]
     fn what_a_base_knows_decides_what_is_favoured() {
-        let says =
-            |token_probability| Prior { token_probability, likely_tokens: 0.5, cross_entropy: 1.0 }.advice("r.yaml");
+        let says = |token_probability| Prior { token_probability, likely_tokens: 0.5, cross_entropy: 1.0 }.advice();
         for (probability, phrases) in [
             (0.2, ["knows little", "`sft` and `eaft` are favoured"]),
             (0.5, ["knows some", "no objective is favoured"]),
@@ -59,7 +58,7 @@ mod tests {
         ] {
             let text = says(probability);
             assert!(phrases.iter().all(|phrase| text.contains(phrase)), "{text}");
-            assert!(text.contains("equipoise objectives r.yaml"), "{text}");
+            assert!(text.contains("`equipoise objectives`"), "{text}");
         }
     }
 }

@@ -98,6 +98,15 @@ pub struct CalibrationRow {
     pub aurc: f64,
 }
 
+impl Comparison {
+    /// Adds a note, once.
+    fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+}
+
 /// Compares evaluations of the same items with the first of them.
 ///
 /// # Errors
@@ -106,7 +115,10 @@ pub struct CalibrationRow {
 pub fn compare(request: &CompareRequest) -> Result<Comparison> {
     let mut runs = Vec::new();
     for path in &request.runs {
-        runs.extend(RecordedRun::find(path)?);
+        let found = RecordedRun::find(path)?;
+        // Beside others, the folder of an adapter's evaluation stands for the adapter.
+        let first = if request.runs.len() > 1 { found.len() - 1 } else { 0 };
+        runs.extend(found.into_iter().skip(first));
     }
     let [baseline, candidates @ ..] = &runs[..] else { return Err(too_few(&runs)) };
     if candidates.is_empty() {
@@ -225,10 +237,13 @@ impl Task<'_> {
     fn compare(&self, (i, run): (usize, &RecordedRun), into: &mut Comparison) -> Result<()> {
         let (baseline, candidate) = (&self.of_runs[0], &self.of_runs[i]);
         for (filter, first) in &baseline.filters {
-            let Some(items) = candidate.filters.get(filter) else { continue };
+            let Some(items) = candidate.filters.get(filter) else {
+                into.note(format!("{}: {} has no results under the filter `{filter}`", self.name, run.model));
+                continue;
+            };
             self.check_same((baseline, first), (candidate, items))?;
             if first.iter().zip(items).any(|(a, b)| a.prompt_hash != b.prompt_hash) {
-                into.notes.push(format!(
+                into.note(format!(
                     "{}: {} had other prompts than {} (few-shot examples, chat template or description)",
                     self.name, run.model, into.baseline
                 ));
@@ -244,10 +259,7 @@ impl Task<'_> {
                     compare_paired(&baseline, &candidate, clusters.as_deref(), &self.request.resampling)
                 });
                 let Some(paired) = paired else {
-                    let note = format!("{}: `{metric}` is no mean of the items' numbers", self.name);
-                    if !into.notes.contains(&note) {
-                        into.notes.push(note);
-                    }
+                    into.note(format!("{}: `{metric}` is no mean of the items' numbers", self.name));
                     continue;
                 };
                 into.rows.push(CompareRow {

@@ -12,6 +12,7 @@ use crate::eval::{
     Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, RunFacts, SelectedGroup, TaskHash,
     TaskResult, aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
 };
+use crate::models::Model;
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
 use crate::train::metrics::or_nan;
@@ -142,7 +143,7 @@ pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Ve
     let mut bench = Bench::open(request, observer)?;
     observer.event(&Event::Phase("tokenizing".into()));
     let questions = Questions::new(request, &bench, &tasks)?;
-    bench.model.lm.fit_rotations(questions.longest());
+    questions.fit_rotations(&mut bench.model, observer);
 
     let run = Run { request, bench: &bench, questions: &questions };
     let whats: &[&'static str] = if bench.adapter.is_some() { &["base", "adapter"] } else { &["base"] };
@@ -188,14 +189,32 @@ impl<'a> Questions<'a> {
         for task in &self.set.tasks {
             hash.update(json!(task.config).to_string());
         }
+        hash.update(self.documents());
+        format!("{:x}", hash.finalize())
+    }
+
+    /// A hash of what is asked about the documents.
+    fn documents(&self) -> String {
+        let mut hash = Sha256::new();
         for asked in self.asked.iter().flatten() {
             hash.update(asked.identity());
         }
         format!("{:x}", hash.finalize())
     }
 
+    /// Makes the model's rotations long enough for the longest text, and says so where that changes them.
+    pub(super) fn fit_rotations(&self, model: &mut Model, observer: &mut dyn Observer) {
+        let longest = self.longest();
+        if model.lm.fit_rotations(longest) {
+            observer.event(&Event::Note(format!(
+                "the longest text of the tasks has {longest} tokens, more than the base's original context: all texts use its long RoPE \
+                 factors, as servers with a longer context do"
+            )));
+        }
+    }
+
     /// Positions of the longest text.
-    pub(super) fn longest(&self) -> usize {
+    fn longest(&self) -> usize {
         self.asked.iter().flatten().map(Asked::positions).max().unwrap_or(0)
     }
 }
@@ -241,16 +260,12 @@ impl Run<'_> {
         let (request, bench) = (self.request, self.bench);
         let configs: Map<String, Value> =
             self.tasks().iter().map(|task| (task.config.task.clone(), json!(task.config))).collect();
-        let mut documents = Sha256::new();
-        for asked in self.questions.asked.iter().flatten() {
-            documents.update(asked.identity());
-        }
         json!({
             "base": bench.base_sha256,
             "adapter": bench.adapter,
             "tasks": configs,
             "limit": request.limit,
-            "documents": format!("{:x}", documents.finalize()),
+            "documents": self.questions.documents(),
             "compute": bench.compute.name(),
             "device": if bench.device.is_cpu() { "cpu" } else { "cuda" },
             "quantization": request.quantization,
@@ -270,8 +285,8 @@ impl Run<'_> {
 
     /// Goes on with the unfinished evaluation in the request's folder if it was of the same, else begins one.
     pub(super) fn continued(&self) -> Result<Option<Journal>> {
-        let resumed = EvalRequest { resume: true, ..self.request.clone() };
-        Run { request: &resumed, ..*self }.journal().or_else(|_| self.journal())
+        let Some(output) = &self.request.output else { return Ok(None) };
+        Journal::unfinished(output, &self.identity())?.map_or_else(|| self.journal(), |journal| Ok(Some(journal)))
     }
 
     /// Removes the journal of results that are written.
@@ -301,7 +316,7 @@ impl Run<'_> {
             || Ok(Vec::new()),
             |journal| {
                 let tasks: Vec<_> = self.tasks().iter().zip(&outcomes).collect();
-                let results = results_json(&tasks, &groups, &self.facts(model, started, seconds));
+                let results = results_json(&tasks, &groups, &self.facts((what, model), started, seconds));
                 journal.publish(model, &self.names(), &results)
             },
         )?;
@@ -365,11 +380,12 @@ impl Run<'_> {
         self.questions.set.selected.groups.iter().map(of_group).collect()
     }
 
-    fn facts(&self, model: &str, started: SystemTime, seconds: f64) -> RunFacts {
+    fn facts(&self, (what, model): (&str, &str), started: SystemTime, seconds: f64) -> RunFacts {
         let request = self.request;
         let config = json!({
             "model": "equipoise",
             "model_args": model,
+            "adapter": what == "adapter",
             "model_num_parameters": self.bench.model.report.parameters,
             "model_dtype": self.bench.compute.name(),
             "model_sha": self.bench.base_sha256,

@@ -96,7 +96,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         observer.event(&Event::Warning(warning));
     }
     let out = OutputFolder::open(recipe, options)?;
-    let mut advising = advice::Advising { observer, recipe: (recipe.lora.init_from.is_none()).then_some(&recipe.path) };
+    let mut advising = advice::Advising { observer, of_base: recipe.lora.init_from.is_none() };
     let fit = take_steps(recipe, options, &prepared, &model, (&out, changes, started), &mut advising)?;
     let ending = if fit.interrupted {
         Ending::default()
@@ -261,7 +261,7 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         tracing::debug!(%error, "could not time some rows");
         None
     });
-    let prior = prepared.prior(recipe, &model).unwrap_or_else(|error| {
+    let prior = prepared.prior(recipe, &model, time.as_ref()).unwrap_or_else(|error| {
         tracing::debug!(%error, "could not measure validation rows");
         None
     });
@@ -295,7 +295,7 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         kept_layers: prepared.kept_layers,
         layers: prepared.layers(),
         device: prepared.device_name(),
-        advice: prior.map(|prior| prior.advice(&recipe.path.display().to_string())),
+        advice: prior.map(|prior| prior.advice()),
         prior,
         libraries: prepared.device.gpu().map(Gpu::facts).transpose()?.map_or_else(Vec::new, |facts| facts.libraries),
         warnings,

@@ -10,7 +10,7 @@ use super::eval::bench::{Bench, hash_of};
 use super::eval::{EvalRequest, ModelResults, Questions, ResultRow, Run, TaskSet};
 use super::output::{self, OutputFolder};
 use super::prepare::{Prepared, check_reference};
-use super::{Ending, RunOptions, end, is_ruined, take_steps};
+use super::{RunOptions, card, is_ruined, take_steps};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
 use crate::fs::remove_folder_atomic;
@@ -158,7 +158,7 @@ impl<'a> Comparison<'a> {
         observer.event(&Event::Phase("tokenizing the tasks".into()));
         let questions = Questions::new(&request.eval, &bench, tasks)?;
         kept.check(&prepared, &first, &questions)?;
-        bench.model.lm.fit_rotations(questions.longest().max(prepared.longest_row()));
+        questions.fit_rotations(&mut bench.model, observer);
         for warning in prepared.warnings(&first) {
             observer.event(&Event::Warning(warning));
         }
@@ -267,7 +267,7 @@ impl<'a> Comparison<'a> {
         let folder = self.request.output.join(arm.place());
         let adapter = AdapterBundle::load(&folder, &self.prepared.base)?;
         self.bench.model.params.assign(&adapter.tensors, &folder)?;
-        self.bench.adapter = Some((folder.display().to_string(), hash_of(&folder)?));
+        self.bench.adapter = Some((arm.place().display().to_string(), hash_of(&folder)?));
         let results = self.evaluate("adapter", arm.place().join("eval"), observer)?;
         kept.add_tasks(arm, results.rows)
     }
@@ -288,7 +288,10 @@ impl<'a> Comparison<'a> {
         let started = if resume { output::started(recipe, &options)? } else { self.started };
         let fit = take_steps(recipe, &options, prepared, model, (&out, Vec::new(), started), observer)?;
         if !fit.interrupted {
-            let Ending { .. } = end(recipe, prepared, model, &fit, (&out, false), observer)?;
+            // As `end` does, but for the sample and the upload.
+            output::write_adapter(prepared.adapter_files(recipe)?.config, model.params.as_tensors()?, &out)?;
+            card::write_tokenizer(prepared, &out, observer)?;
+            card::write_card(recipe, prepared, &fit, None, &out)?;
         }
         Ok(fit)
     }
@@ -311,6 +314,9 @@ impl<'a> Comparison<'a> {
         let seeds = arms::seeds(self.recipe, self.request);
         let mut report = table::report(kept, &chosen, &seeds, self.tasks, &self.request.output)?;
         let data = &self.prepared.dataset.report;
+        if self.recipe.lora.init_from.is_none() {
+            report.before = kept.runs().iter().find_map(|run| run.before.clone());
+        }
         report.name.clone_from(&self.recipe.name);
         report.base.clone_from(&self.recipe.base.model);
         (report.train_rows, report.validation_rows) = (data.train_rows, data.validation_rows);

@@ -67,20 +67,8 @@ impl OutputFolder {
     pub(super) fn open(recipe: &Recipe, options: &RunOptions) -> Result<Self> {
         Self::look(recipe, options)?;
         let path = recipe.output_dir.clone();
-        let refused = |error| {
-            Error::file(&path, format!("nothing can be written there: {error}")).with_help("set another `output_dir`")
-        };
-        std::fs::create_dir_all(&path).map_err(refused)?;
-        let mut lock = OpenOptions::new();
-        let lock = lock.create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(refused)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::file(&path, "another process is training into this folder")
-                    .with_help("wait for it, or set another `output_dir`"));
-            }
-            Err(TryLockError::Error(error)) => return Err(refused(error)),
-        }
+        std::fs::create_dir_all(&path).map_err(|error| refused(&path, &error))?;
+        let lock = lock(&path)?;
         fs::sweep(&path);
         fs::sweep(&checkpoints_folder(&path));
         if options.overwrite {
@@ -99,6 +87,26 @@ impl OutputFolder {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn refused(path: &Path, error: &std::io::Error) -> Error {
+    Error::file(path, format!("nothing can be written there: {error}")).with_help("set another `output_dir`")
+}
+
+/// Locks a folder for this process; the lock ends with the file.
+///
+/// # Errors
+/// When another process holds it, or the folder cannot be written.
+pub(super) fn lock(path: &Path) -> Result<File> {
+    let mut lock = OpenOptions::new();
+    let lock = lock.create(true).truncate(false).write(true).open(path.join(LOCK));
+    let lock = lock.map_err(|error| refused(path, &error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::file(path, "another process is training into this folder")
+            .with_help("wait for it, or set another `output_dir`")),
+        Err(TryLockError::Error(error)) => Err(refused(path, &error)),
     }
 }
 

@@ -301,7 +301,7 @@ impl Prepared {
     }
 
     /// Tokens of the longest row, of training and validation.
-    pub(super) fn longest_row(&self) -> usize {
+    fn longest_row(&self) -> usize {
         let rows = self.dataset.train.entries().chain(self.dataset.validation.entries());
         rows.map(|entry| entry.tokens as usize).max().unwrap_or(0)
     }

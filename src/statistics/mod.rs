@@ -51,6 +51,18 @@ pub struct Interval {
     pub high: f64,
 }
 
+impl std::fmt::Display for Interval {
+    /// As `[-0.0120, +0.0340]`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{:+.4}, {:+.4}]", self.low, self.high)
+    }
+}
+
+/// A p value to four digits; smaller ones as `<0.0001`.
+pub fn p_text(p: f64) -> String {
+    if p < 1e-4 { "<0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
 /// The number, unless it is NaN or infinite.
 fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)

@@ -50,7 +50,7 @@ impl LeftOut {
         Ok(Self { path: path.to_owned(), tasks })
     }
 
-    /// Takes the items of a task out of all runs; what a reader should know of it. Items that the runs do not have are passed over.
+    /// Takes the items of a task out of all runs; what a reader should know of it. Items that the runs do not have are ignored.
     ///
     /// # Errors
     /// When an item's document has another hash than the file says.

@@ -7,6 +7,9 @@ use crate::recipe::Recipe;
 use serde_yaml::{Mapping, Value};
 use std::path::{Path, PathBuf};
 
+/// The most characters of an objective with its settings: learning rate and seed follow in the name of a run.
+const MOST_NAME: usize = 64;
+
 /// An objective under the name that it was asked for by.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Named {
@@ -75,6 +78,9 @@ fn parse(text: &str, recipe: &Recipe) -> Result<Named> {
     if let Some(key) = set.into_iter().find(|key| is_unused(key)) {
         return Err(mistaken(text, &format!("sets `{key}`, which does nothing under `{}`", kind.name())));
     }
+    if text.len() > MOST_NAME {
+        return Err(mistaken(text, &format!("is too long for a folder's name: {MOST_NAME} characters at most")));
+    }
     Ok(Named { name: text.to_owned(), config })
 }
 
@@ -101,9 +107,7 @@ impl Arm {
         own.objective = self.objective.config.clone();
         own.hub = None;
         own.data.sample_in_card = false;
-        if own.data.validation_split > 0.0 {
-            own.data.validation_seed = Some(recipe.data.validation_seed.unwrap_or(recipe.training.seed));
-        }
+        own.data.validation_seed = held_out_by(recipe);
         let training = &mut own.training;
         (training.seed, training.learning_rate) = (self.seed, self.learning_rate);
         (training.eval_steps, training.early_stopping_patience) = (0, 0);
@@ -111,6 +115,12 @@ impl Arm {
         training.metric_for_best_model = Some(crate::train::MetricForBest::CrossEntropy);
         own
     }
+}
+
+/// Which seed chooses the held-out rows of all runs; `None` where they are rows of their own.
+pub(super) fn held_out_by(recipe: &Recipe) -> Option<u64> {
+    let seed = recipe.data.validation_seed.unwrap_or(recipe.training.seed);
+    (recipe.data.validation_split > 0.0).then_some(seed)
 }
 
 /// The seeds of a comparison: the recipe's, and those that follow.

@@ -1,12 +1,13 @@
 //! A comparison on the disk: what is done (`comparison.json`), and its tables as JSON, CSV and Markdown.
 
-use super::arms::Arm;
+use super::arms::{Arm, held_out_by};
 use super::table::ObjectivesReport;
 use super::{ObjectiveRun, ObjectivesRequest, Questions, ResultRow};
 use crate::error::{Error, Result};
-use crate::fs::{read_within, write_atomic};
+use crate::eval::{difference, pretty};
+use crate::fs::{read_within, sweep, write_atomic};
 use crate::recipe::Recipe;
-use crate::run::output::now;
+use crate::run::output::{lock, now};
 use crate::run::prepare::Prepared;
 use crate::statistics::{mean, quantile};
 use crate::train::METRICS;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "comparison.json";
@@ -38,6 +40,8 @@ struct State {
 pub(super) struct Kept {
     folder: PathBuf,
     state: State,
+    /// Held from the first writing on, until the process ends.
+    lock: Option<File>,
 }
 
 impl Kept {
@@ -58,21 +62,23 @@ impl Kept {
                     .with_help("give another folder with `--output-path`"));
             }
             let state = State { identity, started: now(), of: None, base: None, runs: Vec::new() };
-            return Ok(Self { folder, state });
+            return Ok(Self { folder, state, lock: None });
         }
         if !request.resume {
             return Err(Error::file(&folder, "holds a comparison already").with_help(
                 "`--resume` goes on with it, also with more seeds or objectives; `--output-path` takes another folder",
             ));
         }
+        let lock = Some(lock(&folder)?);
+        sweep(&folder);
         let state: State = serde_json::from_slice(&read_within(&path, MOST_STATE)?)
             .map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
-        if let Some(what) = difference(&state.identity, &identity, "") {
+        if let Some(what) = difference(&state.identity, &identity) {
             return Err(Error::file(&path, format!("the comparison differs in `{what}`")).with_help(
                 "put it back as it was; objectives, seeds and learning rates alone may be added. Or give another `--output-path`",
             ));
         }
-        Ok(Self { folder, state })
+        Ok(Self { folder, state, lock })
     }
 
     pub const fn started(&self) -> u64 {
@@ -140,9 +146,17 @@ impl Kept {
         self.save()
     }
 
-    fn save(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        write_atomic(&self.folder.join(STATE), &json_text(&self.state)?)
+    fn save(&mut self) -> Result<()> {
+        let path = self.folder.join(STATE);
+        if self.lock.is_none() {
+            std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+            self.lock = Some(lock(&self.folder)?);
+            if path.exists() {
+                return Err(Error::file(&self.folder, "another process began a comparison there meanwhile")
+                    .with_help("`--resume` goes on with it; `--output-path` takes another folder"));
+            }
+        }
+        write_atomic(&path, &pretty(&self.state)?)
     }
 
     /// Writes the tables.
@@ -150,23 +164,16 @@ impl Kept {
     /// # Errors
     /// When the disk refuses.
     pub fn publish(&self, report: &ObjectivesReport) -> Result<()> {
-        write_atomic(&self.folder.join("objectives.json"), &json_text(report)?)?;
+        write_atomic(&self.folder.join("objectives.json"), &pretty(report)?)?;
         write_atomic(&self.folder.join("objectives.csv"), csv(report).as_bytes())?;
         write_atomic(&self.folder.join("objectives.md"), super::table::markdown(report).as_bytes())
     }
 }
 
-fn json_text(value: &impl Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::invalid(format!("internal: no JSON can be written: {error}")))
-}
-
 /// All that decides about a run but objective, learning rate and seed, which are in its name.
 fn identity(recipe: &Recipe, request: &ObjectivesRequest) -> Result<Value> {
     let mut own = recipe.clone();
-    if own.data.validation_split > 0.0 {
-        own.data.validation_seed = Some(recipe.data.validation_seed.unwrap_or(recipe.training.seed));
-    }
+    own.data.validation_seed = held_out_by(recipe);
     (own.training.seed, own.training.learning_rate) = (0, 1.0);
     (own.hub, own.output_dir) = (None, PathBuf::new());
     let recipe: Value = serde_yaml::from_str(&own.to_yaml()?)
@@ -184,21 +191,6 @@ fn identity(recipe: &Recipe, request: &ObjectivesRequest) -> Result<Value> {
         },
         "version": env!("CARGO_PKG_VERSION"),
     }))
-}
-
-/// The first key in which two trees differ, dotted.
-fn difference(before: &Value, now: &Value, path: &str) -> Option<String> {
-    match (before, now) {
-        (Value::Object(before), Value::Object(now)) => {
-            let keys = now.keys().chain(before.keys().filter(|key| !now.contains_key(*key)));
-            let null = Value::Null;
-            keys.into_iter().find_map(|key| {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                difference(before.get(key).unwrap_or(&null), now.get(key).unwrap_or(&null), &path)
-            })
-        }
-        _ => (before != now).then(|| path.to_owned()),
-    }
 }
 
 /// What the steps of a run came to, from its lines.
@@ -241,10 +233,11 @@ fn csv(report: &ObjectivesReport) -> String {
         };
         tasks.iter().map(of).collect::<String>()
     };
-    if let Some(before) = &report.before {
-        let of = [before.cross_entropy, before.token_accuracy, before.token_probability].map(|of| of.to_string());
-        let _ = writeln!(text, "base,,,0,{},,,,false,{}", of.join(","), values(&report.base_tasks));
-    }
+    let before = report.before.as_ref();
+    let of =
+        [before.map(|of| of.cross_entropy), before.map(|of| of.token_accuracy), before.map(|of| of.token_probability)]
+            .map(number);
+    let _ = writeln!(text, "base,,,0,{},,,,false,{}", of.join(","), values(&report.base_tasks));
     for run in &report.runs {
         let after = run.after.as_ref();
         let of = [

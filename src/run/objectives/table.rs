@@ -4,9 +4,7 @@ use super::files::Kept;
 use super::{ObjectiveRun, ResultRow, TaskSet};
 use crate::error::Result;
 use crate::eval::{RecordedItem, RecordedRun};
-use crate::statistics::{
-    Interval, PairedComparison, Resampling, compare_paired, holm, mean, sample_standard_deviation,
-};
+use crate::statistics::{PairedComparison, Resampling, compare_paired, holm, mean, p_text, sample_standard_deviation};
 use crate::train::MetricForBest;
 use crate::train::metrics::Validation;
 use serde::Serialize;
@@ -89,7 +87,7 @@ pub struct ObjectivesReport {
     pub select_by: MetricForBest,
     /// Documents of each task, where not all were asked about.
     pub limit: Option<f64>,
-    /// The held-out rows under the base alone.
+    /// The held-out rows under the base alone; `None` where runs begin with an adapter.
     pub before: Option<Validation>,
     /// The tasks on the base alone.
     pub base_tasks: Vec<ResultRow>,
@@ -109,7 +107,8 @@ impl MeanAndSpread {
         Some(Self { mean: mean(&values)?, sd: sample_standard_deviation(&values) })
     }
 
-    fn text(self, digits: usize) -> String {
+    /// `2.0767 ± 0.0939`, with so many digits.
+    pub fn text(self, digits: usize) -> String {
         let sd = self.sd.map_or_else(String::new, |sd| format!(" ± {sd:.digits$}"));
         format!("{:.digits$}{sd}", self.mean)
     }
@@ -183,7 +182,7 @@ pub(super) fn report(
         learning_rates: Vec::new(),
         select_by: MetricForBest::CrossEntropy,
         limit: None,
-        before: kept.runs().iter().find_map(|run| run.before.clone()),
+        before: None,
         base_tasks: kept.base().unwrap_or_default().to_vec(),
         objectives: summaries,
         runs: kept.runs().to_vec(),
@@ -347,9 +346,8 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
     for of in &report.objectives {
         let Some(task) = of.tasks.get(i) else { continue };
         let interval = task.against_first.as_ref().and_then(|paired| paired.bca.or(paired.percentile));
-        let interval =
-            interval.map_or_else(|| "–".to_owned(), |Interval { low, high }| format!("[{low:+.4}, {high:+.4}]"));
-        let p = task.p_holm.map_or_else(|| "–".to_owned(), |p| format!("{p:.4}"));
+        let interval = interval.map_or_else(|| "–".to_owned(), |interval| interval.to_string());
+        let p = task.p_holm.map_or_else(|| "–".to_owned(), p_text);
         let cells = [
             of.objective.clone(),
             spread(task.score, 4),
