@@ -30,7 +30,7 @@ impl Prepared {
         let engine = self.engine(recipe, model, &*objective, &pool);
         // A pass without a backward pass is faster than a step.
         let affordable = time.map_or(MEASURED_TOKENS, |time| (PATIENCE * time.tokens_per_second) as usize);
-        // Evenly spaced rows, as many as have about so many tokens.
+        // Evenly spaced rows, with about that number of tokens.
         let all: usize = validation.entries().map(|entry| entry.tokens as usize).sum();
         let step = all.div_ceil(MEASURED_TOKENS.min(affordable).max(1));
         let mut loss = Loss::default();

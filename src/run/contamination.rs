@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Rows by which their template is known: so many, evenly spaced.
+/// Rows by which their template is known, evenly spaced.
 const SAMPLED_ROWS: usize = 64;
 /// Rows that are searched at the same time.
 const CHUNK: usize = 1024;

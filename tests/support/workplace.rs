@@ -102,7 +102,7 @@ impl Workplace {
         std::fs::write(self.path(name), contents).unwrap();
     }
 
-    /// The task `mine.yaml` of so many questions with two choices, in turn the first and the second right.
+    /// The task `mine.yaml`: questions with two choices, of which in turn the first and the second is right.
     pub fn write_task(&self, questions: usize) {
         let task = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
                     output_type: multiple_choice\ndoc_to_text: \"{{question}}\"\n\

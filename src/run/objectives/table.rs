@@ -107,7 +107,7 @@ impl MeanAndSpread {
         Some(Self { mean: mean(&values)?, sd: sample_standard_deviation(&values) })
     }
 
-    /// `2.0767 ± 0.0939`, with so many digits.
+    /// As `2.0767 ± 0.0939`, with this number of digits.
     pub fn text(self, digits: usize) -> String {
         let sd = self.sd.map_or_else(String::new, |sd| format!(" ± {sd:.digits$}"));
         format!("{:.digits$}{sd}", self.mean)

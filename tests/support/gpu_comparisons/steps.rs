@@ -26,7 +26,7 @@ const FLOOR: [f64; 3] = [5e-3, 2e-2, 2.5e-2];
 const MOST: [f64; 3] = [1e-2, 5e-2, 6e-2];
 
 /// Of an objective with a reference: its gradient is the difference of two that are rounded, and what was rounded is then a larger
-/// part of it. The bounds above are so many times as wide. On an H200, with seven times the default factor, the gradient was 4.0e-2 off
+/// part of it. It multiplies the bounds above. On an H200, with seven times the default factor, the gradient was 4.0e-2 off
 /// and its worst tensor 7.1e-2, where the CPU was 2.4e-2 and 3.4e-2 off; in `f32` both agree to 4e-6.
 const WITH_REFERENCE: f64 = 1.5;
 
