@@ -17,12 +17,13 @@ use crate::adapter::AdapterSummary;
 use crate::data::DataConfig;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
+use crate::eval::EvaluationConfig;
 use crate::export::ExportConfig;
 use crate::hub::{BaseConfig, HubConfig};
 use crate::nn::{LoraConfig, QuantizationConfig};
 use crate::objectives::ObjectiveConfig;
 use crate::ops::ComputeConfig;
-use crate::train::TrainingConfig;
+use crate::train::{MetricForBest, TrainingConfig};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 use sha2::{Digest, Sha256};
@@ -51,6 +52,9 @@ pub struct RecipeFile {
     /// The optimizer, its schedule, and what is saved when.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// What is measured of the adapter besides the held-out rows.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
     /// What the adapter is made for.
     #[serde(default)]
     pub export: ExportConfig,
@@ -85,6 +89,8 @@ pub struct Recipe {
     pub data: DataConfig,
     /// The optimizer, its schedule, and what is saved when.
     pub training: TrainingConfig,
+    /// What is measured of the adapter besides the held-out rows.
+    pub evaluation: EvaluationConfig,
     /// What the adapter is made for.
     pub export: ExportConfig,
     /// Where the arithmetic runs.
@@ -149,6 +155,9 @@ impl Recipe {
         file.objective.validate()?;
         file.data.validate()?;
         file.training.validate()?;
+        let of_task =
+            file.training.metric_for_best_model.as_ref().filter(|metric| matches!(metric, MetricForBest::Task(_)));
+        file.evaluation.validate(of_task.map(MetricForBest::key).as_deref())?;
         file.hub.as_ref().map_or(Ok(()), HubConfig::validate)?;
         Ok(Self {
             name,
@@ -158,6 +167,7 @@ impl Recipe {
             objective: file.objective,
             data: file.data,
             training: file.training,
+            evaluation: file.evaluation,
             export: file.export,
             device: file.device,
             compute: file.compute,
@@ -177,6 +187,7 @@ impl Recipe {
             objective: self.objective.clone(),
             data: self.data.clone(),
             training: self.training.clone(),
+            evaluation: self.evaluation.clone(),
             export: self.export.clone(),
             device: self.device,
             compute: self.compute,
@@ -275,7 +286,7 @@ impl KeyKind {
             None if matches!(key, "name" | "output_dir" | "hub" | "data.cache" | "data.sample_in_card" | "export") => {
                 Self::Free
             }
-            None if key.starts_with("hub.") || key.starts_with("export.") => Self::Free,
+            None if ["hub.", "export.", "evaluation."].iter().any(|section| key.starts_with(section)) => Self::Free,
             _ => Self::Result,
         }
     }

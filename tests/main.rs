@@ -15,6 +15,7 @@ mod cuda_driver;
 mod cuda_kernels;
 mod data;
 mod eval;
+mod evaluation;
 mod export;
 mod export_gguf;
 mod families;

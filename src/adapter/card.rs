@@ -64,6 +64,19 @@ pub struct CardSample<'a> {
     pub after: &'a str,
 }
 
+/// A metric of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CardTask {
+    /// Its name, with an arrow to where it is better.
+    pub name: String,
+    /// Items.
+    pub items: usize,
+    /// The base alone, with its standard error.
+    pub base: String,
+    /// With the adapter.
+    pub adapter: String,
+}
+
 /// What a card tells. Whatever is not known is left out of it.
 #[derive(Debug, Clone, Default)]
 pub struct CardFacts<'a> {
@@ -91,6 +104,10 @@ pub struct CardFacts<'a> {
     pub began_with: &'a str,
     /// What the numbers come to, in a sentence.
     pub verdict: Option<String>,
+    /// Metrics of tasks.
+    pub tasks: Vec<CardTask>,
+    /// The perplexity of a general text, under the base and with the adapter.
+    pub general_text: Option<(f64, f64)>,
     /// Whether prompts are plain text, which no chat template makes.
     pub raw: bool,
     /// One row of the data.

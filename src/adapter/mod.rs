@@ -21,7 +21,8 @@ mod tests;
 pub use base_name::published_base;
 pub use bundle::AdapterBundle;
 pub use card::{
-    CARD_BASE, CARD_REPO, CardFacts, CardKind, CardRows, CardSample, CardValidation, base_model_tag, hub_id, model_card,
+    CARD_BASE, CARD_REPO, CardFacts, CardKind, CardRows, CardSample, CardTask, CardValidation, base_model_tag, hub_id,
+    model_card,
 };
 pub use config::{AdapterConfig, plain_names};
 pub use format::{AdapterFormat, AdapterSummary};

@@ -89,6 +89,11 @@ fn render(report: &CheckReport, colors: bool) -> String {
         )),
     );
     table.row("data", printable(&data_text(&report.data)));
+    if !report.tasks.is_empty() {
+        let tasks: Vec<String> =
+            report.tasks.iter().map(|(task, items)| format!("{task}: {items} documents")).collect();
+        table.row("tasks", printable(&tasks.join("\n")));
+    }
     table.row("steps", format!("{}, of which {} warmup", report.steps, report.warmup_steps));
     table.row("time", report.time.as_ref().map_or("not known".to_owned(), time_text));
     table.row("memory", memory_text(report));
@@ -226,6 +231,8 @@ mod tests {
             layers: 30,
             device: "cpu".into(),
             prior: None,
+            tasks: vec![("PubMedQA".into(), 500)],
+            task_tokens: 200_000,
             advice: Some("the base knows some of the held-out answers".into()),
             libraries: Vec::new(),
             warnings: vec!["data.max_seq_len is above what the model was trained for".into()],

@@ -2,7 +2,7 @@
 
 use super::device;
 use super::interrupt::Interrupt;
-use super::output::{Stdout, bytes, columns, duration, say};
+use super::output::{Stdout, bytes, columns, duration, printable, say};
 use super::progress::Progress;
 use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
@@ -61,6 +61,15 @@ pub(super) struct EvalArgs {
     /// Tokens of a forward pass, about.
     #[arg(long, value_name = "N", default_value = "2048", value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,
+    /// The most tokens of a prompt with its answer: longer prompts lose their beginning, as in lm-eval.
+    #[arg(long, alias = "max_length", value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    max_length: Option<u32>,
+    /// Show how the model chooses in multiple choices: balanced accuracy, calibration, and how often each place is taken.
+    #[arg(long)]
+    choices: bool,
+    /// Ask multiple choices again with their options in all cyclic orders. Takes as many times as long as there are options.
+    #[arg(long)]
+    option_shifts: bool,
     /// Decides the draws of bootstrapped standard errors.
     #[arg(long, value_name = "N", default_value = "1234")]
     seed: u64,
@@ -109,6 +118,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<u8> {
         compute: args.compute,
         device: args.device,
         batch_tokens: args.batch_tokens as usize,
+        max_length: args.max_length.map(|tokens| tokens as usize),
+        option_shifts: args.option_shifts,
         seed: args.seed,
         offline: args.offline,
     };
@@ -131,6 +142,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<u8> {
         }
     } else {
         stdout.text(&table(&results));
+        if args.choices || args.option_shifts {
+            stdout.text(&choices(&results));
+        }
         stdout.text("\n");
         stdout.text(&summary(&results));
     }
@@ -166,6 +180,46 @@ fn table(results: &[ModelResults]) -> String {
         rows.push(cells);
     }
     columns(&rows)
+}
+
+/// How each model chooses: a table of numbers, a line of places, and a line of shifts.
+fn choices(results: &[ModelResults]) -> String {
+    let mut rows: Vec<Vec<String>> =
+        vec![["task", "", "items", "acc", "balanced", "nll", "brier", "ece", "aurc"].map(str::to_owned).to_vec()];
+    let (mut lines, percent) = (Vec::new(), |share: f64| format!("{:.1}%", 100.0 * share));
+    for (of, report) in results.iter().flat_map(|of| of.choices.iter().map(move |report| (of, report))) {
+        let numbers = [report.accuracy, report.balanced_accuracy, report.nll, report.brier, report.ece, report.aurc];
+        let mut cells = vec![report.alias.clone(), of.what.to_owned(), report.items.to_string()];
+        cells.extend(numbers.map(|number| format!("{number:.4}")));
+        rows.push(cells);
+        let places = report.places.iter().map(|place| {
+            format!("{} {} (right {})", quoted_choice(&place.choice), percent(place.taken), percent(place.right))
+        });
+        lines.push(format!("{}, {}: takes {}", report.alias, of.what, places.collect::<Vec<_>>().join(", ")));
+        if let Some(shifts) = &report.shifts {
+            let each: Vec<String> = shifts.accuracy.iter().map(|accuracy| format!("{accuracy:.4}")).collect();
+            lines.push(format!(
+                "  options moved on by 0, 1, …: acc {}; mean {:.4}; the same option under all orders: {}",
+                each.join(", "),
+                shifts.mean,
+                percent(shifts.consistent)
+            ));
+        }
+    }
+    if rows.len() == 1 {
+        return "\nno task is a multiple choice with one right answer\n".to_owned();
+    }
+    format!("\n{}{}\n", columns(&rows), printable(&lines.join("\n")))
+}
+
+/// A choice, short enough for a line.
+fn quoted_choice(choice: &str) -> String {
+    const MOST: usize = 24;
+    if choice.chars().count() <= MOST {
+        choice.to_owned()
+    } else {
+        choice.chars().take(MOST - 1).chain(['…']).collect()
+    }
 }
 
 fn summary(results: &[ModelResults]) -> String {

@@ -29,7 +29,7 @@ pub(super) struct ObjectivesArgs {
     /// By which number on the held-out rows a learning rate is best: `token_accuracy`, `cross_entropy` or `token_probability`.
     #[arg(long, value_name = "METRIC", default_value = "token_accuracy", value_parser = metric)]
     select_by: MetricForBest,
-    /// Tasks that each adapter is evaluated on, as `equipoise eval` takes them.
+    /// Tasks that each adapter is evaluated on, as `equipoise eval` takes them; by default those of the recipe's `evaluation`.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     tasks: Vec<String>,
     /// A folder or file with more tasks; may be given several times.
@@ -79,28 +79,31 @@ pub(super) fn run(args: &ObjectivesArgs) -> Result<u8> {
     let mut beside = recipe.output_dir.clone().into_os_string();
     beside.push("-objectives");
     let output = args.output_path.clone().unwrap_or_else(|| beside.into());
+    let (asked, of_recipe) = (&recipe.evaluation, args.tasks.is_empty());
     let request = ObjectivesRequest {
         objectives: args.objectives.clone(),
         seeds: usize::from(args.seeds),
         learning_rates: args.learning_rates.clone(),
-        select_by: args.select_by,
+        select_by: args.select_by.clone(),
         eval: EvalRequest {
             model: recipe.base.model.clone(),
             base: None,
-            tasks: args.tasks.clone(),
-            include: args.include_path.clone(),
-            num_fewshot: args.num_fewshot,
-            limit: args.limit,
+            tasks: if of_recipe { asked.tasks.clone() } else { args.tasks.clone() },
+            include: args.include_path.iter().cloned().chain(asked.include_path.iter().map(PathBuf::from)).collect(),
+            num_fewshot: args.num_fewshot.or(asked.num_fewshot.filter(|_| of_recipe)),
+            limit: args.limit.or(asked.limit.filter(|_| of_recipe)),
             output: None,
             resume: false,
-            apply_chat_template: args.apply_chat_template,
+            apply_chat_template: args.apply_chat_template || of_recipe && asked.apply_chat_template,
             fewshot_as_multiturn: true,
             system_instruction: None,
             quantization: None,
             compute: recipe.compute,
             device: recipe.device,
             batch_tokens: args.batch_tokens as usize,
-            seed: 1234,
+            max_length: None,
+            option_shifts: false,
+            seed: EvalRequest::SEED,
             offline: args.recipe.offline,
         },
         output: output.clone(),

@@ -58,6 +58,8 @@ pub(super) struct Progress {
     total_steps: usize,
     first_step: usize,
     last_step: usize,
+    /// Whether steps are being taken.
+    in_steps: bool,
 }
 
 impl Progress {
@@ -78,6 +80,7 @@ impl Progress {
             total_steps: 0,
             first_step: 0,
             last_step: 0,
+            in_steps: false,
         }
     }
 
@@ -126,6 +129,7 @@ impl Progress {
     }
 
     fn phase(&mut self, name: &str) {
+        self.in_steps = false;
         if matches!(self.screen, Screen::Bar(_)) {
             let spinner = ProgressBar::new_spinner().with_message(printable(name));
             self.show_bar(&spinner);
@@ -141,8 +145,12 @@ impl Progress {
         self.share(what, (done, total), "{prefix} {bar:24} {bytes}/{total_bytes}  {eta} left", quiet);
     }
 
-    /// Items, as [`Self::bytes`].
+    /// Items, as [`Self::bytes`]; between steps, a message beside the run's own bar.
     fn items(&mut self, what: &str, done: usize, total: usize) {
+        if let Some(bar) = self.bar().filter(|_| self.in_steps) {
+            bar.set_message(format!("{}/{}  {what}: item {done} of {total}", self.last_step, self.total_steps));
+            return;
+        }
         self.share(what, (done as u64, total as u64), "{prefix} {bar:24} {pos}/{len}  {eta} left", false);
     }
 
@@ -165,12 +173,13 @@ impl Progress {
 
     fn run(&mut self, header: &RunHeader) {
         self.objective.clone_from(&header.objective);
-        self.metric = header.metric_for_best_model;
+        self.metric.clone_from(&header.metric_for_best_model);
         self.say(header_text(header).trim_end());
     }
 
     fn start(&mut self, step: usize, total_steps: usize) {
         (self.total_steps, self.first_step, self.last_step) = (total_steps, step, step);
+        self.in_steps = true;
         if matches!(self.screen, Screen::Bar(_)) {
             let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
             let bar = ProgressBar::new(total_steps as u64).with_style(style);
@@ -254,18 +263,23 @@ fn header_text(header: &RunHeader) -> String {
     printable(&table.render())
 }
 
+/// The most metrics of tasks in the line of a validation; `metrics.jsonl` has all.
+const TASKS_SHOWN: usize = 4;
+
 /// A validation, what decides first.
-fn validation_text(validation: &Validation, metric: MetricForBest, objective: &str) -> String {
+fn validation_text(validation: &Validation, metric: &MetricForBest, objective: &str) -> String {
     let when = match validation.step {
         0 => "before training".to_owned(),
         step => format!("after step {step}"),
     };
-    let value = |of: MetricForBest| of.text(validation);
+    let value = |of: &MetricForBest| of.text(validation);
     let best = if validation.best { ", the best so far" } else { "" };
     let others = [MetricForBest::CrossEntropy, MetricForBest::TokenAccuracy, MetricForBest::ObjectiveLoss];
     let others =
-        others.into_iter().filter(|of| *of != metric && (objective != "sft" || *of != MetricForBest::ObjectiveLoss));
-    let others: Vec<String> = others.map(|of| format!("{} {}", of.name_under(objective), value(of))).collect();
+        others.into_iter().filter(|of| of != metric && (objective != "sft" || *of != MetricForBest::ObjectiveLoss));
+    let mut others: Vec<String> = others.map(|of| format!("{} {}", of.name_under(objective), value(&of))).collect();
+    let tasks = validation.tasks.iter().filter(|of| format!("{}/{}", of.task, of.metric) != metric.key());
+    others.extend(tasks.take(TASKS_SHOWN).map(|of| format!("{}/{} {:.4}", of.task, of.metric, of.value)));
     format!("validation {when}: {} {}{best}; {}", metric.name_under(objective), value(metric), others.join(", "))
 }
 
@@ -309,7 +323,7 @@ impl Observer for Progress {
             Event::Start { step, total_steps } => self.start(*step, *total_steps),
             Event::Step { metrics, seconds_left } => self.step(metrics, *seconds_left),
             Event::Validating { done, total } => self.validating(*done, *total),
-            Event::Validation(validation) => self.say(&validation_text(validation, self.metric, &self.objective)),
+            Event::Validation(validation) => self.say(&validation_text(validation, &self.metric, &self.objective)),
             Event::Health(health) => self.say(&health_text(health)),
             Event::Skipped { step, skipped } => {
                 self.say(&format!(
@@ -333,7 +347,9 @@ fn write_json(stdout: &mut Stdout, event: &Event) {
     match event {
         Event::Phase(name) => stdout.json("phase", &json!({ "name": name })),
         // A line for each piece of a download would drown the rest.
-        Event::Bytes { .. } | Event::Items { .. } | Event::Validating { .. } => return,
+        Event::Bytes { .. } | Event::Validating { .. } => return,
+        Event::Items { what, done: 0, total } => stdout.json("items", &json!({ "what": what, "total": total })),
+        Event::Items { .. } => return,
         Event::Note(text) => stdout.json("note", &json!({ "text": text })),
         Event::Warning(text) => stdout.json("warning", &json!({ "text": text })),
         Event::Run(header) => stdout.json("run", header),
@@ -372,19 +388,20 @@ mod tests {
             likely_tokens: 0.0,
             supervised_tokens: 9,
             best: false,
+            tasks: Vec::new(),
         };
         let text = |validation: &Validation, metric, objective| validation_text(validation, metric, objective);
         assert_eq!(
-            text(&validation, MetricForBest::TokenProbability, "bft"),
+            text(&validation, &MetricForBest::TokenProbability, "bft"),
             "validation before training: token probability 30.6%; cross-entropy 2.5000, token accuracy 41.2%, bft loss 0.1000"
         );
         (validation.step, validation.best) = (50, true);
         assert_eq!(
-            text(&validation, MetricForBest::CrossEntropy, "sft"),
+            text(&validation, &MetricForBest::CrossEntropy, "sft"),
             "validation after step 50: cross-entropy 2.5000, the best so far; token accuracy 41.2%"
         );
         assert_eq!(
-            text(&validation, MetricForBest::ObjectiveLoss, "dft"),
+            text(&validation, &MetricForBest::ObjectiveLoss, "dft"),
             "validation after step 50: dft loss 0.1000, the best so far; cross-entropy 2.5000, token accuracy 41.2%"
         );
     }

@@ -78,6 +78,13 @@ fn render(summary: &Summary, resume: &str) -> String {
     let mut table = Table::default();
     ending_rows(&mut table, summary);
     validation_rows(&mut table, summary);
+    if !summary.tasks.is_empty() {
+        let lines: Vec<String> = summary.tasks.iter().map(|task| format!("{} {}", task.name(), task.text())).collect();
+        table.row("tasks", printable(&lines.join("\n")));
+    }
+    if let Some(forgetting) = &summary.forgetting {
+        table.row("general text", forgetting.text());
+    }
     if summary.steps > summary.resumed_after {
         table.row("memory", memory_text(summary));
     }
@@ -171,17 +178,11 @@ fn validation_rows(table: &mut Table, summary: &Summary) {
         return;
     };
     let first = summary.first_validation.as_ref().filter(|first| first.step != after.step);
-    let decides = summary.metric_for_best_model;
-    let others = [
-        MetricForBest::CrossEntropy,
-        MetricForBest::TokenAccuracy,
-        MetricForBest::TokenProbability,
-        MetricForBest::ObjectiveLoss,
-    ];
+    let decides = &summary.metric_for_best_model;
     // Under `sft` the objective's loss is the cross-entropy.
     let is_shown =
-        |of: &MetricForBest| *of != decides && (summary.objective != "sft" || *of != MetricForBest::ObjectiveLoss);
-    for metric in std::iter::once(decides).chain(others.into_iter().filter(is_shown)) {
+        |of: &&MetricForBest| *of != decides && (summary.objective != "sft" || **of != MetricForBest::ObjectiveLoss);
+    for metric in std::iter::once(decides).chain(MetricForBest::NUMBERS.iter().filter(is_shown)) {
         let before = first.map_or(String::new(), |first| format!("{} → ", metric.text(first)));
         table.row(metric.name_under(&summary.objective), format!("{before}{}", metric.text(after)));
     }
@@ -237,6 +238,7 @@ fn generate_command(output_dir: &Path, sample: Option<&Sample>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::{Forgetting, ResultRow, TaskChange};
     use crate::train::metrics::Validation;
 
     fn summary() -> Summary {
@@ -249,6 +251,7 @@ mod tests {
             likely_tokens: 0.0,
             supervised_tokens: 900,
             best: true,
+            tasks: Vec::new(),
         };
         Summary {
             output_dir: "adapters/quickstart".into(),
@@ -280,6 +283,24 @@ mod tests {
             peak_gpu_memory: None,
             estimated_memory: 790 << 20,
             adapter_parameters: 884_736,
+            tasks: vec![TaskChange {
+                after: ResultRow {
+                    task: "pubmedqa".into(),
+                    alias: "pubmedqa".into(),
+                    group: false,
+                    metric: "acc".into(),
+                    filter: "none".into(),
+                    value: 0.582,
+                    stderr: Some(0.0221),
+                    higher_is_better: true,
+                    items: 500,
+                    chance: Some(1.0 / 3.0),
+                    best_constant: Some(0.552),
+                },
+                base: 0.414,
+                base_stderr: Some(0.022),
+            }],
+            forgetting: Some(Forgetting { tokens: 480, base_perplexity: 14.2, perplexity: 15.05 }),
             sample: Some(Sample {
                 prompt: "What is autophagy?".into(),
                 reference: "The process in which\ncells digest parts of themselves.".into(),
@@ -302,7 +323,8 @@ mod tests {
         let mut summary = summary();
         (summary.interrupted, summary.sample, summary.peak_memory, summary.skipped) = (true, None, None, 2);
         (summary.first_validation, summary.last_validation, summary.best_validation) = (None, None, None);
-        summary.verdict = None;
+        (summary.verdict, summary.forgetting) = (None, None);
+        summary.tasks.clear();
         summary.adapter_dir = "adapters/quickstart/checkpoints/step-000200".into();
         insta::assert_snapshot!(render(&summary, "equipoise train recipes/quickstart.yaml --resume"));
     }

@@ -3,7 +3,8 @@
 use super::config::MetricConfig;
 use super::metrics::ItemValue;
 use crate::statistics::{
-    Confusion, Resampling, bootstrap_stderr, mean, mean_stderr, pooled_stderr, unweighted_mean_stderr, weighted_mean,
+    Binning, CALIBRATION_BINS, Confusion, Predictions, Resampling, bootstrap_stderr, mean, mean_stderr, pooled_stderr,
+    unweighted_mean_stderr, weighted_mean,
 };
 use crate::text_scores::{RollingLikelihood, perplexity};
 
@@ -96,9 +97,26 @@ fn of(aggregation: &str, values: &[ItemValue], chosen: &[usize]) -> f64 {
             let (golds, taken): (Vec<usize>, Vec<usize>) = classes(values, chosen).unzip();
             Confusion::new(&taken, &golds).map(|of| of.matthews_correlation())
         }
+        "balanced_accuracy" => {
+            let (golds, taken): (Vec<usize>, Vec<usize>) = classes(values, chosen).unzip();
+            Confusion::new(&taken, &golds).map(|of| of.balanced_accuracy())
+        }
+        "ece" => {
+            predictions(values, chosen).map(|of| of.expected_calibration_error(Binning::EqualWidth, CALIBRATION_BINS))
+        }
+        "aurc" => predictions(values, chosen).map(|of| of.aurc()),
         _ => mean(&all()),
     };
     found.unwrap_or(f64::NAN)
+}
+
+fn predictions(values: &[ItemValue], chosen: &[usize]) -> Option<Predictions> {
+    let of_items = chosen.iter().map(|&i| match &values[i] {
+        ItemValue::Probabilities(gold, p) => Some((p.as_slice(), *gold)),
+        _ => None,
+    });
+    let (probabilities, golds): (Vec<&[f64]>, Vec<usize>) = of_items.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+    Predictions::from_probabilities(&probabilities, &golds)
 }
 
 fn brier(value: &ItemValue) -> f64 {

@@ -56,6 +56,11 @@ const METRICS: &[Metric] = &[
     metric("rougeL", "mean", true, &[GenerateUntil]),
     metric("mcc", "matthews_corrcoef", true, &[MultipleChoice]),
     metric("brier_score", "brier_score", false, &[MultipleChoice]),
+    // Not lm-eval's.
+    metric("balanced_accuracy", "balanced_accuracy", true, &[MultipleChoice]),
+    metric("nll", "mean", false, &[MultipleChoice]),
+    metric("ece", "ece", false, &[MultipleChoice]),
+    metric("aurc", "aurc", false, &[MultipleChoice]),
     metric("perplexity", "perplexity", false, &[Loglikelihood]),
     metric("word_perplexity", "weighted_perplexity", false, &[LoglikelihoodRolling]),
     metric("byte_perplexity", "weighted_perplexity", false, &[LoglikelihoodRolling]),
@@ -72,6 +77,9 @@ const AGGREGATIONS: &[&str] = &[
     "f1",
     "matthews_corrcoef",
     "brier_score",
+    "balanced_accuracy",
+    "ece",
+    "aurc",
 ];
 
 /// The metric of this name.
@@ -156,6 +164,12 @@ pub(super) fn softmax(lls: &[f64]) -> Vec<f64> {
     exp.into_iter().map(|x| x / sum).collect()
 }
 
+/// `log softmax(lls)[k]`, also where the softmax is 0.
+fn log_softmax(lls: &[f64], k: usize) -> f64 {
+    let max = lls.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    lls[k] - max - lls.iter().map(|ll| (ll - max).exp()).sum::<f64>().ln()
+}
+
 /// Which choices are right.
 fn golds(target: &Target, choices: &[String]) -> Vec<usize> {
     let index = |target: &Value| match target {
@@ -195,8 +209,9 @@ pub(super) fn of_choices(
             }
             "exact_match" if several => ItemValue::Number(f64::from(golds.iter().any(|&gold| scores[gold].is_greedy))),
             "exact_match" => ItemValue::Number(f64::from(golds.iter().all(|&gold| scores[gold].is_greedy))),
-            "f1" | "mcc" => ItemValue::Classes(*golds.first()?, argmax(&lls)),
-            "brier_score" => ItemValue::Probabilities(*golds.first()?, softmax(&lls)),
+            "nll" => ItemValue::Number(-log_softmax(&lls, *golds.first()?)),
+            "f1" | "mcc" | "balanced_accuracy" => ItemValue::Classes(*golds.first()?, argmax(&lls)),
+            "brier_score" | "ece" | "aurc" => ItemValue::Probabilities(*golds.first()?, softmax(&lls)),
             _ => return None,
         })
     })

@@ -39,17 +39,16 @@ fn joined(first: &str, between: &str, second: &str) -> String {
 }
 
 impl Prepared {
-    /// What stands before a document's continuations.
+    /// What stands before a document's continuations. `own`: the document as the task has it, which is no example for itself.
     pub(super) fn context(
         &self,
-        document: &Map<String, Value>,
+        (own, document): (&Map<String, Value>, &Map<String, Value>),
         parts: &Parts,
         chat: &ChatSettings<'_>,
     ) -> Result<String> {
         let delimiter = &self.config.fewshot_delimiter;
         let system = joined(chat.system_instruction.unwrap_or_default(), delimiter, &self.description(document)?);
-        let examples: Vec<Turn> =
-            self.examples(document).map(|example| self.example(example)).collect::<Result<_>>()?;
+        let examples: Vec<Turn> = self.examples(own).map(|example| self.example(example)).collect::<Result<_>>()?;
         let prefix = self.gen_prefix(document)?;
         match chat.template {
             None => Ok(self.plain(&system, &examples, &parts.text, prefix.as_deref())),

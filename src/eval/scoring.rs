@@ -3,6 +3,7 @@
 use super::config::OutputType;
 use super::document::{Parts, Prepared};
 use super::metrics::{self, Values};
+use super::options::moved_on;
 use super::prompt::ChatSettings;
 use super::request::{Tokens, grouped};
 use super::value;
@@ -49,6 +50,22 @@ pub enum Answer {
     Text(String),
 }
 
+/// The answer to a multiple choice with one right option.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    /// The place of the right choice.
+    pub gold: usize,
+    /// The log-likelihood of each.
+    pub log_likelihoods: Vec<f64>,
+}
+
+impl Chosen {
+    /// The place of the likeliest choice, of several the first.
+    pub fn taken(&self) -> usize {
+        metrics::argmax(&self.log_likelihoods)
+    }
+}
+
 /// An item's outcome under each filter.
 #[derive(Debug, Clone)]
 pub struct ItemResult {
@@ -65,18 +82,39 @@ pub struct ItemResult {
 pub fn requests_of(prepared: &Prepared, id: usize, chat: &ChatSettings<'_>, tokens: &Tokens<'_>) -> Result<Asked> {
     let document =
         prepared.documents.row(id).ok_or_else(|| Error::invalid("internal: a document that is not there"))?;
-    ask(prepared, id, document, chat, tokens).map_err(|error| prepared.place(id, &error))
+    let parts = prepared.checked_parts(document).map_err(|error| prepared.place(id, &error))?;
+    ask(prepared, (id, document), document, parts, (chat, tokens)).map_err(|error| prepared.place(id, &error))
 }
 
-fn ask(
+/// What is asked about a document whose options are each `by` places further on; `None` where the task has one right choice for
+/// none of them, or no field of the document holds them.
+///
+/// # Errors
+/// As [`requests_of`].
+pub fn moved_requests_of(
     prepared: &Prepared,
-    doc_id: usize,
-    document: &Map<String, Value>,
+    asked: &Asked,
+    by: usize,
     chat: &ChatSettings<'_>,
     tokens: &Tokens<'_>,
+) -> Result<Option<Asked>> {
+    let id = asked.doc_id;
+    let (Some(own), Some((gold, count))) = (prepared.documents.row(id), asked.gold()) else { return Ok(None) };
+    let Some(document) = moved_on(own, count, by) else { return Ok(None) };
+    let mut parts = prepared.parts(&document).map_err(|error| prepared.place(id, &error))?;
+    parts.target = Value::from((gold + by) % count);
+    ask(prepared, (id, own), &document, parts, (chat, tokens)).map(Some).map_err(|error| prepared.place(id, &error))
+}
+
+/// `own`: the document as the task has it.
+fn ask(
+    prepared: &Prepared,
+    (doc_id, own): (usize, &Map<String, Value>),
+    document: &Map<String, Value>,
+    parts: Parts,
+    (chat, tokens): (&ChatSettings<'_>, &Tokens<'_>),
 ) -> Result<Asked> {
-    let parts = prepared.checked_parts(document)?;
-    let context = prepared.context(document, &parts, chat)?;
+    let context = prepared.context((own, document), &parts, chat)?;
     let mut asked =
         Asked { doc_id, parts, arguments: Vec::new(), items: Vec::new(), places: Vec::new(), generation: None };
     let target = || value::text(&asked.parts.target);
@@ -173,6 +211,18 @@ impl Asked {
     pub fn positions(&self) -> usize {
         let generated = self.generation.as_ref().map_or(0, |generation| generation.prompt.len() + generation.most);
         self.items.iter().map(Continuations::positions).max().unwrap_or(0).max(generated)
+    }
+
+    /// Which choice is right, and what the model gave each; `None` for other tasks, and where several are right.
+    pub fn chosen(&self, answer: &Answer) -> Option<Chosen> {
+        let ((gold, count), Answer::Scores(scores)) = (self.gold()?, answer) else { return None };
+        let log_likelihoods = scores.iter().take(count).map(|score| score.log_probability).collect();
+        Some(Chosen { gold, log_likelihoods })
+    }
+
+    /// Its choices.
+    pub fn choices(&self) -> Option<&[String]> {
+        self.parts.choices.as_deref()
     }
 
     /// The right choice of several, and how many there are; `None` for other tasks, and where several are right.

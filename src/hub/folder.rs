@@ -132,6 +132,8 @@ fn excluded(path: &str, is_folder: bool) -> Option<&'static str> {
     if is_folder {
         return match path {
             "checkpoints" => Some("the run's state"),
+            // Samples hold the tasks' documents, and results name paths of this machine.
+            "eval" => Some("answers to tasks"),
             _ if name == "__pycache__" => Some("a cache"),
             _ => None,
         };

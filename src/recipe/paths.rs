@@ -16,6 +16,17 @@ pub(super) fn settle(root: &mut Value) -> Result<()> {
     for (key, named) in [("chat_template", "data.chat_template"), ("cache", "data.cache")] {
         each(root, &["data", key], &mut |text| path(text, named))?;
     }
+    for (key, named) in [("tasks", "evaluation.tasks"), ("include_path", "evaluation.include_path")] {
+        match root.get_mut("evaluation").and_then(|evaluation| evaluation.get_mut(key)) {
+            Some(Value::Sequence(all)) => {
+                for one in all {
+                    each(one, &[], &mut |text| path(text, named))?;
+                }
+            }
+            Some(one) => each(one, &[], &mut |text| path(text, named))?,
+            None => {}
+        }
+    }
     for (key, named) in [("train", "data.train"), ("validation", "data.validation")] {
         let Some(sources) = root.get_mut("data").and_then(|data| data.get_mut(key)) else { continue };
         let all: Vec<&mut Value> = match sources {

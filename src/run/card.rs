@@ -3,7 +3,10 @@
 use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::report::Sample;
-use crate::adapter::{CardFacts, CardKind, CardRows, CardSample, CardValidation, hub_id, model_card, published_base};
+use super::{MeasuredAtEnd, TaskChange};
+use crate::adapter::{
+    CardFacts, CardKind, CardRows, CardSample, CardTask, CardValidation, hub_id, model_card, published_base,
+};
 use crate::data::{DataConfig, DataReport, Sources};
 use crate::error::{Error, Result};
 use crate::export::tokenizer_files;
@@ -55,7 +58,7 @@ pub(super) fn write_card(
     recipe: &Recipe,
     prepared: &Prepared,
     fit: &FitSummary,
-    sample: Option<&Sample>,
+    (sample, at_end): (Option<&Sample>, &MeasuredAtEnd),
     out: &OutputFolder,
 ) -> Result<PathBuf> {
     let measured = super::of_adapter(fit);
@@ -83,6 +86,8 @@ pub(super) fn write_card(
         began_with: super::began_with(recipe),
         raw: prepared.dataset.report.conversations == 0,
         // A row may be somebody's: it goes into a file that is made to be sent only where the recipe says so.
+        tasks: at_end.tasks.iter().map(task).collect(),
+        general_text: at_end.forgetting.map(|of| (of.base_perplexity, of.perplexity)),
         sample: sample.filter(|_| recipe.data.sample_in_card).map(shown),
         validation_dataset: validation_dataset.as_deref(),
         datasets: &datasets,
@@ -93,6 +98,19 @@ pub(super) fn write_card(
     let path = out.path().join("README.md");
     fs::write_atomic(&path, text.as_bytes())?;
     Ok(path)
+}
+
+fn task(of: &TaskChange) -> CardTask {
+    let with_error = |value: f64, stderr: Option<f64>| {
+        stderr.map_or_else(|| format!("{value:.4}"), |stderr| format!("{value:.4} ± {stderr:.4}"))
+    };
+    let arrow = if of.after.higher_is_better { '↑' } else { '↓' };
+    CardTask {
+        name: format!("{} {arrow}", of.name()),
+        items: of.after.items,
+        base: with_error(of.base, of.base_stderr),
+        adapter: with_error(of.after.value, of.after.stderr),
+    }
 }
 
 fn shown(sample: &Sample) -> CardSample<'_> {

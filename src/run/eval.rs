@@ -1,15 +1,17 @@
 //! Tasks on a model: a base, an adapter beside its base, a merged folder, or a GGUF file.
 
 pub(super) mod bench;
+mod choices;
 mod documents;
 mod tasks;
 
+pub use choices::{ChoiceReport, PlaceShare, ShiftReport};
 pub(super) use tasks::{TaskSet, WantedTasks};
 
 use crate::device::{DeviceConfig, process_memory};
 use crate::error::{Error, Result};
 use crate::eval::{
-    Aggregate, Answer, Asked, ChatSettings, ItemValue, Journal, Prepared, RunFacts, SelectedGroup, TaskHash,
+    Aggregate, Answer, Asked, ChatSettings, Chosen, ItemValue, Journal, Prepared, RunFacts, SelectedGroup, TaskHash,
     TaskResult, aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
 };
 use crate::models::Model;
@@ -59,6 +61,10 @@ pub struct EvalRequest {
     pub device: DeviceConfig,
     /// Tokens of a forward pass, about.
     pub batch_tokens: usize,
+    /// The most tokens of a prompt with its answer; by default the positions that the model was made for.
+    pub max_length: Option<usize>,
+    /// Ask each multiple choice again with its options in all cyclic orders.
+    pub option_shifts: bool,
     /// Decides the draws of bootstrapped standard errors.
     pub seed: u64,
     /// Fetch nothing.
@@ -66,6 +72,19 @@ pub struct EvalRequest {
 }
 
 impl EvalRequest {
+    /// The seed where none is given: lm-eval's.
+    pub const SEED: u64 = 1234;
+
+    /// How its prompts are put together.
+    fn chat<'a>(&'a self, bench: &'a Bench) -> Result<ChatSettings<'a>> {
+        let template = self.apply_chat_template.then(|| bench.template()).transpose()?;
+        Ok(ChatSettings {
+            system_instruction: self.system_instruction.as_deref(),
+            template: template.map(|(compiled, _)| compiled),
+            multiturn: self.fewshot_as_multiturn,
+        })
+    }
+
     /// Its tasks, and how much of them.
     pub(super) fn wanted(&self) -> WantedTasks<'_> {
         WantedTasks {
@@ -89,6 +108,9 @@ pub struct ModelResults {
     pub rows: Vec<ResultRow>,
     /// The files that were written.
     pub files: Vec<PathBuf>,
+    /// How it chose in the tasks that are multiple choices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<ChoiceReport>,
     /// Items that this process answered, and in how many seconds.
     pub items: usize,
     /// Seconds in answering them.
@@ -140,12 +162,12 @@ pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Ve
     if request.resume && request.output.is_none() {
         return Err(Error::invalid("--resume: an evaluation goes on in its folder, and `--output-path` names none"));
     }
-    let mut bench = Bench::open(request, observer)?;
+    let (bench, mut model) = Bench::open(request, observer)?;
     observer.event(&Event::Phase("tokenizing".into()));
     let questions = Questions::new(request, &bench, &tasks)?;
-    questions.fit_rotations(&mut bench.model, observer);
+    questions.fit_rotations(&mut model, observer);
 
-    let run = Run { request, bench: &bench, questions: &questions };
+    let run = Run { request, bench: &bench, model: &model, questions: &questions };
     let whats: &[&'static str] = if bench.adapter.is_some() { &["base", "adapter"] } else { &["base"] };
     let journal = run.journal()?;
     let results =
@@ -169,12 +191,8 @@ impl<'a> Questions<'a> {
     /// # Errors
     /// Names the task and the document that cannot be asked about.
     pub(super) fn new(request: &EvalRequest, bench: &Bench, set: &'a TaskSet) -> Result<Self> {
+        let chat = request.chat(bench)?;
         let template = request.apply_chat_template.then(|| bench.template()).transpose()?;
-        let chat = ChatSettings {
-            system_instruction: request.system_instruction.as_deref(),
-            template: template.map(|(compiled, _)| compiled),
-            multiturn: request.fewshot_as_multiturn,
-        };
         let tokens = bench.tokens();
         let of_task = |task: &Prepared| {
             (0..task.documents.len()).map(|id| requests_of(task, id, &chat, &tokens)).collect::<Result<Vec<Asked>>>()
@@ -213,6 +231,11 @@ impl<'a> Questions<'a> {
         }
     }
 
+    /// Tokens that it takes to answer everything once, those that are generated left out.
+    pub(super) fn tokens(&self) -> usize {
+        self.asked.iter().flatten().map(Asked::tokens).sum()
+    }
+
     /// Positions of the longest text.
     fn longest(&self) -> usize {
         self.asked.iter().flatten().map(Asked::positions).max().unwrap_or(0)
@@ -224,6 +247,7 @@ impl<'a> Questions<'a> {
 pub(super) struct Run<'a> {
     pub request: &'a EvalRequest,
     pub bench: &'a Bench,
+    pub model: &'a Model,
     pub questions: &'a Questions<'a>,
 }
 
@@ -233,10 +257,17 @@ struct Collected {
     /// By filter and metric, in the order of the documents.
     values: Vec<BTreeMap<String, Vec<ItemValue>>>,
     hashes: Vec<TaskHash>,
+    /// The choices, of documents with one right choice.
+    chosen: Vec<Chosen>,
 }
 
-/// What came of a task: its numbers, and its samples' hash.
-type Outcome = (TaskResult, String);
+/// What came of a task.
+struct Outcome {
+    /// Its numbers, and its samples' hash.
+    result: (TaskResult, String),
+    /// The choices, where each document has one that is right.
+    chosen: Option<Vec<Chosen>>,
+}
 
 impl Run<'_> {
     fn tasks(&self) -> &[Prepared] {
@@ -270,6 +301,7 @@ impl Run<'_> {
             "device": if bench.device.is_cpu() { "cpu" } else { "cuda" },
             "quantization": request.quantization,
             "batch_tokens": request.batch_tokens,
+            "max_length": self.bench.max_length,
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
@@ -309,22 +341,24 @@ impl Run<'_> {
             outcomes.push(outcome);
             answered += items;
         }
-        let results: Vec<&TaskResult> = outcomes.iter().map(|(result, _)| result).collect();
+        let results: Vec<&TaskResult> = outcomes.iter().map(|of: &Outcome| &of.result.0).collect();
         let groups = self.groups(&results);
         let (seconds, model) = (clock.elapsed().as_secs_f64(), self.model_name(what));
         let files = journal.map_or_else(
             || Ok(Vec::new()),
             |journal| {
-                let tasks: Vec<_> = self.tasks().iter().zip(&outcomes).collect();
+                let tasks: Vec<_> = self.tasks().iter().zip(outcomes.iter().map(|of| &of.result)).collect();
                 let results = results_json(&tasks, &groups, &self.facts((what, model), started, seconds));
                 journal.publish(model, &self.names(), &results)
             },
         )?;
+        let choices = self.choices(&outcomes, what, observer)?;
         Ok(ModelResults {
             model: model.to_owned(),
             what,
             rows: self.rows(&results, &groups),
             files,
+            choices,
             items: answered,
             seconds,
             peak_memory: process_memory().map(|(peak, _)| peak),
@@ -340,7 +374,7 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(Outcome, usize)> {
         let (model, most) = (self.model_name(what), self.request.batch_tokens);
-        let scorer = self.bench.scorer(what == "adapter", most);
+        let scorer = self.bench.scorer(self.model, what == "adapter", most);
         let mut collected = Collected::default();
         let known = journal.map_or_else(|| Ok(Vec::new()), |journal| journal.answers(model, task, asked))?;
         for (asked, answer) in asked.iter().zip(&known) {
@@ -386,7 +420,7 @@ impl Run<'_> {
             "model": "equipoise",
             "model_args": model,
             "adapter": what == "adapter",
-            "model_num_parameters": self.bench.model.report.parameters,
+            "model_num_parameters": self.model.report.parameters,
             "model_dtype": self.bench.compute.name(),
             "model_sha": self.bench.base_sha256,
             "batch_size": format!("{} tokens", request.batch_tokens),
@@ -400,7 +434,7 @@ impl Run<'_> {
             config: config.as_object().cloned().unwrap_or_default(),
             started: started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             seconds,
-            max_length: self.bench.model.lm.dimensions.max_positions,
+            max_length: self.bench.max_length,
             system_instruction: request.system_instruction.clone(),
             chat_template: self.questions.chat_template.clone(),
             fewshot_as_multiturn: request.apply_chat_template && request.fewshot_as_multiturn,
@@ -442,6 +476,7 @@ impl Collected {
     /// Takes an item; the lines of the samples file for it.
     fn add(&mut self, task: &Prepared, asked: &Asked, answer: &Answer) -> Result<Vec<Map<String, Value>>> {
         let item = evaluate_item(task, asked, answer)?;
+        self.chosen.extend(asked.chosen(answer));
         self.values.resize_with(item.values.len(), BTreeMap::new);
         self.hashes.resize_with(item.lines.len(), TaskHash::default);
         for (hash, line) in self.hashes.iter_mut().zip(&item.lines) {
@@ -472,7 +507,8 @@ impl Collected {
             sample_len: task.documents.len(),
             metrics,
         };
-        Ok((result, TaskHash::of_all(&self.hashes)))
+        let chosen = Some(self.chosen).filter(|chosen| chosen.len() == task.documents.len());
+        Ok(Outcome { result: (result, TaskHash::of_all(&self.hashes)), chosen })
     }
 }
 

@@ -45,21 +45,21 @@ impl Prepared {
 
 /// Which number decides what is best.
 pub(super) fn metric(recipe: &Recipe) -> MetricForBest {
-    MetricForBest::resolve(recipe.training.metric_for_best_model, &recipe.objective)
+    MetricForBest::resolve(recipe.training.metric_for_best_model.as_ref(), &recipe.objective)
 }
 
 /// How a run judges its validations.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Judge {
+pub(super) struct Judge<'a> {
     /// Which number decides.
-    pub metric: MetricForBest,
+    pub metric: &'a MetricForBest,
     /// Whether the objective weighs tokens by their probability.
     pub weighs_by_probability: bool,
     /// What was measured before training, in words.
     pub began_with: &'static str,
 }
 
-impl Judge {
+impl Judge<'_> {
     /// Whether the adapter is better than what the run began with, and what to make of numbers that disagree.
     pub(super) fn verdict(self, (before, after): (&Validation, &Validation), health: Option<&Health>) -> String {
         if health.is_some_and(|health| health.verdict == Verdict::Ruined) {
@@ -69,9 +69,9 @@ impl Judge {
         let accuracy = after.token_accuracy - before.token_accuracy;
         let (name, began_with) = (self.metric.name(), self.began_with);
         if !after.is_better(before, self.metric) {
-            let but = if self.metric != MetricForBest::CrossEntropy && rise < -UNSEEN {
+            let but = if *self.metric != MetricForBest::CrossEntropy && rise < -UNSEEN {
                 ", though cross-entropy fell"
-            } else if self.metric != MetricForBest::TokenAccuracy && accuracy > UNSEEN {
+            } else if *self.metric != MetricForBest::TokenAccuracy && accuracy > UNSEEN {
                 ", though token accuracy rose"
             } else {
                 ""
@@ -110,28 +110,34 @@ mod tests {
             objective_loss: 0.1,
             supervised_tokens: 100,
             best: true,
+            tasks: Vec::new(),
         }
     }
 
     #[test]
     fn numbers_that_disagree_are_said_and_explained() {
         let before = validation(2.38, 0.493, 0.36);
-        let judge =
-            |metric, weighs_by_probability| Judge { metric, weighs_by_probability, began_with: "the base alone" };
-        let say = |after: &Validation, metric, weighs| judge(metric, weighs).verdict((&before, after), None);
-        let bft = say(&validation(2.49, 0.507, 0.39), MetricForBest::TokenProbability, true);
+        let judge = |metric: &'static MetricForBest, weighs_by_probability| Judge {
+            metric,
+            weighs_by_probability,
+            began_with: "the base alone",
+        };
+        let say = |after: &Validation, metric: &'static MetricForBest, weighs| {
+            judge(metric, weighs).verdict((&before, after), None)
+        };
+        let bft = say(&validation(2.49, 0.507, 0.39), &MetricForBest::TokenProbability, true);
         assert!(
             bft.starts_with("better than the base alone by token probability") && bft.contains("0.11 nats"),
             "{bft}"
         );
-        let sft = say(&validation(2.21, 0.519, 0.38), MetricForBest::CrossEntropy, false);
+        let sft = say(&validation(2.21, 0.519, 0.38), &MetricForBest::CrossEntropy, false);
         assert_eq!(sft, "better than the base alone by cross-entropy, which decides");
-        let worse = say(&validation(2.49, 0.507, 0.39), MetricForBest::CrossEntropy, true);
+        let worse = say(&validation(2.49, 0.507, 0.39), &MetricForBest::CrossEntropy, true);
         assert_eq!(worse, "the base alone is better by cross-entropy, which decides, though token accuracy rose");
-        let same = say(&before, MetricForBest::TokenProbability, true);
+        let same = say(&before, &MetricForBest::TokenProbability, true);
         assert_eq!(same, "no difference by token probability, which decides");
         let ruined = Health::of(9, (9.0, 0.0), (2.4, 0.5), 100, 2048);
-        let sft = judge(MetricForBest::CrossEntropy, false);
+        let sft = judge(&MetricForBest::CrossEntropy, false);
         let ruined = sft.verdict((&before, &validation(9.0, 0.0, 0.0)), Some(&ruined));
         assert_eq!(ruined, "the model is ruined: do not use this adapter");
         let going_on = Judge { began_with: "the adapter it began with", ..sft };

@@ -7,8 +7,10 @@ mod compare;
 mod contamination;
 mod data;
 mod eval;
+mod evaluation;
 mod export;
 mod families;
+mod forgetting;
 mod generate;
 mod header;
 mod lint;
@@ -28,9 +30,11 @@ mod warnings;
 pub use compare::{CalibrationRow, CompareRequest, CompareRow, Comparison, RunName, compare};
 pub use contamination::{AgainstRequest, ContaminatedItem, ContaminationReport, RowPlace, TaskContamination};
 pub use data::{DataSummary, ShownRow, data};
-pub use eval::{EvalRequest, ModelResults, ResultRow, evaluate};
+pub use eval::{ChoiceReport, EvalRequest, ModelResults, PlaceShare, ResultRow, ShiftReport, evaluate};
+pub use evaluation::TaskChange;
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use families::{FamilyReport, family_reports};
+pub use forgetting::Forgetting;
 pub use generate::{GenerateRequest, GenerateSummary, generate};
 pub use lint::{LintRequest, LintSummary, ServerReport, lint};
 pub use objectives::{
@@ -48,8 +52,10 @@ use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::metrics::Validation;
 use crate::train::{
-    Event, FitSummary, METRICS, Observer, Schedule, Settings, Trainer, Verdict, checkpoint_folder, total_steps,
+    Event, FitSummary, METRICS, Observer, Schedule, Settings, TaskScorer, Trainer, Verdict, checkpoint_folder,
+    total_steps,
 };
+use evaluation::{Evaluation, RunTasks};
 use output::OutputFolder;
 use prepare::Prepared;
 use std::path::PathBuf;
@@ -83,8 +89,11 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     let uploads = upload::before_training(recipe, options, observer)?;
     let started = output::started(recipe, options)?;
     let changes = output::changes(recipe, options);
+    let tasks = RunTasks::read(recipe, options, observer)?;
     let prepared = Prepared::new(recipe, options, started, observer)?;
-    let model = prepared.load_model(recipe, observer)?;
+    let mut model = prepared.load_model(recipe, observer)?;
+    let evaluation = tasks.as_ref().map(|tasks| Evaluation::new(tasks, recipe, &prepared, &mut model, observer));
+    let evaluation = evaluation.transpose()?;
     for warning in prepared.warnings(recipe) {
         observer.event(&Event::Warning(warning));
     }
@@ -97,21 +106,38 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
     }
     let out = OutputFolder::open(recipe, options)?;
     let mut advising = advice::Advising { observer, of_base: recipe.lora.init_from.is_none() };
-    let fit = take_steps(recipe, options, &prepared, &model, (&out, changes, started), &mut advising)?;
+    let tasks = evaluation.as_ref().and_then(|evaluation| evaluation.with_validations(&model));
+    let beside = Beside {
+        tasks: tasks.as_ref().map(|tasks| tasks as &dyn TaskScorer),
+        tokens_after: evaluation.as_ref().map_or(0.0, |of| 2.0 * of.tokens() as f64 / 3.0),
+        first_validation: None,
+    };
+    let fit = take_steps(recipe, options, (&prepared, &model), beside, (&out, changes, started), &mut advising)?;
     let ending = if fit.interrupted {
         Ending::default()
     } else {
-        end(recipe, &prepared, &model, &fit, (&out, uploads), observer)?
+        end(recipe, (&prepared, &model), &fit, evaluation, (&out, uploads), observer)?
     };
     Ok(summary(recipe, &prepared, &model, fit, ending, start))
+}
+
+/// What a run measures beside its rows.
+#[derive(Clone, Copy, Default)]
+struct Beside<'a> {
+    /// Tasks, with each validation.
+    tasks: Option<&'a dyn TaskScorer>,
+    /// What that takes after the last step, as so many tokens of training.
+    tokens_after: f64,
+    /// The validation before training, where it is known.
+    first_validation: Option<&'a Validation>,
 }
 
 /// The steps: from the beginning, or from where an earlier process was. `changes` are what the recipe has otherwise by now.
 fn take_steps(
     recipe: &Recipe,
     options: &RunOptions,
-    prepared: &Prepared,
-    model: &Model,
+    (prepared, model): (&Prepared, &Model),
+    beside: Beside<'_>,
     (out, changes, started): (&OutputFolder, Vec<String>, u64),
     observer: &mut dyn Observer,
 ) -> Result<FitSummary> {
@@ -126,9 +152,11 @@ fn take_steps(
         started,
         gpu: prepared.gpu_budget(recipe),
         files: &files,
-        metric: header::metric(recipe),
+        metric: &header::metric(recipe),
+        tasks: beside.tasks,
+        first_validation: beside.first_validation,
         begins_with_adapter: recipe.lora.init_from.is_some(),
-        tokens_after: prepared.tokens_after(),
+        tokens_after: prepared.tokens_after() + beside.tokens_after,
     };
     let rows = (&prepared.dataset, &prepared.plan);
     let mut trainer = Trainer::new(engine, &recipe.training, rows, prepared.identity(recipe)?, settings, out.path())?;
@@ -150,15 +178,49 @@ fn take_steps(
 struct Ending {
     files: Vec<PathBuf>,
     sample: Option<Sample>,
+    measured: MeasuredAtEnd,
     uploaded: Option<Uploaded>,
+}
+
+/// What is measured of the adapter that a run ends with, beside its base.
+#[derive(Default)]
+struct MeasuredAtEnd {
+    tasks: Vec<TaskChange>,
+    forgetting: Option<Forgetting>,
+    /// What was written of it.
+    files: Vec<PathBuf>,
+}
+
+impl MeasuredAtEnd {
+    /// Asks the tasks and measures the general text. That it cannot be done does not spoil a run that is done.
+    fn new(
+        recipe: &Recipe,
+        (prepared, model): (&Prepared, &Model),
+        evaluation: Option<Evaluation<'_>>,
+        observer: &mut dyn Observer,
+    ) -> Self {
+        let forgetting = prepared.forgetting(recipe, model, observer);
+        let results = evaluation.map_or_else(|| Ok(Vec::new()), |of| of.at_end(recipe, model, observer));
+        let results = results.unwrap_or_else(|error| {
+            observer.event(&Event::Warning(match error {
+                Error::Interrupted => {
+                    "the tasks were interrupted; the same command with `--resume` goes on with them".into()
+                }
+                error => format!("the tasks could not be measured: {error}"),
+            }));
+            Vec::new()
+        });
+        let files = results.iter().flat_map(|of| of.files.clone()).collect();
+        Self { tasks: TaskChange::of(&results), forgetting, files }
+    }
 }
 
 /// Writes the adapter and what goes with it, and uploads it where the recipe says so.
 fn end(
     recipe: &Recipe,
-    prepared: &Prepared,
-    model: &Model,
+    (prepared, model): (&Prepared, &Model),
     fit: &FitSummary,
+    evaluation: Option<Evaluation<'_>>,
     (out, uploads): (&OutputFolder, bool),
     observer: &mut dyn Observer,
 ) -> Result<Ending> {
@@ -166,10 +228,12 @@ fn end(
     let mut files = output::write_adapter(prepared.adapter_files(recipe)?.config, model.params.as_tensors()?, out)?;
     files.extend(card::write_tokenizer(prepared, out, observer)?);
     let sample = prepared.sample(&model.lm, observer);
-    files.push(card::write_card(recipe, prepared, fit, sample.as_ref(), out)?);
+    let measured = MeasuredAtEnd::new(recipe, (prepared, model), evaluation, observer);
+    files.push(card::write_card(recipe, prepared, fit, (sample.as_ref(), &measured), out)?);
     files.extend(["recipe.yaml", METRICS].map(|name| out.path().join(name)));
+    files.extend(measured.files.iter().cloned());
     let uploaded = if uploads && !is_ruined(fit) { upload::after_training(recipe, observer) } else { None };
-    Ok(Ending { files, sample, uploaded })
+    Ok(Ending { files, sample, measured, uploaded })
 }
 
 fn is_ruined(fit: &FitSummary) -> bool {
@@ -181,7 +245,7 @@ fn summary(
     prepared: &Prepared,
     model: &Model,
     fit: FitSummary,
-    Ending { files, sample, uploaded }: Ending,
+    Ending { files, sample, measured, uploaded }: Ending,
     start: Instant,
 ) -> Summary {
     Summary {
@@ -218,6 +282,8 @@ fn summary(
         peak_gpu_memory: prepared.device.gpu().map(|gpu| gpu.memory().peak as u64),
         estimated_memory: prepared.memory(recipe).total,
         adapter_parameters: model.params.parameters(),
+        tasks: measured.tasks,
+        forgetting: measured.forgetting,
         sample,
         files,
         uploaded,
@@ -227,7 +293,7 @@ fn summary(
 /// What a run's numbers come to, in a sentence.
 fn verdict(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
     let judge = header::Judge {
-        metric: header::metric(recipe),
+        metric: &header::metric(recipe),
         weighs_by_probability: recipe.objective.weighs_by_probability(),
         began_with: began_with(recipe),
     };
@@ -252,14 +318,24 @@ fn of_adapter(fit: &FitSummary) -> Option<(&Validation, &Validation)> {
 /// # Errors
 /// For everything else that would keep [`train`] from its first step.
 pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport> {
+    let tasks = RunTasks::read(recipe, options, observer)?;
     let prepared = Prepared::new(recipe, options, output::now(), observer)?;
-    let model = prepared.load_model(recipe, observer)?;
+    let mut model = prepared.load_model(recipe, observer)?;
+    let evaluation = tasks.as_ref().map(|tasks| Evaluation::new(tasks, recipe, &prepared, &mut model, observer));
+    let evaluation = evaluation.transpose()?;
     let steps = total_steps(&recipe.training, prepared.plan.packs_per_epoch());
     observer.event(&Event::Phase("timing some rows".into()));
     let time = prepared.time(recipe, &model, steps).unwrap_or_else(|error| {
         // That it does not fit, for one, is said elsewhere.
         tracing::debug!(%error, "could not time some rows");
         None
+    });
+    let task_tokens = evaluation.as_ref().map_or(0, Evaluation::tokens);
+    let time = time.map(|time| {
+        let passes = tasks.as_ref().map_or(0, |tasks| tasks.passes(time.validations));
+        // A pass without a backward pass takes a third of a step.
+        let seconds = (passes * task_tokens) as f64 / (3.0 * time.tokens_per_second);
+        TimeEstimate { total_seconds: time.total_seconds + seconds, ..time }
     });
     let prior = prepared.prior(recipe, &model, time.as_ref()).unwrap_or_else(|error| {
         tracing::debug!(%error, "could not measure validation rows");
@@ -292,6 +368,8 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         warmup_steps: Schedule::new(&recipe.training, steps).warmup_steps(),
         time,
         memory: prepared.memory(recipe),
+        tasks: tasks.as_ref().map_or_else(Vec::new, RunTasks::items),
+        task_tokens,
         kept_layers: prepared.kept_layers,
         layers: prepared.layers(),
         device: prepared.device_name(),

@@ -10,10 +10,11 @@ use super::eval::bench::{Bench, hash_of};
 use super::eval::{EvalRequest, ModelResults, Questions, ResultRow, Run, TaskSet};
 use super::output::{self, OutputFolder};
 use super::prepare::{Prepared, check_reference};
-use super::{RunOptions, card, is_ruined, take_steps};
+use super::{Beside, Forgetting, MeasuredAtEnd, RunOptions, card, is_ruined, take_steps};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
 use crate::fs::remove_folder_atomic;
+use crate::models::Model;
 use crate::recipe::Recipe;
 use crate::train::metrics::Validation;
 use crate::train::{Checkpoint, Event, FitSummary, MetricForBest, Observer, checkpoints_folder};
@@ -71,6 +72,9 @@ pub struct ObjectiveRun {
     pub grad_norm: Option<f64>,
     /// Tokens a second, the median over steps.
     pub tokens_per_second: Option<f64>,
+    /// A general text under the base and under the adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgetting: Option<Forgetting>,
     /// Metrics of the tasks; empty for a run that only the search for a learning rate was for.
     pub tasks: Vec<ResultRow>,
 }
@@ -118,6 +122,7 @@ struct Comparison<'a> {
     questions: Questions<'a>,
     prepared: Prepared,
     bench: Bench,
+    model: Model,
     started: u64,
 }
 
@@ -151,18 +156,18 @@ impl<'a> Comparison<'a> {
                 crate::ops::cuda::prepare_objectives(gpu)?;
             }
         }
-        let model = prepared.load_model(&first, observer)?;
+        let mut model = prepared.load_model(&first, observer)?;
         let name = (&prepared.base, recipe.base.model.clone());
         let template = prepared.chat_template.as_deref();
-        let mut bench = Bench::new(name, None, template, model, prepared.device.clone(), recipe.compute)?;
+        let bench = Bench::new(name, None, template, &model, prepared.device.clone(), recipe.compute)?;
         observer.event(&Event::Phase("tokenizing the tasks".into()));
         let questions = Questions::new(&request.eval, &bench, tasks)?;
         kept.check(&prepared, &first, &questions)?;
-        questions.fit_rotations(&mut bench.model, observer);
+        questions.fit_rotations(&mut model, observer);
         for warning in prepared.warnings(&first) {
             observer.event(&Event::Warning(warning));
         }
-        Ok(Self { recipe, request, objectives, tasks, questions, prepared, bench, started })
+        Ok(Self { recipe, request, objectives, tasks, questions, prepared, bench, model, started })
     }
 
     /// The tasks on the base alone.
@@ -189,7 +194,7 @@ impl<'a> Comparison<'a> {
                 self.train(&arm, &format!("learning rate {done} of {total}"), kept, observer)?;
                 let sound = kept.run(&arm).filter(|run| run.failed.is_none() && !run.ruined);
                 let after = sound.and_then(|run| run.after.clone());
-                let by = self.request.select_by;
+                let by = &self.request.select_by;
                 if let Some(after) = after
                     && best.as_ref().is_none_or(|(_, best)| after.is_better(best, by))
                 {
@@ -239,11 +244,16 @@ impl<'a> Comparison<'a> {
             effective_token_share: None,
             grad_norm: None,
             tokens_per_second: None,
+            forgetting: None,
             tasks: Vec::new(),
         };
-        match self.take_steps(&recipe, observer) {
-            Ok(fit) if fit.interrupted => return Err(Error::Interrupted),
-            Ok(fit) => {
+        // The same base, or the same adapter, on the same rows: only the objective's own loss differs between objectives.
+        let same = kept.runs().iter().find(|run| run.objective == *name);
+        let known = same.and_then(|run| run.before.clone());
+        match self.take_steps(&recipe, known.as_ref(), observer) {
+            Ok((fit, _)) if fit.interrupted => return Err(Error::Interrupted),
+            Ok((fit, forgetting)) => {
+                run.forgetting = forgetting;
                 (run.ruined, run.steps) = (is_ruined(&fit), fit.state.step);
                 (run.before, run.after) = (fit.state.first_validation, fit.state.last_validation);
             }
@@ -266,14 +276,20 @@ impl<'a> Comparison<'a> {
         }
         let folder = self.request.output.join(arm.place());
         let adapter = AdapterBundle::load(&folder, &self.prepared.base)?;
-        self.bench.model.params.assign(&adapter.tensors, &folder)?;
+        self.model.params.assign(&adapter.tensors, &folder)?;
         self.bench.adapter = Some((arm.place().display().to_string(), hash_of(&folder)?));
         let results = self.evaluate("adapter", arm.place().join("eval"), observer)?;
         kept.add_tasks(arm, results.rows)
     }
 
-    /// The steps of a run, from its last checkpoint where there is one.
-    fn take_steps(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<FitSummary> {
+    /// The steps of a run, from its last checkpoint where there is one. `known`: the held-out rows before training.
+    fn take_steps(
+        &mut self,
+        recipe: &Recipe,
+        known: Option<&Validation>,
+        observer: &mut dyn Observer,
+    ) -> Result<(FitSummary, Option<Forgetting>)> {
+        let mut forgetting = None;
         let resume = !Checkpoint::steps(&recipe.output_dir).is_empty();
         let options = RunOptions {
             offline: self.request.offline,
@@ -282,25 +298,28 @@ impl<'a> Comparison<'a> {
             ..RunOptions::default()
         };
         self.prepared.order_by(recipe);
-        let (prepared, model) = (&self.prepared, &self.bench.model);
+        let (prepared, model) = (&self.prepared, &self.model);
         prepared.begin_anew(recipe, model, observer)?;
         let out = OutputFolder::open(recipe, &options)?;
         let started = if resume { output::started(recipe, &options)? } else { self.started };
-        let fit = take_steps(recipe, &options, prepared, model, (&out, Vec::new(), started), observer)?;
+        let beside = Beside { first_validation: known, ..Beside::default() };
+        let fit = take_steps(recipe, &options, (prepared, model), beside, (&out, Vec::new(), started), observer)?;
         if !fit.interrupted {
             // As `end` does, but for the sample and the upload.
             output::write_adapter(prepared.adapter_files(recipe)?.config, model.params.as_tensors()?, &out)?;
             card::write_tokenizer(prepared, &out, observer)?;
-            card::write_card(recipe, prepared, &fit, None, &out)?;
+            let measured = MeasuredAtEnd::new(recipe, (prepared, model), None, observer);
+            card::write_card(recipe, prepared, &fit, (None, &measured), &out)?;
+            forgetting = measured.forgetting;
         }
-        Ok(fit)
+        Ok((fit, forgetting))
     }
 
     /// The tasks on the base, or on the adapter that the model holds; files go to a folder of the comparison.
     fn evaluate(&self, what: &'static str, folder: PathBuf, observer: &mut dyn Observer) -> Result<ModelResults> {
         let output = self.request.output.join(folder);
         let request = EvalRequest { output: Some(output), resume: false, ..self.request.eval.clone() };
-        let run = Run { request: &request, bench: &self.bench, questions: &self.questions };
+        let run = Run { request: &request, bench: &self.bench, model: &self.model, questions: &self.questions };
         let journal = run.continued()?;
         let results = run.evaluate(what, journal.as_ref(), observer)?;
         if let Some(journal) = journal {
@@ -322,7 +341,7 @@ impl<'a> Comparison<'a> {
         (report.train_rows, report.validation_rows) = (data.train_rows, data.validation_rows);
         report.device = self.prepared.device_name();
         report.learning_rates.clone_from(&self.request.learning_rates);
-        report.select_by = self.request.select_by;
+        report.select_by.clone_from(&self.request.select_by);
         report.limit = self.request.eval.limit;
         let training = &self.recipe.training;
         report.rows_per_step = training.micro_batch_size * training.gradient_accumulation_steps;

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 const RECIPE: &str = "recipe.yaml";
 const LOCK: &str = ".lock";
+/// Results of the recipe's tasks, in an output folder.
+pub(super) const EVAL: &str = "eval";
 /// Bytes of an adapter's small files: card, recipe, metrics, tokenizer.
 const OTHER_FILES: u64 = 64 << 10;
 
@@ -277,7 +279,7 @@ pub(super) fn changes(recipe: &Recipe, options: &RunOptions) -> Vec<String> {
 /// What a run has written, as far as it is there, and nothing else.
 fn written(path: &Path) -> Vec<PathBuf> {
     let checkpoints = Checkpoint::steps(path).into_iter().map(|step| checkpoint_folder(path, step));
-    let own = [ADAPTER_TENSORS, ADAPTER_CONFIG, METRICS, "README.md", RECIPE];
+    let own = [ADAPTER_TENSORS, ADAPTER_CONFIG, METRICS, "README.md", RECIPE, EVAL];
     let files = own.iter().chain(TOKENIZER_FILES).map(|name| path.join(name));
     let named = std::fs::read_dir(path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten().map(|it| it.path());
     let named = named.filter(|path| path.extension().is_some_and(|end| end == "jinja"));

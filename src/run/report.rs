@@ -1,5 +1,7 @@
 //! What a run, or its rehearsal, has to say at its end.
 
+use super::evaluation::TaskChange;
+use super::forgetting::Forgetting;
 use super::timing::TimeEstimate;
 use super::upload::Uploaded;
 use crate::data::DataReport;
@@ -75,6 +77,12 @@ pub struct Summary {
     pub estimated_memory: u64,
     /// Trained parameters.
     pub adapter_parameters: usize,
+    /// Metrics of the recipe's tasks, under the base and under the adapter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskChange>,
+    /// A general text, under the base and under the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forgetting: Option<Forgetting>,
     /// A row of the data, before and after.
     pub sample: Option<Sample>,
     /// What was written.
@@ -118,6 +126,12 @@ pub struct CheckReport {
     pub time: Option<TimeEstimate>,
     /// Estimated memory, in bytes.
     pub memory: MemoryEstimate,
+    /// The recipe's tasks, and documents of each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<(String, usize)>,
+    /// Tokens that it takes to answer them once, those that are generated left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub task_tokens: usize,
     /// Of how many layers the activations are kept for the backward pass; the others are computed again.
     pub kept_layers: usize,
     /// How many layers there are.
@@ -134,6 +148,11 @@ pub struct CheckReport {
     pub libraries: Vec<(String, PathBuf)>,
     /// What is odd, but no error.
     pub warnings: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The base model, in a check.

@@ -1,8 +1,7 @@
 //! The recipe's `training` section.
 
-use super::metrics::Validation;
+use super::MetricForBest;
 use crate::error::{Error, Result};
-use crate::objectives::ObjectiveConfig;
 use serde::{Deserialize, Serialize};
 
 /// The most rows of an optimizer step: far more than anyone wants, and few enough to count.
@@ -48,7 +47,8 @@ pub struct TrainingConfig {
     /// How many of the last checkpoints are kept, besides the best.
     pub save_total_limit: usize,
     /// Which number of a validation decides what is best; by default what the objective's gradient follows:
-    /// `token_probability` where tokens are weighted by their probability, `cross_entropy` elsewhere.
+    /// `token_probability` where tokens are weighted by their probability, `cross_entropy` elsewhere. `TASK/METRIC` is a metric of
+    /// a task that `evaluation` has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric_for_best_model: Option<MetricForBest>,
     /// Stop after so many validations without a new best; 0 turns it off.
@@ -67,69 +67,6 @@ pub struct TrainingConfig {
     pub fail_on_divergence: bool,
     /// Decides initialisation, order of the rows, and dropout.
     pub seed: u64,
-}
-
-/// The recipe's `training.metric_for_best_model`: a number of a validation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MetricForBest {
-    /// Mean cross-entropy of the supervised tokens: the lower, the better.
-    CrossEntropy,
-    /// Share of the supervised tokens that the model ranks first: the higher, the better.
-    TokenAccuracy,
-    /// Mean probability of the supervised tokens: the higher, the better.
-    TokenProbability,
-    /// The objective's own loss: the lower, the better. Where tokens are weighted by their probability, a ruined model has the
-    /// lowest.
-    ObjectiveLoss,
-}
-
-impl MetricForBest {
-    /// What the recipe says, or what the objective's gradient follows.
-    ///
-    /// Where a token's weight is its probability, held constant, its gradient is `p·∇(-log p) = -∇p`: what falls is not
-    /// cross-entropy but `1 - p`.
-    pub fn resolve(setting: Option<Self>, objective: &ObjectiveConfig) -> Self {
-        setting.unwrap_or(if objective.weighs_by_probability() { Self::TokenProbability } else { Self::CrossEntropy })
-    }
-
-    /// Its name in words, where the objective is known by its own: `bft loss`.
-    pub fn name_under(self, objective: &str) -> String {
-        match self {
-            Self::ObjectiveLoss => format!("{objective} loss"),
-            other => other.name().to_owned(),
-        }
-    }
-
-    /// Its value as people read it.
-    pub fn text(self, validation: &Validation) -> String {
-        match self {
-            Self::CrossEntropy => format!("{:.4}", validation.cross_entropy),
-            Self::ObjectiveLoss => format!("{:.4}", validation.objective_loss),
-            Self::TokenAccuracy => format!("{:.1}%", 100.0 * validation.token_accuracy),
-            Self::TokenProbability => format!("{:.1}%", 100.0 * validation.token_probability),
-        }
-    }
-
-    /// The recipe's word for it.
-    pub const fn key(self) -> &'static str {
-        match self {
-            Self::CrossEntropy => "cross_entropy",
-            Self::TokenAccuracy => "token_accuracy",
-            Self::TokenProbability => "token_probability",
-            Self::ObjectiveLoss => "objective_loss",
-        }
-    }
-
-    /// Its name in words.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::CrossEntropy => "cross-entropy",
-            Self::TokenAccuracy => "token accuracy",
-            Self::TokenProbability => "token probability",
-            Self::ObjectiveLoss => "objective loss",
-        }
-    }
 }
 
 /// The recipe's `training.lr_scheduler`.

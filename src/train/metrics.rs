@@ -137,16 +137,45 @@ pub struct Validation {
     pub supervised_tokens: usize,
     /// Whether it is the best of the run so far, by `training.metric_for_best_model`.
     pub best: bool,
+    /// Metrics of tasks, where they are measured with each validation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskScore>,
+}
+
+/// A metric of a task, measured on the model as it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    /// The task's name, or a group's.
+    pub task: String,
+    /// The metric.
+    pub metric: String,
+    /// Which of the task's filters the answers went through; `none` without one.
+    pub filter: String,
+    /// Its value.
+    #[serde(deserialize_with = "or_nan")]
+    pub value: f64,
+    /// Its standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<f64>,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+    /// Items.
+    pub items: usize,
 }
 
 impl Validation {
     /// Whether it is better than another one, by this number; a tie is not.
-    pub fn is_better(&self, than: &Self, metric: MetricForBest) -> bool {
+    pub fn is_better(&self, than: &Self, metric: &MetricForBest) -> bool {
         match metric {
             MetricForBest::CrossEntropy => self.cross_entropy < than.cross_entropy,
             MetricForBest::ObjectiveLoss => self.objective_loss < than.objective_loss,
             MetricForBest::TokenAccuracy => self.token_accuracy > than.token_accuracy,
             MetricForBest::TokenProbability => self.token_probability > than.token_probability,
+            MetricForBest::Task(metric) => match (metric.of(self), metric.of(than)) {
+                (Some(ours), Some(its)) if ours.higher_is_better => ours.value > its.value,
+                (Some(ours), Some(its)) => ours.value < its.value,
+                _ => false,
+            },
         }
     }
 }

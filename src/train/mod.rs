@@ -12,6 +12,7 @@ mod event;
 mod gpu_memory;
 mod health;
 mod memory;
+mod metric_for_best;
 pub mod metrics;
 mod record;
 mod schedule;
@@ -21,10 +22,11 @@ pub use adamw::AdamW;
 pub use checkpoint::{
     AdapterFiles, Checkpoint, Identity, TrainerState, checkpoint_folder, checkpoints_folder, read_state,
 };
-pub use config::{GradientCheckpointing, LrScheduler, MetricForBest, TrainingConfig};
+pub use config::{GradientCheckpointing, LrScheduler, TrainingConfig};
 pub use event::{Event, Observer};
 pub use gpu_memory::GpuBudget;
 pub use health::{Health, Verdict};
 pub use memory::MemoryEstimate;
+pub use metric_for_best::{MetricForBest, TaskMetric};
 pub use schedule::Schedule;
-pub use trainer::{FitSummary, METRICS, Settings, Trainer, total_steps};
+pub use trainer::{FitSummary, METRICS, Settings, TaskScorer, Trainer, total_steps};

@@ -164,6 +164,7 @@ mod tests {
             objective_loss: 0.1,
             supervised_tokens: 9,
             best: false,
+            tasks: Vec::new(),
         };
         let health = Line::Health(Health::of(2, (4.0, 0.1), (2.5, 0.5), 100, 2048));
         let mut record = Record::open(&path, None, false).unwrap();

@@ -10,7 +10,7 @@ use super::checkpoint::{AdapterFiles, Checkpoint, Identity, TrainerState, checkp
 use super::clock::Clock;
 use super::gpu_memory::GpuBudget;
 use super::health::Health;
-use super::metrics::{RunHeader, StepMetrics};
+use super::metrics::{RunHeader, StepMetrics, TaskScore, Validation};
 use super::record::{Line, Record};
 use super::{AdamW, Event, MetricForBest, Observer, Schedule, TrainingConfig};
 use crate::data::{Batch, Dataset, Epoch, IGNORED, Plan, Sequence};
@@ -45,8 +45,17 @@ pub struct FitSummary {
     pub tokens: usize,
 }
 
+/// Measures tasks on the model as it stands, with its adapter.
+pub trait TaskScorer {
+    /// The metrics of all tasks; `None` where it was asked to stop before the last of them.
+    ///
+    /// # Errors
+    /// When the model gives no numbers or the device refuses.
+    fn scores(&self, observer: &mut dyn Observer) -> Result<Option<Vec<TaskScore>>>;
+}
+
 /// What a run needs to know besides its configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Settings<'a> {
     /// What fills up a batch; it is masked by place.
     pub pad_id: u32,
@@ -59,7 +68,11 @@ pub struct Settings<'a> {
     /// What makes a checkpoint an adapter.
     pub files: &'a AdapterFiles,
     /// Which number of a validation decides what is best.
-    pub metric: MetricForBest,
+    pub metric: &'a MetricForBest,
+    /// What measures tasks with each validation.
+    pub tasks: Option<&'a dyn TaskScorer>,
+    /// The validation before training, where it is known.
+    pub first_validation: Option<&'a Validation>,
     /// Whether the run begins with another run's adapter.
     pub begins_with_adapter: bool,
     /// What is done after the last step, as so many tokens of training.
@@ -156,7 +169,7 @@ impl<'a> Trainer<'a> {
             stale_validations: 0,
             stopped_early: false,
             validation_is_to_come: false,
-            metric: Some(settings.metric),
+            metric: Some(settings.metric.clone()),
             first_step: None,
             seconds: 0.0,
             tokens: 0,
@@ -370,9 +383,10 @@ impl<'a> Trainer<'a> {
     fn sums(&self, packs: &[Pack]) -> Result<StepSums<'a>> {
         let micro: Vec<_> = packs.chunks(self.micro_batch_size).collect();
         let batches: Vec<Batch> = micro.iter().map(|packs| collate(packs, self.settings.pad_id)).collect();
+        let (dropout, seed) = (self.settings.dropout, self.config.seed);
         let keys = |i: usize| {
             let places: Vec<u64> = micro[i].iter().map(|pack| pack.place).collect();
-            self.settings.dropout.then(|| dropout_keys(&batches[i], self.config.seed, &places))
+            dropout.then(|| dropout_keys(&batches[i], seed, &places))
         };
         self.engine.sums(&batches, keys)
     }

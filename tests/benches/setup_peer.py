@@ -26,15 +26,15 @@ def call(command: list[str | Path], **options: object) -> None:
     subprocess.run([str(part) for part in command], check=True, **options)
 
 
-def python_of(folder: Path, pip_arguments: list[str]) -> Path:
+def python_of(folder: Path, pip_arguments: list[str], packages: tuple[str, ...] = PACKAGES) -> Path:
     """The interpreter of the peer's virtual environment, which is made where it is not there yet."""
     python, stamp = folder / "bin" / "python", folder / "installed.json"
-    wanted = json.dumps(PACKAGES)
+    wanted = json.dumps(packages)
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     if not python.exists():
         venv.create(folder, with_pip=True)
-    call([python, "-m", "pip", "install", *pip_arguments, *PACKAGES], stdout=sys.stderr)
+    call([python, "-m", "pip", "install", *pip_arguments, *packages], stdout=sys.stderr)
     stamp.write_text(wanted)
     return python
 

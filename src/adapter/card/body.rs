@@ -83,6 +83,7 @@ pub(super) fn results(facts: &CardFacts<'_>) -> String {
                      it is comparable between objectives.\n";
         }
     }
+    text += &measured(facts);
     if let Some(CardSample { prompt, reference, before, after }) = facts.sample {
         text += "\n## Sample\n\nOne row, not chosen for its answer. Texts may be cut.\n";
         for (label, part) in [
@@ -93,6 +94,37 @@ pub(super) fn results(facts: &CardFacts<'_>) -> String {
         ] {
             let _ = write!(text, "\n{label}:\n\n{}", fenced("text", &shortened(part)));
         }
+    }
+    text
+}
+
+/// Tasks, and what was forgotten.
+fn measured(facts: &CardFacts<'_>) -> String {
+    let mut text = String::new();
+    if facts.validation.is_none() && !(facts.tasks.is_empty() && facts.general_text.is_none()) {
+        text += "\n## Results\n";
+    }
+    if !facts.tasks.is_empty() {
+        text += "\nTasks, as lm-evaluation-harness has them (± standard error):\n\n\
+                 | | items | the base alone | with the adapter |\n| --- | --- | --- | --- |\n";
+        for task in &facts.tasks {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} |",
+                task.name.replace('|', "\\|"),
+                task.items,
+                task.base,
+                task.adapter
+            );
+        }
+    }
+    if let Some((base, adapter)) = facts.general_text {
+        let _ = write!(
+            text,
+            "\nPerplexity of a short general text: {base:.2} under the base alone, {adapter:.2} with the adapter ({:+.1}%). A rise is a \
+             sign of forgetting.\n",
+            100.0 * (adapter / base - 1.0)
+        );
     }
     text
 }
@@ -138,8 +170,11 @@ pub(super) fn limits(facts: &CardFacts<'_>) -> String {
         Some(license) => format!("The {what} is licensed as `{license}`; the base's licence and the data's hold too."),
         None => format!("No licence is stated for this {what}; the base's licence and the data's hold in any case."),
     };
-    let measured =
-        if facts.validation.is_some() { "The numbers above are all that was measured" } else { "It was not evaluated" };
+    let measured = if facts.validation.is_some() || !facts.tasks.is_empty() {
+        "The numbers above are all that was measured"
+    } else {
+        "It was not evaluated"
+    };
     format!(
         "\n## Intended use and limits\n\nIt is meant for prompts of the kind that it was trained on. {measured}: its answers can be wrong, \
          made up, or biased as base and data are, and must be checked by someone who knows the subject. It is not a medical device: do \

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Answer, Asked, Tokens};
 use crate::fs::fingerprint;
 use crate::hub::BaseConfig;
-use crate::models::{self, Continuations, Generator, Model, Sampling, Score};
+use crate::models::{self, CausalLm, Continuations, Generator, Model, Runner, Sampling, Score};
 use crate::nn::{QuantizationConfig, QuantizationType};
 use crate::ops::{Compute, ComputeConfig, Pool};
 use crate::train::{Event, Observer};
@@ -19,14 +19,15 @@ use crate::weights::Base;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// A model, and what its prompts need.
+/// What a model's prompts need, and where it computes.
 pub(in crate::run) struct Bench {
-    pub model: Model,
     pub device: Device,
     pub encoder: Encoder,
     template_source: String,
     prefix: u32,
     ends: Vec<u32>,
+    /// The most positions of the model.
+    pub max_length: usize,
     pub compute: Compute,
     /// Its place or id, and what its files are made of.
     pub base_name: String,
@@ -37,35 +38,36 @@ pub(in crate::run) struct Bench {
 
 impl Bench {
     /// Loads the model of a request: an adapter with its base where it is one.
-    pub fn open(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Self> {
+    pub fn open(request: &EvalRequest, observer: &mut dyn Observer) -> Result<(Self, Model)> {
         let device = open_device(request.device)?;
         let quantization = request.quantization.map(|kind| QuantizationConfig { kind });
         let path = Path::new(&request.model);
         let is_adapter = path.join(ADAPTER_CONFIG).is_file()
             || path.is_file() && AdapterSummary::read(path).is_ok()
             || request.base.is_some();
-        let bench = if is_adapter {
+        let (bench, model) = if is_adapter {
             let trained_on = TrainedOn::of(path, request.base.as_deref())?;
             let (base, model) = trained_on.model(quantization, &device, request.offline, observer)?;
             let template = trained_on.chat_template(&base)?;
             let name = trained_on.base_name().to_owned();
             let adapter = Some((request.model.clone(), hash_of(path)?));
-            Self::new((&base, name), adapter, template.as_deref(), model, device, request.compute)?
+            (Self::new((&base, name), adapter, template.as_deref(), &model, device, request.compute)?, model)
         } else {
             let base = open_base(&BaseConfig { model: request.model.clone(), file: None }, request.offline, observer)?;
             let stored = QuantizationConfig { kind: QuantizationType::None };
             let stored = if base.is_gguf() { QuantizationConfig::default() } else { stored };
             observer.event(&Event::Phase("loading the weights".into()));
             let model = models::load(&base, quantization.unwrap_or(stored), None, 0, &device, false)?;
-            Self::new((&base, request.model.clone()), None, None, model, device, request.compute)?
+            (Self::new((&base, request.model.clone()), None, None, &model, device, request.compute)?, model)
         };
-        for note in &bench.model.report.notes {
+        let bench = bench.with_max_length(request.max_length)?;
+        for note in &model.report.notes {
             observer.event(&Event::Note(note.clone()));
         }
-        Ok(bench)
+        Ok((bench, model))
     }
 
-    /// A model that is loaded: a base, or an adapter with its base.
+    /// That of a model that is loaded: a base, or an adapter with its base.
     ///
     /// # Errors
     /// When the base has no tokenizer, or no token to begin a text with.
@@ -73,7 +75,7 @@ impl Bench {
         (base, base_name): (&Base, String),
         adapter: Option<(String, String)>,
         template: Option<&str>,
-        model: Model,
+        model: &Model,
         device: Device,
         compute: ComputeConfig,
     ) -> Result<Self> {
@@ -89,17 +91,31 @@ impl Bench {
             compute: compute.resolve(&device),
             base_sha256: base.fingerprint()?,
             adapter,
-            model,
+            max_length: model.lm.dimensions.max_positions,
             device,
             encoder,
             base_name,
         })
     }
 
+    /// With at most so many tokens in a text.
+    ///
+    /// # Errors
+    /// When the model has fewer positions.
+    fn with_max_length(self, wanted: Option<usize>) -> Result<Self> {
+        match wanted {
+            Some(wanted) if wanted > self.max_length => Err(Error::invalid(format!(
+                "--max-length: {wanted} is more than the {} positions of the model",
+                self.max_length
+            ))
+            .with_help("leave it out, or give a smaller number")),
+            wanted => Ok(Self { max_length: wanted.unwrap_or(self.max_length), ..self }),
+        }
+    }
+
     /// What makes tokens of requests.
     pub fn tokens(&self) -> Tokens<'_> {
-        let max_length = self.model.lm.dimensions.max_positions;
-        Tokens { encoder: &self.encoder, prefix: self.prefix, max_length }
+        Tokens { encoder: &self.encoder, prefix: self.prefix, max_length: self.max_length }
     }
 
     /// The chat template, compiled and as it is written.
@@ -112,8 +128,8 @@ impl Bench {
     }
 
     /// The model with its adapter, or without; it takes so many tokens at a time, about.
-    pub fn scorer(&self, adapter: bool, batch_tokens: usize) -> Scorer<'_> {
-        Scorer { bench: self, adapter, pool: Pool::default(), batch_tokens }
+    pub fn scorer<'a>(&'a self, model: &'a Model, adapter: bool, batch_tokens: usize) -> Scorer<'a> {
+        Scorer { bench: self, model, adapter, pool: Pool::default(), batch_tokens }
     }
 }
 
@@ -138,9 +154,32 @@ pub(in crate::run) fn hash_of(adapter: &Path) -> Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
+/// What a model says of each continuation of each item, in as many passes as it takes with `most` tokens at a time, about.
+pub(in crate::run) fn score(
+    lm: &CausalLm,
+    runner: Runner<'_>,
+    compute: Compute,
+    (pool, most): (&Pool, usize),
+    items: &[&Continuations],
+) -> Result<Vec<Vec<Score>>> {
+    let (mut scores, mut rest) = (Vec::with_capacity(items.len()), items);
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = rest.iter().take_while(|item| {
+            tokens += item.tokens();
+            tokens <= most
+        });
+        let (now, later) = rest.split_at(fits.count().max(1));
+        scores.extend(rayon::scope(|_| lm.score(now, runner, compute, (pool, most)))?);
+        rest = later;
+    }
+    Ok(scores)
+}
+
 /// A model of the bench, with the adapter or without.
 pub(in crate::run) struct Scorer<'a> {
     bench: &'a Bench,
+    model: &'a Model,
     adapter: bool,
     pool: Pool,
     batch_tokens: usize,
@@ -163,27 +202,14 @@ impl Scorer<'_> {
 
     /// What the model says of each continuation of each item. A long text is many items, which go through it in several passes.
     fn score(&self, items: &[&Continuations]) -> Result<Vec<Vec<Score>>> {
-        let Bench { model, device, compute, .. } = self.bench;
-        let runner = model.lm.runner(device, self.adapter);
-        let (mut scores, mut rest) = (Vec::with_capacity(items.len()), items);
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fits = rest.iter().take_while(|item| {
-                tokens += item.tokens();
-                tokens <= self.batch_tokens
-            });
-            let (now, later) = rest.split_at(fits.count().max(1));
-            let room = (&self.pool, self.batch_tokens);
-            scores.extend(rayon::scope(|_| model.lm.score(now, runner, *compute, room))?);
-            rest = later;
-        }
-        Ok(scores)
+        let (Bench { device, compute, .. }, lm) = (self.bench, &self.model.lm);
+        score(lm, lm.runner(device, self.adapter), *compute, (&self.pool, self.batch_tokens), items)
     }
 
     /// The likeliest text behind a prompt, of `most` tokens or fewer, up to the first of the stop strings.
     fn generate(&self, prompt: &[u32], most: usize, until: &[String]) -> Result<String> {
-        let Bench { model, device, encoder, ends, .. } = self.bench;
-        let mut generator = Generator::new(&model.lm, device, self.adapter, Sampling::default());
+        let Bench { device, encoder, ends, .. } = self.bench;
+        let mut generator = Generator::new(&self.model.lm, device, self.adapter, Sampling::default());
         // A stop string has this many tokens or fewer, and its first may be part of a token before.
         let longest = until.iter().map(String::len).max().unwrap_or(0) + 2;
         let (mut tokens, mut failed) = (Vec::new(), None);

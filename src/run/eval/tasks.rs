@@ -39,6 +39,20 @@ impl TaskSet {
         Ok(Self { selected, tasks })
     }
 
+    /// The metrics of all tasks and groups.
+    pub fn all_metrics(&self) -> impl Iterator<Item = (&str, &str)> {
+        let tasks = self
+            .tasks
+            .iter()
+            .flat_map(|task| task.metrics.iter().map(|metric| (task.config.task.as_str(), metric.metric.as_str())));
+        let groups = self
+            .selected
+            .groups
+            .iter()
+            .flat_map(|group| group.metrics.iter().map(|(metric, _)| (group.name.as_str(), metric.as_str())));
+        tasks.chain(groups)
+    }
+
     /// The first metric of each task: what a table shows.
     pub fn first_metrics(&self) -> impl Iterator<Item = (&str, &str)> {
         self.tasks.iter().filter_map(|task| Some((task.config.task.as_str(), task.metrics.first()?.metric.as_str())))

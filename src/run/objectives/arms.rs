@@ -107,6 +107,9 @@ impl Arm {
         own.objective = self.objective.config.clone();
         own.hub = None;
         own.data.sample_in_card = false;
+        // The comparison asks its tasks itself.
+        own.evaluation.tasks.clear();
+        own.evaluation.eval_strategy = None;
         own.data.validation_seed = held_out_by(recipe);
         let training = &mut own.training;
         (training.seed, training.learning_rate) = (self.seed, self.learning_rate);

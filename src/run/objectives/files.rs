@@ -216,8 +216,8 @@ fn csv(report: &ObjectivesReport) -> String {
     let tasks: Vec<(&str, &str, &str)> =
         report.base_tasks.iter().map(|row| (row.task.as_str(), row.metric.as_str(), row.filter.as_str())).collect();
     let mut text = String::from(
-        "objective,learning_rate,seed,steps,cross_entropy,token_accuracy,token_probability,effective_token_share,grad_norm,\
-         tokens_per_second,ruined,failed",
+        "objective,learning_rate,seed,steps,cross_entropy,token_accuracy,token_probability,general_text_perplexity,\
+         effective_token_share,grad_norm,tokens_per_second,ruined,failed",
     );
     for (task, metric, filter) in &tasks {
         let _ = write!(text, ",{}", field(&format!("{task}/{metric},{filter}")));
@@ -234,9 +234,13 @@ fn csv(report: &ObjectivesReport) -> String {
         tasks.iter().map(of).collect::<String>()
     };
     let before = report.before.as_ref();
-    let of =
-        [before.map(|of| of.cross_entropy), before.map(|of| of.token_accuracy), before.map(|of| of.token_probability)]
-            .map(number);
+    let of = [
+        before.map(|of| of.cross_entropy),
+        before.map(|of| of.token_accuracy),
+        before.map(|of| of.token_probability),
+        report.base_general_text(),
+    ]
+    .map(number);
     let _ = writeln!(text, "base,,,0,{},,,,false,{}", of.join(","), values(&report.base_tasks));
     for run in &report.runs {
         let after = run.after.as_ref();
@@ -244,6 +248,7 @@ fn csv(report: &ObjectivesReport) -> String {
             after.map(|of| of.cross_entropy),
             after.map(|of| of.token_accuracy),
             after.map(|of| of.token_probability),
+            run.forgetting.map(|of| of.perplexity),
             run.effective_token_share,
             run.grad_norm,
             run.tokens_per_second,

@@ -37,6 +37,8 @@ pub struct ObjectiveSummary {
     pub token_accuracy: Option<MeanAndSpread>,
     /// Mean probability of the held-out tokens.
     pub token_probability: Option<MeanAndSpread>,
+    /// Perplexity of a general text.
+    pub general_text: Option<MeanAndSpread>,
     /// `(Σw)² / (n·Σw²)` of the tokens' weights in training.
     pub effective_token_share: Option<MeanAndSpread>,
     /// Global norm of the gradient before clipping.
@@ -99,6 +101,13 @@ pub struct ObjectivesReport {
     pub output: std::path::PathBuf,
     /// Equipoise's version.
     pub version: String,
+}
+
+impl ObjectivesReport {
+    /// The perplexity of the general text under the base alone.
+    pub(super) fn base_general_text(&self) -> Option<f64> {
+        self.runs.iter().find_map(|run| run.forgetting).map(|of| of.base_perplexity)
+    }
 }
 
 impl MeanAndSpread {
@@ -164,6 +173,7 @@ pub(super) fn report(
             cross_entropy: after(|of| of.cross_entropy),
             token_accuracy: after(|of| of.token_accuracy),
             token_probability: after(|of| of.token_probability),
+            general_text: over(&|run| run.forgetting.map(|of| of.perplexity)),
             effective_token_share: over(&|run| run.effective_token_share),
             grad_norm: over(&|run| run.grad_norm),
             tokens_per_second: over(&|run| run.tokens_per_second),
@@ -264,7 +274,8 @@ pub(super) fn markdown(report: &ObjectivesReport) -> String {
     text.push_str(
         "± is the standard deviation over seeds; of a difference, the paired standard error over items, whose scores are means over \
          seeds. Intervals are BCa bootstrap intervals at 95%; p is the sign-flip test's, adjusted by Holm over all objectives and \
-         tasks. They say how the items would vary, not how other seeds, data or bases would. Effective tokens: (Σw)²/(n·Σw²) of the \
+         tasks. They say how the items would vary, not how other seeds, data or bases would. General text: the perplexity of a short one, which \
+         rises where a model forgets. Effective tokens: (Σw)²/(n·Σw²) of the \
          weights of a step's tokens.\n",
     );
     text
@@ -294,6 +305,7 @@ fn held_out(report: &ObjectivesReport, text: &mut String) {
             "cross-entropy",
             "token accuracy",
             "token probability",
+            "general text",
             "effective tokens",
             "gradient norm",
             "tokens/s",
@@ -304,6 +316,7 @@ fn held_out(report: &ObjectivesReport, text: &mut String) {
         let numbers = [before.cross_entropy, before.token_accuracy, before.token_probability];
         let mut cells = vec!["base alone".to_owned(), "–".into()];
         cells.extend(numbers.map(|of| format!("{of:.4}")));
+        cells.push(report.base_general_text().map_or_else(|| "–".to_owned(), |of| format!("{of:.2}")));
         cells.extend(["–", "–", "–", "–"].map(str::to_owned));
         row(text, &cells);
     }
@@ -314,6 +327,7 @@ fn held_out(report: &ObjectivesReport, text: &mut String) {
             spread(of.cross_entropy, 4),
             spread(of.token_accuracy, 4),
             spread(of.token_probability, 4),
+            spread(of.general_text, 2),
             spread(of.effective_token_share, 3),
             spread(of.grad_norm, 3),
             spread(of.tokens_per_second, 0),

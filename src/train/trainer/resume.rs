@@ -2,6 +2,7 @@
 
 use super::{Checkpoint, METRICS, Trainer, checkpoint_folder, total_rows};
 use crate::error::{Error, Result};
+use crate::train::metrics::Validation;
 use crate::train::record::validations;
 use crate::train::{Schedule, TrainingConfig};
 use std::path::Path;
@@ -47,17 +48,20 @@ impl Trainer<'_> {
     /// Under another `metric_for_best_model` than before, finds the best of the recorded validations by that one.
     fn judge_again(&mut self, folder: &Path) -> Result<()> {
         let metric = self.settings.metric;
-        let before = self.state.metric.replace(metric);
-        let Some(before) = before.filter(|&before| before != metric) else { return Ok(()) };
+        let before = self.state.metric.replace(metric.clone());
+        let Some(before) = before.filter(|before| before != metric) else { return Ok(()) };
         let Some(last) = &self.state.last_validation else { return Ok(()) };
         let key = "training.metric_for_best_model";
         // One that is still to come may have been written by a process that was killed: it is measured again.
         let last_step = self.state.step - usize::from(self.state.validation_is_to_come && self.state.step > 0);
         let recorded = validations(&self.out.join(METRICS), last_step)?;
         let best_before = self.state.best_validation.as_ref();
-        if best_before.into_iter().chain([last]).any(|of| of.step > 0 && recorded.iter().all(|it| it.step != of.step)) {
-            let message =
-                format!("{METRICS} lacks validations of this run: which is best by {} is not known", metric.name());
+        let is_recorded = |of: &Validation| of.step == 0 || recorded.iter().any(|it| it.step == of.step);
+        if !best_before.into_iter().chain([last]).all(is_recorded) || !recorded.iter().all(|of| metric.is_in(of)) {
+            let message = format!(
+                "{METRICS} lacks validations of this run, or their tasks: which is best by {} is not known",
+                metric.name()
+            );
             return Err(Error::file(folder, message)
                 .with_help(format!("put `{key}` back: it was {}; or begin again with `--overwrite`", before.key())));
         }

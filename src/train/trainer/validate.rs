@@ -4,7 +4,7 @@ use super::{Measured, Trainer};
 use crate::data::{Batch, Rows};
 use crate::error::{Error, Result};
 use crate::train::backward::Loss;
-use crate::train::metrics::Validation;
+use crate::train::metrics::{TaskScore, Validation};
 use crate::train::record::{Line, Record};
 use crate::train::{Event, Health, Observer, Verdict};
 use std::time::Instant;
@@ -17,6 +17,9 @@ impl Trainer<'_> {
             return Ok(Measured::Other);
         }
         let start = Instant::now();
+        if let Some(known) = self.settings.first_validation.filter(|known| known.step == self.state.step) {
+            return self.take(known.clone(), record, observer);
+        }
         let validation: &Rows = &self.dataset.validation;
         let mut rows: Vec<usize> = (0..validation.len()).collect();
         rows.sort_by_key(|&row| validation.entry(row).tokens);
@@ -31,8 +34,20 @@ impl Trainer<'_> {
             }
         };
         self.check_finite(&loss)?;
-        let validation = self.validation(&loss, rows.len());
+        let tasks = match self.settings.tasks.map(|tasks| tasks.scores(observer)) {
+            None => Vec::new(),
+            Some(scores) => match scores? {
+                Some(scores) => scores,
+                None => return Ok(Measured::BrokenOff),
+            },
+        };
+        let validation = self.validation(&loss, rows.len(), tasks);
         self.clock.validation(start.elapsed().as_secs_f64());
+        self.take(validation, record, observer)
+    }
+
+    /// Takes what was measured.
+    fn take(&mut self, validation: Validation, record: &mut Record, observer: &mut dyn Observer) -> Result<Measured> {
         record.write(&Line::Validation(validation.clone()))?;
         observer.event(&Event::Validation(validation.clone()));
         let health = self.beside_the_first(&validation, validation.step);
@@ -67,7 +82,7 @@ impl Trainer<'_> {
         Err(self.diverged(&format!("step {}: the validation loss is {mean}", self.state.step)))
     }
 
-    fn validation(&self, loss: &Loss, rows: usize) -> Validation {
+    fn validation(&self, loss: &Loss, rows: usize, tasks: Vec<TaskScore>) -> Validation {
         let supervised = loss.supervised.max(1) as f64;
         let step = self.state.step;
         let mut validation = Validation {
@@ -79,6 +94,7 @@ impl Trainer<'_> {
             objective_loss: loss.sum / loss.denominator(self.engine.objective, rows),
             supervised_tokens: loss.supervised,
             best: false,
+            tasks,
         };
         let best = self.state.best_validation.as_ref();
         validation.best = step > 0 && best.is_none_or(|best| validation.is_better(best, self.settings.metric));

@@ -57,8 +57,8 @@ objective: {{type: bft, group_size: {group_size}}}
 data:
 {data}
 training:
-  epochs: {epochs}
-  micro_batch_size: 16
+  {length}
+  micro_batch_size: {rows}
   learning_rate: 2e-4
   lr_scheduler: cosine
   warmup_ratio: 0.03
@@ -126,22 +126,32 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of the biomedical data")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="the base (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to fill")
+    parser.add_argument("--small", action="store_true", help="as much as two cores of a CPU do in two hours")
     args = parser.parse_args()
     out: Path = args.out
     tasks = out / "tasks"
     tasks.mkdir(parents=True, exist_ok=True)
-    write(out / "mmlu.jsonl", (row for name in SUBJECTS for row in rows_of(args.data / "mcq" / f"mmlu_{name}.jsonl")))
+    questions = [row for name in SUBJECTS for row in rows_of(args.data / "mcq" / f"mmlu_{name}.jsonl")]
+    write(out / "mmlu.jsonl", questions[:: 10 if args.small else 1])
     (tasks / "_choices").write_text(CHOICES, encoding="utf-8")
     (tasks / "medical_mmlu.yaml").write_text(MMLU, encoding="utf-8")
     for name, file in (("pubmedqa_500", "pubmedqa_all.jsonl"), ("pubmedqa_150", "pubmedqa_held_out.jsonl")):
         (tasks / f"{name}.yaml").write_text(PUBMEDQA.format(name=name, file=file), encoding="utf-8")
-    for name, make, group_size, epochs in (
-        ("medquad", medquad, 64, 1),
-        ("pubmedqa", pubmedqa, 64, 3),
-        ("genes", gene_sets, 8, 1),
+    for name, make, group_size, epochs, (steps, rows, measured) in (
+        ("medquad", medquad, 64, 1, (24, 8, 2)),
+        ("pubmedqa", pubmedqa, 64, 3, (12, 8, 2)),
+        ("genes", gene_sets, 8, 1, (24, 16, 4)),
     ):
         section = make(args.data, out)
-        recipe = RECIPE.format(model=args.model, group_size=group_size, data=section, epochs=epochs)
+        length = f"epochs: {epochs}"
+        if args.small:
+            length = f"max_steps: {steps}"
+            section = section.replace("_held_out", "_measured")
+            write(out / f"{name}_measured.jsonl", rows_of(out / f"{name}_held_out.jsonl")[::measured])
+        rows = rows if args.small else 16
+        recipe = RECIPE.format(
+            model=args.model, group_size=group_size, data=section, length=length, rows=rows
+        )
         (out / f"{name}.yaml").write_text(recipe, encoding="utf-8")
 
 
