@@ -166,6 +166,27 @@ fn what_cannot_be_measured_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn a_comparison_of_objectives_has_the_recipes_tasks_and_what_was_forgotten() {
+    let place = place();
+    let arguments =
+        ["objectives", "trial.yaml", "--objectives", "sft", "--seeds", "1", "--json", "--output-path", "out"];
+    let settings = ["--set", TASKS[0], "--set", "evaluation.limit=6"];
+    let output = place.command(&[&arguments[..], &settings].concat()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table: Value = serde_json::from_slice(&std::fs::read(place.path("out/objectives.json")).unwrap()).unwrap();
+    assert_eq!((&table["base_tasks"][0]["task"], &table["base_tasks"][0]["items"]), (&"mine".into(), &6.into()));
+    let run = &table["runs"][0];
+    // As the run itself has it.
+    let recipe = format!("out/{}/recipe.yaml", run["folder"].as_str().unwrap());
+    let alone = place.command(&["train", &recipe, "--set", "output_dir=again", "--json"]).output().unwrap();
+    assert_eq!(last(&alone)["forgetting"], run["forgetting"]);
+    let perplexity = run["forgetting"]["perplexity"].as_f64().unwrap();
+    assert_eq!(table["objectives"][0]["general_text"]["mean"].as_f64().unwrap(), perplexity);
+    let markdown = std::fs::read_to_string(place.path("out/objectives.md")).unwrap();
+    assert!(markdown.contains("| general text |") && markdown.contains(&format!("| {perplexity:.2} |")), "{markdown}");
+}
+
+#[test]
 fn options_are_asked_in_all_orders() {
     let place = place();
     // One of three options is always right, wherever it stands: what prefers a place is right in a third of all orders.

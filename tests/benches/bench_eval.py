@@ -111,7 +111,7 @@ def table(sides: dict[str, Side], args: argparse.Namespace, python: Path) -> str
         f"{machine.flags}",
         f"- Peer: {', '.join(f'{name} {version}' for name, version in versions.items())}",
         f"- Model: `{args.model.name}`; the peer has its dequantized weights",
-        f"- {args.items} items of PubMedQA; {args.rounds} rounds, medians",
+        f"- {args.items} items of PubMedQA; {args.rounds} round{'s, medians' if args.rounds > 1 else ''}",
         f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "",
         "| way | items/s (min–max) | whole process | peak RSS | accuracy |",
