@@ -1,6 +1,6 @@
 //! However a run is stopped, it ends in the same bytes; and a run that is no longer the same does not go on.
 
-use crate::support::workplace::{Running, Workplace, snapshot};
+use crate::support::workplace::{Running, Workplace, refusal, snapshot};
 use equipoise::recipe::Recipe;
 use equipoise::rng::Rng;
 use equipoise::run::{self, RunOptions};
@@ -240,6 +240,10 @@ fn a_full_disk_is_no_end_of_a_finished_run_and_overwriting_makes_its_room() {
     place.train(&[&settings[..], &["--resume"]].concat());
     assert!(snapshot(&place.path("disk/out")) == before);
     place.failure(&[&settings[..2], &["output_dir=disk/other"]].concat()).says(2, &["are free on its disk"]);
+    let many =
+        ["objectives", "trial.yaml", "--objectives", "sft", "--seeds", "90", "--json", "--output-path", "disk/many"];
+    refusal(&place.command(&many).output().unwrap()).says(2, &["are free on its disk; 90 adapters", "--output-path"]);
+    assert!(!place.path("disk/many").exists());
     place.train(&[&settings[..], &["--overwrite"]].concat());
     assert!(place.adapter("disk/out") == before[&place.path("disk/out/adapter_model.safetensors")]);
 }

@@ -13,6 +13,7 @@ use super::prepare::{Prepared, check_reference};
 use super::{Beside, Forgetting, MeasuredAtEnd, RunOptions, card, is_ruined, take_steps};
 use crate::adapter::AdapterBundle;
 use crate::error::{Error, Result};
+use crate::export::tokenizer_files;
 use crate::fs::remove_folder_atomic;
 use crate::models::Model;
 use crate::recipe::Recipe;
@@ -148,8 +149,11 @@ impl<'a> Comparison<'a> {
                 .with_help("set `data.validation`, or `data.validation_split: 0.1`"));
         }
         for objective in &objectives {
-            let arm = Arm { objective: objective.clone(), ..arm.clone() };
-            check_reference(&arm.recipe(recipe, &request.output), &prepared.rehearsal)?;
+            let own = Arm { objective: objective.clone(), ..arm.clone() }.recipe(recipe, &request.output);
+            check_reference(&own, &prepared.rehearsal)?;
+            for warning in prepared.warnings(&own) {
+                observer.event(&Event::Warning(warning));
+            }
             if crate::objectives::build(&objective.config).needs() != crate::objectives::Needs::default()
                 && let Some(gpu) = prepared.device.gpu()
             {
@@ -162,11 +166,9 @@ impl<'a> Comparison<'a> {
         let bench = Bench::new(name, None, template, &model, prepared.device.clone(), recipe.compute)?;
         observer.event(&Event::Phase("tokenizing the tasks".into()));
         let questions = Questions::new(&request.eval, &bench, tasks)?;
+        check_room(request, objectives.len(), &prepared, &model, kept)?;
         kept.check(&prepared, &first, &questions)?;
         questions.fit_rotations(&mut model, observer);
-        for warning in prepared.warnings(&first) {
-            observer.event(&Event::Warning(warning));
-        }
         Ok(Self { recipe, request, objectives, tasks, questions, prepared, bench, model, started })
     }
 
@@ -347,6 +349,22 @@ impl<'a> Comparison<'a> {
         report.rows_per_step = training.micro_batch_size * training.gradient_accumulation_steps;
         Ok(report)
     }
+}
+
+/// Whether the disk has room for the runs that are to come.
+fn check_room(
+    request: &ObjectivesRequest,
+    objectives: usize,
+    prepared: &Prepared,
+    model: &Model,
+    kept: &Kept,
+) -> Result<()> {
+    // With the first seed, the best of several learning rates is one of the runs that look for it.
+    let of_each = request.learning_rates.len().saturating_sub(1) + request.seeds;
+    let to_come = (objectives * of_each).saturating_sub(kept.runs().len());
+    let tokenizer = tokenizer_files(&prepared.base, prepared.chat_template.as_deref()).unwrap_or_default();
+    let beside = tokenizer.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    output::check_room(&request.output, model.params.parameters(), (to_come, beside))
 }
 
 /// Hears what a run says of itself once for all of them: notes and warnings are not said again, headers and verdicts not at all.

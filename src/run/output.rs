@@ -223,6 +223,27 @@ pub(super) fn check_disk(
     }))
 }
 
+/// Whether the disk has room for so many adapters, each with `beside` bytes of other files, and for a checkpoint.
+///
+/// # Errors
+/// When it has not.
+pub(super) fn check_room(out: &Path, adapter_parameters: usize, (adapters, beside): (usize, u64)) -> Result<()> {
+    let Some(free) = fs::free_space(out) else { return Ok(()) };
+    let adapter = 4 * adapter_parameters as u64 + OTHER_FILES + beside;
+    // Beside the adapter, the optimizer's two moments.
+    let checkpoint = 12 * adapter_parameters as u64 + OTHER_FILES;
+    let needed = adapter.saturating_mul(adapters as u64) + if adapters > 0 { checkpoint } else { 0 };
+    if free >= needed {
+        return Ok(());
+    }
+    let message = format!(
+        "{} MiB are free on its disk; {adapters} adapters and a checkpoint take {} MiB",
+        free >> 20,
+        needed.div_ceil(1 << 20)
+    );
+    Err(Error::file(out, message).with_help("free some space, or set another `--output-path`"))
+}
+
 /// Whether the last checkpoint has all steps behind it, and their validation.
 fn is_finished(recipe: &Recipe, steps: usize) -> Result<bool> {
     let Some(&last) = Checkpoint::steps(&recipe.output_dir).last() else { return Ok(false) };
