@@ -324,7 +324,7 @@ fn one_interrupt_saves_and_says_how_to_go_on_and_two_end_at_once() {
     run.wait_for("interrupted", 2);
     let (code, stderr) = run.end();
     assert_eq!(code, Some(130));
-    assert!(stderr.contains("stopping after this step, and saving"), "{stderr}");
+    assert!(stderr.contains("stopping, and saving what is done"), "{stderr}");
     // For people, with the command that goes on.
     let mut command = place.command(&["train", "trial.yaml", "--set", "training.max_steps=500", "--resume"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -107,13 +107,57 @@ fn a_run_that_is_stopped_within_its_tasks_goes_on_to_the_same_numbers() {
     let mut running = Running::start(place.training(&at_end));
     running.wait_for("items", 0);
     running.signal("INT");
-    let (code, _) = running.end();
-    assert_eq!(code, Some(0), "the run itself is done");
+    assert_eq!(running.end().0, Some(130));
     assert!(place.path("end/adapter_model.safetensors").exists() && place.path("end/README.md").exists());
     let summary = last(&place.train(&[&at_end[..], &["--resume"]].concat()));
     assert_eq!(summary["tasks"].as_array().unwrap().len(), 2);
     let left: Vec<_> = snapshot(&place.path("end/eval")).into_keys().collect();
     assert!(left.iter().all(|path| !path.to_string_lossy().contains(".part")), "{left:?}");
+}
+
+#[test]
+fn scores_of_other_questions_do_not_choose_the_best_adapter() {
+    let place = place();
+    let metric = ["training.metric_for_best_model=mine/acc", "training.eval_steps=1", "training.lr_scheduler=constant"];
+    let wanted = [&TASKS[..], &metric].concat();
+    let begun = [&wanted[..], &["training.max_steps=2", "training.warmup_steps=0"]].concat();
+    place.train(&[&begun[..], &["evaluation.limit=1"]].concat());
+    let longer = [&wanted[..], &["training.max_steps=4", "training.warmup_steps=0", "--resume"]].concat();
+    place.failure(&longer).says(2, &["the tasks were asked otherwise", "mine/acc", "evaluation"]);
+    place.train(&[&longer[..], &["evaluation.limit=1"]].concat());
+    // By a number of the rows, other questions are no matter.
+    let by_rows = [&longer[..], &["training.metric_for_best_model=cross_entropy", "training.max_steps=5"]].concat();
+    place.train(&by_rows);
+    // Their answers alone stand there, and what is not of the run stays.
+    let samples = snapshot(&place.path("out/eval")).into_keys();
+    assert_eq!(samples.filter(|path| path.to_string_lossy().contains("samples_")).count(), 2, "base and adapter, once");
+    place.write("out/eval/notes.txt", "mine");
+    place.train(&["--overwrite"]);
+    let left: Vec<_> = snapshot(&place.path("out/eval")).into_keys().collect();
+    assert_eq!(left, [place.path("out/eval/notes.txt")]);
+}
+
+#[test]
+fn a_score_that_is_not_finite_is_never_the_best() {
+    let place = place();
+    // One word of many tokens: its perplexity overflows.
+    let text = serde_json::json!({"text": "acgt".repeat(400)}).to_string() + "\n";
+    place.write("text.jsonl", text);
+    let task = "task: long\ndataset_path: json\ndataset_kwargs: {data_files: {test: text.jsonl}}\ntest_split: test\n\
+                output_type: loglikelihood_rolling\ndoc_to_target: text\n";
+    place.write("long.yaml", task);
+    let wanted = [
+        "evaluation.tasks=[long.yaml]",
+        "training.metric_for_best_model=long/word_perplexity",
+        "training.eval_steps=1",
+        "training.learning_rate=1e-5",
+    ];
+    let summary = last(&place.train(&wanted));
+    let scores: Vec<Value> =
+        validations(&place, "out").iter().map(|validation| validation["tasks"][0]["value"].clone()).collect();
+    assert!(scores.iter().all(Value::is_null), "{scores:?}");
+    assert_eq!((&summary["best_step"], &summary["adapter_step"]), (&Value::Null, &4.into()));
+    assert_eq!(summary["verdict"], "long/word_perplexity, which decides, is not known");
 }
 
 #[test]
@@ -156,6 +200,10 @@ fn what_cannot_be_measured_is_refused_before_anything_is_written() {
         (vec![TASKS[0], "evaluation.limit=-1"], vec!["evaluation.limit", "whole number"]),
         (vec![TASKS[0], "evaluation.eval_strategy=steps", "data.validation=null"], vec!["holds out no rows"]),
         (vec!["evaluation.taks=[mine.yaml]"], vec!["`taks`", "tasks"]),
+        (vec!["evaluation.tasks={a: 1}"], vec!["a name, or a list of names"]),
+        (vec![TASKS[0], "training.metric_for_best_model=mine/acc,strict"], vec!["has the metric `mine/acc,strict`"]),
+        (vec!["training.metric_for_best_model=accuracy_of_mine"], vec!["TASK/METRIC"]),
+        (vec!["evaluation.tasks=[none_such]"], vec!["evaluation.include_path"]),
     ] {
         place.refused(&settings).says(2, &phrases);
     }

@@ -185,7 +185,7 @@ fn table(results: &[ModelResults]) -> String {
 /// How each model chooses: a table of numbers, a line of places, and a line of shifts.
 fn choices(results: &[ModelResults]) -> String {
     let mut rows: Vec<Vec<String>> =
-        vec![["task", "", "items", "acc", "balanced", "nll", "brier", "ece", "aurc"].map(str::to_owned).to_vec()];
+        vec![["task", "", "items", "accuracy", "balanced", "NLL", "Brier", "ECE", "AURC"].map(str::to_owned).to_vec()];
     let (mut lines, percent) = (Vec::new(), |share: f64| format!("{:.1}%", 100.0 * share));
     for (of, report) in results.iter().flat_map(|of| of.choices.iter().map(move |report| (of, report))) {
         let numbers = [report.accuracy, report.balanced_accuracy, report.nll, report.brier, report.ece, report.aurc];
@@ -207,9 +207,9 @@ fn choices(results: &[ModelResults]) -> String {
         }
     }
     if rows.len() == 1 {
-        return "\nno task is a multiple choice with one right answer\n".to_owned();
+        return "\n\nno task is a multiple choice with one right choice in each document".to_owned();
     }
-    format!("\n{}{}\n", columns(&rows), printable(&lines.join("\n")))
+    format!("\n\n{}\n\n{}", columns(&rows), printable(&lines.join("\n")))
 }
 
 /// A choice, short enough for a line.

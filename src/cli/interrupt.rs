@@ -26,7 +26,7 @@ impl Interrupt {
     /// Listens from now on, for a run that saves what it has.
     pub fn listen(say: Say) -> Self {
         Self::saying(
-            "stopping after this step, and saving; once more to stop at once",
+            "stopping, and saving what is done; once more to stop at once",
             "stopped at once; the last checkpoint stands",
             say,
         )

@@ -138,13 +138,15 @@ fn text(report: &ObjectivesReport) -> String {
         .first()
         .map(|of| of.tasks.iter().map(|task| format!("{} {}", task.task, task.metric)).collect())
         .unwrap_or_default();
-    let fixed = ["objective", "learning rate", "seeds", "cross-entropy", "token accuracy", "effective tokens"];
+    let fixed =
+        ["objective", "learning rate", "seeds", "cross-entropy", "token accuracy", "general text", "effective tokens"];
     let mut rows = vec![[fixed.map(str::to_owned).to_vec(), names.clone()].concat()];
     let mut base = vec!["base alone".to_owned(), String::new(), String::new()];
     let before = |number: fn(&Validation) -> f64| {
         report.before.as_ref().map_or_else(String::new, |before| format!("{:.4}", number(before)))
     };
-    base.extend([before(|of| of.cross_entropy), before(|of| of.token_accuracy), String::new()]);
+    let general = report.base_general_text().map_or_else(String::new, |of| format!("{of:.2}"));
+    base.extend([before(|of| of.cross_entropy), before(|of| of.token_accuracy), general, String::new()]);
     let first = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
     base.extend(first.iter().map(|task| {
         let row = report.base_tasks.iter().find(|row| row.task == task.task && row.metric == task.metric);
@@ -153,7 +155,9 @@ fn text(report: &ObjectivesReport) -> String {
     rows.push(base);
     for of in &report.objectives {
         let mut cells = vec![of.objective.clone(), format!("{:e}", of.learning_rate), of.seeds.len().to_string()];
-        cells.extend([of.cross_entropy, of.token_accuracy, of.effective_token_share].map(number));
+        cells.extend([of.cross_entropy, of.token_accuracy].map(number));
+        cells.push(of.general_text.map_or_else(String::new, |of| of.text(2)));
+        cells.push(number(of.effective_token_share));
         cells.extend(of.tasks.iter().map(|task| {
             let p = task.p_holm.map_or_else(String::new, |p| format!(" (p {})", p_text(p)));
             format!("{}{p}", number(task.score))

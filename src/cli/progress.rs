@@ -278,8 +278,12 @@ fn validation_text(validation: &Validation, metric: &MetricForBest, objective: &
     let others =
         others.into_iter().filter(|of| of != metric && (objective != "sft" || *of != MetricForBest::ObjectiveLoss));
     let mut others: Vec<String> = others.map(|of| format!("{} {}", of.name_under(objective), value(&of))).collect();
-    let tasks = validation.tasks.iter().filter(|of| format!("{}/{}", of.task, of.metric) != metric.key());
-    others.extend(tasks.take(TASKS_SHOWN).map(|of| format!("{}/{} {:.4}", of.task, of.metric, of.value)));
+    let deciding = if let MetricForBest::Task(of) = metric { of.of(validation) } else { None };
+    let tasks = validation.tasks.iter().filter(|of| !deciding.is_some_and(|deciding| std::ptr::eq(deciding, *of)));
+    others.extend(tasks.take(TASKS_SHOWN).map(|of| {
+        let filter = if of.filter == "none" { String::new() } else { format!(",{}", of.filter) };
+        format!("{}/{}{filter} {:.4}", of.task, of.metric, of.value)
+    }));
     format!("validation {when}: {} {}{best}; {}", metric.name_under(objective), value(metric), others.join(", "))
 }
 
@@ -346,10 +350,9 @@ impl Observer for Progress {
 fn write_json(stdout: &mut Stdout, event: &Event) {
     match event {
         Event::Phase(name) => stdout.json("phase", &json!({ "name": name })),
-        // A line for each piece of a download would drown the rest.
-        Event::Bytes { .. } | Event::Validating { .. } => return,
+        // A line for each piece of a download would drown the rest: of items, their beginning alone.
         Event::Items { what, done: 0, total } => stdout.json("items", &json!({ "what": what, "total": total })),
-        Event::Items { .. } => return,
+        Event::Bytes { .. } | Event::Items { .. } | Event::Validating { .. } => return,
         Event::Note(text) => stdout.json("note", &json!({ "text": text })),
         Event::Warning(text) => stdout.json("warning", &json!({ "text": text })),
         Event::Run(header) => stdout.json("run", header),

@@ -56,7 +56,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<u8> {
             ),
         });
     }
-    Ok(if summary.interrupted { INTERRUPTED } else { 0 })
+    Ok(if summary.interrupted || summary.tasks_interrupted { INTERRUPTED } else { 0 })
 }
 
 /// The command that goes on with an interrupted run: the same one, with `--resume`.
@@ -209,6 +209,9 @@ fn next_rows(table: &mut Table, summary: &Summary, resume: &str) {
         );
         return;
     }
+    if summary.tasks_interrupted {
+        table.row("go on", format!("the adapter is done, and its tasks are not: {resume}"));
+    }
     table.row("next", generate);
     if summary.was_finished {
         let new = format!("a new run with `lora.init_from: {}`", summary.output_dir.display());
@@ -300,6 +303,7 @@ mod tests {
                 base: 0.414,
                 base_stderr: Some(0.022),
             }],
+            tasks_interrupted: false,
             forgetting: Some(Forgetting { tokens: 480, base_perplexity: 14.2, perplexity: 15.05 }),
             sample: Some(Sample {
                 prompt: "What is autophagy?".into(),

@@ -1,7 +1,9 @@
 //! The recipe's `evaluation` section.
 
 use crate::error::{Error, Result};
+use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 
 /// The recipe's `evaluation`: what is measured of the adapter besides the held-out rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,18 +100,27 @@ impl EvaluationConfig {
     }
 }
 
-/// A list of names; or one text with commas, as the command line has it.
+/// A list of names, or one.
 fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Names {
-        One(String),
-        Several(Vec<String>),
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a name, or a list of names")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+            Ok(vec![name.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(name) = names.next_element()? {
+                all.push(name);
+            }
+            Ok(all)
+        }
     }
-    let names = Names::deserialize(deserializer)
-        .map_err(|_| serde::de::Error::custom("expected a name, or a list of names"))?;
-    Ok(match names {
-        Names::One(names) => names.split(',').map(|name| name.trim().to_owned()).collect(),
-        Names::Several(names) => names,
-    })
+    deserializer.deserialize_any(Names)
 }

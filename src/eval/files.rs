@@ -318,6 +318,30 @@ fn is_state(path: &Path) -> bool {
     name.starts_with("evaluation_") && name.ends_with(".part.json")
 }
 
+/// The files of evaluations in a folder, finished or not, and nothing else.
+pub fn evaluation_files(output: &Path) -> Vec<PathBuf> {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_own = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+        path.is_file()
+            && (is_state(path)
+                || name.starts_with("results_") && ends(&[".json"])
+                || name.starts_with("samples_") && ends(&[".jsonl", ".jsonl.part"]))
+    };
+    let folders = entries(output).filter(|path| path.is_dir()).collect::<Vec<_>>();
+    entries(output).chain(folders.iter().flat_map(|folder| entries(folder))).filter(is_own).collect()
+}
+
+/// Removes folders of evaluations that are empty by now, and the folder itself where it is.
+pub fn remove_empty_folders(output: &Path) {
+    for entry in std::fs::read_dir(output).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        // One that holds something stays.
+        let _ = std::fs::remove_dir(entry.path());
+    }
+    let _ = std::fs::remove_dir(output);
+}
+
 /// The first key in which two trees differ, dotted.
 pub(crate) fn difference(before: &Value, now: &Value) -> Option<String> {
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else {

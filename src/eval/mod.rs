@@ -26,7 +26,10 @@ pub use config::{GroupConfig, MetricConfig, OutputType, TaskConfig};
 pub use contamination::{Found, Index, Items, NEAR, NGRAM, RowMatch, SHINGLE, Tally, words};
 pub use document::{Documents, Prepared};
 pub use evaluation::{EvalStrategy, EvaluationConfig};
-pub use files::{Journal, RunFacts, TaskHash, document_hash, file_stamp, model_folder, results_json};
+pub use files::{
+    Journal, RunFacts, TaskHash, document_hash, evaluation_files, file_stamp, model_folder, remove_empty_folders,
+    results_json,
+};
 pub(crate) use files::{difference, pretty};
 pub use general_text::general_text;
 pub use metrics::ItemValue;

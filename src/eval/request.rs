@@ -12,7 +12,7 @@ pub struct Tokens<'a> {
     pub encoder: &'a Encoder,
     /// Stands before a text that has nothing before it: BOS, or EOS where there is none.
     pub prefix: u32,
-    /// The most positions of the model.
+    /// The most tokens of a text: the model's positions, or fewer.
     pub max_length: usize,
 }
 
@@ -21,6 +21,8 @@ pub struct Tokens<'a> {
 pub(super) struct Pair {
     pub context: Vec<u32>,
     pub continuation: Vec<u32>,
+    /// Whether the context lost its beginning.
+    pub is_cut: bool,
 }
 
 impl Tokens<'_> {
@@ -32,11 +34,12 @@ impl Tokens<'_> {
         }
     }
 
-    /// The tokens of a prompt that a text continues, the last `most` of them.
-    pub(super) fn prompt(&self, text: &str, most: usize) -> Result<Vec<u32>> {
+    /// The tokens of a prompt that a text continues, the last `most` of them, and whether there were more.
+    pub(super) fn prompt(&self, text: &str, most: usize) -> Result<(Vec<u32>, bool)> {
         let mut ids = self.encode(text)?;
-        ids.drain(..ids.len().saturating_sub(most));
-        Ok(ids)
+        let over = ids.len().saturating_sub(most);
+        ids.drain(..over);
+        Ok((ids, over > 0))
     }
 
     /// A context and what follows it, tokenized as one text: white space at the context's end belongs to the continuation.
@@ -68,14 +71,14 @@ impl Tokens<'_> {
         }
         if continuation.len() > self.max_length {
             return Err(Error::invalid(format!(
-                "a continuation has {} tokens, more than the {} positions of the model",
+                "a continuation has {} tokens, more than the {} that a text may have here",
                 continuation.len(),
                 self.max_length
             )));
         }
         let over = (context.len() + continuation.len()).saturating_sub(self.max_length + 1);
         context.drain(..over);
-        Ok(Pair { context, continuation })
+        Ok(Pair { context, continuation, is_cut: over > 0 })
     }
 
     /// Windows over a whole text, each predicted with as much before it as fits; what they predict does not overlap.
@@ -91,14 +94,14 @@ fn windows(ids: &[u32], prefix: u32, most: usize) -> Vec<Pair> {
     if first == 0 {
         return windows;
     }
-    windows.push(Pair { context: vec![prefix], continuation: ids[..first].to_vec() });
+    windows.push(Pair { context: vec![prefix], continuation: ids[..first].to_vec(), is_cut: false });
     let mut done = first;
     while done < ids.len() {
         let count = (ids.len() - done).min(most);
         let end = done + count;
         // As many inputs as the model has positions: the last of them predicts the last token.
         let context = ids[end.saturating_sub(most + 1)..done].to_vec();
-        windows.push(Pair { context, continuation: ids[done..end].to_vec() });
+        windows.push(Pair { context, continuation: ids[done..end].to_vec(), is_cut: false });
         done = end;
     }
     windows
@@ -107,7 +110,7 @@ fn windows(ids: &[u32], prefix: u32, most: usize) -> Vec<Pair> {
 /// Pairs whose contexts are the same, together; and for each pair where its answer is: the item, and the continuation.
 pub(super) fn grouped(pairs: Vec<Pair>) -> (Vec<Continuations>, Vec<(usize, usize)>) {
     let (mut items, mut places): (Vec<Continuations>, Vec<(usize, usize)>) = (Vec::new(), Vec::new());
-    for Pair { context, continuation } in pairs {
+    for Pair { context, continuation, .. } in pairs {
         let known = items.iter().position(|item| item.context == context);
         let index = known.unwrap_or_else(|| {
             items.push(Continuations { context, continuations: Vec::new() });
@@ -138,6 +141,7 @@ mod tests {
         let pair = |context: &[u32], continuation: &[u32]| Pair {
             context: context.to_vec(),
             continuation: continuation.to_vec(),
+            is_cut: false,
         };
         let (items, places) = grouped(vec![pair(&[1], &[2]), pair(&[1, 2], &[3]), pair(&[1], &[4, 5])]);
         assert_eq!(items.len(), 2);

@@ -5,7 +5,7 @@ use super::document::{Parts, Prepared};
 use super::metrics::{self, Values};
 use super::options::moved_on;
 use super::prompt::ChatSettings;
-use super::request::{Tokens, grouped};
+use super::request::{Pair, Tokens, grouped};
 use super::value;
 use crate::error::{Error, Result};
 use crate::models::{Continuations, Score};
@@ -28,6 +28,8 @@ pub struct Asked {
     places: Vec<Vec<(usize, usize)>>,
     /// A text that is to be continued.
     pub generation: Option<Generation>,
+    /// Whether a prompt lost its beginning, since it is too long.
+    pub is_cut: bool,
 }
 
 /// A text that is to be continued.
@@ -100,8 +102,8 @@ pub fn moved_requests_of(
 ) -> Result<Option<Asked>> {
     let id = asked.doc_id;
     let (Some(own), Some((gold, count))) = (prepared.documents.row(id), asked.gold()) else { return Ok(None) };
-    let Some(document) = moved_on(own, count, by) else { return Ok(None) };
-    let mut parts = prepared.parts(&document).map_err(|error| prepared.place(id, &error))?;
+    let moved = moved_on(own, &asked.parts, by, |document| prepared.parts(document));
+    let Some((document, mut parts)) = moved else { return Ok(None) };
     parts.target = Value::from((gold + by) % count);
     ask(prepared, (id, own), &document, parts, (chat, tokens)).map(Some).map_err(|error| prepared.place(id, &error))
 }
@@ -115,16 +117,24 @@ fn ask(
     (chat, tokens): (&ChatSettings<'_>, &Tokens<'_>),
 ) -> Result<Asked> {
     let context = prepared.context((own, document), &parts, chat)?;
-    let mut asked =
-        Asked { doc_id, parts, arguments: Vec::new(), items: Vec::new(), places: Vec::new(), generation: None };
+    let mut asked = Asked {
+        doc_id,
+        parts,
+        arguments: Vec::new(),
+        items: Vec::new(),
+        places: Vec::new(),
+        generation: None,
+        is_cut: false,
+    };
     let target = || value::text(&asked.parts.target);
     match prepared.config.output_type {
         OutputType::GenerateUntil => {
             let most = prepared.config.new_tokens().unwrap_or(MOST_NEW_TOKENS);
             let room = tokens.max_length.checked_sub(most).filter(|&room| room > 0).ok_or_else(|| {
-                Error::invalid(format!("`max_gen_toks` is {most}, and the model has {} positions", tokens.max_length))
+                Error::invalid(format!("`max_gen_toks` is {most}, and a text has {} tokens at most", tokens.max_length))
             })?;
-            let prompt = tokens.prompt(&context, room)?;
+            let (prompt, is_cut) = tokens.prompt(&context, room)?;
+            asked.is_cut = is_cut;
             if prompt.is_empty() {
                 return Err(Error::invalid("the prompt is empty, and the tokenizer puts no BOS before it"));
             }
@@ -151,7 +161,9 @@ fn ask(
                 pairs.extend(texts.iter().map(|text| ("", text)));
             }
             asked.arguments = pairs.iter().map(|(context, text)| json!({"arg_0": context, "arg_1": text})).collect();
-            let tokenized = pairs.iter().map(|(context, text)| tokens.pair(context, text)).collect::<Result<_>>()?;
+            let tokenized =
+                pairs.iter().map(|(context, text)| tokens.pair(context, text)).collect::<Result<Vec<_>>>()?;
+            asked.is_cut = tokenized.iter().any(|pair: &Pair| pair.is_cut);
             let (items, places) = grouped(tokenized);
             (asked.items, asked.places) = (items, places.into_iter().map(|place| vec![place]).collect());
         }
@@ -228,7 +240,11 @@ impl Asked {
     /// The right choice of several, and how many there are; `None` for other tasks, and where several are right.
     pub(super) fn gold(&self) -> Option<(usize, usize)> {
         let choices = self.parts.choices.as_deref()?;
-        let gold = match &self.parts.target {
+        let target = match &self.parts.target {
+            Value::Array(targets) if targets.len() == 1 => &targets[0],
+            target => target,
+        };
+        let gold = match target {
             Value::Number(index) => index.as_u64()? as usize,
             Value::String(text) => choices.iter().position(|choice| choice == text)?,
             _ => return None,

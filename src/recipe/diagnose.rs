@@ -177,7 +177,9 @@ pub(super) fn wrong_value(source: &Source<'_>, root: &Value, path: &str, error: 
     }
     let message = match (kind, &value) {
         // Sources, templates and their like say best themselves what they take.
-        (Kind::Other, _) if key.starts_with("data.") || key == "export.for" && path != key => {
+        (Kind::Other, _)
+            if key.starts_with("data.") || key.starts_with("evaluation.") || key == "export.for" && path != key =>
+        {
             format!("{path}: {serde_text}")
         }
         (Kind::OneOf(_), Value::String(_)) => format!("{path}: there is no `{}`", show(&value)),

@@ -16,6 +16,12 @@ pub(super) fn settle(root: &mut Value) -> Result<()> {
     for (key, named) in [("chat_template", "data.chat_template"), ("cache", "data.cache")] {
         each(root, &["data", key], &mut |text| path(text, named))?;
     }
+    if let Some(tasks) = root.get_mut("evaluation").and_then(|evaluation| evaluation.get_mut("tasks"))
+        && let Some(names) = tasks.as_str().filter(|names| names.contains(','))
+    {
+        // As the command line has them.
+        *tasks = names.split(',').map(|name| Value::from(name.trim())).collect::<Vec<_>>().into();
+    }
     for (key, named) in [("tasks", "evaluation.tasks"), ("include_path", "evaluation.include_path")] {
         match root.get_mut("evaluation").and_then(|evaluation| evaluation.get_mut(key)) {
             Some(Value::Sequence(all)) => {

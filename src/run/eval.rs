@@ -95,7 +95,7 @@ pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Ve
     let (bench, mut model) = Bench::open(request, observer)?;
     observer.event(&Event::Phase("tokenizing".into()));
     let questions = Questions::new(request, &bench, &tasks)?;
-    questions.fit_rotations(&mut model, observer);
+    questions.fit(&mut model, observer);
 
     let run = Run { request, bench: &bench, model: &model, questions: &questions };
     let whats: &[&'static str] = if bench.adapter.is_some() { &["base", "adapter"] } else { &["base"] };
@@ -150,15 +150,27 @@ impl<'a> Questions<'a> {
         format!("{:x}", hash.finalize())
     }
 
-    /// Makes the model's rotations long enough for the longest text, and says so where that changes them.
-    pub(super) fn fit_rotations(&self, model: &mut Model, observer: &mut dyn Observer) {
+    /// Makes the model's rotations long enough for the longest text; whether that changes them. Says so, and which prompts are cut.
+    pub(super) fn fit(&self, model: &mut Model, observer: &mut dyn Observer) -> bool {
+        for (task, asked) in self.set.tasks.iter().zip(&self.asked) {
+            let cut = asked.iter().filter(|asked| asked.is_cut).count();
+            if cut > 0 {
+                observer.event(&Event::Note(format!(
+                    "{}: {cut} of {} prompts are longer than a text may be, and lose their beginning",
+                    task.config.alias(),
+                    asked.len()
+                )));
+            }
+        }
         let longest = self.longest();
-        if model.lm.fit_rotations(longest) {
+        let changed = model.lm.fit_rotations(longest);
+        if changed {
             observer.event(&Event::Note(format!(
-                "the longest text of the tasks has {longest} tokens, more than the base's original context: all texts use its long RoPE \
-                 factors, as servers with a longer context do"
+                "the longest text of the tasks has {longest} tokens, more than the base's original context: all texts, rows that are \
+                 trained on too, use its long RoPE factors, as servers with a longer context do"
             )));
         }
+        changed
     }
 
     /// Tokens that it takes to answer everything once, those that are generated left out.

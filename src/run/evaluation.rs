@@ -6,12 +6,13 @@ use super::eval::{EvalRequest, ModelResults, Questions, ResultRow, Run, TaskSet}
 use super::output::EVAL;
 use super::prepare::Prepared;
 use crate::error::{Error, Result};
-use crate::eval::EvalStrategy;
+use crate::eval::{EvalStrategy, evaluation_files, remove_empty_folders};
 use crate::models::Model;
 use crate::recipe::Recipe;
 use crate::train::metrics::TaskScore;
 use crate::train::{MetricForBest, Observer, TaskScorer};
 use serde::Serialize;
+use std::path::PathBuf;
 
 /// The tasks of a recipe with their documents.
 pub(super) struct RunTasks {
@@ -51,12 +52,27 @@ impl RunTasks {
             seed: EvalRequest::SEED,
             offline: options.offline,
         };
-        let set = TaskSet::read(&request.wanted(), observer)?;
+        let folder = recipe.output_dir.join(EVAL);
+        if folder.exists() && !folder.is_dir() {
+            return Err(Error::file(
+                folder,
+                "is a file, and the answers to `evaluation.tasks` go into a folder of that name",
+            )
+            .with_help("move it away, or set another `output_dir`"));
+        }
+        let set = TaskSet::read(&request.wanted(), observer).map_err(|error| in_keys(&error))?;
         let decides = recipe.training.metric_for_best_model.as_ref();
         if let Some(MetricForBest::Task(of)) = decides {
-            let known: Vec<(&str, &str)> = set.all_metrics().collect();
-            if !known.contains(&(&of.task, &of.metric)) {
-                let known: Vec<String> = known.iter().map(|(task, metric)| format!("`{task}/{metric}`")).collect();
+            let known = set.all_metrics();
+            if !known.iter().any(|(metric, filters)| {
+                (&metric.task, &metric.metric) == (&of.task, &of.metric)
+                    && of.filter.as_ref().is_none_or(|filter| filters.contains(filter))
+            }) {
+                let names = known.iter().flat_map(|(metric, filters)| match &filters[..] {
+                    [] | [_] => vec![format!("`{metric}`")],
+                    several => several.iter().map(|filter| format!("`{metric},{filter}`")).collect(),
+                });
+                let known: Vec<String> = names.collect();
                 return Err(Error::invalid(format!(
                     "training.metric_for_best_model: none of the tasks in `evaluation.tasks` has the metric `{of}`"
                 ))
@@ -86,6 +102,8 @@ pub(super) struct Evaluation<'a> {
     tasks: &'a RunTasks,
     bench: Bench,
     questions: Questions<'a>,
+    /// Whether a text of the tasks is why the model uses its long `RoPE` factors, for the rows that are trained on too.
+    pub long_rotations: bool,
 }
 
 impl<'a> Evaluation<'a> {
@@ -110,9 +128,9 @@ impl<'a> Evaluation<'a> {
         let name = (&prepared.base, recipe.base.model.clone());
         let template = prepared.chat_template.as_deref();
         let bench = Bench::new(name, None, template, model, prepared.device.clone(), recipe.compute)?;
-        let questions = Questions::new(&tasks.request, &bench, &tasks.set)?;
-        questions.fit_rotations(model, observer);
-        Ok(Self { tasks, bench, questions })
+        let questions = Questions::new(&tasks.request, &bench, &tasks.set).map_err(|error| in_keys(&error))?;
+        let long_rotations = questions.fit(model, observer);
+        Ok(Self { tasks, bench, questions, long_rotations })
     }
 
     /// Tokens that it takes to answer all items once, those that are generated left out.
@@ -131,8 +149,8 @@ impl<'a> Evaluation<'a> {
     /// # Errors
     /// When the model gives no numbers, or device or disk refuse; [`Error::Interrupted`].
     pub fn at_end(mut self, recipe: &Recipe, model: &Model, observer: &mut dyn Observer) -> Result<Vec<ModelResults>> {
-        let out = &recipe.output_dir;
-        self.bench.adapter = Some((out.display().to_string(), hash_of(out)?));
+        // By its name, so that the folder may be moved.
+        self.bench.adapter = Some((recipe.name.clone(), hash_of(&recipe.output_dir)?));
         let run = Run { request: &self.tasks.request, bench: &self.bench, model, questions: &self.questions };
         let journal = run.continued()?;
         let results = vec![
@@ -142,8 +160,31 @@ impl<'a> Evaluation<'a> {
         if let Some(journal) = journal {
             run.close(journal, &results)?;
         }
+        // Of an earlier adapter, or of other tasks.
+        let folder = recipe.output_dir.join(EVAL);
+        let now: Vec<&PathBuf> = results.iter().flat_map(|of| &of.files).collect();
+        for path in evaluation_files(&folder).iter().filter(|path| !now.contains(path)) {
+            std::fs::remove_file(path).map_err(Error::io("remove", path))?;
+        }
+        remove_empty_folders(&folder);
         Ok(results)
     }
+}
+
+/// An error that names the command line's flags, in the recipe's keys.
+fn in_keys(error: &Error) -> Error {
+    let keys = |text: &str| {
+        [
+            ("--include-path", "evaluation.include_path"),
+            ("--num-fewshot", "evaluation.num_fewshot"),
+            ("--apply-chat-template", "evaluation.apply_chat_template"),
+            ("--limit", "evaluation.limit"),
+        ]
+        .iter()
+        .fold(text.to_owned(), |text, (flag, key)| text.replace(flag, key))
+    };
+    let help = error.help().map(keys).unwrap_or_default();
+    Error::invalid(keys(&error.to_string())).with_help(help)
 }
 
 /// Measures tasks while a run is trained.
@@ -156,6 +197,10 @@ impl TaskScorer for WithValidations<'_> {
             Err(Error::Interrupted) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn fingerprint(&self) -> String {
+        self.0.questions.fingerprint()
     }
 }
 

@@ -68,6 +68,9 @@ impl Judge<'_> {
         let rise = after.cross_entropy - before.cross_entropy;
         let accuracy = after.token_accuracy - before.token_accuracy;
         let (name, began_with) = (self.metric.name(), self.began_with);
+        if self.metric.goodness(before).or(self.metric.goodness(after)).is_none() {
+            return format!("{name}, which decides, is not known");
+        }
         if !after.is_better(before, self.metric) {
             let but = if *self.metric != MetricForBest::CrossEntropy && rise < -UNSEEN {
                 ", though cross-entropy fell"

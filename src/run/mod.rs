@@ -111,6 +111,7 @@ pub fn train(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
         tasks: tasks.as_ref().map(|tasks| tasks as &dyn TaskScorer),
         tokens_after: evaluation.as_ref().map_or(0.0, |of| 2.0 * of.tokens() as f64 / 3.0),
         first_validation: None,
+        long_rotations: evaluation.as_ref().is_some_and(|of| of.long_rotations),
     };
     let fit = take_steps(recipe, options, (&prepared, &model), beside, (&out, changes, started), &mut advising)?;
     let ending = if fit.interrupted {
@@ -130,6 +131,8 @@ struct Beside<'a> {
     tokens_after: f64,
     /// The validation before training, where it is known.
     first_validation: Option<&'a Validation>,
+    /// Whether a text of the tasks changes the model's rotations.
+    long_rotations: bool,
 }
 
 /// The steps: from the beginning, or from where an earlier process was. `changes` are what the recipe has otherwise by now.
@@ -159,7 +162,11 @@ fn take_steps(
         tokens_after: prepared.tokens_after() + beside.tokens_after,
     };
     let rows = (&prepared.dataset, &prepared.plan);
-    let mut trainer = Trainer::new(engine, &recipe.training, rows, prepared.identity(recipe)?, settings, out.path())?;
+    let mut identity = prepared.identity(recipe)?;
+    if beside.long_rotations {
+        identity.data += ", long RoPE factors for the tasks";
+    }
+    let mut trainer = Trainer::new(engine, &recipe.training, rows, identity, settings, out.path())?;
     if options.resume {
         trainer.resume()?;
         for change in changes {
@@ -189,6 +196,8 @@ struct MeasuredAtEnd {
     forgetting: Option<Forgetting>,
     /// What was written of it.
     files: Vec<PathBuf>,
+    /// Whether the tasks were interrupted.
+    interrupted: bool,
 }
 
 impl MeasuredAtEnd {
@@ -201,17 +210,15 @@ impl MeasuredAtEnd {
     ) -> Self {
         let forgetting = prepared.forgetting(recipe, model, observer);
         let results = evaluation.map_or_else(|| Ok(Vec::new()), |of| of.at_end(recipe, model, observer));
+        let interrupted = matches!(results, Err(Error::Interrupted));
         let results = results.unwrap_or_else(|error| {
-            observer.event(&Event::Warning(match error {
-                Error::Interrupted => {
-                    "the tasks were interrupted; the same command with `--resume` goes on with them".into()
-                }
-                error => format!("the tasks could not be measured: {error}"),
-            }));
+            if !interrupted {
+                observer.event(&Event::Warning(format!("the tasks could not be measured: {error}")));
+            }
             Vec::new()
         });
         let files = results.iter().flat_map(|of| of.files.clone()).collect();
-        Self { tasks: TaskChange::of(&results), forgetting, files }
+        Self { tasks: TaskChange::of(&results), forgetting, files, interrupted }
     }
 }
 
@@ -232,7 +239,8 @@ fn end(
     files.push(card::write_card(recipe, prepared, fit, (sample.as_ref(), &measured), out)?);
     files.extend(["recipe.yaml", METRICS].map(|name| out.path().join(name)));
     files.extend(measured.files.iter().cloned());
-    let uploaded = if uploads && !is_ruined(fit) { upload::after_training(recipe, observer) } else { None };
+    let uploads = uploads && !is_ruined(fit) && !measured.interrupted;
+    let uploaded = if uploads { upload::after_training(recipe, observer) } else { None };
     Ok(Ending { files, sample, measured, uploaded })
 }
 
@@ -283,6 +291,7 @@ fn summary(
         estimated_memory: prepared.memory(recipe).total,
         adapter_parameters: model.params.parameters(),
         tasks: measured.tasks,
+        tasks_interrupted: measured.interrupted,
         forgetting: measured.forgetting,
         sample,
         files,

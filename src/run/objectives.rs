@@ -160,6 +160,12 @@ impl<'a> Comparison<'a> {
                 crate::ops::cuda::prepare_objectives(gpu)?;
             }
         }
+        if recipe.training.metric_for_best_model.is_some() {
+            observer.event(&Event::Note(
+                "each run of a comparison ends with its last adapter, whatever `training.metric_for_best_model` says"
+                    .into(),
+            ));
+        }
         let mut model = prepared.load_model(&first, observer)?;
         let name = (&prepared.base, recipe.base.model.clone());
         let template = prepared.chat_template.as_deref();
@@ -168,7 +174,7 @@ impl<'a> Comparison<'a> {
         let questions = Questions::new(&request.eval, &bench, tasks)?;
         check_room(request, objectives.len(), &prepared, &model, kept)?;
         kept.check(&prepared, &first, &questions)?;
-        questions.fit_rotations(&mut model, observer);
+        questions.fit(&mut model, observer);
         Ok(Self { recipe, request, objectives, tasks, questions, prepared, bench, model, started })
     }
 

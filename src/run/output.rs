@@ -3,6 +3,7 @@
 use super::RunOptions;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterBundle, AdapterConfig};
 use crate::error::{Error, Result};
+use crate::eval::{evaluation_files, remove_empty_folders};
 use crate::export::TOKENIZER_FILES;
 use crate::fs;
 use crate::recipe::{KeyKind, Recipe};
@@ -300,11 +301,12 @@ pub(super) fn changes(recipe: &Recipe, options: &RunOptions) -> Vec<String> {
 /// What a run has written, as far as it is there, and nothing else.
 fn written(path: &Path) -> Vec<PathBuf> {
     let checkpoints = Checkpoint::steps(path).into_iter().map(|step| checkpoint_folder(path, step));
-    let own = [ADAPTER_TENSORS, ADAPTER_CONFIG, METRICS, "README.md", RECIPE, EVAL];
+    let own = [ADAPTER_TENSORS, ADAPTER_CONFIG, METRICS, "README.md", RECIPE];
     let files = own.iter().chain(TOKENIZER_FILES).map(|name| path.join(name));
     let named = std::fs::read_dir(path.join(CHAT_TEMPLATES_FOLDER)).into_iter().flatten().flatten().map(|it| it.path());
     let named = named.filter(|path| path.extension().is_some_and(|end| end == "jinja"));
-    checkpoints.chain(files).filter(|path| path.exists()).chain(named).collect()
+    let answers = evaluation_files(&path.join(EVAL));
+    checkpoints.chain(files).filter(|path| path.exists()).chain(named).chain(answers).collect()
 }
 
 /// Removes what a run has written.
@@ -313,7 +315,8 @@ fn clear(path: &Path) -> Result<()> {
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         removed.map_err(Error::io("remove", &path))?;
     }
-    // Where it is empty now.
+    // Where they are empty now.
+    remove_empty_folders(&path.join(EVAL));
     let _ = std::fs::remove_dir(path.join(CHAT_TEMPLATES_FOLDER));
     Ok(())
 }

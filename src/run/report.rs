@@ -80,6 +80,9 @@ pub struct Summary {
     /// Metrics of the recipe's tasks, under the base and under the adapter.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskChange>,
+    /// Whether it was asked to stop within them: the adapter is done, and nothing was uploaded.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tasks_interrupted: bool,
     /// A general text, under the base and under the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forgetting: Option<Forgetting>,

@@ -44,6 +44,9 @@ pub struct TrainerState {
     /// Whether the run was asked to stop while the validation after this step was due: it is still to come.
     #[serde(default)]
     pub validation_is_to_come: bool,
+    /// A hash of the tasks that validations ask.
+    #[serde(default)]
+    pub tasks: Option<String>,
     /// By which number of a validation the best was chosen.
     #[serde(default)]
     pub metric: Option<MetricForBest>,

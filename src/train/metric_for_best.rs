@@ -23,25 +23,42 @@ pub enum MetricForBest {
     Task(TaskMetric),
 }
 
-/// A task's metric: `pubmedqa/acc`.
+/// A task's metric: `pubmedqa/acc`, or with one of the task's filters `gsm8k/exact_match,strict-match`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskMetric {
     /// The task's name, or a group's.
     pub task: String,
     /// The metric.
     pub metric: String,
+    /// The filter; where it is not given, the task's first.
+    pub filter: Option<String>,
 }
 
 impl fmt::Display for TaskMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.task, self.metric)
+        write!(f, "{}/{}", self.task, self.metric)?;
+        self.filter.as_ref().map_or(Ok(()), |filter| write!(f, ",{filter}"))
     }
 }
 
 impl TaskMetric {
+    /// Whether a score is of it.
+    pub fn is(&self, score: &TaskScore) -> bool {
+        let of_filter = self.filter.as_ref().is_none_or(|filter| *filter == score.filter);
+        of_filter && score.task == self.task && score.metric == self.metric
+    }
+
     /// Its score in a validation; of several filters, the first.
-    pub fn of(&self, validation: &Validation) -> Option<TaskScore> {
-        validation.tasks.iter().find(|score| score.task == self.task && score.metric == self.metric).cloned()
+    pub fn of<'a>(&self, validation: &'a Validation) -> Option<&'a TaskScore> {
+        validation.tasks.iter().find(|score| self.is(score))
+    }
+
+    /// From `TASK/METRIC` or `TASK/METRIC,FILTER`.
+    fn read(text: &str) -> Option<Self> {
+        let (task, metric) = text.split_once('/')?;
+        let (metric, filter) = metric.split_once(',').map_or((metric, None), |(metric, filter)| (metric, Some(filter)));
+        let is_named = !task.is_empty() && !metric.is_empty() && filter != Some("");
+        is_named.then(|| Self { task: task.into(), metric: metric.into(), filter: filter.map(str::to_owned) })
     }
 }
 
@@ -50,8 +67,8 @@ impl MetricForBest {
     pub const NUMBERS: [Self; 4] =
         [Self::CrossEntropy, Self::TokenAccuracy, Self::TokenProbability, Self::ObjectiveLoss];
 
-    /// The words of the numbers that each validation has.
-    const WORDS: &[&str] = &["cross_entropy", "token_accuracy", "token_probability", "objective_loss"];
+    /// What the recipe takes, for messages.
+    const WORDS: &[&str] = &["cross_entropy", "token_accuracy", "token_probability", "objective_loss", "TASK/METRIC"];
 
     /// What the recipe says, or what the objective's gradient follows.
     ///
@@ -110,13 +127,25 @@ impl MetricForBest {
         !matches!(self, Self::Task(metric) if metric.of(validation).is_none())
     }
 
+    /// The number with its sign so that more is better; `None` where it is not there or not finite.
+    pub fn goodness(&self, validation: &Validation) -> Option<f64> {
+        let number = match self {
+            Self::CrossEntropy => -validation.cross_entropy,
+            Self::ObjectiveLoss => -validation.objective_loss,
+            Self::TokenAccuracy => validation.token_accuracy,
+            Self::TokenProbability => validation.token_probability,
+            Self::Task(metric) => {
+                let score = metric.of(validation)?;
+                if score.higher_is_better { score.value } else { -score.value }
+            }
+        };
+        number.is_finite().then_some(number)
+    }
+
     /// A number by its word, a task's metric by its name.
     fn read(word: &str) -> Option<Self> {
-        if let Some((task, metric)) = word.rsplit_once('/') {
-            let is_named = !task.is_empty() && !metric.is_empty();
-            return is_named.then(|| Self::Task(TaskMetric { task: task.into(), metric: metric.into() }));
-        }
-        Self::NUMBERS.into_iter().find(|number| number.key() == word)
+        let number = Self::NUMBERS.into_iter().find(|number| number.key() == word);
+        number.or_else(|| TaskMetric::read(word).map(Self::Task))
     }
 }
 
@@ -155,13 +184,20 @@ mod tests {
 
     #[test]
     fn words_and_metrics_of_tasks_are_read_as_they_are_written() {
-        for word in ["cross_entropy", "token_accuracy", "token_probability", "objective_loss", "mmlu/acc_norm"] {
+        for word in [
+            "cross_entropy",
+            "token_accuracy",
+            "token_probability",
+            "objective_loss",
+            "mmlu/acc_norm",
+            "gsm8k/exact_match,strict-match",
+        ] {
             let yaml: MetricForBest = serde_yaml::from_str(word).unwrap();
             let json: MetricForBest = serde_json::from_str(&format!("\"{word}\"")).unwrap();
             assert_eq!((yaml.key().as_ref(), &json), (word, &yaml));
             assert_eq!(serde_json::to_string(&yaml).unwrap(), format!("\"{word}\""));
         }
-        for wrong in ["accuracy", "/acc", "mmlu/"] {
+        for wrong in ["accuracy", "/acc", "mmlu/", "mmlu/acc,"] {
             let error = serde_yaml::from_str::<MetricForBest>(wrong).unwrap_err().to_string();
             assert!(error.contains("unknown variant") && error.contains("`cross_entropy`"), "{error}");
         }

@@ -164,18 +164,17 @@ pub struct TaskScore {
 }
 
 impl Validation {
-    /// Whether it is better than another one, by this number; a tie is not.
+    /// Whether it is the best, beside the best so far.
+    pub fn is_best(&self, so_far: Option<&Self>, metric: &MetricForBest) -> bool {
+        so_far.map_or_else(|| metric.goodness(self).is_some(), |best| self.is_better(best, metric))
+    }
+
+    /// Whether it is better than another one, by this number; a tie is not. Any finite number is better than none, or one that is
+    /// not finite.
     pub fn is_better(&self, than: &Self, metric: &MetricForBest) -> bool {
-        match metric {
-            MetricForBest::CrossEntropy => self.cross_entropy < than.cross_entropy,
-            MetricForBest::ObjectiveLoss => self.objective_loss < than.objective_loss,
-            MetricForBest::TokenAccuracy => self.token_accuracy > than.token_accuracy,
-            MetricForBest::TokenProbability => self.token_probability > than.token_probability,
-            MetricForBest::Task(metric) => match (metric.of(self), metric.of(than)) {
-                (Some(ours), Some(its)) if ours.higher_is_better => ours.value > its.value,
-                (Some(ours), Some(its)) => ours.value < its.value,
-                _ => false,
-            },
+        match (metric.goodness(self), metric.goodness(than)) {
+            (Some(ours), Some(its)) => ours > its,
+            (ours, its) => ours.is_some() && its.is_none(),
         }
     }
 }

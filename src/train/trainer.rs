@@ -52,6 +52,9 @@ pub trait TaskScorer {
     /// # Errors
     /// When the model gives no numbers or the device refuses.
     fn scores(&self, observer: &mut dyn Observer) -> Result<Option<Vec<TaskScore>>>;
+
+    /// A hash of what is asked.
+    fn fingerprint(&self) -> String;
 }
 
 /// What a run needs to know besides its configuration.
@@ -169,6 +172,7 @@ impl<'a> Trainer<'a> {
             stale_validations: 0,
             stopped_early: false,
             validation_is_to_come: false,
+            tasks: settings.tasks.map(TaskScorer::fingerprint),
             metric: Some(settings.metric.clone()),
             first_step: None,
             seconds: 0.0,

@@ -26,7 +26,7 @@ pub(in crate::run) struct Bench {
     template_source: String,
     prefix: u32,
     ends: Vec<u32>,
-    /// The most positions of the model.
+    /// The most tokens of a text: the model's positions, or fewer.
     pub max_length: usize,
     pub compute: Compute,
     /// Its place or id, and what its files are made of.

@@ -3,7 +3,7 @@
 use super::documents;
 use crate::error::Result;
 use crate::eval::{Prepared, Registry, Selected};
-use crate::train::{Event, Observer};
+use crate::train::{Event, Observer, TaskMetric};
 use std::path::PathBuf;
 
 /// Which tasks are wanted, and how much of them.
@@ -39,18 +39,22 @@ impl TaskSet {
         Ok(Self { selected, tasks })
     }
 
-    /// The metrics of all tasks and groups.
-    pub fn all_metrics(&self) -> impl Iterator<Item = (&str, &str)> {
-        let tasks = self
-            .tasks
-            .iter()
-            .flat_map(|task| task.metrics.iter().map(|metric| (task.config.task.as_str(), metric.metric.as_str())));
-        let groups = self
-            .selected
-            .groups
-            .iter()
-            .flat_map(|group| group.metrics.iter().map(|(metric, _)| (group.name.as_str(), metric.as_str())));
-        tasks.chain(groups)
+    /// The metrics of all tasks and groups, each with its filters.
+    pub fn all_metrics(&self) -> Vec<(TaskMetric, Vec<String>)> {
+        let of =
+            |task: &str, metric: &str| TaskMetric { task: task.to_owned(), metric: metric.to_owned(), filter: None };
+        let filters = |task: &Prepared| task.filter_names().map(str::to_owned).collect::<Vec<String>>();
+        let tasks = self.tasks.iter().flat_map(|task| {
+            task.metrics.iter().map(move |metric| (of(&task.config.task, &metric.metric), filters(task)))
+        });
+        let groups = self.selected.groups.iter().flat_map(|group| {
+            let inside = self.tasks.iter().filter(|task| group.tasks.contains(&task.config.task));
+            let mut all: Vec<String> = inside.flat_map(filters).collect();
+            all.sort();
+            all.dedup();
+            group.metrics.iter().map(move |(metric, _)| (of(&group.name, metric), all.clone()))
+        });
+        tasks.chain(groups).collect()
     }
 
     /// The first metric of each task: what a table shows.
@@ -69,7 +73,7 @@ fn select(wanted: &WantedTasks<'_>, observer: &mut dyn Observer) -> Result<Selec
         match wanted.num_fewshot {
             // As in lm-eval: a task that says 0 is meant so.
             Some(count) if task.num_fewshot == Some(0) && count > 0 => observer.event(&Event::Note(format!(
-                "the task `{}` says `num_fewshot: 0`: it has no few-shot examples, whatever `--num-fewshot` says",
+                "the task `{}` says `num_fewshot: 0`: it has no few-shot examples, whatever else is asked for",
                 task.task
             ))),
             wanted => task.num_fewshot = wanted.or(task.num_fewshot),

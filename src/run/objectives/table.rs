@@ -105,7 +105,7 @@ pub struct ObjectivesReport {
 
 impl ObjectivesReport {
     /// The perplexity of the general text under the base alone.
-    pub(super) fn base_general_text(&self) -> Option<f64> {
+    pub fn base_general_text(&self) -> Option<f64> {
         self.runs.iter().find_map(|run| run.forgetting).map(|of| of.base_perplexity)
     }
 }

@@ -1,10 +1,10 @@
 //! How a run goes on: from its last checkpoint, where what was done stays as it was.
 
-use super::{Checkpoint, METRICS, Trainer, checkpoint_folder, total_rows};
+use super::{Checkpoint, METRICS, Trainer, TrainerState, checkpoint_folder, total_rows};
 use crate::error::{Error, Result};
 use crate::train::metrics::Validation;
 use crate::train::record::validations;
-use crate::train::{Schedule, TrainingConfig};
+use crate::train::{MetricForBest, Schedule, TrainingConfig};
 use std::path::Path;
 
 impl Trainer<'_> {
@@ -33,9 +33,12 @@ impl Trainer<'_> {
             }
         }
         self.check_schedule(checkpoint.state.schedule, (step, checkpoint.state.rows), &folder)?;
+        self.check_tasks(&checkpoint.state, &folder)?;
         self.engine.params.assign(&checkpoint.adapter, &folder)?;
         self.optimizer.restore(&checkpoint.optimizer, checkpoint.state.updates, &folder)?;
+        let tasks = self.state.tasks.take();
         self.state = checkpoint.state;
+        self.state.tasks = tasks;
         self.state.schedule = Some(self.schedule);
         // The recipe may judge by another number by now, and have another patience.
         self.judge_again(&folder)?;
@@ -43,6 +46,22 @@ impl Trainer<'_> {
         self.state.stopped_early = patience > 0 && self.state.stale_validations >= patience;
         self.prune();
         Ok(())
+    }
+
+    /// Scores by which the best adapter is chosen must be of the same questions.
+    fn check_tasks(&self, saved: &TrainerState, folder: &Path) -> Result<()> {
+        let is_other = saved.tasks.is_some() && saved.tasks != self.state.tasks;
+        if !(is_other && matches!(self.settings.metric, MetricForBest::Task(_))) {
+            return Ok(());
+        }
+        let message = format!(
+            "the tasks were asked otherwise, or of other documents: {} does not compare",
+            self.settings.metric.name()
+        );
+        Err(Error::file(folder, message).with_help(
+            "put `evaluation` and the tasks' files back as they were, or choose by another `training.metric_for_best_model`; or begin again \
+             with `--overwrite`",
+        ))
     }
 
     /// Under another `metric_for_best_model` than before, finds the best of the recorded validations by that one.
@@ -57,7 +76,8 @@ impl Trainer<'_> {
         let recorded = validations(&self.out.join(METRICS), last_step)?;
         let best_before = self.state.best_validation.as_ref();
         let is_recorded = |of: &Validation| of.step == 0 || recorded.iter().any(|it| it.step == of.step);
-        if !best_before.into_iter().chain([last]).all(is_recorded) || !recorded.iter().all(|of| metric.is_in(of)) {
+        let known = self.state.first_validation.iter().chain([last]).chain(&recorded);
+        if !best_before.into_iter().chain([last]).all(is_recorded) || !known.into_iter().all(|of| metric.is_in(of)) {
             let message = format!(
                 "{METRICS} lacks validations of this run, or their tasks: which is best by {} is not known",
                 metric.name()
@@ -68,7 +88,7 @@ impl Trainer<'_> {
         (self.state.best_validation, self.state.stale_validations) = (None, 0);
         for mut validation in recorded {
             let best = self.state.best_validation.as_ref();
-            validation.best = best.is_none_or(|best| validation.is_better(best, metric));
+            validation.best = validation.is_best(best, metric);
             if validation.best {
                 (self.state.best_validation, self.state.stale_validations) = (Some(validation), 0);
             } else {

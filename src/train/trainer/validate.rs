@@ -97,7 +97,7 @@ impl Trainer<'_> {
             tasks,
         };
         let best = self.state.best_validation.as_ref();
-        validation.best = step > 0 && best.is_none_or(|best| validation.is_better(best, self.settings.metric));
+        validation.best = step > 0 && validation.is_best(best, self.settings.metric);
         validation
     }
 
