@@ -42,24 +42,26 @@ impl Prepared {
             return None;
         }
         observer.event(&Event::Phase("measuring a general text".into()));
-        self.measure(recipe, model).unwrap_or_else(|error| {
+        self.measure(model).unwrap_or_else(|error| {
             observer.event(&Event::Note(format!("no general text could be measured: {error}")));
             None
         })
     }
 
-    fn measure(&self, recipe: &Recipe, model: &Model) -> Result<Option<Forgetting>> {
+    fn measure(&self, model: &Model) -> Result<Option<Forgetting>> {
         let special = self.base.special_tokens();
         let first = special.bos.as_ref().or(special.eos.as_ref());
         // Without either nothing can stand before the text's first token.
         let Some(&(_, prefix)) = first else { return Ok(None) };
-        let tokens = Tokens { encoder: &self.encoder, prefix, max_length: model.lm.dimensions.max_positions };
+        // Half as many at once as in a step, since each is predicted: that fits into what the run was estimated to take.
+        let most = model.lm.dimensions.max_positions.min(self.micro_batches.most_tokens / 2).max(1);
+        let tokens = Tokens { encoder: &self.encoder, prefix, max_length: most };
         let items = general_text(&tokens)?;
         let count: usize = items.iter().flat_map(|item| &item.continuations).map(Vec::len).sum();
         if count == 0 {
             return Ok(None);
         }
-        let (pool, most) = (Pool::default(), recipe.evaluation.batch_tokens);
+        let pool = Pool::default();
         let items: Vec<&Continuations> = items.iter().collect();
         let perplexity = |adapter: bool| -> Result<f64> {
             let runner = model.lm.runner(&self.device, adapter);
