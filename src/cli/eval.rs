@@ -8,7 +8,8 @@ use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
-use crate::run::{self, EvalRequest, ModelResults, ResultRow};
+use crate::run::{self, EvalRequest, ModelResults};
+use crate::train::metrics::TaskScore;
 use clap::Args;
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, StrDeserializer};
@@ -167,10 +168,11 @@ fn table(results: &[ModelResults]) -> String {
     header.extend(["chance".into(), "best constant".into()]);
     let mut rows = vec![header];
     for (i, row) in first.rows.iter().enumerate() {
-        let of_each: Vec<&ResultRow> = results.iter().filter_map(|of| of.rows.get(i)).collect();
-        let filter = if row.filter == "none" { String::new() } else { format!(" ({})", row.filter) };
-        let arrow = if row.higher_is_better { "↑" } else { "↓" };
-        let mut cells = vec![row.alias.clone(), format!("{}{filter} {arrow}", row.metric), row.items.to_string()];
+        let of_each: Vec<&TaskScore> = results.iter().filter_map(|of| Some(&of.rows.get(i)?.score)).collect();
+        let TaskScore { metric, filter, higher_is_better, items, .. } = &row.score;
+        let filter = if filter == "none" { String::new() } else { format!(" ({filter})") };
+        let arrow = if *higher_is_better { "↑" } else { "↓" };
+        let mut cells = vec![row.alias.clone(), format!("{metric}{filter} {arrow}"), items.to_string()];
         cells.extend(of_each.iter().map(|of| number(of.value, of.stderr)));
         if let [base, adapter] = of_each[..] {
             cells.push(format!("{:+.4}", adapter.value - base.value));
@@ -199,7 +201,7 @@ fn choices(results: &[ModelResults]) -> String {
         if let Some(shifts) = &report.shifts {
             let each: Vec<String> = shifts.accuracy.iter().map(|accuracy| format!("{accuracy:.4}")).collect();
             lines.push(format!(
-                "  options moved on by 0, 1, …: acc {}; mean {:.4}; the same option under all orders: {}",
+                "  options shifted by 0, 1, …: accuracy {}; mean {:.4}; the same option under all orders: {}",
                 each.join(", "),
                 shifts.mean,
                 percent(shifts.consistent)

@@ -44,9 +44,9 @@ pub(super) struct ObjectivesArgs {
     /// Put the tasks' prompts through the model's chat template.
     #[arg(long, alias = "apply_chat_template")]
     apply_chat_template: bool,
-    /// Tokens of a forward pass of the tasks, about.
-    #[arg(long, value_name = "N", default_value = "2048", value_parser = clap::value_parser!(u32).range(1..))]
-    batch_tokens: u32,
+    /// Tokens of a forward pass of the tasks, about; by default the recipe's `evaluation.batch_tokens`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_tokens: Option<u32>,
     /// The folder for runs and tables; by default the recipe's output folder, with `-objectives` behind.
     #[arg(long, alias = "output_path", value_name = "FOLDER")]
     output_path: Option<PathBuf>,
@@ -100,7 +100,7 @@ pub(super) fn run(args: &ObjectivesArgs) -> Result<u8> {
             quantization: None,
             compute: recipe.compute,
             device: recipe.device,
-            batch_tokens: args.batch_tokens as usize,
+            batch_tokens: args.batch_tokens.map_or(asked.batch_tokens, |tokens| tokens as usize),
             max_length: None,
             option_shifts: false,
             seed: EvalRequest::SEED,
@@ -149,8 +149,9 @@ fn text(report: &ObjectivesReport) -> String {
     base.extend([before(|of| of.cross_entropy), before(|of| of.token_accuracy), general, String::new()]);
     let first = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
     base.extend(first.iter().map(|task| {
-        let row = report.base_tasks.iter().find(|row| row.task == task.task && row.metric == task.metric);
-        row.map_or_else(String::new, |row| format!("{:.4}", row.value))
+        let row =
+            report.base_tasks.iter().map(|row| &row.score).find(|of| of.task == task.task && of.metric == task.metric);
+        row.map_or_else(String::new, |of| format!("{:.4}", of.value))
     }));
     rows.push(base);
     for of in &report.objectives {

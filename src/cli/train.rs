@@ -210,7 +210,7 @@ fn next_rows(table: &mut Table, summary: &Summary, resume: &str) {
         return;
     }
     if summary.tasks_interrupted {
-        table.row("go on", format!("the adapter is done, and its tasks are not: {resume}"));
+        table.row("go on", format!("the adapter is done; to finish its tasks: {resume}"));
     }
     table.row("next", generate);
     if summary.was_finished {
@@ -242,7 +242,7 @@ fn generate_command(output_dir: &Path, sample: Option<&Sample>) -> String {
 mod tests {
     use super::*;
     use crate::run::{Forgetting, ResultRow, TaskChange};
-    use crate::train::metrics::Validation;
+    use crate::train::metrics::{TaskScore, Validation};
 
     fn summary() -> Summary {
         let validation = |step, cross_entropy, token_accuracy| Validation {
@@ -288,15 +288,17 @@ mod tests {
             adapter_parameters: 884_736,
             tasks: vec![TaskChange {
                 after: ResultRow {
-                    task: "pubmedqa".into(),
+                    score: TaskScore {
+                        task: "pubmedqa".into(),
+                        metric: "acc".into(),
+                        filter: "none".into(),
+                        value: 0.582,
+                        stderr: Some(0.0221),
+                        higher_is_better: true,
+                        items: 500,
+                    },
                     alias: "pubmedqa".into(),
                     group: false,
-                    metric: "acc".into(),
-                    filter: "none".into(),
-                    value: 0.582,
-                    stderr: Some(0.0221),
-                    higher_is_better: true,
-                    items: 500,
                     chance: Some(1.0 / 3.0),
                     best_constant: Some(0.552),
                 },

@@ -1,5 +1,5 @@
 //! A short text of everyday English, on which forgetting shows: weather, history, a recipe, speech, law and a proof, in some four
-//! hundred words. It was written for this purpose, so that no base has seen it.
+//! hundred words. It was written for this purpose.
 
 use super::request::{Tokens, grouped};
 use crate::error::Result;

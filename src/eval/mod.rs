@@ -37,4 +37,4 @@ pub use prompt::ChatSettings;
 pub use recorded::{RecordedItem, RecordedItems, RecordedRun, RecordedTask};
 pub use registry::{Registry, Selected, SelectedGroup};
 pub use request::Tokens;
-pub use scoring::{Answer, Asked, Chosen, Generation, ItemResult, evaluate_item, moved_requests_of, requests_of};
+pub use scoring::{Answer, Asked, Chosen, Generation, ItemResult, evaluate_item, requests_of, shifted_requests_of};

@@ -1,4 +1,4 @@
-//! Options in another order: which fields of a document hold them, and the document with them moved on.
+//! Options in another order: which fields of a document hold them, and the document with them shifted.
 
 use super::document::Parts;
 use crate::error::Result;
@@ -101,7 +101,7 @@ fn are_labels(choices: &[String]) -> bool {
 
 /// A document with each of its options `by` places further on, the last ones first, and what it says then; `None` where no field is
 /// seen to hold them. One is seen to hold them if the choices move with it, or if they are labels and the prompt has its texts.
-pub(super) fn moved_on(
+pub(super) fn shifted_by(
     document: &Map<String, Value>,
     before: &Parts,
     by: usize,
@@ -147,7 +147,7 @@ mod tests {
             Ok(Parts { text: text(document), target: Value::Null, choices: Some(choices(document)) })
         };
         let document = document.as_object().unwrap();
-        moved_on(document, &parts(document).unwrap(), by, parts).map(|(moved, _)| Value::Object(moved))
+        shifted_by(document, &parts(document).unwrap(), by, parts).map(|(moved, _)| Value::Object(moved))
     }
 
     fn all(document: &Map<String, Value>) -> String {

@@ -3,7 +3,7 @@
 use super::config::OutputType;
 use super::document::{Parts, Prepared};
 use super::metrics::{self, Values};
-use super::options::moved_on;
+use super::options::shifted_by;
 use super::prompt::ChatSettings;
 use super::request::{Pair, Tokens, grouped};
 use super::value;
@@ -93,7 +93,7 @@ pub fn requests_of(prepared: &Prepared, id: usize, chat: &ChatSettings<'_>, toke
 ///
 /// # Errors
 /// As [`requests_of`].
-pub fn moved_requests_of(
+pub fn shifted_requests_of(
     prepared: &Prepared,
     asked: &Asked,
     by: usize,
@@ -102,7 +102,7 @@ pub fn moved_requests_of(
 ) -> Result<Option<Asked>> {
     let id = asked.doc_id;
     let (Some(own), Some((gold, count))) = (prepared.documents.row(id), asked.gold()) else { return Ok(None) };
-    let moved = moved_on(own, &asked.parts, by, |document| prepared.parts(document));
+    let moved = shifted_by(own, &asked.parts, by, |document| prepared.parts(document));
     let Some((document, mut parts)) = moved else { return Ok(None) };
     parts.target = Value::from((gold + by) % count);
     ask(prepared, (id, own), &document, parts, (chat, tokens)).map(Some).map_err(|error| prepared.place(id, &error))

@@ -104,12 +104,12 @@ fn task(of: &TaskChange) -> CardTask {
     let with_error = |value: f64, stderr: Option<f64>| {
         stderr.map_or_else(|| format!("{value:.4}"), |stderr| format!("{value:.4} ± {stderr:.4}"))
     };
-    let arrow = if of.after.higher_is_better { '↑' } else { '↓' };
+    let arrow = if of.after.score.higher_is_better { '↑' } else { '↓' };
     CardTask {
         name: format!("{} {arrow}", of.name()),
-        items: of.after.items,
+        items: of.after.score.items,
         base: with_error(of.base, of.base_stderr),
-        adapter: with_error(of.after.value, of.after.stderr),
+        adapter: with_error(of.after.score.value, of.after.score.stderr),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::eval::{
     aggregate, evaluate_item, file_stamp, group_results, requests_of, results_json,
 };
 use crate::models::Model;
-use crate::train::metrics::or_nan;
+use crate::train::metrics::TaskScore;
 use crate::train::{Event, Observer};
 use bench::Bench;
 use serde::{Deserialize, Serialize};
@@ -50,29 +50,16 @@ pub struct ModelResults {
     pub peak_memory: Option<u64>,
 }
 
-/// A metric of a task or a group.
+/// A metric of a task or a group, as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResultRow {
-    /// The task's name.
-    pub task: String,
-    /// Its name in tables.
+    /// Its value, and of what.
+    #[serde(flatten)]
+    pub score: TaskScore,
+    /// The task's name in tables.
     pub alias: String,
     /// Whether it is a group.
     pub group: bool,
-    /// The metric.
-    pub metric: String,
-    /// The filter.
-    pub filter: String,
-    /// Its value.
-    #[serde(deserialize_with = "or_nan")]
-    pub value: f64,
-    /// Its standard error.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stderr: Option<f64>,
-    /// Whether more is better.
-    pub higher_is_better: bool,
-    /// Items.
-    pub items: usize,
     /// What a guess among the choices gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
@@ -400,15 +387,17 @@ fn row(result: &TaskResult, of: &Aggregate, group: bool, floors: Option<(f64, f6
     let (metric, filter) = of.key.split_once(',').unwrap_or((&of.key, "none"));
     let floors = floors.filter(|_| metric.starts_with("acc"));
     ResultRow {
-        task: result.name.clone(),
+        score: TaskScore {
+            task: result.name.clone(),
+            metric: metric.to_owned(),
+            filter: filter.to_owned(),
+            value: of.value,
+            stderr: of.stderr,
+            higher_is_better: of.higher_is_better,
+            items: of.items,
+        },
         alias: result.alias.clone(),
         group,
-        metric: metric.to_owned(),
-        filter: filter.to_owned(),
-        value: of.value,
-        stderr: of.stderr,
-        higher_is_better: of.higher_is_better,
-        items: of.items,
         chance: floors.map(|(chance, _)| chance),
         best_constant: floors.map(|(_, constant)| constant),
     }

@@ -193,7 +193,7 @@ pub(super) struct WithValidations<'a>(Run<'a>);
 impl TaskScorer for WithValidations<'_> {
     fn scores(&self, observer: &mut dyn Observer) -> Result<Option<Vec<TaskScore>>> {
         match self.0.evaluate("adapter", None, observer) {
-            Ok(results) => Ok(Some(results.rows.into_iter().map(score).collect())),
+            Ok(results) => Ok(Some(results.rows.into_iter().map(|row| row.score).collect())),
             Err(Error::Interrupted) => Ok(None),
             Err(error) => Err(error),
         }
@@ -201,18 +201,6 @@ impl TaskScorer for WithValidations<'_> {
 
     fn fingerprint(&self) -> String {
         self.0.questions.fingerprint()
-    }
-}
-
-fn score(row: ResultRow) -> TaskScore {
-    TaskScore {
-        task: row.task,
-        metric: row.metric,
-        filter: row.filter,
-        value: row.value,
-        stderr: row.stderr,
-        higher_is_better: row.higher_is_better,
-        items: row.items,
     }
 }
 
@@ -234,18 +222,24 @@ impl TaskChange {
     pub(super) fn of(results: &[ModelResults]) -> Vec<Self> {
         let [base, adapter] = results else { return Vec::new() };
         let rows = base.rows.iter().zip(&adapter.rows);
-        rows.map(|(base, after)| Self { after: after.clone(), base: base.value, base_stderr: base.stderr }).collect()
+        let change = |(base, after): (&ResultRow, &ResultRow)| Self {
+            after: after.clone(),
+            base: base.score.value,
+            base_stderr: base.score.stderr,
+        };
+        rows.map(change).collect()
     }
 
     /// Task, metric, and the filter where there is one.
     pub fn name(&self) -> String {
-        let ResultRow { alias, metric, filter, .. } = &self.after;
+        let ResultRow { alias, score: TaskScore { metric, filter, .. }, .. } = &self.after;
         if filter == "none" { format!("{alias} {metric}") } else { format!("{alias} {metric} ({filter})") }
     }
 
     /// The two values: `0.4140 → 0.5822 ± 0.0221`.
     pub fn text(&self) -> String {
-        let stderr = self.after.stderr.map_or_else(String::new, |stderr| format!(" ± {stderr:.4}"));
-        format!("{:.4} → {:.4}{stderr}", self.base, self.after.value)
+        let TaskScore { value, stderr, .. } = self.after.score;
+        let stderr = stderr.map_or_else(String::new, |stderr| format!(" ± {stderr:.4}"));
+        format!("{:.4} → {value:.4}{stderr}", self.base)
     }
 }

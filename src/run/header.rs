@@ -69,7 +69,7 @@ impl Judge<'_> {
         let accuracy = after.token_accuracy - before.token_accuracy;
         let (name, began_with) = (self.metric.name(), self.began_with);
         if self.metric.goodness(before).or(self.metric.goodness(after)).is_none() {
-            return format!("{name}, which decides, is not known");
+            return format!("{name}, which decides, is not a finite number");
         }
         if !after.is_better(before, self.metric) {
             let but = if *self.metric != MetricForBest::CrossEntropy && rise < -UNSEEN {

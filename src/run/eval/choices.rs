@@ -1,8 +1,8 @@
-//! How a model chooses: which places it takes, how sure it is, and whether it stays by an option that stands elsewhere.
+//! How a model chooses: which places it takes, how sure it is, and whether it keeps its option where the order changes.
 
 use super::{Outcome, Run};
 use crate::error::{Error, Result};
-use crate::eval::{Answer, Asked, Chosen, Prepared, moved_requests_of};
+use crate::eval::{Answer, Asked, Chosen, Prepared, shifted_requests_of};
 use crate::statistics::{Binning, CALIBRATION_BINS, Confusion, Predictions};
 use crate::train::{Event, Observer};
 use serde::Serialize;
@@ -46,7 +46,7 @@ pub struct PlaceShare {
     pub taken: f64,
 }
 
-/// A task's items with the options moved on, from no place to all but one.
+/// A task's items with the options shifted cyclically: by no place, by one, up to all but one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ShiftReport {
     /// The accuracy of each shift.
@@ -107,7 +107,7 @@ impl Run<'_> {
                 report.shifts = self.shifts((task, asked), chosen, what, observer)?;
                 if report.shifts.is_none() {
                     observer.event(&Event::Note(format!(
-                        "{}: its options cannot be moved on: no field of each document holds them",
+                        "{}: its options cannot be shifted: not every document has a field that holds them",
                         report.alias
                     )));
                 }
@@ -117,7 +117,7 @@ impl Run<'_> {
         Ok(reports)
     }
 
-    /// The task with its options moved on; `None` where one document has no field with them.
+    /// The task with its options shifted; `None` where one document has no field with them.
     fn shifts(
         &self,
         (task, asked): (&Prepared, &[Asked]),
@@ -134,11 +134,11 @@ impl Run<'_> {
         let mut accuracy = vec![accuracy_of(chosen)];
         let mut consistent = vec![true; chosen.len()];
         for by in 1..count {
-            let moved = asked.iter().map(|asked| moved_requests_of(task, asked, by, &chat, &tokens));
+            let moved = asked.iter().map(|asked| shifted_requests_of(task, asked, by, &chat, &tokens));
             let Some(moved) = moved.collect::<Result<Option<Vec<Asked>>>>()? else { return Ok(None) };
             let mut taken = Vec::with_capacity(moved.len());
             for batch in super::batches(&moved, self.request.batch_tokens) {
-                let what = format!("{} on the {what}, options moved on by {by}", task.config.alias());
+                let what = format!("{} on the {what}, options shifted by {by}", task.config.alias());
                 observer.event(&Event::Items { what, done: batch.start, total: moved.len() });
                 if observer.stop_requested() {
                     return Err(Error::Interrupted);

@@ -11,6 +11,7 @@ use crate::run::output::{lock, now};
 use crate::run::prepare::Prepared;
 use crate::statistics::{mean, quantile};
 use crate::train::METRICS;
+use crate::train::metrics::TaskScore;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -213,8 +214,7 @@ pub(super) fn add_steps(run: &mut ObjectiveRun, folder: &Path) -> Result<()> {
 
 /// A line for each run, and one for the base alone.
 fn csv(report: &ObjectivesReport) -> String {
-    let tasks: Vec<(&str, &str, &str)> =
-        report.base_tasks.iter().map(|row| (row.task.as_str(), row.metric.as_str(), row.filter.as_str())).collect();
+    let tasks: Vec<(&str, &str, &str)> = report.base_tasks.iter().map(|row| of_score(&row.score)).collect();
     let mut text = String::from(
         "objective,learning_rate,seed,steps,cross_entropy,token_accuracy,token_probability,general_text_perplexity,\
          effective_token_share,grad_norm,tokens_per_second,ruined,failed",
@@ -226,10 +226,8 @@ fn csv(report: &ObjectivesReport) -> String {
     let number = |of: Option<f64>| of.map_or_else(String::new, |of| of.to_string());
     let values = |rows: &[ResultRow]| {
         let of = |(task, metric, filter): &(&str, &str, &str)| {
-            let row = rows
-                .iter()
-                .find(|row| (row.task.as_str(), row.metric.as_str(), row.filter.as_str()) == (*task, *metric, *filter));
-            format!(",{}", number(row.map(|row| row.value)))
+            let row = rows.iter().find(|row| of_score(&row.score) == (*task, *metric, *filter));
+            format!(",{}", number(row.map(|row| row.score.value)))
         };
         tasks.iter().map(of).collect::<String>()
     };
@@ -268,6 +266,11 @@ fn csv(report: &ObjectivesReport) -> String {
         );
     }
     text
+}
+
+/// What a score is of: task, metric and filter.
+fn of_score(score: &TaskScore) -> (&str, &str, &str) {
+    (&score.task, &score.metric, &score.filter)
 }
 
 /// A field of a CSV file (RFC 4180).

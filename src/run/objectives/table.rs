@@ -149,9 +149,16 @@ pub(super) fn report(
         };
         let of_task = |(i, (task, metric)): (usize, &(String, String))| {
             let rows = |run: &&ObjectiveRun| {
-                run.tasks.iter().find(|row| row.task == *task && row.metric == *metric).map(|row| row.value)
+                run.tasks
+                    .iter()
+                    .map(|row| &row.score)
+                    .find(|of| of.task == *task && of.metric == *metric)
+                    .map(|of| of.value)
             };
-            let filter = kept.base().and_then(|rows| rows.iter().find(|row| row.task == *task)).map(|row| &row.filter);
+            let filter = kept
+                .base()
+                .and_then(|rows| rows.iter().find(|row| row.score.task == *task))
+                .map(|row| &row.score.filter);
             TaskSummary {
                 task: task.clone(),
                 metric: metric.clone(),
@@ -351,8 +358,9 @@ fn difference(of: Option<&PairedComparison>) -> String {
 fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
     let Some(first) = report.objectives.first() else { return };
     let Some(of_first) = first.tasks.get(i) else { return };
-    let base = report.base_tasks.iter().find(|row| row.task == of_first.task && row.metric == of_first.metric);
-    let items = base.map_or(0, |row| row.items);
+    let base =
+        report.base_tasks.iter().find(|row| row.score.task == of_first.task && row.score.metric == of_first.metric);
+    let items = base.map_or(0, |row| row.score.items);
     let limit = report.limit.map_or_else(String::new, |limit| format!(" (of `--limit {limit}`)"));
     let _ = writeln!(text, "## {}: {}, {items} items{limit}\n", of_first.task, of_first.metric);
     let against = format!("against {}", first.objective);
@@ -373,8 +381,8 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
         row(text, &cells);
     }
     if let Some(base) = base {
-        let mut floors = vec![format!("the base alone {:.4}", base.value)];
-        floors.extend(base.stderr.map(|stderr| format!("± {stderr:.4}")));
+        let mut floors = vec![format!("the base alone {:.4}", base.score.value)];
+        floors.extend(base.score.stderr.map(|stderr| format!("± {stderr:.4}")));
         floors.extend(base.chance.map(|chance| format!("; a guess {chance:.4}")));
         floors.extend(base.best_constant.map(|constant| format!("; the best constant answer {constant:.4}")));
         let least = report.objectives.iter().filter_map(|of| of.tasks.get(i)?.against_first.as_ref()?.least_detectable);

@@ -55,7 +55,7 @@ impl Trainer<'_> {
             return Ok(());
         }
         let message = format!(
-            "the tasks were asked otherwise, or of other documents: {} does not compare",
+            "the tasks or their documents changed since this checkpoint was written: earlier scores of {} do not compare",
             self.settings.metric.name()
         );
         Err(Error::file(folder, message).with_help(
