@@ -132,7 +132,9 @@ impl Recipe {
         take_from_adapter(&mut root).map_err(|error| diagnose::out_of_range(&source, error))?;
         let file: RecipeFile = serde_path_to_error::deserialize(root.clone())
             .map_err(|error| diagnose::wrong_value(&source, &root, &error.path().to_string(), error.inner()))?;
-        Self::from_file(file, path).map_err(|error| diagnose::out_of_range(&source, error))
+        Self::from_file(file, path)
+            .and_then(|recipe| type_is_named(&root).map(|()| recipe))
+            .map_err(|error| diagnose::out_of_range(&source, error))
     }
 
     /// The recipe that `file` means; `path` gives the default name.
@@ -311,6 +313,20 @@ fn drop_empty_sections(root: &mut Value) {
                 && key.as_str().is_some_and(|key| matches!(keys::kind_at(key), Some(keys::Kind::Section(_)))))
         });
     }
+}
+
+/// Settings of an objective mean nothing without its type, and the default has none: a recipe that has them meant another.
+fn type_is_named(root: &Value) -> Result<()> {
+    let Some(Value::Mapping(objective)) = root.get("objective") else { return Ok(()) };
+    let first = objective.keys().find_map(Value::as_str).filter(|_| !objective.contains_key("type"));
+    let Some(key) = first else { return Ok(()) };
+    let kinds: Vec<String> =
+        ObjectiveConfig::kinds_with(key).iter().map(|kind| format!("`type: {}`", kind.name())).collect();
+    let default = ObjectiveConfig::default().kind.name();
+    Err(Error::invalid(format!(
+        "objective.{key}: does nothing without `objective.type`, which is `{default}` by default"
+    ))
+    .with_help(format!("write {} in `objective`", kinds.join(" or "))))
 }
 
 /// What of `lora` goes without saying under `lora.init_from` is the adapter's own.

@@ -159,7 +159,7 @@ fn computing_activations_again_changes_no_bit() {
 fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
     let lora = LoraConfig { lora_dropout: 0.3, ..lora(4, &ALL_LINEAR) };
     let (model, rows) = (TINY.model(QuantizationType::Q8_0, &lora), eight_rows());
-    let objective = objectives::build(&ObjectiveConfig::default());
+    let objective = objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft));
     let pool = Pool::default();
     let engine = engine(&model, &*objective, &pool);
     let cut = |size: usize| {
@@ -171,7 +171,7 @@ fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
         engine.step(&batches, keys).unwrap()
     };
     assert_same("dropout", &cut(3), &cut(8));
-    let without = step(&model, &ObjectiveConfig::default(), &[batch(&rows)]);
+    let without = step(&model, &ObjectiveConfig::of(ObjectiveKind::Bft), &[batch(&rows)]);
     assert_ne!(without.loss.sum, cut(8).loss.sum, "something was dropped");
 }
 
@@ -180,7 +180,7 @@ fn a_dropout_mask_belongs_to_the_sample_not_to_the_micro_batch() {
 fn further_steps_take_no_new_buffers() {
     let lora = LoraConfig { lora_dropout: 0.1, ..lora(4, &ALL_LINEAR) };
     let (model, rows) = (TINY.model(QuantizationType::Q8_0, &lora), eight_rows());
-    let objective = objectives::build(&ObjectiveConfig::default());
+    let objective = objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft));
     let batches: Vec<Batch> = rows.chunks(4).map(batch).collect();
     let capacity = 4 * 31;
     // With more threads, how many buffers are in use at a time is a matter of timing.

@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use equipoise::device::Device;
 use equipoise::models::{Continuations, Generator, Model, Sampling};
 use equipoise::nn::{Gradients, LoraConfig, QuantizationType};
-use equipoise::objectives::{self, ObjectiveConfig};
+use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::train::backward::{Engine, GradientSums};
 use equipoise::train::{AdamW, TrainingConfig};
@@ -83,7 +83,7 @@ fn what_a_gpu_computes_is_what_the_cpu_computes() {
 #[test]
 fn what_is_kept_on_a_gpu_does_not_change_a_bit() {
     let Some(both) = both(QuantizationType::Q8_0, &lora(4, &ALL_LINEAR)) else { return };
-    let (objective, pool) = (objectives::build(&ObjectiveConfig::default()), Pool::default());
+    let (objective, pool) = (objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft)), Pool::default());
     let batches = [batch(&rows(&[30, 11], TINY.vocabulary))];
     for compute in [Compute::F32, Compute::Bf16] {
         let plain = Engine { device: &both.device, compute, ..engine(&both.gpu, &*objective, &pool) };
@@ -102,7 +102,7 @@ fn what_is_kept_on_a_gpu_does_not_change_a_bit() {
 #[test]
 fn a_validation_on_a_gpu_is_that_on_the_cpu() {
     let Some(both) = both(QuantizationType::Q8_0, &lora(4, &ALL_LINEAR)) else { return };
-    let (objective, pool) = (objectives::build(&ObjectiveConfig::default()), Pool::default());
+    let (objective, pool) = (objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft)), Pool::default());
     let batch = batch(&eight_rows());
     let expected = engine(&both.cpu, &*objective, &pool).evaluate(&batch).unwrap();
     let on_gpu = Engine { device: &both.device, ..engine(&both.gpu, &*objective, &pool) };
@@ -118,7 +118,7 @@ fn a_validation_on_a_gpu_is_that_on_the_cpu() {
 fn the_optimizer_on_a_gpu_is_that_of_the_cpu_to_the_bit() {
     let Some(both) = both(QuantizationType::Q8_0, &lora(3, &ALL_LINEAR)) else { return };
     let config = TrainingConfig { weight_decay: 0.1, ..TrainingConfig::default() };
-    let (objective, pool) = (objectives::build(&ObjectiveConfig::default()), Pool::default());
+    let (objective, pool) = (objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft)), Pool::default());
     let on_gpu = Engine { device: &both.device, compute: Compute::Bf16, ..engine(&both.gpu, &*objective, &pool) };
     let (mut cpu, mut gpu) = (AdamW::new(&config, &both.cpu.params), AdamW::new(&config, &both.gpu.params));
     for step in 0..4 {

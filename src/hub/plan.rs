@@ -6,6 +6,7 @@ use super::readme;
 use super::upload::UploadOptions;
 use crate::adapter::{CARD_BASE, CARD_REPO, CardFacts, CardKind, hub_id, model_card};
 use crate::error::{Error, Result};
+use crate::objectives::ObjectiveConfig;
 use serde::Serialize;
 use serde_json::Value as Json;
 use serde_yaml::Value;
@@ -288,7 +289,8 @@ impl Draft {
     fn card(&self, options: &UploadOptions) -> Result<String> {
         let recipe = self.recipe_value();
         let objective = recipe.as_ref().map(|recipe| {
-            recipe.get("objective").and_then(|section| section.get("type")?.as_str()).unwrap_or("bft").to_owned()
+            let named = recipe.get("objective").and_then(|section| section.get("type")?.as_str());
+            named.unwrap_or(ObjectiveConfig::default().kind.name()).to_owned()
         });
         let config = self.config_value()?;
         let r = config.and_then(|config| config["r"].as_u64()).and_then(|r| usize::try_from(r).ok());

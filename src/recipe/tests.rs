@@ -2,6 +2,7 @@ use super::*;
 use crate::error::Located;
 use crate::export::lint::Server;
 use crate::nn::TargetModules;
+use crate::objectives::ObjectiveKind;
 use proptest::prelude::*;
 
 const LEAST: &str = "base:\n  model: org/name\ndata:\n  train: rows.jsonl\n";
@@ -39,6 +40,25 @@ fn the_least_recipe_has_the_defaults() {
     assert_eq!(recipe.training, TrainingConfig::default());
     assert_eq!(recipe.lora, LoraConfig::default());
     assert_eq!(recipe.device, DeviceConfig::Auto);
+    assert_eq!(recipe.objective.kind, ObjectiveKind::Sft);
+}
+
+/// A recipe with BFT's settings and no type meant BFT: it does not train under the default without a word.
+#[test]
+fn settings_of_an_objective_want_its_type() {
+    for (settings, key, types) in [
+        ("group_size: 64", "group_size", "`type: bft`"),
+        ("sample_weighting: none", "sample_weighting", "`type: bft`"),
+        ("alpha: 0.5", "alpha", "`type: eaft` or `type: asft`"),
+        ("q: 1", "q", "`type: prob`"),
+    ] {
+        let (message, stretch, help) = blamed(&format!("objective:\n  {settings}\n"));
+        assert!(message.contains(&format!("objective.{key}: does nothing without `objective.type`")), "{message}");
+        assert!(settings.ends_with(&stretch) && help.contains(types), "{stretch}: {help}");
+    }
+    assert_eq!(parse(&format!("{LEAST}objective: {{}}\n")).unwrap(), parse(LEAST).unwrap());
+    let typed = parse(&format!("{LEAST}objective:\n  group_size: 64\n  type: bft\n")).unwrap();
+    assert_eq!((typed.objective.kind, typed.objective.group_size), (ObjectiveKind::Bft, 64));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::support::{ALL_LINEAR, TINY, batch, engine, golden, lora, rows, stir};
 use equipoise::device::Device;
 use equipoise::models::{self, Model};
 use equipoise::nn::{QuantizationConfig, QuantizationType};
-use equipoise::objectives::{self, ObjectiveConfig};
+use equipoise::objectives::{self, ObjectiveConfig, ObjectiveKind};
 use equipoise::ops::{Compute, Pool};
 use equipoise::train::backward::Engine;
 use equipoise::train::{AdamW, TrainingConfig};
@@ -43,7 +43,7 @@ fn load(base: &Base, kind: QuantizationType, device: &Device) -> Model {
 
 /// The losses of some steps, each after an update, and of a text that few rows go through.
 fn losses(model: &Model, device: &Device, compute: Compute) -> Vec<f64> {
-    let (objective, pool) = (objectives::build(&ObjectiveConfig::default()), Pool::default());
+    let (objective, pool) = (objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft)), Pool::default());
     let engine = Engine { device, compute, ..engine(model, &*objective, &pool) };
     let mut optimizer = AdamW::new(&TrainingConfig::default(), &model.params);
     let step = |length: usize| {

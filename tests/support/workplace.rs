@@ -19,6 +19,8 @@ lora:
   r: 4
   lora_alpha: 8
   lora_dropout: 0.1
+objective:
+  type: bft
 data:
   train: train.jsonl
   validation: validation.jsonl
