@@ -1,4 +1,4 @@
-//! `equipoise data --against`: items of tasks in training rows; and `equipoise compare --without` on what is left.
+//! `equipoise data --against`: items of tasks in training rows; and `--without` of `equipoise compare` and `equipoise eval` on what is left.
 
 use crate::support::golden;
 use crate::support::workplace::{Workplace, embedded_base, refusal};
@@ -125,10 +125,7 @@ fn a_comparison_is_of_the_items_that_are_left() {
     assert_eq!(left["rows"][0]["items"], 3);
     assert_eq!(left["notes"], json!(["mine: 3 of 6 items are left out, by found.jsonl"]));
     // The mean is that of the other three.
-    let samples = std::fs::read_dir(place.path("out").join(base.to_str().unwrap().replace('/', "__"))).unwrap();
-    let samples = samples.map(|entry| entry.unwrap().path()).find(|path| path.extension().unwrap() == "jsonl").unwrap();
-    let lines: Vec<Value> =
-        std::fs::read_to_string(samples).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = samples(&place, "out", &base);
     let mean = lines[3..].iter().map(|line| line["acc"].as_f64().unwrap()).sum::<f64>() / 3.0;
     assert_eq!(left["rows"][0]["baseline"].as_f64().unwrap(), mean);
 
@@ -160,6 +157,88 @@ fn a_comparison_is_of_the_items_that_are_left() {
         ("nowhere.jsonl", &["nowhere.jsonl"]),
     ] {
         refusal(&compare(&["--without", file])).says(2, phrases);
+    }
+}
+
+/// The lines of a model's samples file, in the folder of an evaluation.
+fn samples(place: &Workplace, output: &str, model: &Path) -> Vec<Value> {
+    let folder = place.path(output).join(model.to_str().unwrap().replace('/', "__"));
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.into_iter().find(|path| path.extension().unwrap() == "jsonl").unwrap();
+    std::fs::read_to_string(file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The whole score stays what it is; beside it stands that of the items that are left, in a group too.
+#[test]
+fn an_evaluation_reports_the_score_on_the_clean_rest() {
+    let place = place();
+    let written = place.command(&data(&["--against-out", "found.jsonl"])).output().unwrap();
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let task = std::fs::read_to_string(place.path("mine.yaml")).unwrap();
+    place.write("other.yaml", task.replace("task: mine", "task: other"));
+    place.write(
+        "both.yaml",
+        "group: both\ntask: [mine, other]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n",
+    );
+    let (adapter, base) = (golden("peft_adapter"), embedded_base());
+    let eval = |more: &[&str]| {
+        let mut command = place.command(&["eval", adapter.to_str().unwrap(), "--base", base.to_str().unwrap()]);
+        command.args(["--tasks", "both", "--include-path", ".", "--quiet"]).args(more).output().unwrap()
+    };
+    let output = eval(&["--without", "found.jsonl", "--output-path", "out", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let evaluations: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = samples(&place, "out", &base);
+    let mean =
+        |lines: &[Value]| lines.iter().map(|line| line["acc"].as_f64().unwrap()).sum::<f64>() / lines.len() as f64;
+    let of = |rows: &Value, task: &str| {
+        let is_it = |row: &&Value| row["task"] == task && row["metric"] == "acc";
+        let row = rows.as_array().unwrap().iter().find(is_it).unwrap();
+        (row["items"].as_u64().unwrap(), row["value"].as_f64().unwrap())
+    };
+    let of_base = &evaluations[0];
+    assert_eq!((of_base["what"].as_str(), evaluations.len()), (Some("base"), 2));
+    assert_eq!(of(&of_base["rows"], "mine"), (6, mean(&lines)));
+    let rest = &of_base["rest"];
+    assert_eq!(rest["left_out"], json!({"mine": 3, "other": 0}));
+    assert_eq!(of(&rest["rows"], "mine"), (3, mean(&lines[3..])));
+    let both = (3.0 * mean(&lines[3..]) + 6.0 * mean(&lines)) / 9.0;
+    let (items, value) = of(&rest["rows"], "both");
+    assert!(items == 9 && (value - both).abs() < 1e-12, "{rest}");
+    assert!(
+        rest["rows"].as_array().unwrap().iter().all(|row| row["task"] != "other"),
+        "nothing of it is left out: {rest}"
+    );
+    // In the results file, beside what lm-eval has there.
+    let files = of_base["files"].as_array().unwrap();
+    let results = files.iter().find(|file| file.as_str().unwrap().contains("results_")).unwrap();
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(place.path(results.as_str().unwrap())).unwrap()).unwrap();
+    assert_eq!(results["results"]["mine"]["acc,none"], mean(&lines));
+    assert_eq!(results["rest"]["results"]["mine"]["acc,none"], mean(&lines[3..]));
+    assert_eq!(results["rest"]["results"]["mine"]["sample_len"], 3);
+
+    let text = String::from_utf8(eval(&["--without", "found.jsonl"]).stdout).unwrap();
+    assert!(text.contains("without the items of found.jsonl: 3 of mine, 0 of other\ntask "), "{text}");
+    // A list of all items leaves no score, and one of other documents is refused before the model is read.
+    let line = |id: usize| format!("{{\"task\": \"mine\", \"doc_id\": {id}}}\n");
+    place.write("all.jsonl", (0..6).map(line).collect::<String>());
+    let output = eval(&["--without", "all.jsonl", "--json"]);
+    let first: Value = serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().next().unwrap()).unwrap();
+    assert_eq!(first["rest"]["left_out"], json!({"mine": 6, "other": 0}));
+    assert!(first["rest"]["rows"].as_array().unwrap().iter().all(|row| row["task"] == "both" && row["items"] == 6));
+    let found = std::fs::read_to_string(place.path("found.jsonl")).unwrap();
+    let hash = serde_json::from_str::<Value>(found.lines().nth(1).unwrap()).unwrap()["doc_hash"].clone();
+    place.write("differing.jsonl", found.replace(hash.as_str().unwrap(), "0123abcd"));
+    place.write("damaged.jsonl", "{\"task\": \"mine\"}\n");
+    for (file, phrases) in [
+        ("differing.jsonl", &["differing.jsonl", "line 2", "document 1 of `mine`", "0123abcd", "--against-out"][..]),
+        ("damaged.jsonl", &["damaged.jsonl", "line 1", "doc_id"]),
+        ("nowhere.jsonl", &["nowhere.jsonl"]),
+    ] {
+        refusal(&eval(&["--without", file, "--output-path", "refused", "--json"])).says(2, phrases);
+        assert!(!place.path("refused").exists(), "{file}");
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct DataArgs {
     /// A folder or file with more tasks (YAML with lm-eval's keys); may be given several times.
     #[arg(long, alias = "include_path", value_name = "PATH", requires = "against")]
     include_path: Vec<PathBuf>,
-    /// Write the items that were found to this file (JSON Lines), for `equipoise compare --without`.
+    /// Write the items that were found to this file (JSON Lines), for `--without` of `equipoise eval` and `equipoise compare`.
     #[arg(long, value_name = "FILE", requires = "against")]
     against_out: Option<PathBuf>,
 }
@@ -222,9 +222,15 @@ fn against(report: &ContaminationReport) -> String {
         }
     }
     if let Some(path) = &report.output {
-        let _ = write!(text, "\nwritten to {}; `equipoise compare … --without` leaves these items out", path.display());
+        let _ = write!(
+            text,
+            "\nwritten to {}; `equipoise eval` and `compare` take it as `--without`, and score what is left",
+            path.display()
+        );
     } else if !report.items.is_empty() {
-        text.push_str("\n`--against-out FILE` writes the items for `equipoise compare … --without FILE`");
+        text.push_str(
+            "\n`--against-out FILE` writes the items, for `--without FILE` of `equipoise eval` and `compare`",
+        );
     }
     text
 }

@@ -8,7 +8,7 @@ use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
-use crate::run::{self, EvalRequest, ModelResults};
+use crate::run::{self, EvalRequest, ModelResults, RestReport, ResultRow};
 use crate::train::metrics::TaskScore;
 use clap::Args;
 use serde::Deserialize;
@@ -71,6 +71,10 @@ pub(super) struct EvalArgs {
     /// Ask multiple choices again with their options in all cyclic orders. Takes as many times as long as there are options.
     #[arg(long)]
     option_shifts: bool,
+    /// Report the scores without the items of this file too (JSON Lines with `task` and `doc_id`), such as `equipoise data
+    /// --against-out` writes.
+    #[arg(long, value_name = "FILE")]
+    without: Option<PathBuf>,
     /// Decides the draws of bootstrapped standard errors.
     #[arg(long, value_name = "N", default_value = "1234")]
     seed: u64,
@@ -121,6 +125,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<u8> {
         batch_tokens: args.batch_tokens as usize,
         max_length: args.max_length.map(|tokens| tokens as usize),
         option_shifts: args.option_shifts,
+        without: args.without.clone(),
         seed: args.seed,
         offline: args.offline,
     };
@@ -142,7 +147,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<u8> {
             stdout.json("evaluation", result);
         }
     } else {
-        stdout.text(&table(&results));
+        let all: Vec<_> = results.iter().map(|of| (of.what, &of.rows[..])).collect();
+        stdout.text(&table(&all));
+        stdout.text(&rest(&results));
         if args.choices || args.option_shifts {
             stdout.text(&choices(&results));
         }
@@ -158,17 +165,17 @@ fn number(value: f64, stderr: Option<f64>) -> String {
 }
 
 /// A row for each metric: the base, the adapter, and what a guess and a constant answer get.
-fn table(results: &[ModelResults]) -> String {
-    let Some(first) = results.first() else { return String::new() };
+fn table(results: &[(&str, &[ResultRow])]) -> String {
+    let Some((_, first)) = results.first() else { return String::new() };
     let mut header = vec!["task".to_owned(), "metric".into(), "items".into()];
-    header.extend(results.iter().map(|of| of.what.to_owned()));
+    header.extend(results.iter().map(|(what, _)| (*what).to_owned()));
     if results.len() > 1 {
         header.push("difference".into());
     }
     header.extend(["chance".into(), "best constant".into()]);
     let mut rows = vec![header];
-    for (i, row) in first.rows.iter().enumerate() {
-        let of_each: Vec<&TaskScore> = results.iter().filter_map(|of| Some(&of.rows.get(i)?.score)).collect();
+    for (i, row) in first.iter().enumerate() {
+        let of_each: Vec<&TaskScore> = results.iter().filter_map(|(_, rows)| Some(&rows.get(i)?.score)).collect();
         let TaskScore { metric, filter, higher_is_better, items, .. } = &row.score;
         let filter = if filter == "none" { String::new() } else { format!(" ({filter})") };
         let arrow = if *higher_is_better { "↑" } else { "↓" };
@@ -182,6 +189,20 @@ fn table(results: &[ModelResults]) -> String {
         rows.push(cells);
     }
     columns(&rows)
+}
+
+/// The same without the items that a list names.
+fn rest(results: &[ModelResults]) -> String {
+    let of_each: Vec<(&str, &RestReport)> =
+        results.iter().filter_map(|of| Some((of.what, of.rest.as_ref()?))).collect();
+    let Some((_, first)) = of_each.first() else { return String::new() };
+    let left_out: Vec<String> = first.left_out.iter().map(|(task, items)| format!("{items} of {task}")).collect();
+    let head = format!("\n\nwithout the items of {}: {}", first.without.display(), left_out.join(", "));
+    if first.rows.is_empty() {
+        return head;
+    }
+    let rows: Vec<(&str, &[ResultRow])> = of_each.iter().map(|(what, of)| (*what, &of.rows[..])).collect();
+    format!("{head}\n{}", table(&rows))
 }
 
 /// How each model chooses: a table of numbers, a line of places, and a line of shifts.

@@ -102,6 +102,7 @@ pub(super) fn run(args: &ObjectivesArgs) -> Result<u8> {
             device: recipe.device,
             batch_tokens: args.batch_tokens.map_or(asked.batch_tokens, |tokens| tokens as usize),
             max_length: None,
+            without: None,
             option_shifts: false,
             seed: EvalRequest::SEED,
             offline: args.recipe.offline,

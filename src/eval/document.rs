@@ -202,11 +202,11 @@ impl Prepared {
 
     /// What a guess among the choices of a multiple-choice task gets, and what the best constant answer gets: the choice of one place
     /// for all documents. `None` for other tasks, and where there are several right answers.
-    pub fn floors(&self, asked: &[Asked]) -> Option<(f64, f64)> {
+    pub fn floors<'a>(&self, asked: impl IntoIterator<Item = &'a Asked>) -> Option<(f64, f64)> {
         if self.config.output_type != OutputType::MultipleChoice {
             return None;
         }
-        let golds: Vec<(usize, usize)> = asked.iter().map(Asked::gold).collect::<Option<_>>()?;
+        let golds: Vec<(usize, usize)> = asked.into_iter().map(Asked::gold).collect::<Option<_>>()?;
         let chance = mean(&golds.iter().map(|&(_, choices)| 1.0 / choices as f64).collect::<Vec<f64>>())?;
         let places: Vec<usize> = golds.into_iter().map(|(gold, _)| gold).collect();
         Some((chance, Confusion::new(&places, &places)?.best_constant().accuracy))

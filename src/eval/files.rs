@@ -376,7 +376,8 @@ pub struct RunFacts {
     pub fewshot_as_multiturn: bool,
 }
 
-fn numbers(result: &TaskResult) -> Map<String, Value> {
+/// The numbers of a task or a group, as `results` has them.
+pub(crate) fn numbers(result: &TaskResult) -> Map<String, Value> {
     let mut map = Map::new();
     map.insert("name".into(), Value::from(result.name.as_str()));
     map.insert("alias".into(), Value::from(result.alias.as_str()));

@@ -30,7 +30,7 @@ pub use files::{
     Journal, RunFacts, TaskHash, document_hash, evaluation_files, file_stamp, model_folder, remove_empty_folders,
     results_json,
 };
-pub(crate) use files::{difference, pretty};
+pub(crate) use files::{difference, numbers, pretty};
 pub use general_text::general_text;
 pub use metrics::ItemValue;
 pub use prompt::ChatSettings;

@@ -1,13 +1,11 @@
 //! Evaluations of the same items beside each other: paired tests, and calibration.
 
-mod left_out;
-
+use super::left_out::{self, LeftOut};
 use crate::error::{Error, Result};
 use crate::eval::{RecordedItem, RecordedItems, RecordedRun};
 use crate::statistics::{
     Binning, CALIBRATION_BINS, PairedComparison, Predictions, Resampling, compare_paired, holm, number_clusters,
 };
-use left_out::LeftOut;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

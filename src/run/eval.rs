@@ -4,10 +4,12 @@ pub(super) mod bench;
 mod choices;
 mod documents;
 mod request;
+mod rest;
 mod tasks;
 
 pub use choices::{ChoiceReport, PlaceShare, ShiftReport};
 pub use request::EvalRequest;
+pub use rest::RestReport;
 pub(super) use tasks::{TaskSet, WantedTasks};
 
 use crate::device::process_memory;
@@ -20,6 +22,7 @@ use crate::models::Model;
 use crate::train::metrics::TaskScore;
 use crate::train::{Event, Observer};
 use bench::Bench;
+use rest::LeftOuts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -41,6 +44,9 @@ pub struct ModelResults {
     /// How it chose in the tasks that are multiple choices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<ChoiceReport>,
+    /// The scores on what `EvalRequest::without` leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rest: Option<RestReport>,
     /// Items that this process answered, and in how many seconds.
     pub items: usize,
     /// Seconds in answering them.
@@ -79,9 +85,10 @@ pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Ve
     if request.resume && request.output.is_none() {
         return Err(Error::invalid("--resume: an evaluation goes on in its folder, and `--output-path` names none"));
     }
+    let left_out = request.without.as_deref().map(|path| LeftOuts::read(path, &tasks)).transpose()?;
     let (bench, mut model) = Bench::open(request, observer)?;
     observer.event(&Event::Phase("tokenizing".into()));
-    let questions = Questions::new(request, &bench, &tasks)?;
+    let questions = Questions { left_out, ..Questions::new(request, &bench, &tasks)? };
     questions.fit(&mut model, observer);
 
     let run = Run { request, bench: &bench, model: &model, questions: &questions };
@@ -100,6 +107,7 @@ pub(super) struct Questions<'a> {
     set: &'a TaskSet,
     asked: Vec<Vec<Asked>>,
     chat_template: Option<String>,
+    left_out: Option<LeftOuts>,
 }
 
 impl<'a> Questions<'a> {
@@ -115,7 +123,7 @@ impl<'a> Questions<'a> {
             (0..task.documents.len()).map(|id| requests_of(task, id, &chat, &tokens)).collect::<Result<Vec<Asked>>>()
         };
         let asked = set.tasks.iter().map(of_task).collect::<Result<_>>()?;
-        Ok(Self { set, asked, chat_template: template.map(|(_, source)| source.to_owned()) })
+        Ok(Self { set, asked, chat_template: template.map(|(_, source)| source.to_owned()), left_out: None })
     }
 
     /// A hash of all that is asked: the tasks' settings and their documents.
@@ -180,11 +188,13 @@ pub(super) struct Run<'a> {
     pub questions: &'a Questions<'a>,
 }
 
+/// By filter and metric, in the order of the documents.
+type ItemValues = Vec<BTreeMap<String, Vec<ItemValue>>>;
+
 /// A task's items as they come in.
 #[derive(Default)]
 struct Collected {
-    /// By filter and metric, in the order of the documents.
-    values: Vec<BTreeMap<String, Vec<ItemValue>>>,
+    values: ItemValues,
     hashes: Vec<TaskHash>,
     /// The choices, of documents with one right choice.
     chosen: Vec<Chosen>,
@@ -196,6 +206,8 @@ struct Outcome {
     result: (TaskResult, String),
     /// The choices, where each document has one that is right.
     chosen: Option<Vec<Chosen>>,
+    /// The items' values.
+    values: ItemValues,
 }
 
 impl Run<'_> {
@@ -272,12 +284,16 @@ impl Run<'_> {
         }
         let results: Vec<&TaskResult> = outcomes.iter().map(|of: &Outcome| &of.result.0).collect();
         let groups = self.groups(&results);
+        let rest = self.rest(&outcomes)?;
         let (seconds, model) = (clock.elapsed().as_secs_f64(), self.model_name(what));
         let files = journal.map_or_else(
             || Ok(Vec::new()),
             |journal| {
                 let tasks: Vec<_> = self.tasks().iter().zip(outcomes.iter().map(|of| &of.result)).collect();
-                let results = results_json(&tasks, &groups, &self.facts((what, model), started, seconds));
+                let mut results = results_json(&tasks, &groups, &self.facts((what, model), started, seconds));
+                if let Some((rest, report)) = &rest {
+                    results["rest"] = report.json(rest);
+                }
                 journal.publish(model, &self.names(), &results)
             },
         )?;
@@ -288,6 +304,7 @@ impl Run<'_> {
             rows: self.rows(&results, &groups),
             files,
             choices,
+            rest: rest.map(|(_, report)| report),
             items: answered,
             seconds,
             peak_memory: process_memory().map(|(peak, _)| peak),
@@ -422,25 +439,26 @@ impl Collected {
     }
 
     fn finish(self, task: &Prepared, seed: u64) -> Result<Outcome> {
-        let mut metrics = Vec::new();
-        for (filter, values) in task.filter_names().zip(&self.values) {
-            for metric in &task.metrics {
-                let values = values.get(&metric.metric).filter(|values| values.len() == task.documents.len());
-                let values = values.ok_or_else(|| {
-                    Error::invalid(format!("internal: `{}` was not measured on each item", metric.metric))
-                })?;
-                metrics.push(aggregate(metric, filter, values, seed));
-            }
-        }
-        let result = TaskResult {
-            name: task.config.task.clone(),
-            alias: task.config.alias().to_owned(),
-            sample_len: task.documents.len(),
-            metrics,
-        };
+        let result = result_of(task, &self.values, task.documents.len(), seed)?;
         let chosen = Some(self.chosen).filter(|chosen| chosen.len() == task.documents.len());
-        Ok(Outcome { result: (result, TaskHash::of_all(&self.hashes)), chosen })
+        Ok(Outcome { result: (result, TaskHash::of_all(&self.hashes)), chosen, values: self.values })
     }
+}
+
+/// A task's metrics over the values of so many items.
+fn result_of(task: &Prepared, values: &ItemValues, items: usize, seed: u64) -> Result<TaskResult> {
+    let mut metrics = Vec::new();
+    for (filter, values) in task.filter_names().zip(values) {
+        for metric in &task.metrics {
+            let values = values.get(&metric.metric).filter(|values| values.len() == items);
+            let values = values.ok_or_else(|| {
+                Error::invalid(format!("internal: `{}` was not measured on each item", metric.metric))
+            })?;
+            metrics.push(aggregate(metric, filter, values, seed));
+        }
+    }
+    let (name, alias) = (task.config.task.clone(), task.config.alias().to_owned());
+    Ok(TaskResult { name, alias, sample_len: items, metrics })
 }
 
 /// Documents that go through the model together: always the same ones, so that an evaluation that goes on has the same numbers.

@@ -48,6 +48,7 @@ impl RunTasks {
             device: recipe.device,
             batch_tokens: config.batch_tokens,
             max_length: None,
+            without: None,
             option_shifts: false,
             seed: EvalRequest::SEED,
             offline: options.offline,

@@ -47,6 +47,8 @@ pub struct EvalRequest {
     pub max_length: Option<usize>,
     /// Ask each multiple choice again with its options in all cyclic orders.
     pub option_shifts: bool,
+    /// A list of items (JSON Lines with `task` and `doc_id`): the scores on the others are reported too.
+    pub without: Option<PathBuf>,
     /// Decides the draws of bootstrapped standard errors.
     pub seed: u64,
     /// Fetch nothing.

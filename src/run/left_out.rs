@@ -1,7 +1,7 @@
-//! Items that a comparison leaves out: those that stand in training rows, say.
+//! Items that a comparison or an evaluation leaves out: those that stand in training rows, say.
 
 use crate::error::{Error, Result};
-use crate::eval::{RecordedItem, RecordedItems};
+use crate::eval::{Prepared, RecordedItems, document_hash};
 use crate::fs::read_within;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ struct Line {
 /// Items to leave out, by task.
 #[derive(Debug)]
 pub(super) struct LeftOut {
-    path: PathBuf,
+    pub path: PathBuf,
     /// By the document's number: the line, and the document's hash where it has one.
     tasks: BTreeMap<String, BTreeMap<u64, (usize, Option<String>)>>,
 }
@@ -62,7 +62,7 @@ impl LeftOut {
                 for item in &*items {
                     all.insert(item.id);
                     if let Some((line, hash)) = named.get(&item.id) {
-                        self.check(task, (*line, hash.as_deref()), item, path)?;
+                        self.check((*line, hash.as_deref()), (task, item.id, &item.hashes[0]), path.display())?;
                         out.insert(item.id);
                     }
                 }
@@ -74,19 +74,33 @@ impl LeftOut {
         Ok(Some(format!("{task}: {out} of {all} items are left out, by {}{behind}", self.path.display())))
     }
 
+    /// Those of a task's documents that are left out.
+    ///
+    /// # Errors
+    /// When one has another hash than the file says.
+    pub fn among(&self, task: &Prepared) -> Result<BTreeSet<usize>> {
+        let mut out = BTreeSet::new();
+        for (&id, (line, hash)) in self.tasks.get(&task.config.task).into_iter().flatten() {
+            let Some(id) = usize::try_from(id).ok().filter(|&id| id < task.documents.len()) else { continue };
+            self.check(
+                (*line, hash.as_deref()),
+                (&task.config.task, id as u64, &document_hash(task, id)),
+                "the task's data",
+            )?;
+            out.insert(id);
+        }
+        Ok(out)
+    }
+
     fn check(
         &self,
-        task: &str,
         (line, hash): (usize, Option<&str>),
-        item: &RecordedItem,
-        samples: &Path,
+        (task, id, known): (&str, u64, &str),
+        place: impl std::fmt::Display,
     ) -> Result<()> {
-        let [known, _] = &item.hashes;
-        let Some(hash) = hash.filter(|hash| hash != known) else { return Ok(()) };
+        let Some(hash) = hash.filter(|hash| *hash != known) else { return Ok(()) };
         let message = format!(
-            "line {line}: document {} of `{task}` has the hash {hash} here, and {known} in {}: they are not of the same documents",
-            item.id,
-            samples.display()
+            "line {line}: document {id} of `{task}` has the hash {hash} here, and {known} in {place}: they are not of the same documents"
         );
         Err(Error::file(&self.path, message).with_help(
             "find the items anew, with the task and the data that were evaluated: `equipoise data RECIPE --against TASK --against-out FILE`",
