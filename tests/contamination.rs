@@ -6,6 +6,7 @@ use equipoise::eval::words;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::Path;
+use std::process::Output;
 
 /// What each question begins with: more than 13 words that no item has for itself.
 const TEMPLATE: &str =
@@ -187,8 +188,12 @@ fn an_evaluation_reports_the_score_on_the_clean_rest() {
     };
     let output = eval(&["--without", "found.jsonl", "--output-path", "out", "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let evaluations: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let evaluations = |output: &Output| -> Vec<Value> {
+        let lines = std::str::from_utf8(&output.stdout).unwrap().lines();
+        let events = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|event| event["event"] == "evaluation").collect()
+    };
+    let evaluated = evaluations(&output);
     let lines = samples(&place, "out", &base);
     let mean =
         |lines: &[Value]| lines.iter().map(|line| line["acc"].as_f64().unwrap()).sum::<f64>() / lines.len() as f64;
@@ -197,8 +202,8 @@ fn an_evaluation_reports_the_score_on_the_clean_rest() {
         let row = rows.as_array().unwrap().iter().find(is_it).unwrap();
         (row["items"].as_u64().unwrap(), row["value"].as_f64().unwrap())
     };
-    let of_base = &evaluations[0];
-    assert_eq!((of_base["what"].as_str(), evaluations.len()), (Some("base"), 2));
+    let of_base = &evaluated[0];
+    assert_eq!((of_base["what"].as_str(), evaluated.len()), (Some("base"), 2));
     assert_eq!(of(&of_base["rows"], "mine"), (6, mean(&lines)));
     let rest = &of_base["rest"];
     assert_eq!(rest["left_out"], json!({"mine": 3, "other": 0}));
@@ -224,10 +229,9 @@ fn an_evaluation_reports_the_score_on_the_clean_rest() {
     // A list of all items leaves no score, and one of other documents is refused before the model is read.
     let line = |id: usize| format!("{{\"task\": \"mine\", \"doc_id\": {id}}}\n");
     place.write("all.jsonl", (0..6).map(line).collect::<String>());
-    let output = eval(&["--without", "all.jsonl", "--json"]);
-    let first: Value = serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().next().unwrap()).unwrap();
-    assert_eq!(first["rest"]["left_out"], json!({"mine": 6, "other": 0}));
-    assert!(first["rest"]["rows"].as_array().unwrap().iter().all(|row| row["task"] == "both" && row["items"] == 6));
+    let rest = evaluations(&eval(&["--without", "all.jsonl", "--json"]))[0]["rest"].clone();
+    assert_eq!(rest["left_out"], json!({"mine": 6, "other": 0}));
+    assert!(rest["rows"].as_array().unwrap().iter().all(|row| row["task"] == "both" && row["items"] == 6));
     let found = std::fs::read_to_string(place.path("found.jsonl")).unwrap();
     let hash = serde_json::from_str::<Value>(found.lines().nth(1).unwrap()).unwrap()["doc_hash"].clone();
     place.write("differing.jsonl", found.replace(hash.as_str().unwrap(), "0123abcd"));
