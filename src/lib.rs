@@ -1,4 +1,4 @@
-//! Equipoise fine-tunes `LoRA` adapters on a frozen, quantized base under Balanced Fine-Tuning (BFT, arXiv 2511.21075).
+//! Equipoise fine-tunes `LoRA` adapters on a frozen, quantized base under Balanced Fine-Tuning (BFT, arXiv 2511.21075) or another objective.
 //!
 //! A recipe goes in, an adapter comes out: [`recipe::Recipe`] says what, [`run`] does it. The floors, from the top: `cli`,
 //! [`run`], [`recipe`], [`train`], [`export`] and [`hub`], [`objectives`] and [`adapter`], [`models`] and [`data`], [`nn`], [`weights`]

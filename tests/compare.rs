@@ -168,12 +168,17 @@ fn runs_that_do_not_compare_are_refused_with_what_differs() {
 fn an_adapter_is_compared_with_its_base_by_their_one_folder() {
     let place = Workplace::new();
     place.write_task(20);
+    // A calibration error is of all items together, also where the task does not say so.
+    let metrics = "metric_list: [{metric: acc}, {metric: ece}, {metric: aurc}, {metric: brier_score}]\n";
+    place.write("mine.yaml", std::fs::read_to_string(place.path("mine.yaml")).unwrap() + metrics);
     let (adapter, base) = (golden("peft_adapter"), embedded_base());
     let mut eval = place.command(&["eval", adapter.to_str().unwrap(), "--base", base.to_str().unwrap()]);
     let done = eval.args(["--tasks", "mine.yaml", "--output-path", "out", "--quiet"]).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let comparison = compared(&place, &["out"]);
     assert_eq!(comparison["baseline"], base.to_str().unwrap());
+    let metrics: Vec<&Value> = comparison["rows"].as_array().unwrap().iter().map(|row| &row["metric"]).collect();
+    assert_eq!(metrics, ["acc", "brier_score"]);
     assert_eq!(comparison["rows"][0]["candidate_model"], adapter.to_str().unwrap());
     // What `eval` says of each is what is compared.
     let text = String::from_utf8(done.stdout).unwrap();

@@ -81,9 +81,16 @@ fn each_run_is_the_one_that_train_would_make() {
     assert_eq!(paired["items"], 12);
     // The tables that people read.
     let markdown = std::fs::read_to_string(place.path("out/objectives.md")).unwrap();
-    for phrase in
-        ["| base alone |", "| bft:group_normalized | ", "## mine: acc, 12 items", "(matched)", "a guess 0.5000"]
-    {
+    for phrase in [
+        "| base alone |",
+        "| bft:group_normalized | ",
+        "## mine: acc, 12 items",
+        "## mine: acc_norm, 12 items",
+        "(matched)",
+        "a guess 0.5000",
+        "The base knows little of the held-out answers",
+        "Seeds: 42, 43",
+    ] {
         assert!(markdown.contains(phrase), "no `{phrase}` in {markdown}");
     }
     let csv = std::fs::read_to_string(place.path("out/objectives.csv")).unwrap();

@@ -106,6 +106,48 @@ fn items_in_training_rows_are_found_with_their_rows() {
     assert_eq!(printed["against"]["items"], json!([]));
 }
 
+/// A chat template's words between question and answer hide no copy, in whatever format the rows are: not of a short item, which is
+/// searched for as a whole, and a copy is a near duplicate.
+#[test]
+fn copies_are_found_through_a_chat_template() {
+    let place = Workplace::new();
+    place.write(
+        "quiz.yaml",
+        "task: quiz\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
+         output_type: multiple_choice\ndoc_to_text: \"{{q}}\"\ndoc_to_choice: [\"{{a}}\", \" none\"]\ndoc_to_target: 0\n",
+    );
+    let mut pairs: Vec<(String, String)> = [
+        ("Which organelle makes ATP?", "the mitochondrion"),
+        ("What carries oxygen in blood?", "haemoglobin in erythrocytes"),
+        ("Who described the operon first?", "Jacob and Monod"),
+    ]
+    .map(|(q, a)| (q.to_owned(), a.to_owned()))
+    .into();
+    // A long one: its answer is a definition.
+    pairs.push(("What is meant by this term of the ontology?".to_owned(), texts()[0].clone()));
+    let items = pairs.iter().map(|(q, a)| json!({"q": q, "a": a}).to_string() + "\n");
+    place.write("rows.jsonl", items.collect::<String>());
+    for row in [
+        (|q, a| json!({"instruction": q, "output": a})) as fn(&str, &str) -> Value,
+        |q, a| json!({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}),
+        |q, a| json!({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": q}, {"role": "assistant", "content": a}]}),
+        |q, a| json!({"question": q, "answer": a}),
+        |q, a| json!({"prompt": format!("{q} "), "completion": a}),
+        |q, a| json!({"text": format!("{q} {a}")}),
+    ] {
+        let rows = pairs.iter().map(|(q, a)| row(q, a).to_string() + "\n");
+        place.write("train.jsonl", rows.collect::<String>());
+        let arguments = ["data", "trial.yaml", "--set", "data.max_seq_len=512", "--set", "data.validation=null"];
+        let output = place.command(&[&arguments[..], &["--against", "quiz.yaml", "--json"]].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let against = serde_json::from_slice::<Value>(&output.stdout).unwrap()["against"].clone();
+        let counts = &against["tasks"][0];
+        assert_eq!((&counts["overlapping"], &counts["clean"]), (&json!(4), &json!(0)), "{against}");
+        let long = &against["items"][3];
+        assert!(long["overlap"] == 1.0 && long["near_duplicate"] == true, "{against}");
+    }
+}
+
 #[test]
 fn a_comparison_is_of_the_items_that_are_left() {
     let place = place();
@@ -137,6 +179,8 @@ fn a_comparison_is_of_the_items_that_are_left() {
         (&left["rows"][0]["items"], &left["notes"][0]),
         (&json!(5), &json!("mine: 1 of 6 items are left out, by own.jsonl"))
     );
+    let note = "own.jsonl: 2 of 3 items are not among these tasks, such as document 77 of `mine`";
+    assert_eq!(left["notes"][1], note);
     place.write("nothing.jsonl", "");
     assert_eq!(printed(&["--without", "nothing.jsonl"])["rows"][0]["items"], 6);
 
@@ -206,7 +250,8 @@ fn an_evaluation_reports_the_score_on_the_clean_rest() {
     assert_eq!((of_base["what"].as_str(), evaluated.len()), (Some("base"), 2));
     assert_eq!(of(&of_base["rows"], "mine"), (6, mean(&lines)));
     let rest = &of_base["rest"];
-    assert_eq!(rest["left_out"], json!({"mine": 3, "other": 0}));
+    let left_out = |mine: usize| json!([{"task": "mine", "left_out": mine, "items": 6}, {"task": "other", "left_out": 0, "items": 6}]);
+    assert_eq!(rest["left_out"], left_out(3));
     assert_eq!(of(&rest["rows"], "mine"), (3, mean(&lines[3..])));
     let both = (3.0 * mean(&lines[3..]) + 6.0 * mean(&lines)) / 9.0;
     let (items, value) = of(&rest["rows"], "both");
@@ -225,16 +270,31 @@ fn an_evaluation_reports_the_score_on_the_clean_rest() {
     assert_eq!(results["rest"]["results"]["mine"]["sample_len"], 3);
 
     let text = String::from_utf8(eval(&["--without", "found.jsonl"]).stdout).unwrap();
-    assert!(text.contains("without the items of found.jsonl: 3 of mine, 0 of other\ntask "), "{text}");
+    assert!(text.contains("without the items of found.jsonl\nmine: 3 of 6 items are left out\nother: 0 of 6 items are left out\n\ntask "), "{text}");
     // A list of all items leaves no score, and one of other documents is refused before the model is read.
     let line = |id: usize| format!("{{\"task\": \"mine\", \"doc_id\": {id}}}\n");
     place.write("all.jsonl", (0..6).map(line).collect::<String>());
     let rest = evaluations(&eval(&["--without", "all.jsonl", "--json"]))[0]["rest"].clone();
-    assert_eq!(rest["left_out"], json!({"mine": 6, "other": 0}));
-    assert!(rest["rows"].as_array().unwrap().iter().all(|row| row["task"] == "both" && row["items"] == 6));
+    assert_eq!(rest["left_out"], left_out(6));
+    // The group's is that of its other task.
+    let of_group: Vec<(&Value, &Value)> =
+        rest["rows"].as_array().unwrap().iter().map(|row| (&row["task"], &row["items"])).collect();
+    assert_eq!(of_group, [(&json!("both"), &json!(6))]);
+    // A misspelt name is said; a document beyond `--limit` is none, and two lists may be one behind the other.
     let found = std::fs::read_to_string(place.path("found.jsonl")).unwrap();
+    place.write(
+        "misspelt.jsonl",
+        format!("{found}{found}{{\"task\": \"mien\", \"doc_id\": 0}}\n").replace('\n', "\r\n"),
+    );
+    let output = eval(&["--without", "misspelt.jsonl", "--limit", "2", "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let note = "misspelt.jsonl: 1 of 4 items are not among these tasks, such as document 0 of `mien`";
+    assert!(text.contains(note), "{text}");
+    assert_eq!(evaluations(&output)[0]["rest"]["left_out"][0], json!({"task": "mine", "left_out": 2, "items": 2}));
     let hash = serde_json::from_str::<Value>(found.lines().nth(1).unwrap()).unwrap()["doc_hash"].clone();
-    place.write("differing.jsonl", found.replace(hash.as_str().unwrap(), "0123abcd"));
+    // A later line without a hash does not hide the first one's.
+    let line = "{\"task\": \"mine\", \"doc_id\": 1}\n";
+    place.write("differing.jsonl", found.replace(hash.as_str().unwrap(), "0123abcd") + line);
     place.write("damaged.jsonl", "{\"task\": \"mine\"}\n");
     for (file, phrases) in [
         ("differing.jsonl", &["differing.jsonl", "line 2", "document 1 of `mine`", "0123abcd", "--against-out"][..]),

@@ -275,5 +275,16 @@ fn options_are_asked_in_all_orders() {
     let output =
         place.command(&["eval", base.to_str().unwrap(), "--tasks", "mine.yaml", "--option-shifts"]).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && stderr.contains("cannot be shifted"), "{stderr}");
+    assert!(output.status.success() && stderr.contains("not every document has a field that holds them"), "{stderr}");
+    // Options that no prompt shows have no order: all shifts would be the same.
+    place.write(
+        "orders.yaml",
+        task.replace("doc_to_choice: [A, B, C]", "doc_to_choice: choices")
+            .replace(" A. {{choices[0]}} B. {{choices[1]}} C. {{choices[2]}}", ""),
+    );
+    let output = place.command(&arguments).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && stderr.contains("no prompt shows them"), "{stderr}");
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!shown.contains("under all orders"), "{shown}");
 }

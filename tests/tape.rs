@@ -105,8 +105,8 @@ fn long_rows_are_as_right_as_short_ones() {
     let tiny = Tiny { layers: 1, ..TINY };
     let lora = lora(4, &ALL_LINEAR);
     let model = tiny.model(QuantizationType::Q8_0, &lora);
-    let (sft, pool) = (objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft)), Pool::default());
-    let engine = engine(&model, &*sft, &pool);
+    let (bft, pool) = (objectives::build(&ObjectiveConfig::of(ObjectiveKind::Bft)), Pool::default());
+    let engine = engine(&model, &*bft, &pool);
     let batches = [batch(&rows(&[250, 193, 65], tiny.vocabulary))];
     let (got, expected) = (engine.step(&batches, |_| None).unwrap(), engine.step_on_tape(&batches, |_| None).unwrap());
     assert_close("long rows", &model, &got, &expected, 1e-4);

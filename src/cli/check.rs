@@ -81,10 +81,11 @@ fn render(report: &CheckReport, colors: bool) -> String {
     table.row(
         "adapter",
         printable(&format!(
-            "{} parameters in {} modules, {}\n{}",
+            "{} parameters in {} modules, {}, trained under {}\n{}",
             count(adapter.parameters),
             adapter.modules,
             bytes(adapter.bytes),
+            report.objective,
             adapter.target_modules.join(", ")
         )),
     );
@@ -194,6 +195,7 @@ mod tests {
                 modules: 210,
                 target_modules: vec!["q_proj".into(), "v_proj".into()],
             },
+            objective: "bft".into(),
             data: DataReport {
                 sources: vec![SourceReport {
                     format: "chat (by the first row's field `messages`)".into(),

@@ -8,7 +8,7 @@ use crate::device::DeviceConfig;
 use crate::error::{Error, Result};
 use crate::nn::QuantizationType;
 use crate::ops::ComputeConfig;
-use crate::run::{self, EvalRequest, ModelResults, RestReport, ResultRow};
+use crate::run::{self, EvalRequest, LeftOutItems, ModelResults, RestReport, ResultRow};
 use crate::train::metrics::TaskScore;
 use clap::Args;
 use serde::Deserialize;
@@ -149,10 +149,10 @@ pub(super) fn run(args: &EvalArgs) -> Result<u8> {
     } else {
         let all: Vec<_> = results.iter().map(|of| (of.what, &of.rows[..])).collect();
         stdout.text(&table(&all));
-        stdout.text(&rest(&results));
         if args.choices || args.option_shifts {
             stdout.text(&choices(&results));
         }
+        stdout.text(&rest(&results));
         stdout.text("\n");
         stdout.text(&summary(&results));
     }
@@ -196,13 +196,20 @@ fn rest(results: &[ModelResults]) -> String {
     let of_each: Vec<(&str, &RestReport)> =
         results.iter().filter_map(|of| Some((of.what, of.rest.as_ref()?))).collect();
     let Some((_, first)) = of_each.first() else { return String::new() };
-    let left_out: Vec<String> = first.left_out.iter().map(|(task, items)| format!("{items} of {task}")).collect();
-    let head = format!("\n\nwithout the items of {}: {}", first.without.display(), left_out.join(", "));
+    let left_out: Vec<String> = first
+        .left_out
+        .iter()
+        .map(|LeftOutItems { task, left_out, items }| {
+            let all = if left_out == items { ", which are all" } else { "" };
+            format!("{task}: {left_out} of {items} items are left out{all}")
+        })
+        .collect();
+    let head = format!("\n\nwithout the items of {}\n{}", first.without, left_out.join("\n"));
     if first.rows.is_empty() {
         return head;
     }
     let rows: Vec<(&str, &[ResultRow])> = of_each.iter().map(|(what, of)| (*what, &of.rows[..])).collect();
-    format!("{head}\n{}", table(&rows))
+    format!("{head}\n\n{}", table(&rows))
 }
 
 /// How each model chooses: a table of numbers, a line of places, and a line of shifts.

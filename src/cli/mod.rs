@@ -31,7 +31,7 @@ use tracing_subscriber::EnvFilter;
 /// The exit code after an interrupt, as shells have it for SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// Fine-tune LoRA adapters on a frozen, quantized base model under Balanced Fine-Tuning.
+/// Fine-tune LoRA adapters on a frozen, quantized base model, under Balanced Fine-Tuning or another objective.
 #[derive(Debug, Parser)]
 #[command(name = "equipoise", version, propagate_version = true, max_term_width = 100)]
 struct Cli {

@@ -2,6 +2,8 @@
 //!
 //! It owns which tokens are learnt. It reads no file; how rows are read and gathered is `dataset`'s.
 
+mod apart;
+
 use super::config::TrainOnTurns;
 use super::example::{Example, Message, Role};
 use super::forms;
@@ -412,15 +414,6 @@ impl Encoder {
             ids.iter().copied().filter(|id| !(skip_special_tokens && self.special.contains(id))).collect();
         let text = quietly(|| self.tokenizer().decode(&kept, false)).ok_or_else(panicked)?;
         text.map_err(|error| failed(&*error))
-    }
-
-    /// Text of tokens, with a line break for special ones: what they keep apart stays apart.
-    ///
-    /// # Errors
-    /// When the tokenizer fails.
-    pub fn decode_apart(&self, ids: &[u32]) -> Result<String> {
-        let parts = ids.split(|id| self.special.contains(id)).filter(|part| !part.is_empty());
-        Ok(parts.map(|part| self.decode(part, false)).collect::<Result<Vec<_>>>()?.join("\n"))
     }
 
     /// Text of tokens that come one by one.

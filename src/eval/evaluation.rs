@@ -88,7 +88,9 @@ impl EvaluationConfig {
             return wrong("`evaluation.tasks` names no task", format!("write `evaluation: {{tasks: [{task}]}}`"));
         }
         if self.eval_strategy == Some(EvalStrategy::End) {
-            let help = "delete `evaluation.eval_strategy`, or set it to `steps`".to_owned();
+            let help = "delete `evaluation.eval_strategy`, or set it to `steps`; or delete `training.metric_for_best_model`, to have the \
+                        objective's own number decide"
+                .to_owned();
             return wrong("`evaluation.eval_strategy: end` measures it once", help);
         }
         Ok(())

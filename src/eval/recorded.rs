@@ -165,14 +165,18 @@ impl RecordedRun {
     }
 }
 
-/// The metrics of a task that are no means: perplexities, whose items are log-likelihoods, and what is aggregated otherwise.
+/// The metrics of a task that are no means: perplexities, whose items are log-likelihoods, and what is aggregated otherwise, as the task
+/// says or as the metric is.
 fn not_means(config: &Value) -> BTreeSet<String> {
     let perplexities = ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"].map(str::to_owned);
     let list = config.get("metric_list").and_then(Value::as_array);
+    let is_of_texts = config.get("output_type").is_some_and(|of| of == "generate_until");
     let others = list.into_iter().flatten().filter_map(|of| {
-        let is_mean = |how: &str| ["mean", "brier_score"].contains(&how);
-        let how = of.get("aggregation").and_then(Value::as_str)?;
-        (!is_mean(how)).then(|| of.get("metric").and_then(Value::as_str).map(str::to_owned))?
+        let metric = of.get("metric").and_then(Value::as_str)?;
+        // Each text that is generated has a number of its own, F1 too.
+        let usual = || super::metrics::find(metric).filter(|_| !is_of_texts).map(|metric| metric.aggregation);
+        let how = of.get("aggregation").and_then(Value::as_str).or_else(usual)?;
+        (!["mean", "brier_score"].contains(&how)).then(|| metric.to_owned())
     });
     others.chain(perplexities).collect()
 }

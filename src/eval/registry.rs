@@ -25,6 +25,15 @@ const SUBJECTS: [&str; 6] = [
 #[derive(Debug)]
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
+    /// Files of folders that cannot be read, by the task that they name or by their path: they are no task's fault that is not theirs.
+    broken: BTreeMap<String, Broken>,
+}
+
+/// Why a file cannot be read, and what helps.
+#[derive(Debug)]
+struct Broken {
+    message: String,
+    help: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,7 +72,7 @@ impl Registry {
     /// The tasks that are built in: `medqa_4options`, `medmcqa`, `pubmedqa`, `mmlu_SUBJECT` and `mmlu_SUBJECT_continuation` of six medical
     /// subjects, and the group `multimedqa`.
     pub fn built_in() -> Self {
-        let mut registry = Self { entries: BTreeMap::new() };
+        let mut registry = Self { entries: BTreeMap::new(), broken: BTreeMap::new() };
         for keys in built_in() {
             let name = name_of(&keys).unwrap_or_default().to_owned();
             registry.entries.insert(name, Entry { keys, path: PathBuf::from("(built in)") });
@@ -72,15 +81,24 @@ impl Registry {
     }
 
     /// Takes the tasks of a YAML file, or of all below a folder. They take precedence over others of the same names. The names of
-    /// those that were found.
+    /// those that were found. A file of a folder that cannot be read is an error when its task is asked for.
     ///
     /// # Errors
-    /// When nothing is there, or a file is no task or group.
+    /// When nothing is there, or the file is no task or group.
     pub fn include(&mut self, path: &Path) -> Result<Vec<String>> {
         let files = if path.is_dir() { yaml_files(path)? } else { vec![path.to_owned()] };
         let mut names = Vec::new();
         for file in files {
-            let keys = read(&file, 0)?;
+            let keys = match read(&file, 0) {
+                Ok(keys) => keys,
+                Err(error) if path.is_dir() => {
+                    let name = named_in(&file).unwrap_or_else(|| file.display().to_string());
+                    let help = error.help().map(str::to_owned);
+                    self.broken.insert(name, Broken { message: error.to_string(), help });
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let Some(name) = name_of(&keys).map(str::to_owned) else {
                 if path.is_dir() {
                     continue;
@@ -115,6 +133,13 @@ impl Registry {
     }
 
     fn matching(&self, name: &str) -> Result<Vec<String>> {
+        if let Some(Broken { message, help }) = self.broken.get(name) {
+            let error = Error::invalid(message.clone());
+            return Err(match help {
+                Some(help) => error.with_help(help.clone()),
+                None => error,
+            });
+        }
         if self.entries.contains_key(name) {
             return Ok(vec![name.to_owned()]);
         }
@@ -141,8 +166,13 @@ impl Registry {
             Some((similarity, near)) if *similarity > 0.85 => format!("did you mean `{near}`?"),
             _ => format!("There are {}.", self.names().collect::<Vec<_>>().join(", ")),
         };
+        let broken = match (self.broken.len(), self.broken.values().next()) {
+            (1, Some(of)) => format!("; one file there cannot be read: {}", of.message),
+            (files, Some(of)) => format!("; {files} files there cannot be read, the first: {}", of.message),
+            _ => String::new(),
+        };
         Err(Error::invalid(format!("there is no task `{name}`")).with_help(format!(
-            "{help} A task of your own is a YAML file: name it, or its folder with `--include-path`"
+            "{help} A task of your own is a YAML file: name it, or its folder with `--include-path`{broken}"
         )))
     }
 
@@ -315,6 +345,14 @@ fn read(path: &Path, depth: usize) -> Result<Map<String, Value>> {
     keys.extend(own);
     keys.remove("include");
     Ok(keys)
+}
+
+/// The task or group that a file names, though it cannot be read.
+fn named_in(path: &Path) -> Option<String> {
+    let text = String::from_utf8(crate::fs::read_within(path, MOST_BYTES).ok()?).ok()?;
+    let name = text.lines().find_map(|line| line.strip_prefix("task:").or(line.strip_prefix("group:")))?;
+    let name = name.trim().trim_matches(['"', '\'']);
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// YAML as JSON. Tags such as `!function` run Python code, and are refused.

@@ -10,6 +10,7 @@ use super::value;
 use crate::error::{Error, Result};
 use crate::models::{Continuations, Score};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// Tokens that a task generates at most, where it says nothing.
 const MOST_NEW_TOKENS: usize = 256;
@@ -205,6 +206,12 @@ impl Asked {
     pub fn tokens(&self) -> usize {
         let prompt = self.generation.as_ref().map_or(0, |generation| generation.prompt.len());
         prompt + self.items.iter().map(Continuations::tokens).sum::<usize>()
+    }
+
+    /// Whether the model reads the same before the choices.
+    pub fn has_context_of(&self, other: &Self) -> bool {
+        let contexts = |of: &Self| of.items.iter().map(|item| item.context.clone()).collect::<BTreeSet<Vec<u32>>>();
+        contexts(self) == contexts(other)
     }
 
     /// A score for each request, from those of its items.

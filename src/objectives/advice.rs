@@ -21,12 +21,25 @@ pub struct Prior {
     pub likely_tokens: f64,
     /// Their mean cross-entropy, in nats.
     pub cross_entropy: f64,
+    /// Of how many rows that is, where it is not of all that are held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<RowSample>,
+}
+
+/// Some of the rows that are held out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RowSample {
+    /// Rows that were measured.
+    pub rows: usize,
+    /// Rows that are held out.
+    pub of: usize,
 }
 
 impl Prior {
     /// Where that lies, which objective is favoured there, and what compares them.
     pub fn advice(&self) -> String {
-        let Self { token_probability, likely_tokens, cross_entropy } = self;
+        let Self { token_probability, likely_tokens, cross_entropy, sample } = self;
+        let sample = sample.map_or_else(String::new, |RowSample { rows, of }| format!(", by {rows} of {of} rows"));
         let (knows, favoured) = if *token_probability < LITTLE {
             ("little", "there `sft` and `eaft` are favoured over `bft` and `dft`")
         } else if *token_probability < MOST {
@@ -35,7 +48,7 @@ impl Prior {
             ("most", "there `bft` and `dft` are favoured over `sft`")
         };
         format!(
-            "the base knows {knows} of the held-out answers: their tokens have a probability of {:.0}% on average, and {:.0}% of \
+            "the base knows {knows} of the held-out answers{sample}: their tokens have a probability of {:.0}% on average, and {:.0}% of \
              them more than 50% (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives` compares them on this \
              recipe; docs/objectives.md says more",
             100.0 * token_probability,
@@ -50,7 +63,8 @@ mod tests {
 
     #[test]
     fn what_a_base_knows_decides_what_is_favoured() {
-        let says = |token_probability| Prior { token_probability, likely_tokens: 0.5, cross_entropy: 1.0 }.advice();
+        let prior = Prior { token_probability: 0.2, likely_tokens: 0.5, cross_entropy: 1.0, sample: None };
+        let says = |token_probability| Prior { token_probability, ..prior }.advice();
         for (probability, phrases) in [
             (0.2, ["knows little", "`sft` and `eaft` are favoured"]),
             (0.5, ["knows some", "no objective is favoured"]),
@@ -60,5 +74,7 @@ mod tests {
             assert!(phrases.iter().all(|phrase| text.contains(phrase)), "{text}");
             assert!(text.contains("`equipoise objectives`"), "{text}");
         }
+        let some = Prior { sample: Some(RowSample { rows: 12, of: 125 }), ..prior }.advice();
+        assert!(some.contains("of the held-out answers, by 12 of 125 rows: their"), "{some}");
     }
 }

@@ -18,7 +18,7 @@ mod profit;
 mod sft;
 mod token_mean;
 
-pub use advice::Prior;
+pub use advice::{Prior, RowSample};
 pub use confidence::{Confidence, local_means, min_group_confidence, min_local_confidence};
 pub use config::{ObjectiveConfig, ObjectiveKind, SampleWeighting, TokenWeighting};
 pub use metrics::{ObjectiveMetrics, Observations, Spread};

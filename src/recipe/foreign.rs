@@ -233,7 +233,7 @@ const TABLE: &[(&str, Answer)] = &[
     ("use_asft_loss use_asft enable_asft enable_asft_loss", IfTrue("objective.type", "asft")),
     ("bft_group_size group_window window_size", Ours("objective.group_size")),
     ("bft_conf_gamma bft_gamma", Ours("objective.gamma")),
-    ("eaft_alpha asft_alpha kl_weight kl_coef", Ours("objective.alpha")),
+    ("eaft_alpha asft_alpha", Ours("objective.alpha")),
     ("eaft_k", Ours("objective.k")),
     ("prob_threshold", Ours("objective.threshold")),
     ("threshold_direction", No("`objective.type: profit` learns from tokens at or above `objective.threshold`")),
@@ -243,6 +243,7 @@ const TABLE: &[(&str, Answer)] = &[
         No("sample weights are as in the paper; `objective.token_weight_floor` bounds token weights, and \
             `objective.normalize_weights: true` makes the mean weight of a step 1"),
     ),
+    ("kl_weight kl_coef", No("the divergence from the base is `objective: {type: asft, alpha: 0.1}`")),
     ("dft_chunk_size eaft_chunk_size", No("the head always works on chunks of tokens; there is nothing to set")),
     ("label_smoothing label_smoothing_factor", No("label smoothing is not built; see `objective.type`")),
     ("dpo pref_beta beta kto ref_model reward_model", No("preference training is not built; see `objective.type`")),

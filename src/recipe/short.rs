@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use serde_yaml::Value;
 
 impl Recipe {
-    /// The recipe as YAML, without the keys that have their defaults. It means the same.
+    /// The recipe as YAML, without the keys that have their defaults. It means the same. The objective stands there always: it is what a
+    /// reader looks for, and its settings mean nothing without it.
     ///
     /// # Errors
     /// Never for a valid recipe.
@@ -13,8 +14,11 @@ impl Recipe {
         let failed = |error: serde_yaml::Error| Error::invalid(format!("internal: {error}"));
         let file = self.to_file();
         let least = RecipeFile { output_dir: None, name: None, ..serde_yaml::from_str(LEAST).map_err(failed)? };
-        let (own, default) =
+        let (own, mut default) =
             (serde_yaml::to_value(&file).map_err(failed)?, serde_yaml::to_value(&least).map_err(failed)?);
+        if let Some(Value::Mapping(objective)) = default.get_mut("objective") {
+            objective.remove("type");
+        }
         let mut short = without(&own, &default).unwrap_or(own);
         if let Value::Mapping(map) = &mut short {
             map.remove("output_dir");
@@ -66,8 +70,14 @@ mod tests {
         let short = recipe.to_short_yaml().unwrap();
         assert_eq!(
             short,
-            "name: x\nbase:\n  model: org/base\nlora:\n  lora_alpha: 64\ndata:\n  train: rows.jsonl\ntraining:\n  learning_rate: 0.0007\n"
+            "name: x\nbase:\n  model: org/base\nlora:\n  lora_alpha: 64\nobjective:\n  type: sft\ndata:\n  train: rows.jsonl\ntraining:\n  learning_rate: 0.0007\n"
         );
+        assert_eq!(Recipe::parse(&short, Path::new("y.yaml"), &[]).unwrap().hash(), recipe.hash());
+        // Settings of another objective stay, and so does the type that makes nothing of them.
+        let text = "base:\n  model: org/base\nobjective:\n  type: bft\n  group_size: 64\ndata:\n  train: rows.jsonl\n";
+        let recipe = Recipe::parse(text, Path::new("x.yaml"), &["objective.type=sft".into()]).unwrap();
+        let short = recipe.to_short_yaml().unwrap();
+        assert!(short.contains("objective:\n  type: sft\n  group_size: 64\n"), "{short}");
         assert_eq!(Recipe::parse(&short, Path::new("y.yaml"), &[]).unwrap().hash(), recipe.hash());
     }
 }

@@ -57,6 +57,19 @@ fn settings_of_an_objective_want_its_type() {
         assert!(settings.ends_with(&stretch) && help.contains(types), "{stretch}: {help}");
     }
     assert_eq!(parse(&format!("{LEAST}objective: {{}}\n")).unwrap(), parse(LEAST).unwrap());
+    // What is proposed for the keys of others has the type, and is read.
+    for (theirs, ours) in [
+        ("bft_group_size: 8", "type: bft\n  group_size: 8"),
+        ("asft_alpha: 0.5", "type: asft\n  alpha: 0.5"),
+        ("eaft_alpha: 1\neaft_k: 5", "type: eaft\n  alpha: 1\n  k: 5"),
+        ("prob_threshold: 0.2", "type: profit\n  threshold: 0.2"),
+        ("use_eaft_loss: true\neaft_alpha: 1", "type: eaft\n  alpha: 1"),
+    ] {
+        let help = blamed(&format!("{theirs}\n")).2;
+        let written = help.split_once("write:\n").unwrap().1;
+        assert_eq!(written, format!("objective:\n  {ours}"), "{theirs}");
+        parse(&format!("{LEAST}{written}\n")).unwrap();
+    }
     let typed = parse(&format!("{LEAST}objective:\n  group_size: 64\n  type: bft\n")).unwrap();
     assert_eq!((typed.objective.kind, typed.objective.group_size), (ObjectiveKind::Bft, 64));
 }

@@ -6,6 +6,7 @@ use super::keys::{Kind, keys_of, kind_at, sections_with};
 use super::locate::join;
 use super::source::Source;
 use crate::error::Result;
+use crate::objectives::{ObjectiveConfig, ObjectiveKind};
 use serde_yaml::{Mapping, Value};
 use std::fmt::Write as _;
 
@@ -38,7 +39,7 @@ pub(super) fn check(root: &Value, source: &Source<'_>) -> Result<()> {
     if unknown.len() > 1 {
         let _ = write!(message, ", and {} more", unknown.len() - 1);
     }
-    Err(source.at_key(&first.path(), message).with_help(help(&unknown, source)))
+    Err(source.at_key(&first.path(), message).with_help(help(&unknown, root, source)))
 }
 
 impl Unknown<'_> {
@@ -63,7 +64,7 @@ fn walk<'a>(section: &str, value: &'a Value, unknown: &mut Vec<Unknown<'a>>) {
     }
 }
 
-fn help(unknown: &[Unknown<'_>], source: &Source<'_>) -> String {
+fn help(unknown: &[Unknown<'_>], root: &Value, source: &Source<'_>) -> String {
     let replies: Vec<Reply> = unknown.iter().take(MAX_SHOWN).map(reply).collect();
     let mut lines = Vec::new();
     for (found, reply) in unknown.iter().zip(&replies) {
@@ -77,7 +78,12 @@ fn help(unknown: &[Unknown<'_>], source: &Source<'_>) -> String {
         lines.push(format!("and {} more", unknown.len() - replies.len()));
     }
     let typed_on_the_line = unknown.iter().any(|found| source.is_override(&found.path()));
-    lines.extend(written_our_way(&replies, typed_on_the_line));
+    let mut ours: Vec<(String, Value)> = replies.iter().filter_map(|reply| reply.ours.clone()).collect();
+    let is_typed = root.get("objective").is_some_and(|objective| objective.get("type").is_some());
+    if !is_typed {
+        name_the_objective(unknown, &mut ours);
+    }
+    lines.extend(written_our_way(&ours, typed_on_the_line));
     let mut listed: Vec<&str> = Vec::new();
     for (found, _) in unknown.iter().zip(&replies).filter(|(_, reply)| reply.lost) {
         if !listed.contains(&found.section.as_str()) {
@@ -93,14 +99,26 @@ fn help(unknown: &[Unknown<'_>], source: &Source<'_>) -> String {
     lines.join("\n")
 }
 
+/// Adds the objective that its settings are of: without it they are refused. Others name it in front of them (`eaft_alpha`).
+fn name_the_objective(unknown: &[Unknown<'_>], ours: &mut Vec<(String, Value)>) {
+    let of_objective = |(path, _): &(String, Value)| path.strip_prefix("objective.").map(str::to_owned);
+    let settings: Vec<String> = ours.iter().filter_map(of_objective).collect();
+    let Some(setting) = settings.first().filter(|_| !settings.contains(&"type".to_owned())) else { return };
+    let kinds = ObjectiveConfig::kinds_with(setting);
+    let is_named =
+        |kind: &&ObjectiveKind| unknown.iter().any(|found| found.key.to_lowercase().starts_with(kind.name()));
+    if let Some(kind) = kinds.iter().find(is_named).or(kinds.first()) {
+        ours.insert(0, ("objective.type".to_owned(), kind.name().into()));
+    }
+}
+
 /// The translated keys as YAML, or as `--set` arguments.
-fn written_our_way(replies: &[Reply], on_the_command_line: bool) -> Option<String> {
-    let ours: Vec<&(String, Value)> = replies.iter().filter_map(|reply| reply.ours.as_ref()).collect();
+fn written_our_way(ours: &[(String, Value)], on_the_command_line: bool) -> Option<String> {
     if ours.is_empty() {
         return None;
     }
     if on_the_command_line {
-        let set = |(path, value): &&(String, Value)| {
+        let set = |(path, value): &(String, Value)| {
             let value = show(value);
             if value.contains([' ', '[', '"', '\'']) {
                 format!("--set '{path}={value}'")

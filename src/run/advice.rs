@@ -5,14 +5,15 @@ use super::timing::TimeEstimate;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::models::Model;
-use crate::objectives::{Prior, build};
+use crate::objectives::{Prior, RowSample, build};
 use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::backward::Loss;
+use crate::train::metrics::Validation;
 use crate::train::{Event, Observer};
 
 /// Tokens of the rows that `check` measures, about.
-const MEASURED_TOKENS: usize = 1024;
+const MEASURED_TOKENS: usize = 2048;
 /// The most seconds that it may take, about.
 const PATIENCE: f64 = 20.0;
 
@@ -33,8 +34,9 @@ impl Prepared {
         // Evenly spaced rows, with about that number of tokens.
         let all: usize = validation.entries().map(|entry| entry.tokens as usize).sum();
         let step = all.div_ceil(MEASURED_TOKENS.min(affordable).max(1));
-        let mut loss = Loss::default();
+        let (mut loss, mut rows) = (Loss::default(), 0);
         for row in (0..validation.len()).step_by(step) {
+            rows += 1;
             let sample = validation.get(row)?;
             loss.join(engine.evaluate(&Batch::collate(&[&sample], self.pad_id()))?);
         }
@@ -43,8 +45,20 @@ impl Prepared {
             token_probability: loss.probability / supervised,
             likely_tokens: loss.likely as f64 / supervised,
             cross_entropy: loss.cross_entropy / supervised,
+            sample: (rows < validation.len()).then_some(RowSample { rows, of: validation.len() }),
         };
         Ok((loss.supervised > 0).then_some(prior))
+    }
+}
+
+impl From<&Validation> for Prior {
+    fn from(validation: &Validation) -> Self {
+        Self {
+            token_probability: validation.token_probability,
+            likely_tokens: validation.likely_tokens,
+            cross_entropy: validation.cross_entropy,
+            sample: None,
+        }
     }
 }
 
@@ -62,11 +76,7 @@ impl Observer for Advising<'_> {
             && validation.step == 0
             && self.of_base
         {
-            let prior = Prior {
-                token_probability: validation.token_probability,
-                likely_tokens: validation.likely_tokens,
-                cross_entropy: validation.cross_entropy,
-            };
+            let prior = Prior::from(validation);
             self.observer.event(&Event::Note(prior.advice()));
         }
     }

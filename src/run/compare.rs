@@ -7,7 +7,7 @@ use crate::statistics::{
     Binning, CALIBRATION_BINS, PairedComparison, Predictions, Resampling, compare_paired, holm, number_clusters,
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// What is compared, and how.
@@ -131,11 +131,14 @@ pub fn compare(request: &CompareRequest) -> Result<Comparison> {
         notes: Vec::new(),
         confidence: request.resampling.confidence,
     };
+    let mut known: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     for task in tasks(&runs, request, &mut comparison.notes)? {
         check_versions(&runs, &task)?;
         let of_runs = runs.iter().map(|run| run.items(&task, request.cluster.as_deref()));
         let mut of_runs: Vec<RecordedItems> = of_runs.collect::<Result<_>>()?;
         if let Some(left_out) = &left_out {
+            let items = of_runs.iter().flat_map(|of| of.filters.values().flatten());
+            known.insert(task.clone(), items.map(|item| item.id).collect());
             comparison.notes.extend(left_out.leave_out(&task, &mut of_runs)?);
             if of_runs.iter().all(RecordedItems::is_empty) {
                 continue;
@@ -150,8 +153,10 @@ pub fn compare(request: &CompareRequest) -> Result<Comparison> {
             comparison.calibration.extend(task.calibration((i, run)));
         }
     }
+    let has = |task: &str, id: u64| known.get(task).is_some_and(|items| items.contains(&id));
+    comparison.notes.extend(left_out.and_then(|left_out| left_out.strangers(has)));
     if comparison.rows.is_empty() {
-        return Err(nothing_to_compare(request, &comparison.notes));
+        return Err(nothing_to_compare(request, &runs, &comparison.notes));
     }
     adjust(&mut comparison.rows);
     Ok(comparison)
@@ -167,7 +172,7 @@ fn too_few(runs: &[RecordedRun]) -> Error {
     )
 }
 
-fn nothing_to_compare(request: &CompareRequest, notes: &[String]) -> Error {
+fn nothing_to_compare(request: &CompareRequest, runs: &[RecordedRun], notes: &[String]) -> Error {
     if let Some(path) = request.without.as_ref().filter(|_| notes.iter().any(|note| note.ends_with(left_out::ALL))) {
         return Error::file(path, format!("leaves nothing to compare: {}", notes.join("; ")));
     }
@@ -176,7 +181,15 @@ fn nothing_to_compare(request: &CompareRequest, notes: &[String]) -> Error {
     } else {
         format!("the runs do not both have the metric `{}`", request.metrics.join("`, `"))
     };
-    Error::invalid(wanted).with_help("see the key `metrics` of a line in the samples files")
+    let known: BTreeSet<&str> = runs
+        .iter()
+        .flat_map(|run| run.tasks.values())
+        .flat_map(|task| task.higher_is_better.keys())
+        .map(String::as_str)
+        .collect();
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    Error::invalid(wanted)
+        .with_help(format!("the runs have the metrics {known}; those that are no means over items are left out"))
 }
 
 /// The tasks that are compared: those that all runs have.

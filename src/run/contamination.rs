@@ -127,7 +127,8 @@ impl<'a> Suspects<'a> {
         let text = |row: usize| encoder.decode_apart(&rows.get(row)?.input_ids);
         let sampled = rows.len().min(SAMPLED_ROWS);
         let sample: Vec<String> = (0..sampled).map(|i| text(i * rows.len() / sampled)).collect::<Result<_>>()?;
-        let items = Items::new(&self.texts, &sample);
+        let scaffold = if dataset.report.conversations > 0 { encoder.scaffold() } else { Vec::new() };
+        let items = Items::new(&self.texts, &sample, &scaffold);
         let index = Index::new(&items);
         let mut tally = Tally::new(&index);
         for begin in (0..rows.len()).step_by(CHUNK) {

@@ -9,7 +9,7 @@ mod tasks;
 
 pub use choices::{ChoiceReport, PlaceShare, ShiftReport};
 pub use request::EvalRequest;
-pub use rest::RestReport;
+pub use rest::{LeftOutItems, RestReport};
 pub(super) use tasks::{TaskSet, WantedTasks};
 
 use crate::device::process_memory;
@@ -85,7 +85,7 @@ pub fn evaluate(request: &EvalRequest, observer: &mut dyn Observer) -> Result<Ve
     if request.resume && request.output.is_none() {
         return Err(Error::invalid("--resume: an evaluation goes on in its folder, and `--output-path` names none"));
     }
-    let left_out = request.without.as_deref().map(|path| LeftOuts::read(path, &tasks)).transpose()?;
+    let left_out = request.without.as_deref().map(|path| LeftOuts::read(path, &tasks, observer)).transpose()?;
     let (bench, mut model) = Bench::open(request, observer)?;
     observer.event(&Event::Phase("tokenizing".into()));
     let questions = Questions { left_out, ..Questions::new(request, &bench, &tasks)? };

@@ -124,7 +124,8 @@ impl<'a> Evaluation<'a> {
             return Err(Error::invalid(
                 "evaluation.eval_strategy: tasks are measured with the validations, and the recipe holds out no rows for them",
             )
-            .with_help("set `data.validation`, or `data.validation_split: 0.1`; or `evaluation.eval_strategy: end`"));
+            .with_help("set `data.validation`, or `data.validation_split: 0.1`; or have the tasks measured at the end alone: `evaluation.eval_strategy: end`, \
+                 and no task in `training.metric_for_best_model`"));
         }
         let name = (&prepared.base, recipe.base.model.clone());
         let template = prepared.chat_template.as_deref();
@@ -184,8 +185,11 @@ fn in_keys(error: &Error) -> Error {
         .iter()
         .fold(text.to_owned(), |text, (flag, key)| text.replace(flag, key))
     };
-    let help = error.help().map(keys).unwrap_or_default();
-    Error::invalid(keys(&error.to_string())).with_help(help)
+    let located = Error::invalid(keys(&error.to_string()));
+    match error.help().map(keys) {
+        Some(help) => located.with_help(help),
+        None => located,
+    }
 }
 
 /// Measures tasks while a run is trained.

@@ -21,12 +21,15 @@ struct Line {
     doc_hash: Option<String>,
 }
 
+/// The number of a line that names an item, and the document's hash where it has one.
+type NamedAt = (usize, Option<String>);
+
 /// Items to leave out, by task.
 #[derive(Debug)]
 pub(super) struct LeftOut {
-    pub path: PathBuf,
-    /// By the document's number: the line, and the document's hash where it has one.
-    tasks: BTreeMap<String, BTreeMap<u64, (usize, Option<String>)>>,
+    path: PathBuf,
+    /// By the document's number: the lines that name it.
+    tasks: BTreeMap<String, BTreeMap<u64, Vec<NamedAt>>>,
 }
 
 impl LeftOut {
@@ -36,7 +39,7 @@ impl LeftOut {
     /// When it cannot be read, with the line that is no such object.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = read_within(path, MOST)?;
-        let mut tasks: BTreeMap<String, BTreeMap<u64, _>> = BTreeMap::new();
+        let mut tasks: BTreeMap<String, BTreeMap<u64, Vec<_>>> = BTreeMap::new();
         for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
             if line.trim_ascii().is_empty() {
                 continue;
@@ -45,7 +48,7 @@ impl LeftOut {
                 Error::file(path, format!("line {}: is not an item: {error}", number + 1))
                     .with_help("expected lines such as {\"task\": \"pubmedqa\", \"doc_id\": 3}, as `equipoise data --against-out` writes them")
             })?;
-            tasks.entry(task).or_default().insert(doc_id, (number + 1, doc_hash));
+            tasks.entry(task).or_default().entry(doc_id).or_default().push((number + 1, doc_hash));
         }
         Ok(Self { path: path.to_owned(), tasks })
     }
@@ -61,8 +64,8 @@ impl LeftOut {
             for items in filters.values_mut() {
                 for item in &*items {
                     all.insert(item.id);
-                    if let Some((line, hash)) = named.get(&item.id) {
-                        self.check((*line, hash.as_deref()), (task, item.id, &item.hashes[0]), path.display())?;
+                    if let Some(lines) = named.get(&item.id) {
+                        self.check(lines, (task, item.id, &item.hashes[0]), path.display())?;
                         out.insert(item.id);
                     }
                 }
@@ -80,25 +83,33 @@ impl LeftOut {
     /// When one has another hash than the file says.
     pub fn among(&self, task: &Prepared) -> Result<BTreeSet<usize>> {
         let mut out = BTreeSet::new();
-        for (&id, (line, hash)) in self.tasks.get(&task.config.task).into_iter().flatten() {
+        for (&id, lines) in self.tasks.get(&task.config.task).into_iter().flatten() {
             let Some(id) = usize::try_from(id).ok().filter(|&id| id < task.documents.len()) else { continue };
-            self.check(
-                (*line, hash.as_deref()),
-                (&task.config.task, id as u64, &document_hash(task, id)),
-                "the task's data",
-            )?;
+            self.check(lines, (&task.config.task, id as u64, &document_hash(task, id)), "the task's data")?;
             out.insert(id);
         }
         Ok(out)
     }
 
+    /// What a reader should know where some items are of no document that the tasks have.
+    pub fn strangers(&self, has: impl Fn(&str, u64) -> bool) -> Option<String> {
+        let all = self.tasks.values().map(BTreeMap::len).sum::<usize>();
+        let items = self.tasks.iter().flat_map(|(task, items)| items.keys().map(move |id| (task, *id)));
+        let mut strangers = items.filter(|(task, id)| !has(task, *id));
+        let (task, id) = strangers.next()?;
+        let count = 1 + strangers.count();
+        let path = self.path.display();
+        Some(format!("{path}: {count} of {all} items are not among these tasks, such as document {id} of `{task}`"))
+    }
+
     fn check(
         &self,
-        (line, hash): (usize, Option<&str>),
+        lines: &[NamedAt],
         (task, id, known): (&str, u64, &str),
         place: impl std::fmt::Display,
     ) -> Result<()> {
-        let Some(hash) = hash.filter(|hash| *hash != known) else { return Ok(()) };
+        let differing = |(line, hash): &NamedAt| Some((*line, hash.clone().filter(|hash| hash != known)?));
+        let Some((line, hash)) = lines.iter().find_map(differing) else { return Ok(()) };
         let message = format!(
             "line {line}: document {id} of `{task}` has the hash {hash} here, and {known} in {place}: they are not of the same documents"
         );

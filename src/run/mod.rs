@@ -31,7 +31,9 @@ mod warnings;
 pub use compare::{CalibrationRow, CompareRequest, CompareRow, Comparison, RunName, compare};
 pub use contamination::{AgainstRequest, ContaminatedItem, ContaminationReport, RowPlace, TaskContamination};
 pub use data::{DataSummary, ShownRow, data};
-pub use eval::{ChoiceReport, EvalRequest, ModelResults, PlaceShare, RestReport, ResultRow, ShiftReport, evaluate};
+pub use eval::{
+    ChoiceReport, EvalRequest, LeftOutItems, ModelResults, PlaceShare, RestReport, ResultRow, ShiftReport, evaluate,
+};
 pub use evaluation::TaskChange;
 pub use export::{ExportRequest, ExportSummary, ExportedTarget, export};
 pub use families::{FamilyReport, family_reports};
@@ -53,8 +55,8 @@ use crate::ops::Pool;
 use crate::recipe::Recipe;
 use crate::train::metrics::Validation;
 use crate::train::{
-    Event, FitSummary, METRICS, Observer, Schedule, Settings, TaskScorer, Trainer, Verdict, checkpoint_folder,
-    total_steps,
+    Event, FitSummary, METRICS, MetricForBest, Observer, Schedule, Settings, TaskScorer, Trainer, Verdict,
+    checkpoint_folder, total_steps,
 };
 use evaluation::{Evaluation, RunTasks};
 use output::OutputFolder;
@@ -307,7 +309,9 @@ fn verdict(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
         weighs_by_probability: recipe.objective.weighs_by_probability(),
         began_with: began_with(recipe),
     };
-    of_adapter(fit).map(|of| judge.verdict(of, fit.health.as_ref()))
+    let verdict = of_adapter(fit).map(|of| judge.verdict(of, fit.health.as_ref()))?;
+    let chose = matches!(judge.metric, MetricForBest::Task(_)) && recipe.training.eval_steps > 0;
+    Some(if chose { format!("{verdict}; the same score chose the adapter, so it is optimistic") } else { verdict })
 }
 
 /// What the validation before training is of, in words.
@@ -366,6 +370,7 @@ pub fn check(recipe: &Recipe, options: &RunOptions, observer: &mut dyn Observer)
             quantization: report.types.into_iter().collect(),
             notes: report.notes.into_iter().collect(),
         },
+        objective: recipe.objective.kind.name().to_owned(),
         adapter: AdapterReport {
             parameters,
             bytes: 4 * parameters as u64,

@@ -160,11 +160,21 @@ impl<'a> Comparison<'a> {
                 crate::ops::cuda::prepare_objectives(gpu)?;
             }
         }
-        if recipe.training.metric_for_best_model.is_some() {
-            observer.event(&Event::Note(
-                "each run of a comparison ends with its last adapter, whatever `training.metric_for_best_model` says"
-                    .into(),
-            ));
+        let training = &recipe.training;
+        let left_alone: Vec<&str> = [
+            ("metric_for_best_model", training.metric_for_best_model.is_some()),
+            ("eval_steps", training.eval_steps > 0),
+            ("early_stopping_patience", training.early_stopping_patience > 0),
+        ]
+        .into_iter()
+        .filter_map(|(key, is_set)| is_set.then_some(key))
+        .collect();
+        if !left_alone.is_empty() {
+            observer.event(&Event::Note(format!(
+                "each run of a comparison is validated before and after training, and ends with its last adapter, whatever `training` says \
+                 of {}",
+                left_alone.join(", ")
+            )));
         }
         let mut model = prepared.load_model(&first, observer)?;
         let name = (&prepared.base, recipe.base.model.clone());

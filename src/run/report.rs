@@ -117,6 +117,8 @@ pub struct CheckReport {
     pub base: BaseReport,
     /// The adapter.
     pub adapter: AdapterReport,
+    /// The objective, by its name in a recipe.
+    pub objective: String,
     /// The data.
     pub data: DataReport,
     /// The first row, in pieces; `true` for what is learnt.

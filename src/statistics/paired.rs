@@ -32,7 +32,8 @@ pub struct PairedComparison {
     pub permutation: Option<Permutation>,
     /// McNemar's exact test, for 0/1 scores of independent items.
     pub mcnemar: Option<McNemar>,
-    /// The least difference that this many items show at [`ALPHA`] with [`POWER`].
+    /// The least difference that this many items show at [`ALPHA`] with [`POWER`]; `None` where the items do not differ, which says nothing
+    /// of their spread, and where they are too few for any to be shown.
     pub least_detectable: Option<f64>,
 }
 
@@ -45,6 +46,9 @@ pub struct PairedComparison {
 /// `clusters` holds an id for each item, where several share a document, a gene or a passage. Then the standard error is
 /// [`clustered_stderr`], the bootstrap draws clusters (its mean is over items, of which resamples hold unlike numbers),
 /// signs flip per cluster, and McNemar's test is left out unless each item is a cluster of its own.
+///
+/// The least detectable difference is the normal approximation's, but no less than exact tests allow: fewer than six units that
+/// differ, all in the same direction, have `p ≥ 2/2⁵ > 0.05`, so 0/1 scores of `n` items show no difference below `6/n`.
 ///
 /// `None` if there are no items, lengths differ, or a score is not finite. Where all differences are equal, the standard
 /// error is 0 and the intervals have no width: the items say nothing of the spread. Sources: Miller 2024 (arXiv
@@ -68,6 +72,14 @@ pub fn compare_paired(
         Some(clusters) => clustered_stderr(&differences, clusters),
     };
     let independent = units.len() == differences.len();
+    let mcnemar = if independent { of_scores(baseline, candidate) } else { None };
+    // The fewest units with `2/2ⁿ < ALPHA`.
+    let fewest = (1.0 - ALPHA.log2()).floor() + 1.0;
+    let floor = if mcnemar.is_some() { fewest / differences.len() as f64 } else { 0.0 };
+    let least_detectable = stderr
+        .filter(|stderr| *stderr > 0.0 && units.len() as f64 >= fewest)
+        .and_then(|stderr| from_stderr(stderr, ALPHA, POWER))
+        .map(|least| least.max(floor));
     Some(PairedComparison {
         items: differences.len(),
         clusters: clusters.map(|_| units.len()),
@@ -78,8 +90,8 @@ pub fn compare_paired(
         percentile: percentile_interval(&resampled, resampling.confidence),
         bca: bca_interval(&resampled, difference, &unit_jackknife(&units), resampling.confidence),
         permutation: sign_flip(&sums, resampling),
-        mcnemar: if independent { of_scores(baseline, candidate) } else { None },
-        least_detectable: stderr.and_then(|stderr| from_stderr(stderr, ALPHA, POWER)),
+        mcnemar,
+        least_detectable,
     })
 }
 
@@ -102,6 +114,22 @@ mod tests {
         let nothing = Some(Interval { low: 0.0, high: 0.0 });
         assert_eq!((same.difference, same.stderr, same.percentile, same.bca), (0.0, Some(0.0), nothing, nothing));
         assert_eq!((same.permutation.unwrap().p, same.mcnemar.unwrap().p), (1.0, 1.0));
+        assert_eq!(same.least_detectable, None, "items that do not differ do not say what they would show");
+    }
+
+    /// A difference that is called detectable can have `p < 0.05` by the exact test.
+    #[test]
+    fn few_items_show_no_less_than_their_exact_tests() {
+        let baseline = vec![0.0; 20];
+        let with = |right: usize| (0..20).map(|i| f64::from(i < right)).collect::<Vec<f64>>();
+        let one = compare_paired(&baseline, &with(1), None, &Resampling::default()).unwrap();
+        assert_eq!(one.least_detectable, Some(0.3));
+        let p_of = |right: usize| {
+            compare_paired(&baseline, &with(right), None, &Resampling::default()).unwrap().mcnemar.unwrap().p
+        };
+        assert!(p_of(5) > ALPHA && p_of(6) < ALPHA);
+        let five = compare_paired(&[0.0; 5], &[1.0, 1.0, 0.0, 0.0, 0.0], None, &Resampling::default()).unwrap();
+        assert_eq!(five.least_detectable, None);
     }
 
     #[test]

@@ -104,12 +104,12 @@ impl Run<'_> {
             let Some(chosen) = outcome.chosen.as_deref() else { continue };
             let Some(mut report) = ChoiceReport::of(task, asked, chosen) else { continue };
             if self.request.option_shifts {
-                report.shifts = self.shifts((task, asked), chosen, what, observer)?;
-                if report.shifts.is_none() {
-                    observer.event(&Event::Note(format!(
-                        "{}: its options cannot be shifted: not every document has a field that holds them",
-                        report.alias
-                    )));
+                match self.shifts((task, asked), chosen, what, observer)? {
+                    Ok(shifts) => report.shifts = Some(shifts),
+                    Err(why) => {
+                        let note = format!("{}: its options are not shifted: {why}", report.alias);
+                        observer.event(&Event::Note(note));
+                    }
                 }
             }
             reports.push(report);
@@ -117,14 +117,14 @@ impl Run<'_> {
         Ok(reports)
     }
 
-    /// The task with its options shifted; `None` where one document has no field with them.
+    /// The task with its options shifted, or why that cannot be or says nothing.
     fn shifts(
         &self,
         (task, asked): (&Prepared, &[Asked]),
         chosen: &[Chosen],
         what: &str,
         observer: &mut dyn Observer,
-    ) -> Result<Option<ShiftReport>> {
+    ) -> Result<Result<ShiftReport, &'static str>> {
         let (tokens, chat) = (self.bench.tokens(), self.request.chat(self.bench)?);
         let scorer = self.bench.scorer(self.model, what == "adapter", self.request.batch_tokens);
         let count = chosen.iter().map(|of| of.log_likelihoods.len()).max().unwrap_or(0);
@@ -135,7 +135,12 @@ impl Run<'_> {
         let mut consistent = vec![true; chosen.len()];
         for by in 1..count {
             let moved = asked.iter().map(|asked| shifted_requests_of(task, asked, by, &chat, &tokens));
-            let Some(moved) = moved.collect::<Result<Option<Vec<Asked>>>>()? else { return Ok(None) };
+            let Some(moved) = moved.collect::<Result<Option<Vec<Asked>>>>()? else {
+                return Ok(Err("not every document has a field that holds them"));
+            };
+            if asked.iter().zip(&moved).all(|(asked, moved)| asked.has_context_of(moved)) {
+                return Ok(Err("no prompt shows them, so that their order changes nothing"));
+            }
             let mut taken = Vec::with_capacity(moved.len());
             for batch in super::batches(&moved, self.request.batch_tokens) {
                 let what = format!("{} on the {what}, options shifted by {by}", task.config.alias());
@@ -152,7 +157,7 @@ impl Run<'_> {
             }
             accuracy.push(accuracy_of(&taken));
         }
-        Ok(Some(ShiftReport {
+        Ok(Ok(ShiftReport {
             mean: accuracy.iter().sum::<f64>() / accuracy.len() as f64,
             consistent: consistent.iter().filter(|same| **same).count() as f64 / consistent.len().max(1) as f64,
             accuracy,

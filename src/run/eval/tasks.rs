@@ -57,9 +57,9 @@ impl TaskSet {
         tasks.chain(groups).collect()
     }
 
-    /// The first metric of each task: what a table shows.
-    pub fn first_metrics(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.tasks.iter().filter_map(|task| Some((task.config.task.as_str(), task.metrics.first()?.metric.as_str())))
+    /// Each task with each of its metrics: what a table shows.
+    pub fn metrics(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tasks.iter().flat_map(|task| task.metrics.iter().map(|of| (&*task.config.task, &*of.metric)))
     }
 }
 

@@ -4,10 +4,12 @@ use super::files::Kept;
 use super::{ObjectiveRun, ResultRow, TaskSet};
 use crate::error::Result;
 use crate::eval::{RecordedItem, RecordedRun};
+use crate::objectives::Prior;
 use crate::statistics::{PairedComparison, Resampling, compare_paired, holm, mean, p_text, sample_standard_deviation};
 use crate::train::MetricForBest;
 use crate::train::metrics::Validation;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -45,7 +47,7 @@ pub struct ObjectiveSummary {
     pub grad_norm: Option<MeanAndSpread>,
     /// Tokens a second.
     pub tokens_per_second: Option<MeanAndSpread>,
-    /// The first metric of each task.
+    /// Each metric of each task.
     pub tasks: Vec<TaskSummary>,
 }
 
@@ -62,7 +64,7 @@ pub struct TaskSummary {
     pub score: Option<MeanAndSpread>,
     /// Beside the first objective; none for that one itself.
     pub against_first: Option<PairedComparison>,
-    /// The p value of that, adjusted by Holm over all objectives and tasks of the table.
+    /// The p value of that, adjusted by Holm over the objectives and tasks of this metric.
     pub p_holm: Option<f64>,
     /// Beside the base alone.
     pub against_base: Option<PairedComparison>,
@@ -136,7 +138,7 @@ pub(super) fn report(
 ) -> Result<ObjectivesReport> {
     let mut summaries: Vec<ObjectiveSummary> = Vec::new();
     let metrics: Vec<(String, String)> =
-        tasks.first_metrics().map(|(task, metric)| (task.to_owned(), metric.to_owned())).collect();
+        tasks.metrics().map(|(task, metric)| (task.to_owned(), metric.to_owned())).collect();
     let base = scores(&output.join("base"), &metrics)?;
     let mut first: Option<Vec<Option<Scores>>> = None;
     for (objective, learning_rate) in chosen {
@@ -208,14 +210,18 @@ pub(super) fn report(
     })
 }
 
+/// The p values of a metric, adjusted over its objectives and tasks.
 fn adjust(summaries: &mut [ObjectiveSummary]) {
-    let mut tests: Vec<&mut TaskSummary> = summaries.iter_mut().flat_map(|of| &mut of.tasks).collect();
-    let p: Vec<f64> = tests
-        .iter()
-        .map(|of| of.against_first.as_ref().and_then(|paired| paired.permutation).map_or(f64::NAN, |test| test.p))
-        .collect();
-    for (of, adjusted) in tests.iter_mut().zip(holm(&p)) {
-        of.p_holm = (!adjusted.is_nan()).then_some(adjusted);
+    let mut metrics: BTreeMap<String, Vec<&mut TaskSummary>> = BTreeMap::new();
+    for of in summaries.iter_mut().flat_map(|of| &mut of.tasks) {
+        metrics.entry(of.metric.clone()).or_default().push(of);
+    }
+    for mut tests in metrics.into_values() {
+        let p_of = |of: &&mut TaskSummary| of.against_first.as_ref().and_then(|paired| paired.permutation);
+        let p: Vec<f64> = tests.iter().map(|of| p_of(of).map_or(f64::NAN, |test| test.p)).collect();
+        for (of, adjusted) in tests.iter_mut().zip(holm(&p)) {
+            of.p_holm = (!adjusted.is_nan()).then_some(adjusted);
+        }
     }
 }
 
@@ -264,12 +270,19 @@ pub(super) fn markdown(report: &ObjectivesReport) -> String {
             report.select_by.name()
         )
     };
-    let seeds = report.objectives.iter().map(|of| of.seeds.len()).max().unwrap_or(0);
+    let seeds = report.objectives.iter().map(|of| &of.seeds).max_by_key(|seeds| seeds.len());
+    let seeds: Vec<String> = seeds.into_iter().flatten().map(u64::to_string).collect();
     let _ = writeln!(
         text,
-        "Base: `{}`. Rows: {} to train on, {} held out; {} in a step. Learning rate: {rates}. Seeds: {seeds}, each with the same rows in \
+        "Base: `{}`. Rows: {} to train on, {} held out; {} in a step. Learning rate: {rates}. Seeds: {}, each with the same rows in \
          the same order and the same initial adapter for all objectives. Each run ends with its last adapter. Device: {}. Equipoise {}.\n",
-        report.base, report.train_rows, report.validation_rows, report.rows_per_step, report.device, report.version
+        report.base,
+        report.train_rows,
+        report.validation_rows,
+        report.rows_per_step,
+        seeds.join(", "),
+        report.device,
+        report.version
     );
     held_out(report, &mut text);
     for i in 0..report.objectives.first().map_or(0, |of| of.tasks.len()) {
@@ -280,10 +293,10 @@ pub(super) fn markdown(report: &ObjectivesReport) -> String {
     }
     text.push_str(
         "± is the standard deviation over seeds; of a difference, the paired standard error over items, whose scores are means over \
-         seeds. Intervals are BCa bootstrap intervals at 95%; p is the sign-flip test's, adjusted by Holm over all objectives and \
-         tasks. They say how the items would vary, not how other seeds, data or bases would. General text: the perplexity of a short one, which \
+         seeds. Intervals are BCa bootstrap intervals at 95%; p is the sign-flip test's, adjusted by Holm over the objectives \
+         and tasks of a metric. They say how the items would vary, not how other seeds, data or bases would. General text: the perplexity of a short one, which \
          rises where a model forgets. Effective tokens: (Σw)²/(n·Σw²) of the \
-         weights of a step's tokens.\n",
+         weights of a step's tokens. Bad runs broke off, or their adapter ruins the model.\n",
     );
     text
 }
@@ -342,7 +355,16 @@ fn held_out(report: &ObjectivesReport, text: &mut String) {
         ];
         row(text, &cells);
     }
+    if let Some(before) = &report.before {
+        let _ = writeln!(text, "\n{}.", sentence(&Prior::from(before).advice()));
+    }
     text.push('\n');
+}
+
+/// With a capital letter.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn difference(of: Option<&PairedComparison>) -> String {
