@@ -114,7 +114,7 @@ fn copies_are_found_through_a_chat_template() {
     place.write(
         "quiz.yaml",
         "task: quiz\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
-         output_type: multiple_choice\ndoc_to_text: \"{{q}}\"\ndoc_to_choice: [\"{{a}}\", \" none\"]\ndoc_to_target: 0\n",
+         output_type: multiple_choice\ndoc_to_text: \"{{q}}\"\ndoc_to_choice: \"{{[a, ' none']}}\"\ndoc_to_target: 0\n",
     );
     let mut pairs: Vec<(String, String)> = [
         ("Which organelle makes ATP?", "the mitochondrion"),

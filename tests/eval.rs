@@ -353,13 +353,15 @@ fn other_tasks_of_a_folder_may_be_broken() {
     let data = "dataset_path: json\ndataset_kwargs: {data_files: {test: tasks/rows.jsonl}}\ntest_split: test\n";
     write("mine.yaml", &format!("task: mine\n{data}{CHOICES}"));
     write("theirs/python.yaml", "task: theirs\nprocess_docs: !function utils.process\n");
-    write("theirs/broken.yml", "task: [\n");
+    write("theirs/broken.yaml", "task: [\n");
     let base = crate::support::workplace::embedded_base();
     let eval = |task: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         command.args(["eval", base.to_str().unwrap(), "--include-path", "tasks", "--quiet", "--tasks", task]);
         let done = command.current_dir(folder.path()).output().unwrap();
-        (done.status.code(), String::from_utf8_lossy(&done.stderr).replace("\n  | ", " "))
+        // A terminal's width breaks lines.
+        let words = String::from_utf8_lossy(&done.stderr).replace(['|', '\n'], " ");
+        (done.status.code(), words.split_whitespace().collect::<Vec<_>>().join(" "))
     };
     let (code, said) = eval("mine");
     assert_eq!(code, Some(0), "{said}");

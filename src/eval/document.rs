@@ -299,7 +299,7 @@ fn check_choices(choices: &[String], target: &Target) -> Result<()> {
         return Err(Error::invalid(format!("`doc_to_choice` gives {} choices, and two are needed", choices.len())));
     }
     if let Some(index) = choices.iter().position(String::is_empty) {
-        return Err(Error::invalid(format!("choice {index} (counted from 0) is empty")));
+        return Err(Error::invalid(format!("choice {index} is empty, counted from 0")));
     }
     let fits = |target: &Value| match target {
         Value::Number(number) => number.as_u64().is_some_and(|index| (index as usize) < choices.len()),

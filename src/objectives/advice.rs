@@ -38,6 +38,11 @@ pub struct RowSample {
 impl Prior {
     /// Where that lies, which objective is favoured there, and what compares them.
     pub fn advice(&self) -> String {
+        format!("{}. `equipoise objectives` compares them on this recipe; docs/objectives.md says more", self.reading())
+    }
+
+    /// Where that lies, and which objective is favoured there.
+    pub fn reading(&self) -> String {
         let Self { token_probability, likely_tokens, cross_entropy, sample } = self;
         let sample = sample.map_or_else(String::new, |RowSample { rows, of }| format!(", by {rows} of {of} rows"));
         let (knows, favoured) = if *token_probability < LITTLE {
@@ -49,8 +54,7 @@ impl Prior {
         };
         format!(
             "the base knows {knows} of the held-out answers{sample}: their tokens have a probability of {:.0}% on average, and {:.0}% of \
-             them more than 50% (cross-entropy {cross_entropy:.2}); {favoured}. `equipoise objectives` compares them on this \
-             recipe; docs/objectives.md says more",
+             them more than 50% (cross-entropy {cross_entropy:.2}); {favoured}",
             100.0 * token_probability,
             100.0 * likely_tokens
         )

@@ -311,7 +311,11 @@ fn verdict(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
     };
     let verdict = of_adapter(fit).map(|of| judge.verdict(of, fit.health.as_ref()))?;
     let chose = matches!(judge.metric, MetricForBest::Task(_)) && recipe.training.eval_steps > 0;
-    Some(if chose { format!("{verdict}; the same score chose the adapter, so it is optimistic") } else { verdict })
+    Some(if chose && verdict.starts_with("better") {
+        format!("{verdict}; the same score chose the adapter, so it is optimistic")
+    } else {
+        verdict
+    })
 }
 
 /// What the validation before training is of, in words.

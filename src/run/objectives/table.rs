@@ -356,7 +356,7 @@ fn held_out(report: &ObjectivesReport, text: &mut String) {
         row(text, &cells);
     }
     if let Some(before) = &report.before {
-        let _ = writeln!(text, "\n{}.", sentence(&Prior::from(before).advice()));
+        let _ = writeln!(text, "\n{}.", sentence(&Prior::from(before).reading()));
     }
     text.push('\n');
 }
