@@ -151,7 +151,7 @@ fn runs_that_do_not_compare_are_refused_with_what_differs() {
         (&["a", "empty"], &["empty", "results_*.json"]),
         (&["a", "nowhere"], &["nowhere"]),
         (&["a", "a", "--tasks", "tusk"], &["no task `tusk`", "it has task"]),
-        (&["a", "a", "--metrics", "f1"], &["`f1`", "metrics"]),
+        (&["a", "a", "--metrics", "f1"], &["do not both have the metric `f1`", "compared: acc"]),
         (&["a", "a", "--cluster", "genome"], &["no field `genome`", "line 1"]),
     ] {
         let output = place.command(&[&["compare", "--json"], arguments].concat()).output().unwrap();
@@ -179,6 +179,9 @@ fn an_adapter_is_compared_with_its_base_by_their_one_folder() {
     assert_eq!(comparison["baseline"], base.to_str().unwrap());
     let metrics: Vec<&Value> = comparison["rows"].as_array().unwrap().iter().map(|row| &row["metric"]).collect();
     assert_eq!(metrics, ["acc", "brier_score"]);
+    let of_all = place.command(&["compare", "out", "--metrics", "ece"]).output().unwrap();
+    refusal(&of_all)
+        .says(2, &["`ece` is a number of all items together", "metrics that are compared: acc, brier_score"]);
     assert_eq!(comparison["rows"][0]["candidate_model"], adapter.to_str().unwrap());
     // What `eval` says of each is what is compared.
     let text = String::from_utf8(done.stdout).unwrap();

@@ -340,38 +340,6 @@ fn bad_items_are_named_and_nothing_is_left() {
     }
 }
 
-/// A file of a folder that cannot be read is in the way of its own task alone.
-#[test]
-fn other_tasks_of_a_folder_may_be_broken() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join("tasks").join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    };
-    write("rows.jsonl", "{\"question\": \"What?\", \"choices\": [\"a\", \"b\"], \"answer\": 1}\n");
-    let data = "dataset_path: json\ndataset_kwargs: {data_files: {test: tasks/rows.jsonl}}\ntest_split: test\n";
-    write("mine.yaml", &format!("task: mine\n{data}{CHOICES}"));
-    write("theirs/python.yaml", "task: theirs\nprocess_docs: !function utils.process\n");
-    write("theirs/broken.yaml", "task: [\n");
-    let base = crate::support::workplace::embedded_base();
-    let eval = |task: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
-        command.args(["eval", base.to_str().unwrap(), "--include-path", "tasks", "--quiet", "--tasks", task]);
-        let done = command.current_dir(folder.path()).output().unwrap();
-        // A terminal's width breaks lines.
-        let words = String::from_utf8_lossy(&done.stderr).replace(['|', '\n'], " ");
-        (done.status.code(), words.split_whitespace().collect::<Vec<_>>().join(" "))
-    };
-    let (code, said) = eval("mine");
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = eval("theirs");
-    assert!(code == Some(2) && said.contains("python.yaml") && said.contains("Python"), "{said}");
-    let (code, said) = eval("thing");
-    assert!(code == Some(2) && said.contains("there is no task `thing`"), "{said}");
-    assert!(said.contains("2 files there cannot be read"), "{said}");
-}
-
 /// The files of the models below a folder, by their folders' names.
 fn of_models(output: &Path) -> BTreeMap<String, Written> {
     let folders = files(output).into_iter().filter(|path| path.is_dir());

@@ -75,7 +75,10 @@ fn the_best_adapter_by_a_task_is_the_one_that_a_run_ends_with() {
     assert_eq!(summary["adapter_step"], first["step"]);
     let row = summary["tasks"].as_array().unwrap().iter().find(|row| row["metric"] == "acc_norm").unwrap();
     assert_eq!((row["value"].as_f64().unwrap(), row["base"].as_f64().unwrap()), (best, of(&all[0])));
-    assert!(summary["verdict"].as_str().unwrap().contains("by mine/acc_norm"), "{}", summary["verdict"]);
+    // It says that the score is of the items that chose, where it is better by them.
+    let verdict = summary["verdict"].as_str().unwrap();
+    assert!(verdict.contains("by mine/acc_norm"), "{verdict}");
+    assert_eq!(verdict.contains("the same score chose the adapter"), best > of(&all[0]), "{verdict}");
     // Under another metric the earlier validations may lack what is asked for.
     let other = place.train(&["output_dir=plain", "training.max_steps=2", "training.save_steps=1"]);
     assert!(other.status.success());
@@ -287,4 +290,51 @@ fn options_are_asked_in_all_orders() {
     assert!(output.status.success() && stderr.contains("no prompt shows them"), "{stderr}");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!shown.contains("under all orders"), "{shown}");
+}
+
+/// A file of a folder that cannot be read is in the way of its own task alone.
+#[test]
+fn other_tasks_of_a_folder_may_be_broken() {
+    let place = Workplace::new();
+    let choices =
+        "output_type: multiple_choice\ndoc_to_text: \"{{question}}\"\ndoc_to_choice: choices\ndoc_to_target: answer\n";
+    let write = |name: &str, text: &str| {
+        let path = place.path("tasks").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("rows.jsonl", "{\"question\": \"What?\", \"choices\": [\"a\", \"b\"], \"answer\": 1}\n");
+    let data = "dataset_path: json\ndataset_kwargs: {data_files: {test: tasks/rows.jsonl}}\ntest_split: test\n";
+    write("mine.yaml", &format!("task: mine\n{data}{choices}"));
+    write("theirs/python.yaml", "task: theirs\nprocess_docs: !function utils.process\n");
+    write("theirs/broken.yaml", "task: [\n");
+    let base = crate::support::workplace::embedded_base();
+    let eval = |task: &str| {
+        let arguments = ["eval", base.to_str().unwrap(), "--include-path", "tasks", "--tasks", task];
+        let done = place.command(&arguments).output().unwrap();
+        // A terminal's width breaks lines.
+        let words = String::from_utf8_lossy(&done.stderr).replace(['|', '\n'], " ");
+        (done.status.code(), words.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let (code, said) = eval("mine");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = eval("theirs");
+    assert!(code == Some(2) && said.contains("python.yaml") && said.contains("Python"), "{said}");
+    // Nor is a tag, a pattern or a group scored over fewer tasks than it names.
+    write("theirs/python.yaml", "task: theirs # not ours\ntag: some\nprocess_docs: !function utils.process\n");
+    write("mine.yaml", &format!("task: mine\ntag: [some]\n{data}{choices}"));
+    write("group.yaml", "group: both\ntask: [mine, theirs]\n");
+    for task in ["some", "*e*s", "both"] {
+        let (code, said) = eval(task);
+        assert!(code == Some(2) && said.contains("python.yaml") && said.contains("Python"), "{task}: {said}");
+    }
+    // A later file of the name takes its place.
+    write("zz.yaml", &format!("task: theirs\n{data}{choices}"));
+    let (code, said) = eval("both");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("broken.yaml") && said.contains("if it is one of the tasks"), "{said}");
+    std::fs::remove_file(place.path("tasks/zz.yaml")).unwrap();
+    let (code, said) = eval("thing");
+    assert!(code == Some(2) && said.contains("there is no task `thing`"), "{said}");
+    assert!(said.contains("these files cannot be read: tasks/theirs/broken.yaml, tasks/theirs/python.yaml"), "{said}");
 }

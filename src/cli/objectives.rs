@@ -5,7 +5,7 @@ use super::interrupt::Interrupt;
 use super::output::{Stdout, columns, say};
 use super::progress::Progress;
 use crate::error::{Error, Result};
-use crate::run::{self, EvalRequest, MeanAndSpread, ObjectivesReport, ObjectivesRequest};
+use crate::run::{self, EvalRequest, MeanAndSpread, ObjectivesReport, ObjectivesRequest, TaskSummary};
 use crate::statistics::p_text;
 use crate::train::MetricForBest;
 use crate::train::metrics::Validation;
@@ -134,11 +134,14 @@ pub(super) fn run(args: &ObjectivesArgs) -> Result<u8> {
 
 fn text(report: &ObjectivesReport) -> String {
     let number = |of: Option<MeanAndSpread>| of.map_or_else(String::new, |of| of.text(4));
-    let names: Vec<String> = report
-        .objectives
-        .first()
-        .map(|of| of.tasks.iter().map(|task| format!("{} {}", task.task, task.metric)).collect())
-        .unwrap_or_default();
+    // The first metric of each task; a line has no room for more.
+    let tasks = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
+    let firsts: Vec<usize> = (0..tasks.len()).filter(|&i| i == 0 || tasks[i - 1].task != tasks[i].task).collect();
+    let name = |&i: &usize| {
+        let TaskSummary { task, metric, higher_is_better, .. } = &tasks[i];
+        format!("{task} {metric} {}", if *higher_is_better { "↑" } else { "↓" })
+    };
+    let names: Vec<String> = firsts.iter().map(name).collect();
     let fixed =
         ["objective", "learning rate", "seeds", "cross-entropy", "token accuracy", "general text", "effective tokens"];
     let mut rows = vec![[fixed.map(str::to_owned).to_vec(), names.clone()].concat()];
@@ -148,8 +151,8 @@ fn text(report: &ObjectivesReport) -> String {
     };
     let general = report.base_general_text().map_or_else(String::new, |of| format!("{of:.2}"));
     base.extend([before(|of| of.cross_entropy), before(|of| of.token_accuracy), general, String::new()]);
-    let first = report.objectives.first().map(|of| of.tasks.as_slice()).unwrap_or_default();
-    base.extend(first.iter().map(|task| {
+    base.extend(firsts.iter().map(|&i| {
+        let task = &tasks[i];
         let row =
             report.base_tasks.iter().map(|row| &row.score).find(|of| of.task == task.task && of.metric == task.metric);
         row.map_or_else(String::new, |of| format!("{:.4}", of.value))
@@ -160,7 +163,7 @@ fn text(report: &ObjectivesReport) -> String {
         cells.extend([of.cross_entropy, of.token_accuracy].map(number));
         cells.push(of.general_text.map_or_else(String::new, |of| of.text(2)));
         cells.push(number(of.effective_token_share));
-        cells.extend(of.tasks.iter().map(|task| {
+        cells.extend(firsts.iter().filter_map(|&i| of.tasks.get(i)).map(|task| {
             let p = task.p_holm.map_or_else(String::new, |p| format!(" (p {})", p_text(p)));
             format!("{}{p}", number(task.score))
         }));
@@ -170,9 +173,10 @@ fn text(report: &ObjectivesReport) -> String {
     let bad =
         if bad > 0 { format!("\n{bad} runs broke off or ruined the model: see the table\n") } else { String::new() };
     let folder = &report.output;
-    let tasks = if names.is_empty() { "" } else { "; p: against the first objective, adjusted by Holm" };
+    let more = if firsts.len() < tasks.len() { "; all metrics are in objectives.md" } else { "" };
+    let tests = if names.is_empty() { "" } else { "; p: against the first objective, adjusted by Holm" };
     format!(
-        "{}\n\n± standard deviation over seeds{tasks}\n{bad}\nwritten\n  {}\n  {}\n  {}\n",
+        "{}\n\n± standard deviation over seeds{tests}{more}\n{bad}\nwritten\n  {}\n  {}\n  {}\n",
         columns(&rows),
         folder.join("objectives.md").display(),
         folder.join("objectives.csv").display(),

@@ -38,4 +38,4 @@ pub use store::Entry;
 pub use stream::TextStream;
 pub(crate) use template::python_regex;
 pub use template::{ChatTemplate, DocumentTemplate, named, python_text};
-pub use tokenize::{Encoder, IGNORED, Notes, Sequence};
+pub use tokenize::{Encoder, IGNORED, Notes, Scaffold, Sequence};

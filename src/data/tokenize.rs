@@ -4,6 +4,8 @@
 
 mod apart;
 
+pub use apart::Scaffold;
+
 use super::config::TrainOnTurns;
 use super::example::{Example, Message, Role};
 use super::forms;

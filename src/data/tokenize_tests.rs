@@ -291,3 +291,39 @@ proptest::proptest! {
         proptest::prop_assert_eq!(learnt(&encoder, &example), [completion + "<|im_end|>"]);
     }
 }
+
+/// Whatever a template writes, and whether its marks are tokens: questions and answers are left, as they were said.
+#[test]
+fn what_is_said_is_left_without_what_the_template_writes() {
+    let chatml = |mark: &str| CHATML.replace("im_", mark);
+    // As Qwen3: an answer that others follow has no empty thoughts.
+    let thinking = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}";
+    let instructions = "Below is an instruction. Write a response.\n\n{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n{% else %}### Response:\n{{ m.content }}\n\n{% endif %}{% endfor %}";
+    // As R1-Zero: the template's own text speaks of questions and answers.
+    let prose = "A conversation. The user asks a question, and gives its answer. {% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    let talk = [
+        (Role::User, "Which assistant answers the user?"),
+        (Role::Assistant, "A model, in response."),
+        (Role::User, "And\nthen?"),
+        (Role::Assistant, "its answer"),
+    ];
+    for template in [chatml("im_"), chatml("other_"), thinking.into(), instructions.into(), prose.into()] {
+        let encoder = encoder_with(&template);
+        let scaffold = encoder.scaffold();
+        for turns in [2, 4] {
+            let row = encoder.encode(&chat(&talk[..turns])).unwrap();
+            let said = encoder.said(&row.input_ids, &scaffold).unwrap();
+            let words: Vec<&str> = said.split_whitespace().collect();
+            let expected = talk[..turns].iter().map(|(_, text)| *text).collect::<Vec<_>>().join(" ");
+            assert_eq!(words.join(" "), expected.split_whitespace().collect::<Vec<_>>().join(" "), "{template}");
+        }
+    }
+    // A system message of its own is said too; `system` before it is not worth a rule.
+    let encoder = encoder();
+    let row = encoder.encode(&chat(&[(Role::System, "Be brief."), talk[0], talk[1]])).unwrap();
+    let said = encoder.said(&row.input_ids, &encoder.scaffold()).unwrap();
+    assert!(said.contains("Be brief.") && !said.contains("assistant\n") && !said.contains("user\n"), "{said:?}");
+    // Without a template nothing is taken out.
+    let plain = encoder.encode(&Example::Completion { prompt: "user\n".into(), completion: "hello".into() }).unwrap();
+    assert!(encoder.said(&plain.input_ids, &Scaffold::default()).unwrap().contains("user\nhello"));
+}

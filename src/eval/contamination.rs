@@ -14,9 +14,6 @@
 //! 2107.06499) estimate that index by `MinHash`, and then ask for an edit similarity above 0.8; here the index itself is computed.
 //! 5-grams that more than half of the rows have, such as system messages, are left out on both sides.
 //!
-//! A chat template puts words of its own before a question, and between it and its answer (`assistant`, `### Response:`). They are taken
-//! out of rows and items alike, so that a question with its answer is one text in both.
-//!
 //! The items' n-grams are what is kept in memory. Rows go through one by one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -79,25 +76,18 @@ pub struct Items {
     all: Vec<Item>,
     /// 5-grams of most rows.
     template: HashSet<Vec<u32>>,
-    /// Words that a chat template puts around what is said.
-    scaffold: Vec<Vec<String>>,
 }
 
 impl Items {
-    /// Items, each with the number of its task and its text. `rows` are some of the rows, by which their template is known; `scaffold` has
-    /// the texts that a chat template puts around what is said.
-    pub fn new(items: &[(usize, String)], rows: &[String], scaffold: &[String]) -> Self {
-        let mut scaffold: Vec<Vec<String>> = scaffold.iter().map(|text| words(text)).collect();
-        scaffold.retain(|words| !words.is_empty());
-        // One may be a part of another.
-        scaffold.sort_by_key(|words| std::cmp::Reverse(words.len()));
+    /// Items, each with the number of its task and its text. `rows` are some of the rows, by which their template is known.
+    pub fn new(items: &[(usize, String)], rows: &[String]) -> Self {
         let mut vocabulary = HashMap::new();
         let mut numbers = |text: &str| -> Vec<u32> {
             let number = |word| {
                 let next = vocabulary.len() as u32;
                 *vocabulary.entry(word).or_insert(next)
             };
-            said(words(text), &scaffold).into_iter().map(number).collect()
+            words(text).into_iter().map(number).collect()
         };
         let mut tasks: BTreeMap<usize, Vec<Vec<u32>>> = BTreeMap::new();
         for (task, text) in items {
@@ -112,24 +102,8 @@ impl Items {
             of_tasks.insert(*task, items.into_iter());
         }
         let next = |(task, _): &(usize, String)| of_tasks.get_mut(task).and_then(Iterator::next);
-        Self { vocabulary, all: items.iter().filter_map(next).collect(), template, scaffold }
+        Self { vocabulary, all: items.iter().filter_map(next).collect(), template }
     }
-}
-
-/// The words that are left without those of a scaffold, wherever they stand.
-fn said(words: Vec<String>, scaffold: &[Vec<String>]) -> Vec<String> {
-    scaffold.iter().fold(words, |words, part| {
-        let (mut left, mut at) = (Vec::with_capacity(words.len()), 0);
-        while let Some(word) = words.get(at) {
-            if words[at..].starts_with(part) {
-                at += part.len();
-            } else {
-                left.push(word.clone());
-                at += 1;
-            }
-        }
-        left
-    })
 }
 
 /// The 5-grams that more than half of the texts have, `fewest` at least.
@@ -238,7 +212,7 @@ impl<'a> Index<'a> {
     /// What a row has of the items.
     pub fn search(&self, row: &str) -> RowMatch {
         let known = self.items.vocabulary.len() as u32;
-        let row = self.numbers(&said(words(row), &self.items.scaffold));
+        let row = self.numbers(&words(row));
         let mut grams: Vec<u32> = Vec::new();
         // No n-gram of an item goes over a word that no item has.
         for part in row.split(|word| *word >= known) {

@@ -8,7 +8,7 @@ fn text(begin: usize, count: usize) -> String {
 /// What is found of items of one task in rows.
 fn found(items: &[String], rows: &[String]) -> Vec<Found> {
     let items: Vec<(usize, String)> = items.iter().map(|item| (0, item.clone())).collect();
-    let items = Items::new(&items, rows, &[]);
+    let items = Items::new(&items, rows);
     let index = Index::new(&items);
     let mut tally = Tally::new(&index);
     for (row, text) in rows.iter().enumerate() {
@@ -100,7 +100,7 @@ fn the_template_that_items_share_does_not_count() {
     // Of two tasks each has a template of its own: what most items of one have may be an item's of the other.
     let mut of_two: Vec<(usize, String)> = items.iter().map(|item| (0, item.clone())).collect();
     of_two.push((1, template.clone()));
-    let items = Items::new(&of_two, &[], &[]);
+    let items = Items::new(&of_two, &[]);
     let index = Index::new(&items);
     let mut tally = Tally::new(&index);
     tally.add(0, &index.search(&template));

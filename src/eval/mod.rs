@@ -5,6 +5,7 @@
 //! documents, and the model that answers.
 
 mod aggregate;
+mod broken;
 mod config;
 mod contamination;
 mod document;

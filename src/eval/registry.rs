@@ -1,5 +1,6 @@
 //! Tasks and groups by name: those that are built in, and those of YAML files.
 
+use super::broken::Broken;
 use super::config::{GroupConfig, GroupMetric, TaskConfig, from_value, version_of};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -25,15 +26,8 @@ const SUBJECTS: [&str; 6] = [
 #[derive(Debug)]
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
-    /// Files of folders that cannot be read, by the task that they name or by their path: they are no task's fault that is not theirs.
-    broken: BTreeMap<String, Broken>,
-}
-
-/// Why a file cannot be read, and what helps.
-#[derive(Debug)]
-struct Broken {
-    message: String,
-    help: Option<String>,
+    /// Files of folders that cannot be read, as far as no later file is of the same name.
+    broken: Vec<Broken>,
 }
 
 #[derive(Debug, Clone)]
@@ -72,7 +66,7 @@ impl Registry {
     /// The tasks that are built in: `medqa_4options`, `medmcqa`, `pubmedqa`, `mmlu_SUBJECT` and `mmlu_SUBJECT_continuation` of six medical
     /// subjects, and the group `multimedqa`.
     pub fn built_in() -> Self {
-        let mut registry = Self { entries: BTreeMap::new(), broken: BTreeMap::new() };
+        let mut registry = Self { entries: BTreeMap::new(), broken: Vec::new() };
         for keys in built_in() {
             let name = name_of(&keys).unwrap_or_default().to_owned();
             registry.entries.insert(name, Entry { keys, path: PathBuf::from("(built in)") });
@@ -92,9 +86,7 @@ impl Registry {
             let keys = match read(&file, 0) {
                 Ok(keys) => keys,
                 Err(error) if path.is_dir() => {
-                    let name = named_in(&file).unwrap_or_else(|| file.display().to_string());
-                    let help = error.help().map(str::to_owned);
-                    self.broken.insert(name, Broken { message: error.to_string(), help });
+                    self.broken.push(Broken::new(&file, &error));
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -105,6 +97,7 @@ impl Registry {
                 }
                 return Err(Error::file(&file, "is neither a task nor a group: it has no key `task` or `group`"));
             };
+            self.broken.retain(|broken| broken.name.as_ref() != Some(&name));
             names.push(name.clone());
             self.entries.insert(name, Entry { keys, path: file });
         }
@@ -127,18 +120,20 @@ impl Registry {
         Ok(selected)
     }
 
+    /// Files of folders that cannot be read, and of which nobody knows what they are.
+    pub fn unknown_files(&self) -> impl Iterator<Item = (&Path, Error)> {
+        let nameless = self.broken.iter().filter(|broken| broken.name.is_none());
+        nameless.map(|broken| (broken.path.as_path(), broken.error()))
+    }
+
     /// Names of all tasks and groups.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
     fn matching(&self, name: &str) -> Result<Vec<String>> {
-        if let Some(Broken { message, help }) = self.broken.get(name) {
-            let error = Error::invalid(message.clone());
-            return Err(match help {
-                Some(help) => error.with_help(help.clone()),
-                None => error,
-            });
+        if let Some(broken) = self.broken.iter().find(|broken| broken.is_called(name)) {
+            return Err(broken.error());
         }
         if self.entries.contains_key(name) {
             return Ok(vec![name.to_owned()]);
@@ -155,6 +150,10 @@ impl Registry {
             && let Ok(glob) = globset::Glob::new(name)
         {
             let glob = glob.compile_matcher();
+            let is_meant = |broken: &&Broken| broken.name.as_ref().is_some_and(|name| glob.is_match(name));
+            if let Some(broken) = self.broken.iter().find(is_meant) {
+                return Err(broken.error());
+            }
             found = self.entries.keys().filter(|each| glob.is_match(each)).cloned().collect();
         }
         if !found.is_empty() {
@@ -166,10 +165,11 @@ impl Registry {
             Some((similarity, near)) if *similarity > 0.85 => format!("did you mean `{near}`?"),
             _ => format!("There are {}.", self.names().collect::<Vec<_>>().join(", ")),
         };
-        let broken = match (self.broken.len(), self.broken.values().next()) {
-            (1, Some(of)) => format!("; one file there cannot be read: {}", of.message),
-            (files, Some(of)) => format!("; {files} files there cannot be read, the first: {}", of.message),
-            _ => String::new(),
+        let broken: Vec<String> = self.broken.iter().take(3).map(|broken| broken.path.display().to_string()).collect();
+        let broken = match self.broken.len() {
+            0 => String::new(),
+            1..=3 => format!("; these files cannot be read: {}", broken.join(", ")),
+            files => format!("; {files} files cannot be read, among them {}", broken.join(", ")),
         };
         Err(Error::invalid(format!("there is no task `{name}`")).with_help(format!(
             "{help} A task of your own is a YAML file: name it, or its folder with `--include-path`{broken}"
@@ -345,14 +345,6 @@ fn read(path: &Path, depth: usize) -> Result<Map<String, Value>> {
     keys.extend(own);
     keys.remove("include");
     Ok(keys)
-}
-
-/// The task or group that a file names, though it cannot be read.
-fn named_in(path: &Path) -> Option<String> {
-    let text = String::from_utf8(crate::fs::read_within(path, MOST_BYTES).ok()?).ok()?;
-    let name = text.lines().find_map(|line| line.strip_prefix("task:").or(line.strip_prefix("group:")))?;
-    let name = name.trim().trim_matches(['"', '\'']);
-    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// YAML as JSON. Tags such as `!function` run Python code, and are refused.

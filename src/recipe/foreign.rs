@@ -243,7 +243,10 @@ const TABLE: &[(&str, Answer)] = &[
         No("sample weights are as in the paper; `objective.token_weight_floor` bounds token weights, and \
             `objective.normalize_weights: true` makes the mean weight of a step 1"),
     ),
-    ("kl_weight kl_coef", No("the divergence from the base is `objective: {type: asft, alpha: 0.1}`")),
+    (
+        "kl_weight kl_coef",
+        No("the divergence from the base is weighed by `objective.alpha`, under `objective.type: asft`"),
+    ),
     ("dft_chunk_size eaft_chunk_size", No("the head always works on chunks of tokens; there is nothing to set")),
     ("label_smoothing label_smoothing_factor", No("label smoothing is not built; see `objective.type`")),
     ("dpo pref_beta beta kto ref_model reward_model", No("preference training is not built; see `objective.type`")),

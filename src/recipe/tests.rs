@@ -70,6 +70,13 @@ fn settings_of_an_objective_want_its_type() {
         assert_eq!(written, format!("objective:\n  {ours}"), "{theirs}");
         parse(&format!("{LEAST}{written}\n")).unwrap();
     }
+    // Of one that is switched off, and of two at once, none is written.
+    for theirs in
+        ["use_eaft_loss: false\neaft_alpha: 1", "bft_group_size: 8\neaft_alpha: 1", "eaft_alpha: 1\nasft_alpha: 2"]
+    {
+        let help = blamed(&format!("{theirs}\n")).2;
+        assert!(!help.contains("write:") && help.contains("this is `objective."), "{help}");
+    }
     let typed = parse(&format!("{LEAST}objective:\n  group_size: 64\n  type: bft\n")).unwrap();
     assert_eq!((typed.objective.kind, typed.objective.group_size), (ObjectiveKind::Bft, 64));
 }

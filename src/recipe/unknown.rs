@@ -99,15 +99,26 @@ fn help(unknown: &[Unknown<'_>], root: &Value, source: &Source<'_>) -> String {
     lines.join("\n")
 }
 
-/// Adds the objective that its settings are of: without it they are refused. Others name it in front of them (`eaft_alpha`).
+/// Adds the objective that its settings are of: without it they are refused. Others name it in front of them (`eaft_alpha`). Where they
+/// name several, or switch it off, nobody can know which is meant, and none is written.
 fn name_the_objective(unknown: &[Unknown<'_>], ours: &mut Vec<(String, Value)>) {
-    let of_objective = |(path, _): &(String, Value)| path.strip_prefix("objective.").map(str::to_owned);
-    let settings: Vec<String> = ours.iter().filter_map(of_objective).collect();
-    let Some(setting) = settings.first().filter(|_| !settings.contains(&"type".to_owned())) else { return };
-    let kinds = ObjectiveConfig::kinds_with(setting);
-    let is_named =
-        |kind: &&ObjectiveKind| unknown.iter().any(|found| found.key.to_lowercase().starts_with(kind.name()));
-    if let Some(kind) = kinds.iter().find(is_named).or(kinds.first()) {
+    let mut named: Vec<&ObjectiveKind> = Vec::new();
+    for found in unknown {
+        let Some(Answer::Ours(path)) = answer(&found.key) else { continue };
+        let Some(setting) = path.strip_prefix("objective.").filter(|setting| *setting != "type") else { continue };
+        let kinds = ObjectiveConfig::kinds_with(setting);
+        let is_named = |kind: &&ObjectiveKind| found.key.to_lowercase().starts_with(kind.name());
+        named.extend(kinds.iter().find(is_named).or(kinds.first()));
+    }
+    let is_off = |kind: &ObjectiveKind| {
+        let is_switch = |found: &Unknown<'_>| answer(&found.key) == Some(Answer::IfTrue("objective.type", kind.name()));
+        unknown.iter().any(|found| is_switch(found) && found.value.as_bool() == Some(false))
+    };
+    let Some(&kind) = named.first() else { return };
+    let is_typed = |(path, value): &(String, Value)| path == "objective.type" && value.as_str() != Some(kind.name());
+    if named.iter().any(|other| *other != kind) || is_off(kind) || ours.iter().any(is_typed) {
+        ours.retain(|(path, _)| path == "objective.type" || !path.starts_with("objective."));
+    } else if ours.iter().all(|(path, _)| path != "objective.type") {
         ours.insert(0, ("objective.type".to_owned(), kind.name().into()));
     }
 }

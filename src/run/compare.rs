@@ -153,7 +153,8 @@ pub fn compare(request: &CompareRequest) -> Result<Comparison> {
             comparison.calibration.extend(task.calibration((i, run)));
         }
     }
-    let has = |task: &str, id: u64| known.get(task).is_some_and(|items| items.contains(&id));
+    let is_asked = |task: &str| request.tasks.is_empty() || request.tasks.iter().any(|name| name == task);
+    let has = |task: &str, id: u64| !is_asked(task) || known.get(task).is_some_and(|items| items.contains(&id));
     comparison.notes.extend(left_out.and_then(|left_out| left_out.strangers(has)));
     if comparison.rows.is_empty() {
         return Err(nothing_to_compare(request, &runs, &comparison.notes));
@@ -176,20 +177,25 @@ fn nothing_to_compare(request: &CompareRequest, runs: &[RecordedRun], notes: &[S
     if let Some(path) = request.without.as_ref().filter(|_| notes.iter().any(|note| note.ends_with(left_out::ALL))) {
         return Error::file(path, format!("leaves nothing to compare: {}", notes.join("; ")));
     }
-    let wanted = if request.metrics.is_empty() {
-        "the runs have no metric in common that is a mean over items".to_owned()
-    } else {
-        format!("the runs do not both have the metric `{}`", request.metrics.join("`, `"))
+    // Of each metric, whether it is a mean over items in some task.
+    let mut known: BTreeMap<&str, bool> = BTreeMap::new();
+    for run in runs {
+        for (name, task) in &run.tasks {
+            for metric in task.higher_is_better.keys() {
+                *known.entry(metric).or_default() |= run.is_mean(name, metric);
+            }
+        }
+    }
+    let wanted = match &request.metrics[..] {
+        [] => "the runs have no metric in common that is a mean over items".to_owned(),
+        [metric] if known.get(metric.as_str()) == Some(&false) => {
+            format!("`{metric}` is a number of all items together, not a mean over items: it has no paired comparison")
+        }
+        metrics => format!("the runs do not both have the metric `{}`", metrics.join("`, `")),
     };
-    let known: BTreeSet<&str> = runs
-        .iter()
-        .flat_map(|run| run.tasks.values())
-        .flat_map(|task| task.higher_is_better.keys())
-        .map(String::as_str)
-        .collect();
-    let known = known.into_iter().collect::<Vec<_>>().join(", ");
-    Error::invalid(wanted)
-        .with_help(format!("the runs have the metrics {known}; those that are no means over items are left out"))
+    let means: Vec<&str> = known.iter().filter_map(|(metric, is_mean)| is_mean.then_some(*metric)).collect();
+    let error = Error::invalid(wanted);
+    if means.is_empty() { error } else { error.with_help(format!("metrics that are compared: {}", means.join(", "))) }
 }
 
 /// The tasks that are compared: those that all runs have.

@@ -1,7 +1,7 @@
 //! Items of tasks that stand in the rows to train on.
 
 use super::eval::{TaskSet, WantedTasks};
-use crate::data::{Dataset, Encoder};
+use crate::data::{Dataset, Encoder, Scaffold};
 use crate::error::{Error, Result};
 use crate::eval::{Found, Index, Items, RowMatch, Tally, document_hash};
 use crate::fs::write_atomic;
@@ -124,11 +124,11 @@ impl<'a> Suspects<'a> {
     ) -> Result<ContaminationReport> {
         let start = Instant::now();
         let rows = &dataset.train;
-        let text = |row: usize| encoder.decode_apart(&rows.get(row)?.input_ids);
+        let scaffold = if dataset.report.conversations > 0 { encoder.scaffold() } else { Scaffold::default() };
+        let text = |row: usize| encoder.said(&rows.get(row)?.input_ids, &scaffold);
         let sampled = rows.len().min(SAMPLED_ROWS);
         let sample: Vec<String> = (0..sampled).map(|i| text(i * rows.len() / sampled)).collect::<Result<_>>()?;
-        let scaffold = if dataset.report.conversations > 0 { encoder.scaffold() } else { Vec::new() };
-        let items = Items::new(&self.texts, &sample, &scaffold);
+        let items = Items::new(&self.texts, &sample);
         let index = Index::new(&items);
         let mut tally = Tally::new(&index);
         for begin in (0..rows.len()).step_by(CHUNK) {

@@ -310,7 +310,9 @@ fn verdict(recipe: &Recipe, fit: &FitSummary) -> Option<String> {
         began_with: began_with(recipe),
     };
     let verdict = of_adapter(fit).map(|of| judge.verdict(of, fit.health.as_ref()))?;
-    let chose = matches!(judge.metric, MetricForBest::Task(_)) && recipe.training.eval_steps > 0;
+    let training = &recipe.training;
+    let several = training.eval_steps > 0 && training.eval_steps < fit.total_steps && training.load_best_model_at_end;
+    let chose = several && matches!(judge.metric, MetricForBest::Task(_));
     Some(if chose && verdict.starts_with("better") {
         format!("{verdict}; the same score chose the adapter, so it is optimistic")
     } else {

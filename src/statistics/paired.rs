@@ -48,7 +48,8 @@ pub struct PairedComparison {
 /// signs flip per cluster, and McNemar's test is left out unless each item is a cluster of its own.
 ///
 /// The least detectable difference is the normal approximation's, but no less than exact tests allow: fewer than six units that
-/// differ, all in the same direction, have `p ≥ 2/2⁵ > 0.05`, so 0/1 scores of `n` items show no difference below `6/n`.
+/// differ, all in the same direction, have `p ≥ 2/2⁵ > 0.05`. So it is no less than six times the least unit's difference: `6/n` for 0/1
+/// scores of `n` items.
 ///
 /// `None` if there are no items, lengths differ, or a score is not finite. Where all differences are equal, the standard
 /// error is 0 and the intervals have no width: the items say nothing of the spread. Sources: Miller 2024 (arXiv
@@ -75,7 +76,8 @@ pub fn compare_paired(
     let mcnemar = if independent { of_scores(baseline, candidate) } else { None };
     // The fewest units with `2/2ⁿ < ALPHA`.
     let fewest = (1.0 - ALPHA.log2()).floor() + 1.0;
-    let floor = if mcnemar.is_some() { fewest / differences.len() as f64 } else { 0.0 };
+    let least_sum = sums.iter().map(|sum| sum.abs()).filter(|sum| *sum > 0.0).fold(f64::INFINITY, f64::min);
+    let floor = fewest * least_sum / differences.len() as f64;
     let least_detectable = stderr
         .filter(|stderr| *stderr > 0.0 && units.len() as f64 >= fewest)
         .and_then(|stderr| from_stderr(stderr, ALPHA, POWER))
@@ -128,6 +130,13 @@ mod tests {
             compare_paired(&baseline, &with(right), None, &Resampling::default()).unwrap().mcnemar.unwrap().p
         };
         assert!(p_of(5) > ALPHA && p_of(6) < ALPHA);
+        // Means over three seeds, and items in clusters.
+        let thirds: Vec<f64> = with(1).iter().map(|score| score / 3.0).collect();
+        let of_thirds = compare_paired(&baseline, &thirds, None, &Resampling::default()).unwrap();
+        assert_eq!(of_thirds.least_detectable, Some(6.0 * (1.0 / 3.0) / 20.0));
+        let pairs: Vec<usize> = (0..20).map(|i| i / 2).collect();
+        let of_pairs = compare_paired(&baseline, &with(2), Some(&pairs), &Resampling::default()).unwrap();
+        assert_eq!(of_pairs.least_detectable, Some(6.0 * 2.0 / 20.0));
         let five = compare_paired(&[0.0; 5], &[1.0, 1.0, 0.0, 0.0, 0.0], None, &Resampling::default()).unwrap();
         assert_eq!(five.least_detectable, None);
     }

@@ -68,6 +68,9 @@ fn select(wanted: &WantedTasks<'_>, observer: &mut dyn Observer) -> Result<Selec
     for path in wanted.include {
         registry.include(path)?;
     }
+    for (_, error) in registry.unknown_files() {
+        observer.event(&Event::Warning(format!("{error}; if it is one of the tasks, it is not asked")));
+    }
     let mut selected = registry.select(wanted.names)?;
     for task in &mut selected.tasks {
         match wanted.num_fewshot {

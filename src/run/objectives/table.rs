@@ -60,6 +60,8 @@ pub struct TaskSummary {
     pub metric: String,
     /// The filter.
     pub filter: String,
+    /// Whether more is better.
+    pub higher_is_better: bool,
     /// Over seeds.
     pub score: Option<MeanAndSpread>,
     /// Beside the first objective; none for that one itself.
@@ -157,14 +159,13 @@ pub(super) fn report(
                     .find(|of| of.task == *task && of.metric == *metric)
                     .map(|of| of.value)
             };
-            let filter = kept
-                .base()
-                .and_then(|rows| rows.iter().find(|row| row.score.task == *task))
-                .map(|row| &row.score.filter);
+            let of_base = |row: &&ResultRow| (&row.score.task, &row.score.metric) == (task, metric);
+            let of_base = kept.base().and_then(|rows| rows.iter().find(of_base)).map(|row| &row.score);
             TaskSummary {
                 task: task.clone(),
                 metric: metric.clone(),
-                filter: filter.cloned().unwrap_or_default(),
+                filter: of_base.map(|of| of.filter.clone()).unwrap_or_default(),
+                higher_is_better: of_base.is_none_or(|of| of.higher_is_better),
                 score: MeanAndSpread::of(runs.iter().map(rows)),
                 against_first: against(first.as_ref(), i),
                 p_holm: None,
@@ -232,15 +233,22 @@ fn scores(folder: &Path, metrics: &[(String, String)]) -> Result<Vec<Option<Scor
     }
     let runs = RecordedRun::find(folder)?;
     let Some(run) = runs.last() else { return Ok(vec![None; metrics.len()]) };
-    let of_task = |(task, metric): &(String, String)| {
+    // Metrics of a task stand beside each other: its file is read once.
+    let mut all = Vec::with_capacity(metrics.len());
+    for of_task in metrics.chunk_by(|a, b| a.0 == b.0) {
+        let task = &of_task[0].0;
         let items = run.items(task, None)?;
-        let value = |item: &RecordedItem| item.values.get(metric).copied();
-        // As in the table: under the first of the task's filters.
-        let filter = run.first_filter(task, metric);
-        let of_filter = filter.and_then(|filter| items.filters.get(filter)).or_else(|| items.filters.values().next());
-        Ok(of_filter.filter(|_| run.is_mean(task, metric)).and_then(|items| items.iter().map(value).collect()))
-    };
-    metrics.iter().map(of_task).collect()
+        for (_, metric) in of_task {
+            let value = |item: &RecordedItem| item.values.get(metric).copied();
+            // As in the table: under the first of the task's filters.
+            let filter = run.first_filter(task, metric);
+            let of_filter =
+                filter.and_then(|filter| items.filters.get(filter)).or_else(|| items.filters.values().next());
+            let of_filter = of_filter.filter(|_| run.is_mean(task, metric));
+            all.push(of_filter.and_then(|items| items.iter().map(value).collect()));
+        }
+    }
+    Ok(all)
 }
 
 /// Those of several runs: the mean of each item.
@@ -384,7 +392,8 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
         report.base_tasks.iter().find(|row| row.score.task == of_first.task && row.score.metric == of_first.metric);
     let items = base.map_or(0, |row| row.score.items);
     let limit = report.limit.map_or_else(String::new, |limit| format!(" (of `--limit {limit}`)"));
-    let _ = writeln!(text, "## {}: {}, {items} items{limit}\n", of_first.task, of_first.metric);
+    let better = if of_first.higher_is_better { "higher" } else { "lower" };
+    let _ = writeln!(text, "## {}: {}, {items} items{limit}, {better} is better\n", of_first.task, of_first.metric);
     let against = format!("against {}", first.objective);
     header(text, &["objective", "score", &against, "interval", "p", "against the base"]);
     for of in &report.objectives {
@@ -401,6 +410,11 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
             difference(task.against_base.as_ref()),
         ];
         row(text, &cells);
+    }
+    if report.objectives.len() > 1
+        && report.objectives.iter().all(|of| of.tasks.get(i).is_none_or(|task| task.against_first.is_none()))
+    {
+        text.push_str("\nNo tests: this is a number of all items together, not a mean over them.\n");
     }
     if let Some(base) = base {
         let mut floors = vec![format!("the base alone {:.4}", base.score.value)];
