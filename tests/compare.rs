@@ -179,7 +179,7 @@ fn an_adapter_is_compared_with_its_base_by_their_one_folder() {
     assert_eq!(comparison["baseline"], base.to_str().unwrap());
     let metrics: Vec<&Value> = comparison["rows"].as_array().unwrap().iter().map(|row| &row["metric"]).collect();
     assert_eq!(metrics, ["acc", "brier_score"]);
-    let of_all = place.command(&["compare", "out", "--metrics", "ece"]).output().unwrap();
+    let of_all = place.command(&["compare", "out", "--metrics", "ece", "--json"]).output().unwrap();
     refusal(&of_all)
         .says(2, &["`ece` is a number of all items together", "metrics that are compared: acc, brier_score"]);
     assert_eq!(comparison["rows"][0]["candidate_model"], adapter.to_str().unwrap());

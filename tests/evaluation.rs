@@ -336,5 +336,5 @@ fn other_tasks_of_a_folder_may_be_broken() {
     std::fs::remove_file(place.path("tasks/zz.yaml")).unwrap();
     let (code, said) = eval("thing");
     assert!(code == Some(2) && said.contains("there is no task `thing`"), "{said}");
-    assert!(said.contains("these files cannot be read: tasks/theirs/broken.yaml, tasks/theirs/python.yaml"), "{said}");
+    assert!(said.contains("these files cannot be read: tasks/theirs/broken.yaml,"), "{said}");
 }
