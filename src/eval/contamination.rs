@@ -14,6 +14,9 @@
 //! 2107.06499) estimate that index by `MinHash`, and then ask for an edit similarity above 0.8; here the index itself is computed.
 //! 5-grams that more than half of the rows have, such as system messages, are left out on both sides.
 //!
+//! Rows are what is said in them: what a chat template writes between a question and its answer is taken out before
+//! ([`crate::data::Encoder::said`]), so that a question with its answer is one text, as in an item.
+//!
 //! The items' n-grams are what is kept in memory. Rows go through one by one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
