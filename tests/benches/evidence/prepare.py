@@ -46,7 +46,7 @@ output_type: multiple_choice
 doc_to_text: "Abstract: {{{{contexts | join('\\n')}}}}\\nQuestion: {{{{question}}}}\\nAnswer:"
 doc_to_choice: ["yes", "no", "maybe"]
 doc_to_target: answer
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}, {{metric: balanced_accuracy}}]
 metadata: {{version: 1.0}}
 """
 RECIPE = """\
