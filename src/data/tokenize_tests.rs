@@ -309,7 +309,7 @@ fn what_is_said_is_left_without_what_the_template_writes() {
     ];
     for template in [chatml("im_"), chatml("other_"), thinking.into(), instructions.into(), prose.into()] {
         let encoder = encoder_with(&template);
-        let scaffold = encoder.scaffold();
+        let scaffold = encoder.scaffold().unwrap();
         for turns in [2, 4] {
             let row = encoder.encode(&chat(&talk[..turns])).unwrap();
             let said = encoder.said(&row.input_ids, &scaffold).unwrap();
@@ -321,8 +321,15 @@ fn what_is_said_is_left_without_what_the_template_writes() {
     // A system message of its own is said too; `system` before it is not worth a rule.
     let encoder = encoder();
     let row = encoder.encode(&chat(&[(Role::System, "Be brief."), talk[0], talk[1]])).unwrap();
-    let said = encoder.said(&row.input_ids, &encoder.scaffold()).unwrap();
+    let said = encoder.said(&row.input_ids, &encoder.scaffold().unwrap()).unwrap();
     assert!(said.contains("Be brief.") && !said.contains("assistant\n") && !said.contains("user\n"), "{said:?}");
+    // Of a template that wants a system message it is not known what it writes.
+    let strict = CHATML.replacen(
+        "{% for",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}{% for",
+        1,
+    );
+    assert!(encoder_with(&strict).scaffold().is_none());
     // Without a template nothing is taken out.
     let plain = encoder.encode(&Example::Completion { prompt: "user\n".into(), completion: "hello".into() }).unwrap();
     assert!(encoder.said(&plain.input_ids, &Scaffold::default()).unwrap().contains("user\nhello"));

@@ -16,10 +16,9 @@ pub(super) struct Broken {
 }
 
 impl Broken {
-    /// A file whose bytes may be a task's all the same: `!function` is YAML, and is refused.
-    pub fn new(path: &Path, error: &Error) -> Self {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        let (name, tags) = match serde_yaml::from_slice::<Value>(&bytes) {
+    /// A file with its bytes. They may be YAML all the same: `!function` is, and is refused.
+    pub fn new(path: &Path, bytes: &[u8], error: &Error) -> Self {
+        let (name, tags) = match serde_yaml::from_slice::<Value>(bytes) {
             Ok(keys) => {
                 let text = |key: &str| keys.get(key).and_then(Value::as_str).map(str::to_owned);
                 let tags = match keys.get("tag") {
@@ -29,7 +28,7 @@ impl Broken {
                 };
                 (text("group").or_else(|| text("task")), tags)
             }
-            Err(_) => (in_lines(&String::from_utf8_lossy(&bytes)), Vec::new()),
+            Err(_) => (in_lines(&String::from_utf8_lossy(bytes)), Vec::new()),
         };
         Self { path: path.to_owned(), name, tags, message: error.to_string(), help: error.help().map(str::to_owned) }
     }

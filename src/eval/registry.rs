@@ -86,7 +86,8 @@ impl Registry {
             let keys = match read(&file, 0) {
                 Ok(keys) => keys,
                 Err(error) if path.is_dir() => {
-                    self.broken.push(Broken::new(&file, &error));
+                    let bytes = crate::fs::read_within(&file, MOST_BYTES).unwrap_or_default();
+                    self.broken.push(Broken::new(&file, &bytes, &error));
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -120,10 +121,9 @@ impl Registry {
         Ok(selected)
     }
 
-    /// Files of folders that cannot be read, and of which nobody knows what they are.
-    pub fn unknown_files(&self) -> impl Iterator<Item = (&Path, Error)> {
-        let nameless = self.broken.iter().filter(|broken| broken.name.is_none());
-        nameless.map(|broken| (broken.path.as_path(), broken.error()))
+    /// Why files of folders cannot be read of which it is not known what they name.
+    pub fn nameless_files(&self) -> impl Iterator<Item = Error> {
+        self.broken.iter().filter(|broken| broken.name.is_none()).map(Broken::error)
     }
 
     /// Names of all tasks and groups.

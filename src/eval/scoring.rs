@@ -210,7 +210,9 @@ impl Asked {
 
     /// Whether the model reads the same before the choices.
     pub fn has_context_of(&self, other: &Self) -> bool {
-        let contexts = |of: &Self| of.items.iter().map(|item| item.context.clone()).collect::<BTreeSet<Vec<u32>>>();
+        fn contexts(of: &Asked) -> BTreeSet<&[u32]> {
+            of.items.iter().map(|item| item.context.as_slice()).collect()
+        }
         contexts(self) == contexts(other)
     }
 

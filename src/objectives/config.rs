@@ -105,8 +105,8 @@ pub enum SampleWeighting {
 }
 
 impl Default for ObjectiveConfig {
-    /// `sft`: by `tests/benches/EVIDENCE.md` weights by probability keep a base from learning what it does not know yet. Who knows that
-    /// a base is beyond that names `bft`.
+    /// `sft`: by `tests/benches/EVIDENCE.md` weights by probability keep a base from learning what it does not know yet. A
+    /// recipe for a base that knows most of the answers names `bft`.
     fn default() -> Self {
         Self {
             kind: ObjectiveKind::Sft,

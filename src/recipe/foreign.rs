@@ -245,7 +245,7 @@ const TABLE: &[(&str, Answer)] = &[
     ),
     (
         "kl_weight kl_coef",
-        No("the divergence from the base is weighed by `objective.alpha`, under `objective.type: asft`"),
+        No("the weight of the divergence from the base is `objective.alpha`, under `objective.type: asft`"),
     ),
     ("dft_chunk_size eaft_chunk_size", No("the head always works on chunks of tokens; there is nothing to set")),
     ("label_smoothing label_smoothing_factor", No("label smoothing is not built; see `objective.type`")),

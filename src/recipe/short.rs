@@ -73,7 +73,7 @@ mod tests {
             "name: x\nbase:\n  model: org/base\nlora:\n  lora_alpha: 64\nobjective:\n  type: sft\ndata:\n  train: rows.jsonl\ntraining:\n  learning_rate: 0.0007\n"
         );
         assert_eq!(Recipe::parse(&short, Path::new("y.yaml"), &[]).unwrap().hash(), recipe.hash());
-        // Settings of another objective stay, and so does the type that makes nothing of them.
+        // BFT's settings stay under `sft`, and the type is written: without it they could not be read back.
         let text = "base:\n  model: org/base\nobjective:\n  type: bft\n  group_size: 64\ndata:\n  train: rows.jsonl\n";
         let recipe = Recipe::parse(text, Path::new("x.yaml"), &["objective.type=sft".into()]).unwrap();
         let short = recipe.to_short_yaml().unwrap();

@@ -118,7 +118,7 @@ fn shown(sample: &Sample) -> CardSample<'_> {
 }
 
 /// A verdict as a sentence of its own.
-fn sentence(verdict: &str) -> String {
+pub(super) fn sentence(verdict: &str) -> String {
     let mut letters = verdict.chars();
     letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }

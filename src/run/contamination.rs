@@ -124,7 +124,15 @@ impl<'a> Suspects<'a> {
     ) -> Result<ContaminationReport> {
         let start = Instant::now();
         let rows = &dataset.train;
-        let scaffold = if dataset.report.conversations > 0 { encoder.scaffold() } else { Scaffold::default() };
+        let scaffold = if dataset.report.conversations > 0 { encoder.scaffold() } else { Some(Scaffold::default()) };
+        let scaffold = scaffold.unwrap_or_else(|| {
+            observer.event(&Event::Warning(
+                "the chat template does not write a question and its answer alone: its own words stay in the rows, and copies that go \
+                 over them may be missed"
+                    .to_owned(),
+            ));
+            Scaffold::default()
+        });
         let text = |row: usize| encoder.said(&rows.get(row)?.input_ids, &scaffold);
         let sampled = rows.len().min(SAMPLED_ROWS);
         let sample: Vec<String> = (0..sampled).map(|i| text(i * rows.len() / sampled)).collect::<Result<_>>()?;

@@ -171,8 +171,8 @@ impl<'a> Comparison<'a> {
         .collect();
         if !left_alone.is_empty() {
             observer.event(&Event::Note(format!(
-                "each run of a comparison is validated before and after training, and ends with its last adapter, whatever `training` says \
-                 of {}",
+                "each run of a comparison is validated before and after training alone, and ends with its last adapter; these keys of \
+                 `training` are ignored: {}",
                 left_alone.join(", ")
             )));
         }

@@ -73,7 +73,6 @@ pub fn compare_paired(
         Some(clusters) => clustered_stderr(&differences, clusters),
     };
     let independent = units.len() == differences.len();
-    let mcnemar = if independent { of_scores(baseline, candidate) } else { None };
     // The fewest units with `2/2ⁿ < ALPHA`.
     let fewest = (1.0 - ALPHA.log2()).floor() + 1.0;
     let least_sum = sums.iter().map(|sum| sum.abs()).filter(|sum| *sum > 0.0).fold(f64::INFINITY, f64::min);
@@ -92,7 +91,7 @@ pub fn compare_paired(
         percentile: percentile_interval(&resampled, resampling.confidence),
         bca: bca_interval(&resampled, difference, &unit_jackknife(&units), resampling.confidence),
         permutation: sign_flip(&sums, resampling),
-        mcnemar,
+        mcnemar: if independent { of_scores(baseline, candidate) } else { None },
         least_detectable,
     })
 }

@@ -42,11 +42,10 @@ impl Encoder {
         Ok(parts.collect::<Result<Vec<String>>>()?.join(&MARK.to_string()))
     }
 
-    /// The scaffold of the chat template; empty where there is none, or it wants more than questions and answers.
-    pub fn scaffold(&self) -> Scaffold {
+    /// The scaffold of the chat template; `None` where there is no template, or it wants more than questions and answers.
+    pub fn scaffold(&self) -> Option<Scaffold> {
         // What is written around an answer may differ where others follow.
-        let pieces = [2, 1].into_iter().find_map(|exchanges| self.pieces(exchanges));
-        Scaffold::new(pieces.unwrap_or_default())
+        [2, 1].into_iter().find_map(|exchanges| self.pieces(exchanges)).map(Scaffold::new)
     }
 
     /// What stands around so many questions and answers.

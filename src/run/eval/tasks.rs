@@ -68,8 +68,8 @@ fn select(wanted: &WantedTasks<'_>, observer: &mut dyn Observer) -> Result<Selec
     for path in wanted.include {
         registry.include(path)?;
     }
-    for (_, error) in registry.unknown_files() {
-        observer.event(&Event::Warning(format!("{error}; if it is one of the tasks, it is not asked")));
+    for error in registry.nameless_files() {
+        observer.event(&Event::Warning(format!("{error}; the file is ignored, with any task in it")));
     }
     let mut selected = registry.select(wanted.names)?;
     for task in &mut selected.tasks {

@@ -5,6 +5,7 @@ use super::{ObjectiveRun, ResultRow, TaskSet};
 use crate::error::Result;
 use crate::eval::{RecordedItem, RecordedRun};
 use crate::objectives::Prior;
+use crate::run::card::sentence;
 use crate::statistics::{PairedComparison, Resampling, compare_paired, holm, mean, p_text, sample_standard_deviation};
 use crate::train::MetricForBest;
 use crate::train::metrics::Validation;
@@ -364,15 +365,9 @@ fn held_out(report: &ObjectivesReport, text: &mut String) {
         row(text, &cells);
     }
     if let Some(before) = &report.before {
-        let _ = writeln!(text, "\n{}.", sentence(&Prior::from(before).reading()));
+        let _ = writeln!(text, "\n{}", sentence(&Prior::from(before).reading()));
     }
     text.push('\n');
-}
-
-/// With a capital letter.
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn difference(of: Option<&PairedComparison>) -> String {
@@ -411,9 +406,10 @@ fn task(report: &ObjectivesReport, i: usize, text: &mut String) {
         ];
         row(text, &cells);
     }
-    if report.objectives.len() > 1
-        && report.objectives.iter().all(|of| of.tasks.get(i).is_none_or(|task| task.against_first.is_none()))
-    {
+    // Items that have a number of their own are compared with the base's.
+    let mut scored =
+        report.objectives.iter().filter_map(|of| of.tasks.get(i)).filter(|task| task.score.is_some()).peekable();
+    if scored.peek().is_some() && scored.all(|task| task.against_base.is_none()) {
         text.push_str("\nNo tests: this is a number of all items together, not a mean over them.\n");
     }
     if let Some(base) = base {
